@@ -1,0 +1,125 @@
+"""aiosd, the daemon: reads the configuration, builds the kernel, mounts the tree, waits for a signal.
+
+Order of start: state, workers (they load in their own time), mount, READY=1. Order of stop: end every wait,
+unmount, workers, state. The main thread only waits for signals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from aiosd import __version__
+from aiosd.config import Config, default_mount, load
+from aiosd.errors import AiosError
+from aiosd.notify import notify
+
+log = logging.getLogger("aiosd")
+JOIN_S = 5.0
+
+
+def main() -> int:
+    options = arguments().parse_args()
+    try:
+        config = configure(options)
+        logging.basicConfig(
+            level=config.daemon.log_level.upper(),
+            format="%(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        return serve(config, options)
+    except AiosError as error:
+        print(f"aiosd: {error.explanation}", file=sys.stderr)
+        return 1
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aiosd", description="Serve language models as files.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="default /etc/aios/aiosd.toml")
+    parser.add_argument("--mount", metavar="DIR", help="where the tree appears (root: /aios)")
+    parser.add_argument("--state", metavar="DIR", help="what survives a restart (root: /var/lib/aios)")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="serve this model folder, as the default")
+    parser.add_argument("--version", action="version", version=f"aiosd {__version__}")
+    return parser
+
+
+def configure(options: argparse.Namespace) -> Config:
+    config = load(options.config)
+    daemon = config.daemon
+    if options.mount or os.geteuid() != 0:
+        daemon = replace(daemon, mount=os.path.abspath(options.mount or default_mount()))
+    if options.state or os.geteuid() != 0:
+        home = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "aios"
+        daemon = replace(daemon, state=os.path.abspath(options.state or home))
+    return replace(config, daemon=daemon)
+
+
+def serve(config: Config, options: argparse.Namespace) -> int:
+    from aiosd.fs import layout, mount
+    from aiosd.fs.libfuse import Server
+    from aiosd.fs.ops import Ops
+    from aiosd.kernel import Kernel
+
+    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # every thread inherits it; main waits for them below
+    signal.signal(signal.SIGUSR1, lambda *_: None)  # only breaks a wait of libfuse at the end
+
+    folder = Path(config.daemon.mount)
+    mount.clear_stale(folder)
+    made_here = not folder.exists()
+    with ExitStack() as undo:
+        kernel = Kernel(config, options.model)
+        server = Server(Ops(layout.build(kernel)), {"hard_remove": True, "big_writes": True})
+        if made_here:
+            undo.callback(remove_if_empty, folder)
+        fd = mount.open_fuse(folder, shared=mount.others_allowed())
+        undo.callback(finish, kernel, server, lambda: mount.unmount(folder))
+        server.serve(fd)
+        kernel.start()
+        notify(READY=1, STATUS=f"serving {folder}")
+        log.info("aiosd %s serves %s (pid %d)", __version__, folder, os.getpid())
+        wait(signals, server)
+        notify(STOPPING=1)
+    log.info("aiosd stopped")
+    return 0
+
+
+def wait(signals: set[signal.Signals], server: object) -> None:
+    """Until SIGTERM, SIGINT, or the tree was unmounted from outside."""
+    while True:
+        got = signal.sigtimedwait(signals, 1.0)
+        if got is not None and got.si_signo == signal.SIGHUP:
+            log.warning("SIGHUP: there is nothing to reload yet")
+        elif got is not None:
+            log.info("%s: stopping", signal.Signals(got.si_signo).name)
+            return
+        elif not getattr(server, "serving", True):
+            log.error("the tree was unmounted from outside: stopping")
+            return
+
+
+def finish(kernel: object, server: object, unmount: Callable[[], None]) -> None:
+    kernel.stop()  # type: ignore[attr-defined]  # ends every blocked read, so that the unmount can
+    unmount()
+    if not server.join(JOIN_S):  # type: ignore[attr-defined]
+        log.warning("a client still holds a file open; leaving it behind")
+        logging.shutdown()
+        os._exit(0)  # a thread of libfuse cannot be ended otherwise; all state is stored and closed
+
+
+def remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Who may do what: the one place where uid, gid and mode bits are compared.
+
+The kernel checks every path of the mount itself (default_permissions); `may` decides the same way
+about things a request only *names* in its text. `Permissions` remembers owners and modes of the
+objects users made or changed. Knows no FUSE; called by the tree and by request admission, any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aiosd.store import Store
+
+READ, WRITE, EXECUTE = 4, 2, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The process behind a system call. `pid` may be a thread id: FUSE passes the calling task's."""
+
+    uid: int
+    gid: int
+    pid: int
+
+    def groups(self) -> frozenset[int]:
+        """All groups of the process now: a `newgrp` or `setpriv` of the caller counts at once."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:  # ended already, or in a pid namespace we cannot see
+            return frozenset({self.gid})
+        listed = next(line for line in status.splitlines() if line.startswith("Groups:"))
+        return frozenset(map(int, listed.split()[1:])) | {self.gid}
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    uid: int
+    gid: int
+    mode: int  # the nine bits and set-id/sticky, without the file type
+
+
+def may(caller: Caller, permission: Permission, want: int) -> bool:
+    """As generic_permission() of the kernel: the first class that fits decides, root may."""
+    if caller.uid == 0:
+        return want != EXECUTE or bool(permission.mode & 0o111)
+    if caller.uid == permission.uid:
+        granted = permission.mode >> 6
+    elif permission.gid in caller.groups():
+        granted = permission.mode >> 3
+    else:
+        granted = permission.mode
+    return granted & want == want
+
+
+class Permissions:
+    """Owner and mode by path, for objects that were made (mkdir) or changed (chmod, chown)."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._by_path = {path: Permission(uid, gid, mode) for path, uid, gid, mode in store.permissions()}
+
+    def get(self, path: str) -> Permission | None:
+        return self._by_path.get(path)
+
+    def set(self, path: str, permission: Permission) -> None:
+        self._store.save_permission(path, permission.uid, permission.gid, permission.mode)
+        with self._lock:
+            self._by_path[path] = permission
+
+    def change(
+        self, path: str, now: Permission, *, uid: int = -1, gid: int = -1, mode: int | None = None
+    ) -> None:
+        """chmod and chown; -1 keeps an id, as in chown(2)."""
+        self.set(
+            path,
+            replace(
+                now,
+                uid=now.uid if uid < 0 else uid,
+                gid=now.gid if gid < 0 else gid,
+                mode=now.mode if mode is None else mode,
+            ),
+        )
+
+    def count(self, below: str, uid: int) -> int:
+        """How many objects a user has directly in a folder."""
+        with self._lock:
+            return sum(
+                1
+                for path, permission in self._by_path.items()
+                if permission.uid == uid and path.startswith(below) and "/" not in path[len(below) :]
+            )
+
+    def forget(self, path: str) -> None:
+        """Drop an object and everything below it."""
+        self._store.forget_permissions(path)
+        with self._lock:
+            below = path + "/"
+            for known in [p for p in self._by_path if p == path or p.startswith(below)]:
+                del self._by_path[known]

@@ -1,0 +1,152 @@
+"""Admission: the bytes a caller wrote become a request in the queue, or an error that says why not.
+
+Here the names a request mentions (model, context) are checked against the caller's uid, groups and the
+mode bits, as the kernel checks paths. FUSE threads call; the lock is the scheduler's own.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from aiosd import access, response
+from aiosd.access import Caller, Permission, Permissions
+from aiosd.agents import Agent
+from aiosd.errors import BadRequest, Busy, Denied, NotFound
+from aiosd.models import ModelState
+from aiosd.request import Request
+from aiosd.scheduler import Scheduler
+from aiosd.spec import Defaults, Spec, parse
+
+DRAFTS_MAX = 1000  # allocated by requests/new and not yet written, per agent
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The transaction file a request comes through."""
+
+    file: str  # its path, as "the newest request of that file" is found by it
+    agent: Agent | None = None
+    model: str = ""  # of models/NAME/llm; else the agent's
+
+
+class Admission:
+    def __init__(self, scheduler: Scheduler, permissions: Permissions) -> None:
+        self.scheduler = scheduler
+        self.permissions = permissions
+        self._lock = threading.Lock()
+        self._newest: dict[tuple[str, int | None], int] = {}
+        self._drafts: dict[str, dict[int, None]] = {}  # by agent: allocated ids, oldest first
+
+    # judging
+
+    def judge(self, caller: Caller, source: Source, body: bytes) -> Spec:
+        """Raises BadRequest, NotFound, Denied."""
+        spec = parse(body, self.defaults(source))
+        self.check_model(caller, spec.model)
+        if spec.context:
+            self.check_context(caller, spec.context)
+        return spec
+
+    def check(self, caller: Caller, source: Source, size: int) -> None:
+        """What can be refused before the request is whole: called by the write() that begins it."""
+        self.scheduler.check_room(caller.uid, size)
+        defaults = self.defaults(source)
+        self.check_model(caller, defaults.model)
+        if defaults.context:
+            self.check_context(caller, defaults.context)
+
+    def defaults(self, source: Source) -> Defaults:
+        default_model = self.scheduler.models.default
+        if source.agent is None:
+            return Defaults(model=source.model)
+        s = source.agent.settings
+        return Defaults(s.model or default_model, s.context, s.system, s.nice, s.sampling)
+
+    def check_model(self, caller: Caller, name: str) -> None:
+        models = self.scheduler.models
+        if not name:
+            raise NotFound("no model is configured", "aiosctl model add PATH")
+        model = models.get(name)
+        at = self.permissions.get(f"/models/{name}") or Permission(0, 0, 0o755)
+        if not access.may(caller, at, access.EXECUTE):
+            raise Denied(f"model {name} is not yours to use", "ask its owner for x on its folder")
+        if model.state is ModelState.FAILED:
+            raise NotFound(f"model {name} is not loaded: {model.error}", f"echo load > models/{name}/ctl")
+        if model.state is ModelState.ABSENT:
+            raise NotFound(f"model {name} is not loaded", f"echo load > models/{name}/ctl")
+
+    def check_context(self, caller: Caller, name: str) -> None:
+        self.scheduler.contexts.get(name)
+        at = self.permissions.get(f"/contexts/{name}")
+        if at is None or not access.may(caller, at, access.WRITE | access.EXECUTE):
+            raise Denied(f"context {name} is not yours to continue", "ask its owner for w on its folder")
+
+    # submitting
+
+    def submit(self, caller: Caller, source: Source, body: bytes, id: int | None = None) -> Request:
+        """Enqueues; what is wrong with the text now ends the request as failed, told to its readers."""
+        hopeless = ""
+        try:
+            spec = self.judge(caller, source, body)
+        except (BadRequest, NotFound, Denied) as error:
+            hopeless = error.explanation
+            d = self.defaults(source)
+            spec = Spec((), d.sampling, d.model, json=body[:1] == b"{")
+        agent = source.agent.name if source.agent else ""
+        request = Request(id or self.scheduler.new_id(), caller.uid, agent, source.file, spec)
+        self.scheduler.admit(request, hopeless)
+        with self._lock:
+            self._newest[self._shared(source, caller.uid)] = request.id
+            if agent in self._drafts:
+                self._drafts[agent].pop(request.id, None)
+        return request
+
+    @staticmethod
+    def _shared(source: Source, uid: int) -> tuple[str, int | None]:
+        """An agent's file is one for all who may use it; of a model's file each user sees his own."""
+        return source.file, None if source.agent else uid
+
+    # finding
+
+    def newest(self, source: Source, uid: int) -> int | None:
+        key = self._shared(source, uid)
+        with self._lock:
+            known = self._newest.get(key)
+        return known if known is not None else self.scheduler.store.newest(*key)
+
+    def get(self, id: int) -> Request:
+        """Any request that is kept, running or ended. Raises NotFound."""
+        request = self.scheduler.find(id)
+        if request is not None:
+            return request
+        stored = self.scheduler.store.request(id)
+        if stored is None:
+            raise NotFound(f"no request {id}")
+        request, document = stored
+        if not request.state.final:  # it ended between the two looks
+            return self.scheduler.find(id) or request
+        response.grow(request, request.text)
+        response.end(request, document)
+        return request
+
+    def forget(self, agent: str) -> None:
+        with self._lock:
+            self._drafts.pop(agent, None)
+            below = f"/agents/{agent}/"
+            self._newest = {key: id for key, id in self._newest.items() if not key[0].startswith(below)}
+
+    # drafts: requests/new
+
+    def allocate(self, agent: str) -> int:
+        with self._lock:
+            drafts = self._drafts.setdefault(agent, {})
+            if len(drafts) >= DRAFTS_MAX:
+                raise Busy(f"{DRAFTS_MAX} requests were allocated and never written", "write to them first")
+            id = self.scheduler.new_id()
+            drafts[id] = None
+            return id
+
+    def drafts(self, agent: str) -> list[int]:
+        with self._lock:
+            return list(self._drafts.get(agent, ()))

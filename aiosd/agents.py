@@ -1,0 +1,138 @@
+"""Agents: named settings that requests start from, owned by a user. Not processes.
+
+Holds every agent in memory and writes changes through to the store. Owners and modes are not here but in
+aiosd.access.Permissions. Any thread may call.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from aiosd.errors import BadRequest, BadValue, Exists, NotFound
+from aiosd.request import Request, Usage
+from aiosd.sampling import Sampling
+from aiosd.spec import SAMPLING_KEYS, sampling
+from aiosd.store import Store
+
+LOG_LINES = 256
+SYSTEM_BYTES_MAX = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    model: str = ""  # empty: the default model
+    context: str = ""  # empty: each request stands alone
+    nice: int = 0
+    system: str = ""
+    params: dict[str, Any] = field(default_factory=dict)  # sampling keys of the chat-completion API
+
+    @property
+    def sampling(self) -> Sampling:
+        return sampling(self.params, Sampling())
+
+
+@dataclass(slots=True, eq=False)
+class Agent:
+    name: str
+    settings: Settings = field(default_factory=Settings)
+    usage: Usage = field(default_factory=Usage)
+    requests: int = 0  # finished ones, ever
+    paused: bool = False
+    born_s: float = field(default_factory=time.time)
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
+
+    def note(self, message: str, **facts: object) -> None:
+        """One line of log.jsonl: why something was refused, or how it ended."""
+        self.log.append(json.dumps({"time": round(time.time(), 3), "message": message, **facts}) + "\n")
+
+    def account(self, request: Request) -> None:
+        """Adds a finished request; the store has its own sum, made in the same transaction as the end."""
+        self.requests += 1
+        self.usage.prompt_tokens += request.usage.prompt_tokens
+        self.usage.cached_tokens += request.usage.cached_tokens
+        self.usage.completion_tokens += request.usage.completion_tokens
+        if request.error:
+            self.note(request.error, request=request.id, state=str(request.state))
+
+
+class Agents:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._by_name = {
+            name: Agent(name, Settings(**settings), usage, count)
+            for name, settings, usage, count in store.agents()
+        }
+
+    def names(self) -> list[str]:
+        return list(self._by_name)
+
+    def get(self, name: str) -> Agent:
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise NotFound(f"no agent {name}") from None
+
+    def find(self, name: str) -> Agent | None:
+        return self._by_name.get(name)
+
+    def add(self, name: str) -> Agent:
+        with self._lock:
+            if name in self._by_name:
+                raise Exists(f"agent {name} exists")
+            agent = Agent(name)
+            self._store.save_agent(name, asdict(agent.settings))
+            self._by_name[name] = agent
+            return agent
+
+    def remove(self, name: str) -> None:
+        with self._lock:
+            self._store.remove_agent(name)
+            self._by_name.pop(name, None)
+
+    def change(self, agent: Agent, **settings: Any) -> None:
+        with self._lock:
+            changed = replace(agent.settings, **settings)
+            self._store.save_agent(agent.name, asdict(changed))
+            agent.settings = changed
+
+
+def nice(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise BadValue(f"nice is a whole number, not {text[:40]!r}") from None
+    if not -20 <= value <= 19:
+        raise BadValue("nice goes from -20 (first) to 19 (last)")
+    return value
+
+
+def system(text: str) -> str:
+    if len(text.encode()) > SYSTEM_BYTES_MAX:
+        raise BadValue(f"a system prompt has at most {SYSTEM_BYTES_MAX} bytes")
+    if "\0" in text:
+        raise BadValue("a system prompt holds no NUL bytes")
+    return text
+
+
+def params(text: str) -> dict[str, Any]:
+    """Sampling parameters as one JSON object; empty means the defaults."""
+    try:
+        raw = json.loads(text or "{}")
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadValue(f"not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise BadValue("params.json is one JSON object")
+    unknown = set(raw) - SAMPLING_KEYS
+    if unknown:
+        raise BadValue(f"unknown key {min(unknown)!r}; keys are {', '.join(sorted(SAMPLING_KEYS))}")
+    try:
+        sampling(raw, Sampling())
+    except BadRequest as error:
+        raise BadValue(error.explanation) from None
+    return raw

@@ -1,0 +1,168 @@
+"""The configuration: aiosd.toml, then conf.d/*.toml in name order, then command-line options.
+
+A frozen `Config`; every key has a default, and an unknown or ill-typed one is an error that names
+file and line. Reads files, starts nothing. Called once at start and at each reload, main thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aiosd.errors import ConfigError
+
+DEFAULT_FILE = Path("/etc/aios/aiosd.toml")
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class Daemon:
+    mount: str = "/aios"
+    state: str = "/var/lib/aios"
+    group: str = "aios"  # group of agents/ and contexts/, where it exists
+    log_level: str = "info"
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    policy: str = "fifo"
+    quantum: int = 64  # tokens a request may generate before another may take its place
+
+
+@dataclass(frozen=True)
+class Limits:
+    request_bytes: int = 4 << 20
+    queued_requests: int = 10_000
+    queued_requests_per_user: int = 2_000
+    agents_per_user: int = 20_000
+    contexts_per_user: int = 20_000
+    keep_requests: int = 100  # finished requests kept per agent
+    disk_reserve_bytes: int = 8 << 20  # a request is refused when less is free under the state folder
+    worker_deaths_per_request: int = 2
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    max_running: int = 64  # requests in one batch of a worker
+    kv_bytes: int = 1 << 30
+    prefill_tokens: int = 512  # prompt tokens computed beside the decodes of one step
+    threads: int = 0  # 0: one per CPU the worker may use
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    path: str
+    replicas: int = 1
+    default: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    daemon: Daemon = field(default_factory=Daemon)
+    scheduler: Scheduling = field(default_factory=Scheduling)
+    limits: Limits = field(default_factory=Limits)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    models: Mapping[str, ModelConfig] = field(default_factory=dict)
+
+
+def load(file: Path | None) -> Config:
+    """`file` None: the system's file if it exists. A file that was named must exist."""
+    if file is None:
+        file = DEFAULT_FILE
+        if not file.exists():
+            return Config()
+    config = _merge(Config(), file)
+    for extra in sorted(file.parent.glob("conf.d/*.toml")):
+        config = _merge(config, extra)
+    return config
+
+
+def _merge(config: Config, file: Path) -> Config:
+    try:
+        text = file.read_text()
+        tables = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}", "name a readable file with --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+    source = _Source(file, text)
+    changed: dict[str, Any] = {}
+    for name, table in tables.items():
+        if name not in _fields(Config):
+            raise ConfigError(
+                f"{source.at([name])}: unknown section [{name}]",
+                f"sections are {', '.join(_fields(Config))}",
+            )
+        if not isinstance(table, dict):
+            raise ConfigError(f"{source.at([name])}: {name} is a section: write [{name}]")
+        if name == "models":
+            changed[name] = {
+                **config.models,
+                **{key: _model(source, key, value) for key, value in table.items()},
+            }
+        else:
+            changed[name] = _section(source, [name], getattr(config, name), table)
+    return dataclasses.replace(config, **changed)
+
+
+def _model(source: _Source, name: str, table: object) -> ModelConfig:
+    where = ["models", name]
+    if not isinstance(table, dict) or "path" not in table:
+        raise ConfigError(f"{source.at(where)}: a model needs a path", f'[models.{name}] path = "/folder"')
+    return _section(source, where, ModelConfig(path=""), table)
+
+
+def _section(source: _Source, where: list[str], now: Section, table: dict[str, Any]) -> Section:
+    known = _fields(type(now))
+    for key, value in table.items():
+        at = source.at([*where, key])
+        if key not in known:
+            raise ConfigError(f"{at}: unknown key {key!r}", f"keys of this section are {', '.join(known)}")
+        if type(value) is not known[key]:
+            raise ConfigError(
+                f"{at}: {key} takes a {known[key].__name__}, not {type(value).__name__} {value!r}"
+            )
+        if isinstance(value, int) and not isinstance(value, bool) and value < 0:
+            raise ConfigError(f"{at}: {key} cannot be negative")
+    return dataclasses.replace(now, **table)  # type: ignore[type-var]
+
+
+def _fields(section: type[Any]) -> dict[str, type[Any]]:
+    hints = typing.get_type_hints(section)
+    return {f.name: hints[f.name] for f in dataclasses.fields(section)}
+
+
+class _Source:
+    """Finds the line of a key: tomllib keeps no positions, and an error without a line is half an error."""
+
+    def __init__(self, file: Path, text: str) -> None:
+        self._file, self._lines = file, text.splitlines()
+
+    def at(self, path: list[str]) -> str:
+        section, wanted = "", ".".join(path)
+        for number, line in enumerate(self._lines, 1):
+            bare = line.strip()
+            if bare.startswith("["):
+                section = bare.strip("[] ").replace('"', "")
+                if section == wanted:
+                    return f"{self._file}:{number}"
+                continue
+            key = bare.partition("=")[0].strip().strip('"')
+            if key and wanted in (f"{section}.{key}".lstrip("."), key):
+                return f"{self._file}:{number}"
+        return str(self._file)
+
+
+def default_mount() -> Path:
+    """Root serves /aios; an ordinary user a private mount in the runtime folder."""
+    if os.geteuid() == 0:
+        return Path("/aios")
+    return Path(os.environ.get("XDG_RUNTIME_DIR", f"/tmp/aios-{os.getuid()}")) / "aios"

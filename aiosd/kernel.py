@@ -1,0 +1,135 @@
+"""The daemon's parts, put together: what exists, and what happens to it as a whole.
+
+Builds everything from a Config in the order it depends on each other, and takes it down in reverse. Knows no
+FUSE; the tree (aiosd.fs.layout) shows what is here.
+"""
+
+from __future__ import annotations
+
+import grp
+import logging
+import time
+from pathlib import Path
+
+from aiosd.access import Caller, Permissions
+from aiosd.admission import Admission
+from aiosd.agents import Agent, Agents
+from aiosd.config import Config
+from aiosd.contexts import Contexts
+from aiosd.errors import AiosError, NotEmpty, NotFound, OverQuota
+from aiosd.models import Models, ModelState
+from aiosd.scheduler import Scheduler
+from aiosd.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Kernel:
+    def __init__(self, config: Config, model: Path | None = None) -> None:
+        self.config = config
+        self.started_s = time.time()
+        self.store = Store(Path(config.daemon.state))
+        self.permissions = Permissions(self.store)
+        self.agents = Agents(self.store)
+        self.contexts = Contexts(self.store)
+        self.models = Models(config, self.store, model)
+        self.scheduler = Scheduler(config, self.store, self.agents, self.contexts, self.models)
+        self.admission = Admission(self.scheduler, self.permissions)
+
+    def start(self) -> None:
+        self.scheduler.start()
+        for model in self.models.all():
+            self.scheduler.pool.load(model)
+
+    def stop(self) -> None:
+        self.scheduler.stop()
+        self.store.close()
+
+    @property
+    def group(self) -> int | None:
+        """The group that may make agents and contexts; None: everybody may."""
+        try:
+            return grp.getgrnam(self.config.daemon.group).gr_gid
+        except KeyError:
+            return None
+
+    # objects that users make and end
+
+    def add_agent(self, name: str, caller: Caller) -> None:
+        self._check_count("/agents/", caller.uid, self.config.limits.agents_per_user, "agents")
+        self.agents.add(name)
+
+    def remove_agent(self, name: str) -> None:
+        agent = self.agents.get(name)
+        self.cancel_all(agent, "its agent was removed")
+        self.agents.remove(name)
+        self.admission.forget(name)
+
+    def add_context(self, name: str, caller: Caller) -> None:
+        self._check_count("/contexts/", caller.uid, self.config.limits.contexts_per_user, "contexts")
+        self.contexts.add(name)
+
+    def remove_context(self, name: str) -> None:
+        self.contexts.get(name)
+        for request in self.scheduler.unfinished():
+            if request.spec.context == name:
+                self.scheduler.cancel(request, "its context was removed")
+        self.contexts.remove(name)
+
+    def add_model(self, name: str, caller: Caller) -> None:
+        self.models.add(name)
+
+    def remove_model(self, name: str) -> None:
+        model = self.models.get(name)
+        if model.configured:
+            raise NotEmpty(f"model {name} is in the configuration", "remove it there, then reload")
+        for request in self.scheduler.unfinished():
+            if request.spec.model == name:
+                self.scheduler.cancel(request, f"model {name} was removed")
+        self.scheduler.pool.unload(model)
+        self.models.remove(name)
+
+    def _check_count(self, below: str, uid: int, most: int, what: str) -> None:
+        if self.permissions.count(below, uid) >= most:
+            raise OverQuota(f"you have {most} {what}", "rmdir some first")
+
+    # commands
+
+    def cancel_all(self, agent: Agent, why: str) -> None:
+        for request in self.scheduler.unfinished(agent.name):
+            self.scheduler.cancel(request, why)
+
+    def cancel(self, agent: Agent, id: str) -> None:
+        if id == "all":
+            self.cancel_all(agent, "cancelled")
+            return
+        request = self.scheduler.find(int(id)) if id.isdecimal() else None
+        if request is None or request.agent != agent.name:
+            raise NotFound(f"no unfinished request {id[:20]} of agent {agent.name}")
+        self.scheduler.cancel(request)
+
+    def pause(self, agent: Agent, paused: bool) -> None:
+        agent.paused = paused
+        self.scheduler.hold(agent.name, paused)
+
+    def reset(self, agent: Agent) -> None:
+        """Cancels what waits and empties the conversation."""
+        self.cancel_all(agent, "its agent was reset")
+        context = self.contexts.find(agent.settings.context)
+        if context:
+            self.contexts.clear(context)
+
+    def load_model(self, name: str, path: str) -> None:
+        model = self.models.get(name)
+        if path:
+            self.models.set_path(model, Path(path))
+        if model.state in (ModelState.FAILED, ModelState.ABSENT):
+            self.scheduler.pool.load(model)
+
+    def explain(self, path: str, error: AiosError) -> None:
+        """Why a call on this path was refused, to where its caller can read it."""
+        parts = path.split("/")
+        agent = self.agents.find(parts[2]) if path.startswith("/agents/") and len(parts) > 2 else None
+        if agent:
+            agent.note(error.explanation, file="/".join(parts[3:]))
+        log.debug("%s: %s", path, error.explanation)

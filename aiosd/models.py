@@ -1,0 +1,109 @@
+"""Models: which exist, where their files are, how far they are loaded. Knows no torch and no processes.
+
+A model's state is told by its workers (aiosd.pool sets it). Any thread may read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from aiosd.config import Config
+from aiosd.errors import ConfigError, Exists, ModelError, NotFound
+from aiosd.request import Usage
+from aiosd.store import Store
+
+NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
+BUILT_IN = (Path(__file__).parent.parent / "models" / "tiny", Path("/usr/share/aios/models/tiny"))
+
+
+class ModelState(StrEnum):
+    ABSENT = "absent"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    name: str
+    path: Path
+    replicas: int = 1
+    configured: bool = True  # by file or option; else by a user through the mount
+    state: ModelState = ModelState.ABSENT
+    error: str = ""
+    info: dict[str, Any] = field(default_factory=dict)
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def account(self, usage: Usage) -> None:
+        self.requests += 1
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+
+
+class Models:
+    def __init__(self, config: Config, store: Store, option: Path | None) -> None:
+        self._store = store
+        self._by_name: dict[str, Model] = {}
+        self.default = ""
+        for name, path in store.models():
+            self._by_name[name] = Model(name, Path(path), configured=False)
+        for name, entry in config.models.items():
+            if not NAME.fullmatch(name):
+                raise ConfigError(f"[models.{name}]: not a name", "letters, digits, dot, dash, underscore")
+            self._by_name[name] = Model(name, Path(entry.path), entry.replicas)
+            if entry.default:
+                self.default = name
+        if option is not None:
+            name = re.sub(r"[^A-Za-z0-9._-]", "-", option.resolve().name).lstrip(".")[:64] or "model"
+            self._by_name[name] = Model(name, option.resolve())
+            self.default = name
+        if not config.models and option is None:
+            self._by_name["tiny"] = Model("tiny", next((p for p in BUILT_IN if p.exists()), BUILT_IN[0]))
+        self.default = self.default or next((m.name for m in self._by_name.values() if m.configured), "")
+
+    def names(self) -> list[str]:
+        return list(self._by_name)
+
+    def all(self) -> list[Model]:
+        return list(self._by_name.values())
+
+    def find(self, name: str) -> Model | None:
+        return self._by_name.get(name)
+
+    def get(self, name: str) -> Model:
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise NotFound(f"no model {name}", "ls models shows those there are") from None
+
+    def add(self, name: str) -> Model:
+        if name in self._by_name:
+            raise Exists(f"model {name} exists")
+        self._by_name[name] = Model(name, Path(), configured=False)
+        return self._by_name[name]
+
+    def set_path(self, model: Model, path: Path) -> None:
+        check_folder(path)
+        model.path = path
+        self._store.save_model(model.name, str(path))
+
+    def remove(self, name: str) -> None:
+        self._store.remove_model(name)
+        self._by_name.pop(name, None)
+
+
+def check_folder(path: Path) -> None:
+    """What can be seen wrong without torch: the worker judges the rest."""
+    if not path.is_absolute():
+        raise ModelError(f"{path}: not an absolute path", "the daemon does not share your working folder")
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such folder", "name the folder that holds config.json")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path / 'config.json'}: no such file", "name a Hugging Face model folder")

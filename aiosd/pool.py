@@ -1,0 +1,208 @@
+"""The worker processes: started, listened to, restarted. Mechanism only: who runs where is the scheduler's.
+
+One listening thread a worker calls `events` (the scheduler); `send` is called by the scheduler's thread
+alone, so a worker sees Submit and Remove in the order they were decided.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from aiosd import wire
+from aiosd.config import EngineConfig
+from aiosd.errors import NotFound, WireError
+from aiosd.models import Model, ModelState
+
+log = logging.getLogger(__name__)
+
+RESTART_S_MIN, RESTART_S_MAX = 0.5, 30.0
+DEATHS_MAX = 6  # in a row, none of them ready in between
+STOP_S = 3.0
+
+
+class WorkerState(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DEAD = "dead"
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    id: int
+    model: Model
+    process: subprocess.Popen[bytes]
+    channel: wire.Channel
+    state: WorkerState = WorkerState.LOADING
+    started_s: float = field(default_factory=time.monotonic)
+    stats: dict[str, int] = field(default_factory=dict)
+
+
+class Events(Protocol):
+    def worker_ready(self, worker: Worker) -> None: ...
+    def worker_said(self, worker: Worker, message: wire.Message) -> None: ...
+    def worker_died(self, worker: Worker) -> None: ...
+    def model_failed(self, model: Model) -> None: ...
+
+
+class Pool:
+    def __init__(self, engine: EngineConfig, events: Events) -> None:
+        self._engine = engine
+        self._events = events
+        self._lock = threading.Lock()
+        self._workers: dict[int, Worker] = {}
+        self._threads: list[threading.Thread] = []
+        self._deaths: dict[str, int] = {}  # by model, since one was last ready
+        self._stopping = threading.Event()
+        self.restarts = 0
+
+    def workers(self) -> list[Worker]:
+        return list(self._workers.values())
+
+    def of(self, model: Model) -> list[Worker]:
+        return [w for w in self.workers() if w.model is model]
+
+    def ready(self, model: Model) -> list[Worker]:
+        return [w for w in self.of(model) if w.state is WorkerState.READY]
+
+    def get(self, id: int) -> Worker:
+        try:
+            return self._workers[id]
+        except KeyError:
+            raise NotFound(f"no worker {id}") from None
+
+    def load(self, model: Model) -> None:
+        """Starts the workers a model lacks; returns at once, the model's state tells the rest."""
+        if model.state is not ModelState.READY:
+            model.state, model.error = ModelState.LOADING, ""
+        for _ in range(model.replicas - len(self.of(model))):
+            self._start(model)
+
+    def unload(self, model: Model) -> None:
+        """Ends a model's workers; what ran on them waits again."""
+        model.state = ModelState.ABSENT
+        for worker in self.of(model):
+            self._kill(worker)
+
+    def send(self, worker: Worker, message: wire.Message) -> None:
+        try:
+            worker.channel.send(message)
+        except OSError:
+            pass  # it died; its listener is about to tell
+
+    def stop(self) -> None:
+        self._stopping.set()
+        for worker in self.workers():
+            self._kill(worker)
+        for thread in self._threads:
+            thread.join(STOP_S)
+
+    def _kill(self, worker: Worker) -> None:
+        worker.process.send_signal(signal.SIGTERM)
+        try:
+            worker.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+
+    def _start(self, model: Model) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "aiosd.worker", "--fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C on the daemon's terminal is the daemon's to handle
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            )
+        with self._lock:
+            id = next(n for n in range(len(self._workers) + 1) if n not in self._workers)
+            worker = self._workers[id] = Worker(id, model, process, wire.Channel(ours))
+        e = self._engine
+        self.send(
+            worker,
+            wire.Load(
+                path=str(model.path),
+                device=e.device,
+                dtype=e.dtype,
+                kv_bytes=e.kv_bytes,
+                max_running=e.max_running,
+                prefill_tokens=e.prefill_tokens,
+                threads=e.threads,
+            ),
+        )
+        thread = threading.Thread(target=self._listen, args=(worker,), name=f"worker-{id}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        log.info("worker %d started for model %s (pid %d)", id, model.name, process.pid)
+
+    def _listen(self, worker: Worker) -> None:
+        failed: wire.LoadFailed | None = None
+        try:
+            while (message := worker.channel.receive()) is not None:
+                match message:
+                    case wire.Ready():
+                        self._ready(worker, message)
+                    case wire.LoadFailed():
+                        failed = message
+                    case wire.Step():
+                        worker.stats = message.stats
+                        self._events.worker_said(worker, message)
+                    case _:
+                        self._events.worker_said(worker, message)
+        except (WireError, OSError) as error:
+            log.error("worker %d: %s", worker.id, error)
+        worker.process.kill()
+        worker.process.wait()
+        worker.channel.close()
+        self._ended(worker, failed)
+
+    def _ready(self, worker: Worker, message: wire.Ready) -> None:
+        model = worker.model
+        worker.state = WorkerState.READY
+        model.info, model.state, model.error = message.info, ModelState.READY, ""
+        self._deaths[model.name] = 0
+        log.info("worker %d ready after %.1f s", worker.id, time.monotonic() - worker.started_s)
+        self._events.worker_ready(worker)
+
+    def _ended(self, worker: Worker, failed: wire.LoadFailed | None) -> None:
+        model = worker.model
+        worker.state = WorkerState.DEAD
+        with self._lock:
+            self._workers.pop(worker.id, None)
+            self._threads.remove(threading.current_thread())
+        self._events.worker_died(worker)
+        if self._stopping.is_set() or model.state is ModelState.ABSENT:
+            log.info("worker %d ended", worker.id)
+            return
+        if failed is not None:
+            self._failed(model, f"{failed.reason}; {failed.hint}" if failed.hint else failed.reason)
+            return
+        log.error("worker %d died (exit status %s)", worker.id, worker.process.returncode)
+        self._restart(model)
+
+    def _failed(self, model: Model, why: str) -> None:
+        model.state, model.error = ModelState.FAILED, why
+        log.error("model %s cannot be loaded: %s", model.name, why)
+        self._events.model_failed(model)
+
+    def _restart(self, model: Model) -> None:
+        self.restarts += 1
+        deaths = self._deaths[model.name] = self._deaths.get(model.name, 0) + 1
+        if deaths > DEATHS_MAX:
+            self._failed(model, f"{deaths} workers died one after the other; the journal may say why")
+            return
+        if not any(w.state is WorkerState.READY for w in self.of(model)):
+            model.state = ModelState.LOADING
+        # the first restart is at once: only a worker that dies again and again is made to wait
+        pause_s = 0.0 if deaths == 1 else min(RESTART_S_MAX, RESTART_S_MIN * 2**deaths)
+        if not self._stopping.wait(pause_s) and model.state is not ModelState.ABSENT:
+            self.load(model)

@@ -1,0 +1,131 @@
+"""One request (a syscall): what was asked, how far it is, and the text that grows for its readers.
+
+Knows no files, store or workers. A `Request` is changed only by the scheduler under its lock; its
+`Answer` is appended by the scheduler and read by any FUSE thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from aiosd.errors import AiosError
+from aiosd.spec import Spec
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        return self in (State.DONE, State.FAILED, State.CANCELLED)
+
+
+class Answer:
+    """Bytes that grow until they end. Reading never consumes: any number of readers, any offset."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = bytearray()
+        self._watchers: list[Callable[[], None]] = []
+        self.ended = False
+        self.error: AiosError | None = None
+
+    def append(self, data: bytes) -> None:
+        with self._lock:
+            if not data or self.ended:  # a worker's last words may cross a cancel
+                return
+            self._bytes += data
+        self._notify()
+
+    def end(self, error: AiosError | None = None) -> None:
+        with self._lock:
+            self.ended, self.error = True, error
+        self._notify()
+
+    def read(self, size: int, offset: int) -> bytes | None:
+        """None: nothing there yet. Raises the error of a failed request once its text is read."""
+        with self._lock:
+            data = bytes(self._bytes[offset : offset + size])
+            if data:
+                return data
+            if not self.ended:
+                return None
+            if self.error is not None:
+                raise self.error
+            return b""
+
+    def ready(self, offset: int) -> bool:
+        return self.ended or len(self._bytes) > offset
+
+    @property
+    def size(self) -> int:
+        return len(self._bytes)
+
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """`callback` runs at every change, on the thread that makes it; the result stops that."""
+        with self._lock:
+            self._watchers.append(callback)
+
+        def unwatch() -> None:
+            with self._lock:
+                if callback in self._watchers:
+                    self._watchers.remove(callback)
+
+        return unwatch
+
+    def _notify(self) -> None:
+        with self._lock:
+            watchers = list(self._watchers)
+        for callback in watchers:
+            callback()
+
+
+@dataclass(slots=True)
+class Usage:
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    id: int
+    uid: int
+    agent: str  # empty: written to models/NAME/llm
+    file: str  # path of the transaction file; "the newest request of that file" is found by it
+    spec: Spec
+    submitted_s: float = field(default_factory=time.time)
+    state: State = State.QUEUED
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[Any] = field(default_factory=list)
+    finish_reason: str = ""
+    error: str = ""
+    usage: Usage = field(default_factory=Usage)
+    started_s: float | None = None
+    finished_s: float | None = None
+    queued_s: float = field(default_factory=time.monotonic)
+    slice_start: int = 0  # number of tokens when it was last put on a worker
+    preemptions: int = 0
+    worker_deaths: int = 0
+    worker: int | None = None
+    leaving: bool = False  # its worker was told to let it go, and has not answered yet
+    answer: Answer = field(default_factory=Answer)
+
+    @property
+    def slice_tokens(self) -> int:
+        return len(self.tokens) - self.slice_start
+
+    @property
+    def deadline(self) -> float | None:
+        return None if self.spec.deadline_s is None else self.submitted_s + self.spec.deadline_s

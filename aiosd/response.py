@@ -1,0 +1,121 @@
+"""What a request's readers get: text, or the OpenAI chat-completion shape, whole or chunk by chunk.
+
+`grow` and `end` write to the request's Answer; the rest is pure. Called by the scheduler alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from aiosd.errors import RequestFailed
+from aiosd.request import Request, State
+
+TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+
+
+def grow(request: Request, text: str) -> None:
+    """New text arrived."""
+    spec = request.spec
+    if not spec.json:
+        request.answer.append(text.encode())
+    elif spec.stream and text and not spec.tools:  # with tools the text may become a call: at the end
+        request.answer.append(chunk(request, text).encode())
+
+
+def end(request: Request, document: str) -> None:
+    """The request is over; `document` is its response.json."""
+    if not request.spec.json:
+        failed = request.state is not State.DONE
+        if not failed and not request.text.endswith("\n"):
+            request.answer.append(b"\n")
+        reason = f"request {request.id} {request.state}: {request.error}"
+        request.answer.end(RequestFailed(reason) if failed else None)
+        return
+    if request.spec.stream and request.state is State.DONE:
+        content, _ = tool_calls(request)
+        held_back = chunk(request, content) if request.spec.tools and content else ""
+        document = held_back + last_chunk(request)
+    request.answer.append(document.encode())
+    request.answer.end()
+
+
+def document(request: Request) -> str:
+    return completion(request) if request.state is State.DONE else failure(request)
+
+
+def completion(request: Request) -> str:
+    """One `chat.completion` document and a newline."""
+    content, calls = tool_calls(request)
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if calls:
+        message["tool_calls"] = calls
+    choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish_reason(request, calls)}
+    if request.spec.sampling.logprobs is not None:
+        choice["logprobs"] = {"content": request.logprobs}
+    return line({**header(request, "chat.completion"), "choices": [choice], "usage": usage(request)})
+
+
+def chunk(request: Request, text: str) -> str:
+    delta = {"role": "assistant", "content": text}
+    choice = {"index": 0, "delta": delta, "finish_reason": None}
+    return line({**header(request, "chat.completion.chunk"), "choices": [choice]})
+
+
+def last_chunk(request: Request) -> str:
+    _, calls = tool_calls(request)
+    choice = {
+        "index": 0,
+        "delta": {"tool_calls": calls} if calls else {},
+        "finish_reason": finish_reason(request, calls),
+    }
+    return line({**header(request, "chat.completion.chunk"), "choices": [choice], "usage": usage(request)})
+
+
+def failure(request: Request) -> str:
+    return line({"error": {"message": request.error, "type": str(request.state), "request": request.id}})
+
+
+def finish_reason(request: Request, calls: list[dict[str, Any]]) -> str:
+    return "tool_calls" if calls else request.finish_reason
+
+
+def tool_calls(request: Request) -> tuple[str | None, list[dict[str, Any]]]:
+    """(text, calls) of an answer. A call that is not valid JSON stays text: the client sees what was said."""
+    calls: list[dict[str, Any]] = []
+    if not request.spec.tools:
+        return request.text, calls
+    for found in TOOL_CALL.finditer(request.text):
+        try:
+            call = json.loads(found[1])
+            function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
+        except (ValueError, KeyError):
+            return request.text, []
+        calls.append({"id": f"call_{request.id}_{len(calls)}", "type": "function", "function": function})
+    if not calls:
+        return request.text, calls
+    return TOOL_CALL.sub("", request.text).strip() or None, calls
+
+
+def header(request: Request, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"aios-{request.id}",
+        "object": kind,
+        "created": int(request.submitted_s),
+        "model": request.spec.model,
+    }
+
+
+def usage(request: Request) -> dict[str, Any]:
+    u = request.usage
+    return {
+        "prompt_tokens": u.prompt_tokens,
+        "completion_tokens": u.completion_tokens,
+        "total_tokens": u.prompt_tokens + u.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": u.cached_tokens},
+    }
+
+
+def line(document: dict[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"

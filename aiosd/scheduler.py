@@ -1,0 +1,364 @@
+"""The scheduler: admits requests, gives them to workers as the policy says, delivers what comes back.
+
+Mechanism only. One lock guards the queue; one thread decides and sends, so that a worker gets its orders
+in the order they were made. Store and sockets are never used with the lock held. FUSE threads call admit and
+cancel; the pool's listening threads call worker_*.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+
+from aiosd import response, wire
+from aiosd.agents import Agents
+from aiosd.config import Config
+from aiosd.contexts import Contexts
+from aiosd.errors import Busy, ShuttingDown, StoreFailed, StoreFull
+from aiosd.models import Model, Models
+from aiosd.policies.placement import Seat, place
+from aiosd.policy import Chooser
+from aiosd.pool import Pool, Worker
+from aiosd.queue import Queue, view
+from aiosd.request import Request, State
+from aiosd.spec import Message
+from aiosd.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Scheduler:
+    def __init__(
+        self, config: Config, store: Store, agents: Agents, contexts: Contexts, models: Models
+    ) -> None:
+        self.config, self.store, self.agents, self.contexts, self.models = (
+            config, store, agents, contexts, models,
+        )  # fmt: skip
+        self.chooser = Chooser(config.scheduler.policy)
+        self.quantum_tokens = config.scheduler.quantum
+        self.pool = Pool(config.engine, self)
+        self._wake = threading.Condition()  # its lock guards the queue and every Request's changes
+        self._queue = Queue()
+        self._outbox: deque[Callable[[], None]] = deque()  # orders to workers, sent without the lock
+        self._ids = itertools.count(store.last_request_id() + 1)
+        self._unsaved: dict[int, tuple[Request, str]] = {}  # ended, but the disk was full
+        self._stirred = False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self.counters = {"admitted": 0, "done": 0, "failed": 0, "cancelled": 0, "preemptions": 0, "tokens": 0}
+        self.busy_s = 0.0
+
+    # life
+
+    def start(self) -> None:
+        """Takes up what an earlier daemon accepted and did not end, then runs."""
+        for request in self.store.unfinished():
+            request.state = State.QUEUED
+            self._queue.add(request)
+            if self.models.find(request.spec.model) is None:
+                self._finish(request, State.FAILED, f"model {request.spec.model} is gone")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends every wait. Unfinished requests stay in the store and run after the next start."""
+        with self._wake:
+            self._stopping = True
+            left = list(self._queue)
+            self._wake.notify()
+        self.pool.stop()
+        for request in left:
+            request.answer.end(ShuttingDown("the daemon stopped; the request goes on when it starts again"))
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    # admission
+
+    def admit(self, request: Request, hopeless: str = "") -> None:
+        """Accepts a request: after this it ends exactly once. Raises Busy, StoreFull.
+
+        A `hopeless` one is known to be wrong: it ends as failed, with that reason.
+        """
+        self.check_room(request.uid, 0)
+        self.store.add_request(request)
+        with self._wake:
+            self._queue.add(request, startable=not hopeless)
+            self.counters["admitted"] += 1
+            self._stir()
+        if hopeless:
+            self._finish(request, State.FAILED, hopeless)
+
+    def check_room(self, uid: int, size: int) -> None:
+        """What admit would refuse, for a write() that comes before it."""
+        limits = self.config.limits
+        if self._stopping:
+            raise ShuttingDown("the daemon is stopping")
+        if len(self._queue) >= limits.queued_requests:
+            raise Busy(f"{len(self._queue)} requests wait", "try again when some are done")
+        if self._queue.per_user[uid] >= limits.queued_requests_per_user:
+            raise Busy(f"{self._queue.per_user[uid]} requests of yours wait", "try again when some are done")
+        if self.store.free_bytes() < limits.disk_reserve_bytes + size:
+            raise StoreFull(f"{self.store.folder}: the disk is full", "free some space there")
+
+    def new_id(self) -> int:
+        return next(self._ids)
+
+    def find(self, id: int) -> Request | None:
+        """A request the store does not have finished."""
+        with self._wake:
+            ended = self._unsaved.get(id)
+            return ended[0] if ended else self._queue.get(id)
+
+    def unfinished(self, agent: str | None = None) -> list[Request]:
+        """In the order they came."""
+        with self._wake:
+            found = [r for r in self._queue if agent is None or r.agent == agent]
+        return sorted(found, key=lambda r: r.id)
+
+    def cancel(self, request: Request, why: str = "cancelled") -> bool:
+        """False when it had ended already."""
+        return self._finish(request, State.CANCELLED, why)
+
+    def hold(self, agent: str, held: bool) -> None:
+        with self._wake:
+            self._queue.hold(agent, held)
+            self._stir()
+
+    def stir(self) -> None:
+        """Something a decision depends on changed: policy, quantum, a worker."""
+        with self._wake:
+            self._stir()
+
+    # the loop
+
+    def _stir(self) -> None:
+        self._stirred = True
+        self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._stirred or self._stopping):
+                    self._wake.wait()
+                if self._stopping:
+                    return
+                self._stirred = False
+                began = time.perf_counter()
+                self._decide()
+                self.busy_s += time.perf_counter() - began
+                orders, self._outbox = self._outbox, deque()
+            for order in orders:
+                order()
+
+    def _decide(self) -> None:
+        for model in self.models.all():
+            self._fill(model)
+            self._preempt(model)
+
+    def _fill(self, model: Model) -> None:
+        """Gives free places to whom the policy picks."""
+        ready = self._queue.ready(model.name)
+        while ready and (seats := self._seats(model)):
+            running = [view(r) for r in self._running(model)]
+            request = self._queue.waiting[self.chooser.pick(ready, running)]
+            chosen = place(seats, self._last_worker(request))
+            worker = self.pool.get(seats[0].worker if chosen is None else chosen)
+            self._queue.start(request, worker.id)
+            self._outbox.append(partial(self._submit, request, worker))
+
+    def _last_worker(self, request: Request) -> int | None:
+        """Where KV of this request may still be: its own, or its conversation's."""
+        context = self.contexts.find(request.spec.context)
+        return request.worker if request.worker is not None or context is None else context.worker
+
+    def _preempt(self, model: Model) -> None:
+        """Asks the policy once for every place whether a waiting request should have it."""
+        ready = self._queue.ready(model.name)
+        if not ready or self._seats(model):
+            return
+        staying = {r.id: r for r in self._running(model) if not r.leaving}
+        leaving = len(self._running(model)) - len(staying)
+        for _ in range(min(len(ready) - leaving, len(staying))):
+            id = self.chooser.preempt(ready, [view(r) for r in staying.values()], self.quantum_tokens)
+            if id is None:
+                return
+            request = staying.pop(id)
+            request.leaving = True
+            self._send(request.worker, wire.Remove(id))
+
+    def _seats(self, model: Model) -> list[Seat]:
+        load = {worker.id: 0 for worker in self.pool.ready(model)}
+        for request in self._queue.running.values():
+            if request.worker in load:
+                load[request.worker] += 1
+        most = self.config.engine.max_running
+        return [Seat(worker, n) for worker, n in load.items() if n < most]
+
+    def _running(self, model: Model) -> list[Request]:
+        return [r for r in self._queue.running.values() if r.spec.model == model.name]
+
+    # down: to a worker
+
+    def _submit(self, request: Request, worker: Worker) -> None:
+        spec = request.spec
+        self.pool.send(
+            worker,
+            wire.Submit(
+                id=request.id,
+                messages=self._messages(request),
+                tools=list(spec.tools),
+                sampling=asdict(spec.sampling),
+                owner=str(request.uid),
+                resume=list(request.tokens),
+            ),
+        )
+
+    def _messages(self, request: Request) -> list[Message]:
+        """System prompt, the conversation so far, and what is asked now."""
+        spec = request.spec
+        context = self.contexts.find(spec.context)
+        before = self.contexts.messages(context) if context else []
+        whole = [*before, *spec.messages]
+        if spec.system and not any(m["role"] == "system" for m in whole):
+            whole.insert(0, {"role": "system", "content": spec.system})
+        return whole
+
+    def _send(self, worker: int | None, message: wire.Message) -> None:
+        """Queues an order; called with the lock held."""
+        found = next((w for w in self.pool.workers() if w.id == worker), None)
+        if found is not None:
+            self._outbox.append(lambda: self.pool.send(found, message))
+
+    # up: from a worker
+
+    def worker_ready(self, worker: Worker) -> None:
+        self.stir()
+
+    def worker_said(self, worker: Worker, message: wire.Message) -> None:
+        match message:
+            case wire.Step():
+                self._deliver_step(worker, message)
+            case wire.Started():
+                if request := self._mine(worker, message.id):
+                    request.usage.prompt_tokens = message.prompt_tokens
+                    request.started_s = request.started_s or time.time()
+            case wire.Refused():
+                if request := self._mine(worker, message.id):
+                    reason = f"{message.reason}; {message.hint}" if message.hint else message.reason
+                    self._finish(request, State.FAILED, reason)
+            case wire.Removed():
+                if request := self._mine(worker, message.id):
+                    self._requeue(request, State.PREEMPTED)
+            case _:
+                log.error("worker %d sent a %s", worker.id, type(message).__name__)
+
+    def worker_died(self, worker: Worker) -> None:
+        """What ran there runs again from its tokens; what has killed too many workers is failed."""
+        with self._wake:
+            orphans = [r for r in self._queue.running.values() if r.worker == worker.id]
+        for request in orphans:
+            request.worker_deaths += 1
+            if request.worker_deaths > self.config.limits.worker_deaths_per_request:
+                self._finish(request, State.FAILED, f"{request.worker_deaths} workers died while running it")
+            else:
+                request.worker = None
+                self._requeue(request, State.QUEUED)
+
+    def model_failed(self, model: Model) -> None:
+        with self._wake:
+            lost = [r for r in self._queue if r.spec.model == model.name]
+        for request in lost:
+            self._finish(request, State.FAILED, f"model {model.name}: {model.error}")
+
+    def _mine(self, worker: Worker, id: int) -> Request | None:
+        """A request this worker runs; late words about one that ended or moved are dropped."""
+        with self._wake:
+            request = self._queue.running.get(id)
+        return request if request and request.worker == worker.id else None
+
+    def _requeue(self, request: Request, state: State) -> None:
+        with self._wake:
+            if request.id not in self._queue.running:
+                return
+            if state is State.PREEMPTED:
+                request.preemptions += 1
+                self.counters["preemptions"] += 1
+            request.leaving, request.state = False, state
+            self._queue.wait(request)
+            self._stir()
+
+    def _deliver_step(self, worker: Worker, step: wire.Step) -> None:
+        for tokens in step.outputs:
+            if request := self._mine(worker, tokens.id):
+                self._deliver(request, tokens)
+        with self._wake:
+            if self._queue.waiting:
+                self._stir()
+
+    def _deliver(self, request: Request, made: wire.Tokens) -> None:
+        request.tokens += made.tokens
+        request.text += made.text
+        request.logprobs += made.logprobs
+        request.usage.completion_tokens = len(request.tokens)
+        request.usage.cached_tokens = max(request.usage.cached_tokens, made.cached_tokens)
+        self.counters["tokens"] += len(made.tokens)
+        response.grow(request, made.text)
+        if made.finish == "preempted":
+            self._requeue(request, State.PREEMPTED)
+        elif made.finish:
+            request.finish_reason = made.finish
+            self._finish(request, State.DONE)
+
+    # the end
+
+    def _finish(self, request: Request, state: State, error: str = "") -> bool:
+        """The one way a request ends. Stored first, told after: what a reader saw as done stays done."""
+        with self._wake:
+            if not self._queue.remove(request):
+                return False
+            if request.worker is not None and state is not State.DONE:
+                self._send(request.worker, wire.Remove(request.id))
+            request.state, request.error, request.finished_s = state, error, time.time()
+            self.counters[state.value] += 1
+            self._account(request)
+        document = response.document(request)
+        self._save(request, document)
+        with self._wake:  # only now: the next turn of the conversation reads what this one stored
+            self._queue.end_turn(request)
+            self._stir()
+        response.end(request, document)
+        level = logging.INFO if state is State.DONE else logging.WARNING
+        why = f": {error}" if error else ""
+        facts = {"AIOS_REQUEST": request.id, "AIOS_AGENT": request.agent, "AIOS_UID": request.uid}
+        log.log(
+            level, "request %d of agent %s %s%s", request.id, request.agent or "-", state, why, extra=facts
+        )
+        return True
+
+    def _account(self, request: Request) -> None:
+        if model := self.models.find(request.spec.model):
+            model.account(request.usage)
+        if agent := self.agents.find(request.agent):
+            agent.account(request)
+        context = self.contexts.find(request.spec.context)
+        if context and request.state is State.DONE:
+            context.tokens = request.usage.prompt_tokens + request.usage.completion_tokens
+            context.worker = request.worker
+
+    def _save(self, request: Request, document: str) -> None:
+        self._unsaved[request.id] = request, document
+        for late, text in list(self._unsaved.values()):
+            said: list[Message] = []
+            if late.state is State.DONE and self.contexts.find(late.spec.context):
+                said = [*late.spec.messages, {"role": "assistant", "content": late.text}]
+            try:
+                self.store.finish_request(late, text, said, self.config.limits.keep_requests)
+            except (StoreFull, StoreFailed) as error:
+                log.error("request %d ended but cannot be stored: %s", late.id, error.explanation)
+                return
+            self._unsaved.pop(late.id, None)

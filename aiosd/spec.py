@@ -1,0 +1,230 @@
+"""What a user asked for, judged: the bytes of a request become a `Spec`, or a BadRequest says why not.
+
+Text is one user message; a JSON object follows the OpenAI chat-completion API. Pure: knows no files,
+store or workers; called where bytes arrive (aiosd.fs.files) and when a stored request is read back.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from aiosd.errors import BadRequest
+from aiosd.sampling import Sampling
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What was asked, after validation: enough to run it again after a crash."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    model: str
+    context: str = ""  # empty: the request stands alone
+    system: str = ""
+    tools: tuple[Message, ...] = ()
+    nice: int = 0
+    deadline_s: float | None = None  # seconds after submission
+    json: bool = False  # answer as a JSON document instead of text
+    stream: bool = False  # JSON only: one chunk a line as it is made
+
+    def dump(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def load(text: str) -> Spec:
+        raw = json.loads(text)
+        sampling = raw.pop("sampling")
+        return Spec(
+            **{
+                **raw,
+                "messages": tuple(raw["messages"]),
+                "tools": tuple(raw["tools"]),
+                "sampling": Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
+            }
+        )
+
+
+ROLES = ("system", "user", "assistant", "tool", "developer")
+SAMPLING_KEYS = {f.name for f in fields(Sampling)}
+KEYS = {"messages", "model", "tools", "context", "nice", "deadline_s", "stream", "n", "user"} | (
+    SAMPLING_KEYS | {"max_completion_tokens", "top_logprobs", "tool_choice", "prompt"}
+)
+NOT_YET = {
+    "response_format": "constrained decoding",
+    "steps": "the agent loop",
+    "functions": "the old function API: use tools",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """The agent's settings a request starts from."""
+
+    model: str
+    context: str = ""
+    system: str = ""
+    nice: int = 0
+    sampling: Sampling = Sampling()
+
+
+def parse(body: bytes, defaults: Defaults) -> Spec:
+    """Text, or a JSON object when the first byte is `{`. Raises BadRequest."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"byte {error.start} is not UTF-8 text") from None
+    base = Spec((), defaults.sampling, defaults.model, defaults.context, defaults.system, nice=defaults.nice)
+    if body[:1] == b"{":
+        return parse_json(text, base)
+    if "\0" in text:
+        raise BadRequest("the request holds a NUL byte", "write text or JSON")
+    if not text.strip():
+        raise BadRequest("the request is empty", "write a question")
+    return replace(base, messages=({"role": "user", "content": text.rstrip("\n")},))
+
+
+def parse_json(text: str, base: Spec) -> Spec:
+    try:
+        raw = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadRequest(f"not JSON: {error}") from None
+    for key in raw:
+        if key in NOT_YET:
+            raise BadRequest(f"{key} ({NOT_YET[key]}) is not available")
+        if key not in KEYS:
+            raise BadRequest(f"unknown key {key!r}", f"keys are {', '.join(sorted(KEYS))}")
+    if raw.get("n", 1) != 1:
+        raise BadRequest("n is 1 here", "write one request for each answer")
+    nice = integer(raw, "nice", base.nice, -20, 19)
+    deadline_s = number(raw, "deadline_s", base.deadline_s, 0, 1e9)
+    return replace(
+        base,
+        messages=messages(raw),
+        tools=tools(raw),
+        sampling=sampling(raw, base.sampling),
+        model=string(raw, "model", base.model),
+        context=string(raw, "context", base.context),
+        nice=nice,
+        deadline_s=deadline_s,
+        json=True,
+        stream=boolean(raw, "stream", False),
+    )
+
+
+def messages(raw: Message) -> tuple[Message, ...]:
+    if "prompt" in raw and "messages" not in raw:
+        return ({"role": "user", "content": string(raw, "prompt", "")},)
+    given = raw.get("messages")
+    if not isinstance(given, list) or not given:
+        raise BadRequest("messages is missing or empty", '{"messages":[{"role":"user","content":"…"}]}')
+    return tuple(message(one, f"messages[{i}]") for i, one in enumerate(given))
+
+
+def message(raw: object, where: str) -> Message:
+    """One chat message; content may be a list of text parts, which become one text."""
+    if not isinstance(raw, dict) or raw.get("role") not in ROLES:
+        raise BadRequest(f"{where} needs a role out of {', '.join(ROLES)}")
+    content = raw.get("content")
+    if isinstance(content, list):
+        if not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+            raise BadRequest(f"{where}: only text parts are understood")
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str) and not (content is None and raw.get("tool_calls")):
+        raise BadRequest(f"{where}: content is to be text")
+    clean = {"role": raw["role"], "content": content or ""}
+    if raw["role"] == "developer":  # OpenAI's newer name of the same thing
+        clean["role"] = "system"
+    for key in ("tool_calls", "tool_call_id", "name"):
+        if raw.get(key) is not None:
+            clean[key] = raw[key]
+    if not isinstance(clean.get("tool_calls", []), list):
+        raise BadRequest(f"{where}: tool_calls is to be a list")
+    return clean
+
+
+def tools(raw: Message) -> tuple[Message, ...]:
+    given = raw.get("tools") or []
+    if raw.get("tool_choice") not in (None, "auto", "none"):
+        raise BadRequest("tool_choice other than auto and none is not available")
+    named = isinstance(given, list) and all(
+        isinstance(t, dict)
+        and isinstance(t.get("function"), dict)
+        and isinstance(t["function"].get("name"), str)
+        for t in given
+    )
+    if not named:
+        raise BadRequest(
+            "tools is to be a list of OpenAI functions", '[{"type":"function","function":{"name":…}}]'
+        )
+    return () if raw.get("tool_choice") == "none" else tuple(given)
+
+
+def sampling(raw: Message, base: Sampling) -> Sampling:
+    """The sampling keys of a request, or of an agent's params.json."""
+    stop = raw.get("stop", base.stop)
+    stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(stop) > 16 or not all(isinstance(s, str) and 0 < len(s) <= 256 for s in stop):
+        raise BadRequest("stop is to be up to 16 texts of 1 to 256 characters")
+    most = "max_completion_tokens" if "max_completion_tokens" in raw else "max_tokens"
+    return Sampling(
+        temperature=number(raw, "temperature", base.temperature, 0, 100) or 0.0,
+        top_k=integer(raw, "top_k", base.top_k, 0, 1 << 30),
+        top_p=number(raw, "top_p", base.top_p, 0, 1) or 0.0,
+        seed=integer(raw, "seed", base.seed, -(1 << 63), (1 << 63) - 1),
+        max_tokens=integer(raw, most, base.max_tokens, 1, 1 << 24),
+        min_tokens=integer(raw, "min_tokens", base.min_tokens, 0, 1 << 24),
+        ignore_eos=boolean(raw, "ignore_eos", base.ignore_eos),
+        stop=stop,
+        logprobs=logprobs(raw, base.logprobs),
+    )
+
+
+def logprobs(raw: Message, base: int | None) -> int | None:
+    if "logprobs" not in raw and "top_logprobs" not in raw:
+        return base
+    wanted = raw.get("logprobs", True)
+    if wanted is False or wanted is None:
+        return None
+    if isinstance(wanted, bool):
+        return integer(raw, "top_logprobs", 0, 0, 20)
+    return integer(raw, "logprobs", 0, 0, 20)
+
+
+def integer(raw: Message, key: str, default: int, low: int, high: int) -> int:
+    value = raw.get(key)
+    if value is None:
+        return default
+    if type(value) is not int or not low <= value <= high:
+        raise BadRequest(f"{key} is to be a whole number from {low} to {high}")
+    return value
+
+
+def number(raw: Message, key: str, default: float | None, low: float, high: float) -> float | None:
+    value = raw.get(key)
+    if value is None:
+        return default
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise BadRequest(f"{key} is to be a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def boolean(raw: Message, key: str, default: bool) -> bool:
+    value = raw.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise BadRequest(f"{key} is to be true or false")
+    return value
+
+
+def string(raw: Message, key: str, default: str) -> str:
+    value = raw.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise BadRequest(f"{key} is to be text")
+    return value

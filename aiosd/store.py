@@ -1,0 +1,268 @@
+"""What survives: agents, contexts, messages, requests and permissions in one SQLite file (WAL).
+
+The only module that speaks SQL. Every public method is one transaction, so kill -9 between any two
+lines leaves a consistent state. Any thread may call; one connection, one lock. A full disk is StoreFull.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aiosd.errors import StoreFailed, StoreFull
+from aiosd.request import Request, State, Usage
+from aiosd.spec import Message, Spec
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE agents (name TEXT PRIMARY KEY, settings TEXT NOT NULL, requests INTEGER NOT NULL DEFAULT 0,
+    prompt_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
+    completion_tokens INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE contexts (name TEXT PRIMARY KEY, tokens INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE messages (context TEXT NOT NULL, seq INTEGER NOT NULL, body TEXT NOT NULL,
+    PRIMARY KEY (context, seq)) WITHOUT ROWID;
+CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, uid INTEGER NOT NULL, agent TEXT NOT NULL, file TEXT NOT NULL,
+    state TEXT NOT NULL, spec TEXT NOT NULL, submitted_s REAL NOT NULL, finished_s REAL,
+    text TEXT NOT NULL DEFAULT '', response TEXT NOT NULL DEFAULT '', finish_reason TEXT NOT NULL DEFAULT '',
+    error TEXT NOT NULL DEFAULT '', prompt_tokens INTEGER NOT NULL DEFAULT 0,
+    cached_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX requests_by_agent ON requests (agent, id);
+CREATE INDEX requests_by_file ON requests (file, id);
+CREATE TABLE permissions (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
+    mode INTEGER NOT NULL);
+CREATE TABLE models (name TEXT PRIMARY KEY, path TEXT NOT NULL);
+"""
+FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+class Store:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.RLock()
+        file = folder / "aios.db"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+            self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA secure_delete=ON")
+        except (sqlite3.Error, OSError) as error:
+            raise StoreFailed(
+                f"{file}: {error}", "check the state folder's owner, space and health"
+            ) from None
+        self._migrate(file)
+
+    def _migrate(self, file: Path) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == SCHEMA_VERSION:
+            return
+        if version:
+            raise StoreFailed(f"{file} has version {version}; this aiosd reads {SCHEMA_VERSION}")
+        self._db.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in FULL:
+                    raise StoreFull(f"{self.folder}: {error}", "free some space there") from None
+                raise StoreFailed(f"{self.folder}: {error}") from None
+
+    def _rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+        with self._lock:
+            try:
+                return self._db.execute(sql, arguments).fetchall()
+            except sqlite3.Error as error:
+                raise StoreFailed(f"{self.folder}: {error}") from None
+
+    def free_bytes(self) -> int:
+        status = os.statvfs(self.folder)
+        return status.f_bavail * status.f_frsize
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    # permissions
+
+    def permissions(self) -> list[tuple[str, int, int, int]]:
+        return self._rows("SELECT path, uid, gid, mode FROM permissions")
+
+    def save_permission(self, path: str, uid: int, gid: int, mode: int) -> None:
+        with self._transaction() as db:
+            db.execute("REPLACE INTO permissions VALUES (?,?,?,?)", (path, uid, gid, mode))
+
+    def forget_permissions(self, path: str) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "DELETE FROM permissions WHERE path=? OR substr(path,1,?)=?",
+                (path, len(path) + 1, path + "/"),
+            )
+
+    # agents, contexts, models
+
+    def agents(self) -> list[tuple[str, dict[str, Any], Usage, int]]:
+        rows = self._rows(
+            "SELECT name, settings, prompt_tokens, cached_tokens, completion_tokens, requests FROM agents"
+        )
+        return [(name, json.loads(text), Usage(p, c, n), count) for name, text, p, c, n, count in rows]
+
+    def save_agent(self, name: str, settings: dict[str, Any]) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO agents (name, settings) VALUES (?,?)"
+                " ON CONFLICT (name) DO UPDATE SET settings=excluded.settings",
+                (name, json.dumps(settings)),
+            )
+
+    def remove_agent(self, name: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM agents WHERE name=?", (name,))
+            db.execute("DELETE FROM requests WHERE agent=?", (name,))
+
+    def contexts(self) -> list[tuple[str, int]]:
+        return self._rows("SELECT name, tokens FROM contexts")
+
+    def add_context(self, name: str) -> None:
+        with self._transaction() as db:
+            db.execute("INSERT INTO contexts (name) VALUES (?)", (name,))
+
+    def remove_context(self, name: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM contexts WHERE name=?", (name,))
+            db.execute("DELETE FROM messages WHERE context=?", (name,))
+
+    def messages(self, context: str) -> list[Message]:
+        rows = self._rows("SELECT body FROM messages WHERE context=? ORDER BY seq", context)
+        return [json.loads(body) for (body,) in rows]
+
+    def append_messages(self, context: str, messages: list[Message], tokens: int | None = None) -> None:
+        with self._transaction() as db:
+            self._append(db, context, messages, tokens)
+
+    @staticmethod
+    def _append(db: sqlite3.Connection, context: str, messages: list[Message], tokens: int | None) -> None:
+        (last,) = db.execute(
+            "SELECT coalesce(max(seq),0) FROM messages WHERE context=?", (context,)
+        ).fetchone()
+        db.executemany(
+            "INSERT INTO messages VALUES (?,?,?)",
+            [(context, last + 1 + i, json.dumps(m)) for i, m in enumerate(messages)],
+        )
+        if tokens is not None:
+            db.execute("UPDATE contexts SET tokens=? WHERE name=?", (tokens, context))
+
+    def clear_messages(self, context: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM messages WHERE context=?", (context,))
+            db.execute("UPDATE contexts SET tokens=0 WHERE name=?", (context,))
+
+    def models(self) -> list[tuple[str, str]]:
+        return self._rows("SELECT name, path FROM models")
+
+    def save_model(self, name: str, path: str) -> None:
+        with self._transaction() as db:
+            db.execute("REPLACE INTO models VALUES (?,?)", (name, path))
+
+    def remove_model(self, name: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM models WHERE name=?", (name,))
+
+    # requests
+
+    def last_request_id(self) -> int:
+        """AUTOINCREMENT remembers the largest id ever used, also of requests since removed."""
+        rows = self._rows("SELECT seq FROM sqlite_sequence WHERE name='requests'")
+        return int(rows[0][0]) if rows else 0
+
+    def add_request(self, request: Request) -> None:
+        """From here on the request is accepted: it ends once, whatever happens to the daemon."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO requests (id, uid, agent, file, state, spec, submitted_s) VALUES (?,?,?,?,?,?,?)",
+                (request.id, request.uid, request.agent, request.file, State.QUEUED, request.spec.dump(),
+                 request.submitted_s),
+            )  # fmt: skip
+
+    def finish_request(self, request: Request, response: str, said: list[Message], keep: int) -> None:
+        """The end, the agent's usage and the context's new turn become true together, or not at all."""
+        usage = request.usage
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE requests SET state=?, finished_s=?, text=?, response=?, finish_reason=?, error=?,"
+                " prompt_tokens=?, cached_tokens=?, completion_tokens=? WHERE id=?",
+                (request.state, request.finished_s, request.text, response, request.finish_reason, request.error,
+                 usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, request.id),
+            )  # fmt: skip
+            db.execute(
+                "UPDATE agents SET requests=requests+1, prompt_tokens=prompt_tokens+?,"
+                " cached_tokens=cached_tokens+?, completion_tokens=completion_tokens+? WHERE name=?",
+                (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, request.agent),
+            )
+            if said:
+                total = usage.prompt_tokens + usage.completion_tokens
+                self._append(db, request.spec.context, said, total)
+            self._forget_old(db, request, keep)
+
+    @staticmethod
+    def _forget_old(db: sqlite3.Connection, request: Request, keep: int) -> None:
+        """Keeps the newest of an agent, or of a user where no agent was used."""
+        same = "agent=? AND (agent<>'' OR uid=?)"
+        who = (request.agent, request.uid)
+        db.execute(
+            f"DELETE FROM requests WHERE {same} AND finished_s IS NOT NULL AND id <"
+            f" (SELECT min(id) FROM (SELECT id FROM requests WHERE {same} ORDER BY id DESC LIMIT ?))",
+            (*who, *who, keep),
+        )
+
+    def unfinished(self) -> list[Request]:
+        return [self._request(row) for row in self._select("finished_s IS NULL")]
+
+    def request(self, id: int) -> tuple[Request, str] | None:
+        """A stored request and its response document."""
+        rows = self._select("id=?", id)
+        return (self._request(rows[0]), rows[0][8]) if rows else None
+
+    def request_ids(self, agent: str) -> list[int]:
+        return [id for (id,) in self._rows("SELECT id FROM requests WHERE agent=? ORDER BY id", agent)]
+
+    def newest(self, file: str, uid: int | None) -> int | None:
+        """The newest request of a transaction file; of one user only where users share the file."""
+        rows = self._rows(
+            "SELECT id FROM requests WHERE file=? AND (? IS NULL OR uid=?) ORDER BY id DESC LIMIT 1",
+            file,
+            uid,
+            uid,
+        )
+        return rows[0][0] if rows else None
+
+    def _select(self, where: str, *arguments: object) -> list[tuple[Any, ...]]:
+        return self._rows(
+            "SELECT id, uid, agent, file, state, spec, submitted_s, text, response, finish_reason, error, finished_s,"
+            f" prompt_tokens, cached_tokens, completion_tokens FROM requests WHERE {where} ORDER BY id",
+            *arguments,
+        )
+
+    @staticmethod
+    def _request(row: tuple[Any, ...]) -> Request:
+        id, uid, agent, file, state, spec, submitted_s, text, _, finish, error, finished_s, *usage = row
+        return Request(
+            id, uid, agent, file, Spec.load(spec), submitted_s=submitted_s, state=State(state), text=text,
+            finish_reason=finish, error=error, finished_s=finished_s, usage=Usage(*usage),
+        )  # fmt: skip

@@ -1,0 +1,179 @@
+"""The protocol between daemon and worker: every message, on one screen, and how it travels.
+
+A frame is a 4-byte little-endian length and a JSON object `{"is": NAME, …fields}`. Bounded and typed on
+both sides: an unknown name, a missing or extra field or an oversized frame is a WireError, and the
+connection ends. The worker is trusted to compute, not to be correct.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from aiosd.errors import WireError
+
+FRAME_BYTES_MAX = 64 << 20
+LENGTH = struct.Struct("<I")
+
+
+# daemon → worker
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    path: str
+    device: str
+    dtype: str
+    kv_bytes: int
+    max_running: int
+    prefill_tokens: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    id: int
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    sampling: dict[str, Any]
+    owner: str  # prefix blocks are shared within one owner only
+    resume: list[int]  # tokens this request already has
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Cancel or preempt at the next token boundary; answered by Removed, unless it ended before."""
+
+    id: int
+
+
+# worker → daemon
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The prompt is rendered and admitted to the batch."""
+
+    id: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    id: int
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    id: int
+    tokens: list[int]
+    text: str
+    logprobs: list[Any]
+    cached_tokens: int
+    finish: str  # empty: more will come; stop, length; preempted: KV memory ran out
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """All that one step of the engine made, and how the engine stands."""
+
+    outputs: list[Tokens]
+    stats: dict[str, int]
+
+
+Message = Load | Submit | Remove | Ready | LoadFailed | Started | Refused | Removed | Step
+BY_NAME: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Load, Submit, Remove, Ready, LoadFailed, Started, Refused, Removed, Step)
+}
+KINDS = {"int": int, "str": str, "list": list, "dict": dict}
+
+
+def encode(message: Message) -> bytes:
+    body = json.dumps({"is": type(message).__name__, **asdict(message)}, separators=(",", ":")).encode()
+    if len(body) > FRAME_BYTES_MAX:
+        raise WireError(f"{type(message).__name__} of {len(body)} bytes is over {FRAME_BYTES_MAX}")
+    return LENGTH.pack(len(body)) + body
+
+
+def decode(body: bytes) -> Message:
+    try:
+        raw = json.loads(body)
+        kind = BY_NAME[raw.pop("is")]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WireError(f"not a message: {error!r}") from None
+    if kind is Step and isinstance(raw.get("outputs"), list):
+        raw["outputs"] = [_build(Tokens, one) for one in raw["outputs"]]
+    message: Message = _build(kind, raw)
+    return message
+
+
+def _build(kind: type[Any], raw: object) -> Any:
+    if not isinstance(raw, dict) or set(raw) != {f.name for f in fields(kind)}:
+        raise WireError(f"{kind.__name__} with other fields than its own")
+    for f in fields(kind):
+        if not isinstance(raw[f.name], KINDS[str(f.type).partition("[")[0]]):
+            raise WireError(f"{kind.__name__}.{f.name} is {type(raw[f.name]).__name__}, not {f.type}")
+    return kind(**raw)
+
+
+class Channel:
+    """One end of the connection. Any thread may send; one thread receives."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._sending = threading.Lock()
+        self._buffer = bytearray()
+
+    def send(self, message: Message) -> None:
+        """Raises OSError when the other side is gone."""
+        frame = encode(message)
+        with self._sending:
+            self._socket.sendall(frame)
+
+    def receive(self) -> Message | None:
+        """The next message; None when the other side closed."""
+        header = self._exactly(LENGTH.size)
+        if header is None:
+            return None
+        (length,) = LENGTH.unpack(header)
+        if length > FRAME_BYTES_MAX:
+            raise WireError(f"a frame of {length} bytes is over {FRAME_BYTES_MAX}")
+        body = self._exactly(length)
+        if body is None:
+            raise WireError("the connection ended inside a frame")
+        return decode(body)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _exactly(self, size: int) -> bytes | None:
+        while len(self._buffer) < size:
+            data = self._socket.recv(max(65536, size - len(self._buffer)))
+            if not data:
+                return None
+            self._buffer += data
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return taken

@@ -1,0 +1,412 @@
+"""The kinds of file: one class each, and what happens between open and close of it.
+
+Knows no FUSE and no errno: methods raise domain errors, a read that would block returns None, and the
+caller waits on `watch`. Every open file is a Handle; FUSE may call one from several threads at once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiosd.access import Caller
+from aiosd.admission import Admission, Source
+from aiosd.errors import BadRequest, BadValue, Busy, NotAllowed, TooBig
+from aiosd.request import Request
+
+Unwatch = Callable[[], None]
+CTL_BYTES_MAX = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """One open(2): who, how, and which path."""
+
+    caller: Caller
+    flags: int
+    path: str
+
+    @property
+    def reads(self) -> bool:
+        return self.flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
+
+    @property
+    def writes(self) -> bool:
+        return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+
+    @property
+    def nonblocking(self) -> bool:
+        return bool(self.flags & os.O_NONBLOCK)
+
+
+class Handle:
+    """An open file. The default is one that nothing can be done with."""
+
+    def read(self, size: int, offset: int) -> bytes | None:
+        """None: nothing there yet, wait for a change."""
+        raise NotAllowed("this file is write-only")
+
+    def write(self, data: bytes, offset: int) -> None:
+        raise NotAllowed("this file is read-only")
+
+    def watch(self, callback: Callable[[], None]) -> Unwatch:
+        return lambda: None
+
+    def readable(self) -> bool:
+        """For poll(2): a read would not block. Asking for it submits what was written, as reading does."""
+        return True
+
+    def flush(self, pid: int) -> None:
+        """A descriptor of this open file was closed by `pid`."""
+
+    def release(self) -> None:
+        """The last one was."""
+
+
+@dataclass(slots=True)
+class File:
+    """A name in the tree; `mode` is the default until somebody chmods it."""
+
+    mode: int = 0o444
+
+    def open(self, opening: Opening) -> Handle:
+        raise NotImplementedError
+
+    def truncate(self) -> None:
+        """`>` of the shell; most files have nothing to cut."""
+
+    @property
+    def size(self) -> int:
+        return 0
+
+
+class Snapshot(Handle):
+    """Text as it was at open: a reader that comes in pieces sees one state."""
+
+    def __init__(self, text: str) -> None:
+        self._data = text.encode()
+
+    def read(self, size: int, offset: int) -> bytes:
+        return self._data[offset : offset + size]
+
+
+@dataclass(slots=True)
+class Text(File):
+    render: Callable[[], str] = str
+
+    def open(self, opening: Opening) -> Handle:
+        return Snapshot(self.render())
+
+
+@dataclass(slots=True)
+class Value(File):
+    """One value and a newline. Each write() is a whole value, and is refused when it is a bad one.
+
+    With `prose` writes of one open file add up, and `>>` continues what is there.
+    """
+
+    mode: int = 0o644
+    get: Callable[[], str] = str
+    set: Callable[[Caller, str], None] = lambda caller, text: None
+    prose: bool = False
+
+    def open(self, opening: Opening) -> Handle:
+        return ValueHandle(self, opening)
+
+
+class ValueHandle(Snapshot):
+    def __init__(self, file: Value, opening: Opening) -> None:
+        now = file.get()
+        super().__init__(now + "\n" if now else "\n")
+        self._file, self._opening = file, opening
+        self._written = bytearray()
+        if file.prose and opening.flags & os.O_APPEND and now:
+            self._written += now.encode() + b"\n"
+
+    def write(self, data: bytes, offset: int) -> None:
+        self._written = (self._written if self._file.prose else bytearray()) + data
+        if len(self._written) > CTL_BYTES_MAX:
+            raise TooBig(f"a value has at most {CTL_BYTES_MAX} bytes")
+        try:
+            text = self._written.decode()
+        except UnicodeDecodeError as error:
+            raise BadValue(f"byte {error.start} is not UTF-8 text") from None
+        self._file.set(self._opening.caller, text.rstrip("\n") if self._file.prose else text.strip())
+
+
+@dataclass(slots=True)
+class Control(File):
+    """Write-only; one command a line: `run(caller, verb, argument)`."""
+
+    mode: int = 0o200
+    run: Callable[[Caller, str, str], None] = lambda caller, verb, argument: None
+
+    def open(self, opening: Opening) -> Handle:
+        return ControlHandle(self, opening.caller)
+
+
+class ControlHandle(Handle):
+    def __init__(self, file: Control, caller: Caller) -> None:
+        self._file, self._caller = file, caller
+
+    def write(self, data: bytes, offset: int) -> None:
+        try:
+            lines = data.decode().splitlines()
+        except UnicodeDecodeError:
+            raise BadValue("a command is UTF-8 text") from None
+        commands = [line.split(maxsplit=1) for line in lines if line.strip()]
+        if not commands:
+            raise BadValue("no command")
+        for verb, *argument in commands:
+            self._file.run(self._caller, verb, argument[0].strip() if argument else "")
+
+
+@dataclass(slots=True)
+class Lines(File):
+    """JSON lines: reading shows all, writing appends whole lines, `>` empties it first."""
+
+    mode: int = 0o644
+    get: Callable[[], str] = str
+    append: Callable[[str], None] = lambda text: None
+    clear: Callable[[], None] = lambda: None
+
+    def open(self, opening: Opening) -> Handle:
+        return LinesHandle(self)
+
+    def truncate(self) -> None:
+        self.clear()
+
+    @property
+    def size(self) -> int:
+        return len(self.get().encode())
+
+
+class LinesHandle(Snapshot):
+    def __init__(self, file: Lines) -> None:
+        super().__init__(file.get())
+        self._append = file.append
+        self._rest = b""  # of a line whose end has not been written yet
+
+    def write(self, data: bytes, offset: int) -> None:
+        whole, newline, rest = (self._rest + data).rpartition(b"\n")
+        if len(rest) > CTL_BYTES_MAX * 16:
+            raise TooBig("a line has no end")
+        if newline:
+            self._append(self._text(whole))
+        self._rest = rest
+
+    def flush(self, pid: int) -> None:
+        rest, self._rest = self._rest, b""
+        if rest.strip():
+            self._append(self._text(rest))
+
+    @staticmethod
+    def _text(data: bytes) -> str:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise BadValue("not UTF-8 text") from None
+
+
+@dataclass(slots=True)
+class AnswerFile(File):
+    """The text a request's readers get, while it is made and after."""
+
+    mode: int = 0o400
+    request: Request | None = None
+
+    def open(self, opening: Opening) -> Handle:
+        return AnswerHandle(self.request)
+
+    @property
+    def size(self) -> int:
+        return self.request.answer.size if self.request and self.request.answer.ended else 0
+
+
+class AnswerHandle(Handle):
+    def __init__(self, request: Request | None) -> None:
+        self._request = request
+
+    def read(self, size: int, offset: int) -> bytes | None:
+        return self._request.answer.read(size, offset) if self._request else b""
+
+    def watch(self, callback: Callable[[], None]) -> Unwatch:
+        return self._request.answer.watch(callback) if self._request else lambda: None
+
+    def readable(self) -> bool:
+        return self._request is None or self._request.answer.ready(0)
+
+
+@dataclass(slots=True)
+class Transaction(File):
+    """syscall/llm and its like (aios-transaction(7)): write a request, read its answer."""
+
+    mode: int = 0o600
+    admission: Admission = field(default=None)  # type: ignore[assignment]  # always given
+    source: Source = field(default=None)  # type: ignore[assignment]
+    id: int | None = None  # requests/ID/request: the request was allocated before
+
+    def open(self, opening: Opening) -> Handle:
+        return TransactionHandle(self, opening)
+
+
+class TransactionHandle(Handle):
+    """One open transaction file. A read-write one is a private conversation of request and answer."""
+
+    def __init__(self, file: Transaction, opening: Opening) -> None:
+        self._admission, self._source, self._id = file.admission, file.source, file.id
+        self._opening = opening
+        self._lock = threading.Lock()
+        self._draft = Draft(file.admission, file.source, opening.caller)
+        self._private = opening.reads and opening.writes
+        self._request: Request | None = None
+        self._mine = False  # written through this open file; else the newest when it was opened
+        self._start = self._next = 0  # file positions: where the answer begins, where a sequential read is
+        newest = self._admission.newest(self._source, opening.caller.uid) if opening.reads else None
+        self._newest = newest
+
+    # writing
+
+    def write(self, data: bytes, offset: int) -> None:
+        with self._lock:
+            if self._unread():
+                raise Busy("the answer to the request before is not complete", "read it to its end first")
+            self._draft.add(data)
+            self._request = None
+            self._start = self._next = offset + len(data)
+
+    def flush(self, pid: int) -> None:
+        """Submits when the opener closes its last descriptor: the shell's `>` dups, and closes twice."""
+        with self._lock:
+            if self._private or not self._draft.body:
+                return
+            opener = self._opening.caller.pid
+            if same_process(pid, opener) and not still_open(opener, self._opening.path):
+                self._submit()
+
+    def release(self) -> None:
+        with self._lock:
+            if self._draft.body and not self._private:
+                self._submit()
+            if self._request and self._unread():
+                self._admission.scheduler.cancel(
+                    self._request, "its file was closed before the answer was read"
+                )
+
+    def _unread(self) -> bool:
+        """A private request of this open file goes on: nobody else can read its answer here."""
+        request = self._request
+        return self._private and self._mine and request is not None and not request.state.final
+
+    def _submit(self) -> None:
+        body = self._draft.take()
+        self._request = self._admission.submit(self._opening.caller, self._source, body, self._id)
+        self._mine = True
+
+    # reading
+
+    def read(self, size: int, offset: int) -> bytes | None:
+        request = self._answering()
+        if request is None:
+            return b""
+        # the file position moved when the request was written: a read that continues from there means the
+        # answer's beginning, one at any other place (pread, lseek) means that place in the answer
+        sequential = self._private and offset == self._next
+        data = request.answer.read(size, offset - self._start if sequential else offset)
+        if sequential and data:
+            self._next += len(data)
+        return data
+
+    def watch(self, callback: Callable[[], None]) -> Unwatch:
+        request = self._answering()
+        return request.answer.watch(callback) if request else lambda: None
+
+    def readable(self) -> bool:
+        request = self._answering()
+        return request is None or request.answer.ready(self._next - self._start)
+
+    def _answering(self) -> Request | None:
+        """The request this open file reads: the one written to it, else the newest when it was opened."""
+        with self._lock:
+            if self._private and self._draft.body:
+                self._submit()
+            if self._request is None and self._newest is not None:
+                self._request, self._mine = self._admission.get(self._newest), False
+            return self._request
+
+
+class Draft:
+    """The bytes of a request until it is submitted, refused as soon as they are known to be wrong."""
+
+    def __init__(self, admission: Admission, source: Source, caller: Caller) -> None:
+        self._admission, self._source, self._caller = admission, source, caller
+        self.body = bytearray()
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._refused: BadRequest | TooBig | None = None
+
+    def add(self, data: bytes) -> None:
+        if self._refused:
+            raise self._refused  # the rest of a request whose beginning was refused
+        if not self.body:
+            self._admission.check(self._caller, self._source, len(data))
+            if not data.strip():
+                raise BadRequest("the request is empty", "write a question")
+        try:
+            self._check_bytes(data)
+        except (BadRequest, TooBig) as error:
+            self._refused = error
+            self.body.clear()
+            raise
+        self.body += data
+        if self.body[:1] == b"{" and data.rstrip().endswith(b"}"):
+            self._check_json()
+
+    def take(self) -> bytes:
+        body, self.body = bytes(self.body), bytearray()
+        self._decoder.reset()
+        return body
+
+    def _check_bytes(self, data: bytes) -> None:
+        most = self._admission.scheduler.config.limits.request_bytes
+        if len(self.body) + len(data) > most:
+            raise TooBig(f"a request has at most {most} bytes", "raise limits.request_bytes in aiosd.toml")
+        try:
+            text = self._decoder.decode(data)
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"byte {len(self.body) + error.start} is not UTF-8 text") from None
+        if "\0" in text:
+            raise BadRequest("the request holds a NUL byte", "write text or JSON")
+
+    def _check_json(self) -> None:
+        """A JSON request that seems complete is judged by the write() that completes it."""
+        try:
+            self._admission.judge(self._caller, self._source, bytes(self.body))
+        except BadRequest as error:
+            if "not JSON" not in str(error) or self.body.count(b"{") <= self.body.count(b"}"):
+                self.body.clear()
+                raise
+        except Exception:
+            self.body.clear()
+            raise
+
+
+def same_process(task: int, opener: int) -> bool:
+    """FUSE names the calling thread; any thread of the opener closes for it."""
+    return task == opener or Path(f"/proc/{opener}/task/{task}").exists()
+
+
+def still_open(pid: int, path: str) -> bool:
+    """Whether the process holds another descriptor of the file: this close was of a dup.
+
+    Unknown (the process ended, or is not ours to see) counts as no; at worst the file is submitted at its
+    first close instead of its last.
+    """
+    folder = f"/proc/{pid}/fd"
+    try:
+        return any(os.readlink(f"{folder}/{fd}").endswith(path) for fd in os.listdir(folder))
+    except OSError:
+        return False

@@ -1,0 +1,205 @@
+"""fusepy, completed: poll, interrupts of blocked calls, and serving a /dev/fuse descriptor we were given.
+
+The only module that knows libfuse 2.9 and ctypes. fusepy 3.0.1 lacks `poll` in its operations struct, does
+not show interrupts, always mounts by itself, and its error path has a NameError. Sources: fuse.h,
+fuse_lowlevel.h and fuse_i.h of libfuse 2.9.9.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import fuse
+
+log = logging.getLogger(__name__)
+lib = ctypes.CDLL(fuse._libfuse._name)  # CDLL, never PyDLL: libfuse calls back with a lock of its own held
+
+FILE_INFO = ctypes.POINTER(fuse.fuse_file_info)
+INTERRUPT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+
+
+class fuse_operations(ctypes.Structure):
+    """fusepy's struct stops before poll."""
+
+    _fields_ = (
+        *fuse.fuse_operations._fields_,
+        ("poll", ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.c_char_p, FILE_INFO, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint))),
+        ("write_buf", ctypes.c_void_p),
+        ("read_buf", ctypes.c_void_p),
+        ("flock", ctypes.c_void_p),
+        ("fallocate", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class Context(ctypes.Structure):
+    """struct fuse_context_i: what stands behind fuse_get_context()."""
+
+    _fields_ = (
+        ("fuse", ctypes.c_void_p),
+        ("uid", ctypes.c_uint),
+        ("gid", ctypes.c_uint),
+        ("pid", ctypes.c_int),
+        ("private_data", ctypes.c_void_p),
+        ("umask", ctypes.c_uint),
+        ("request", ctypes.c_void_p),
+    )
+
+
+class Args(ctypes.Structure):
+    """struct fuse_args"""
+
+    _fields_ = (
+        ("argc", ctypes.c_int),
+        ("argv", ctypes.POINTER(ctypes.c_char_p)),
+        ("allocated", ctypes.c_int),
+    )
+
+
+lib.fuse_get_context.restype = ctypes.POINTER(Context)
+lib.fuse_kern_chan_new.restype = ctypes.c_void_p
+lib.fuse_kern_chan_new.argtypes = [ctypes.c_int]
+libdl = ctypes.CDLL(None)
+libdl.dlvsym.restype = ctypes.c_void_p
+libdl.dlvsym.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p]
+# libfuse keeps five fuse_new of five ABIs, and plain dlsym finds the oldest
+fuse_new = ctypes.CFUNCTYPE(
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.POINTER(Args),
+    ctypes.POINTER(fuse_operations),
+    ctypes.c_size_t,
+    ctypes.c_void_p,
+)(libdl.dlvsym(lib._handle, b"fuse_new", b"FUSE_2.6"))
+lib.fuse_req_interrupt_func.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+lib.fuse_req_interrupt_func.restype = None
+lib.fuse_notify_poll.argtypes = [ctypes.c_void_p]
+lib.fuse_pollhandle_destroy.argtypes = [ctypes.c_void_p]
+lib.fuse_pollhandle_destroy.restype = None
+for name in ("fuse_loop_mt", "fuse_exit", "fuse_destroy"):
+    getattr(lib, name).argtypes = [ctypes.c_void_p]
+
+
+class Interrupts:
+    """Ends a wait inside a FUSE call when the calling process gets a signal.
+
+    A process blocked in a FUSE read cannot be killed, not even by SIGKILL, until the daemon answers: every
+    wait of a handler has to go through here.
+    """
+
+    def __init__(self) -> None:
+        self._waits: dict[int, tuple[threading.Event, list[bool]]] = {}
+        self._keys = itertools.count(1)
+        self._callback = INTERRUPT(self._fire)  # kept: C holds no reference
+        self._pointer = ctypes.cast(self._callback, ctypes.c_void_p)
+
+    def _fire(self, request: int, key: int) -> None:
+        wait = self._waits.get(key)
+        if wait is not None:
+            wait[1].append(True)
+            wait[0].set()
+
+    def wait(self, event: threading.Event) -> bool:
+        """Until `event` is set; True when it was an interrupt that set it."""
+        request = lib.fuse_get_context().contents.request
+        key = next(self._keys)
+        fired: list[bool] = []
+        self._waits[key] = event, fired
+        lib.fuse_req_interrupt_func(request, self._pointer, key)  # fires at once if it came before
+        try:
+            event.wait()
+            return bool(fired)
+        finally:
+            lib.fuse_req_interrupt_func(request, None, None)
+            del self._waits[key]
+
+
+class PollHandle:
+    """Wakes who polls an open file. Keep the newest only, notify on each change."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer: int | None = pointer
+        self._lock = threading.Lock()
+
+    def notify(self) -> None:
+        with self._lock:
+            if self._pointer:
+                lib.fuse_notify_poll(self._pointer)
+
+    def close(self) -> None:
+        with self._lock:
+            pointer, self._pointer = self._pointer, None
+            if pointer:
+                lib.fuse_pollhandle_destroy(pointer)
+
+
+class Server(fuse.FUSE):  # type: ignore[misc]
+    """fusepy's glue over a descriptor that is already mounted."""
+
+    def __init__(self, operations: Callable[..., Any], options: dict[str, str | bool]) -> None:
+        self.operations, self.raw_fi, self.encoding, self.use_ns = operations, True, "utf-8", True
+        self._struct = fuse_operations()
+        for field, prototype in ((f[0], f[1]) for f in fuse_operations._fields_):
+            given = getattr(
+                operations, field.removeprefix("f") if field in ("ftruncate", "fgetattr") else field, None
+            )
+            if given is None:
+                continue
+            if hasattr(prototype, "argtypes"):
+                given = prototype(partial(self._guard, getattr(self, field)))
+            setattr(self._struct, field, given)
+        arguments = ["aiosd", "-o", ",".join(k if v is True else f"{k}={v}" for k, v in options.items())]
+        self._argv = (ctypes.c_char_p * len(arguments))(*(a.encode() for a in arguments))
+        self._fuse: int | None = None
+        self._thread: threading.Thread | None = None
+
+    @staticmethod
+    def _guard(function: Callable[..., int | None], *arguments: object) -> int:
+        """The broad handler of the FUSE threads: an exception must not run into C."""
+        try:
+            return function(*arguments) or 0
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        except UnicodeDecodeError:
+            return -errno.EILSEQ  # a name that is not UTF-8
+        except Exception:
+            log.exception("FUSE operation %s", getattr(function, "__name__", function))
+            return -errno.EIO
+
+    def poll(self, path: bytes | None, info: Any, handle: int | None, events: Any) -> int:
+        events[0] = self.operations("poll", None, info.contents, PollHandle(handle) if handle else None)
+        return 0
+
+    def serve(self, fd: int) -> None:
+        """Starts answering the kernel on `fd`, in threads of libfuse's own."""
+        channel = lib.fuse_kern_chan_new(fd)
+        args = Args(len(self._argv), self._argv, 0)
+        size = ctypes.sizeof(self._struct)
+        self._fuse = fuse_new(channel, ctypes.byref(args), ctypes.byref(self._struct), size, None)
+        if not self._fuse:
+            raise OSError(errno.EINVAL, "libfuse does not take these options")
+        self._thread = threading.Thread(target=lib.fuse_loop_mt, args=(self._fuse,), name="fuse", daemon=True)
+        self._thread.start()
+
+    @property
+    def serving(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> bool:
+        """Ends the loop after the unmount; False when a thread of it does not end."""
+        if self._thread is None or self._thread.ident is None:
+            return True
+        lib.fuse_exit(self._fuse)
+        self._thread.join(0.2)  # the unmount ends it, unless a client holds a file open
+        if self._thread.is_alive():
+            signal.pthread_kill(self._thread.ident, signal.SIGUSR1)  # breaks its sem_wait
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()

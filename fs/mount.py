@@ -1,0 +1,123 @@
+"""Mounting: from a folder to a /dev/fuse descriptor, and clean away again.
+
+Root mounts by mount(2); an ordinary user through the set-uid fusermount, which hands the descriptor back over
+a socket. The descriptor is served elsewhere (libfuse.py), so a privileged mounter can stand in for this file.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+from aiosd.errors import ConfigError
+
+MNT_DETACH = 2
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def open_fuse(folder: Path, shared: bool) -> int:
+    """Mounts and gives the descriptor; `shared` lets other users in. Raises ConfigError with the remedy."""
+    if not os.path.exists("/dev/fuse"):
+        raise ConfigError(
+            "/dev/fuse: no such device", "modprobe fuse, or give the container --device /dev/fuse"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}", "name another folder with --mount") from None
+    if os.geteuid() == 0:
+        return _mount_as_root(folder, shared)
+    return _mount_by_fusermount(folder, shared)
+
+
+def _mount_as_root(folder: Path, shared: bool) -> int:
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions" + (
+        ",allow_other" if shared else ""
+    )
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    if libc.mount(b"aiosd", bytes(folder), b"fuse.aiosd", flags, data.encode()):
+        error = ctypes.get_errno()
+        os.close(fd)
+        raise ConfigError(f"{folder}: cannot mount: {os.strerror(error)}")
+    return fd
+
+
+def _mount_by_fusermount(folder: Path, shared: bool) -> int:
+    program = _fusermount()
+    options = "fsname=aiosd,subtype=aiosd,default_permissions,nosuid,nodev" + (
+        ",allow_other" if shared else ""
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        done = subprocess.run(
+            [program, "-o", options, "--", str(folder)],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if done.returncode:
+            raise ConfigError(f"{folder}: {done.stderr.strip()}", "fusermount has to be set-uid root")
+        _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
+    fds = array.array("i", ancillary[0][2])
+    os.set_inheritable(fds[0], False)
+    return fds[0]
+
+
+def _fusermount() -> str:
+    program = shutil.which("fusermount3") or shutil.which("fusermount")
+    if program is None:
+        raise ConfigError("fusermount is not installed", "apt install fuse3")
+    return program
+
+
+def others_allowed() -> bool:
+    """Whether a mount of ours may be shared with other users."""
+    if os.geteuid() == 0:
+        return True
+    try:
+        return any(
+            line.strip() == "user_allow_other" for line in Path("/etc/fuse.conf").read_text().splitlines()
+        )
+    except OSError:
+        return False
+
+
+def unmount(folder: Path) -> None:
+    """Detaches at once; clients that hold files open get ENOTCONN. No error when nothing is mounted."""
+    if os.geteuid() == 0:
+        libc.umount2(bytes(folder), MNT_DETACH)
+    else:
+        subprocess.run([_fusermount(), "-u", "-z", "--", str(folder)], stderr=subprocess.DEVNULL, check=False)
+
+
+def clear_stale(folder: Path) -> None:
+    """Takes away what a killed daemon left: a mount that answers ENOTCONN. A live one is an error."""
+    if not is_mounted(folder):
+        return
+    try:
+        os.stat(folder)
+    except OSError:
+        unmount(folder)
+        return
+    status = folder / "status"
+    who = status.read_text().partition("pid ")[2].split("\n")[0].strip() if status.is_file() else ""
+    raise ConfigError(
+        f"{folder} is mounted already" + (f" by aiosd with pid {who}" if who else ""),
+        "stop that one, or name another folder with --mount",
+    )
+
+
+def is_mounted(folder: Path) -> bool:
+    wanted = os.path.realpath(folder.parent) + "/" + folder.name
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        if line.split()[1].encode().decode("unicode_escape") == wanted:
+            return True
+    return False

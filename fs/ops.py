@@ -1,0 +1,301 @@
+"""The FUSE adapter: system calls in, tree and handles below, errno out. The one errno table is here.
+
+Thin on purpose: another FUSE library would replace this file and libfuse.py. Every method runs on a thread
+of libfuse's and may block only in `_wait`.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import select
+import stat
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import fuse
+
+from aiosd.access import Caller
+from aiosd.errors import (
+    AiosError,
+    BadRequest,
+    BadValue,
+    Busy,
+    ConfigError,
+    Denied,
+    Exists,
+    Interrupted,
+    ModelError,
+    NotAllowed,
+    NotEmpty,
+    NotFound,
+    OverQuota,
+    RequestFailed,
+    ShuttingDown,
+    StoreFailed,
+    StoreFull,
+    TooBig,
+    TooLong,
+    WireError,
+    WouldBlock,
+)  # fmt: skip
+from aiosd.fs.files import File, Handle, Opening, Unwatch
+from aiosd.fs.libfuse import Interrupts, PollHandle
+from aiosd.fs.tree import Folder, Found, Link, Tree
+
+log = logging.getLogger(__name__)
+
+ERRNO: dict[type[AiosError], int] = {
+    BadRequest: errno.EINVAL,
+    BadValue: errno.EINVAL,
+    Busy: errno.EAGAIN,
+    ConfigError: errno.EINVAL,
+    Denied: errno.EACCES,
+    Exists: errno.EEXIST,
+    Interrupted: errno.EINTR,
+    ModelError: errno.EINVAL,
+    NotAllowed: errno.EPERM,
+    NotEmpty: errno.EBUSY,
+    NotFound: errno.ENOENT,
+    OverQuota: errno.EDQUOT,
+    RequestFailed: errno.EIO,
+    ShuttingDown: errno.ESHUTDOWN,
+    StoreFailed: errno.EIO,
+    StoreFull: errno.ENOSPC,
+    TooBig: errno.EFBIG,
+    TooLong: errno.E2BIG,
+    WireError: errno.EIO,
+    WouldBlock: errno.EAGAIN,
+}
+KINDS = ((Folder, stat.S_IFDIR), (Link, stat.S_IFLNK), (File, stat.S_IFREG))
+EXPECTED = (Interrupted, WouldBlock, RequestFailed, NotFound)  # an answer, not a refusal worth a note
+
+
+class Open:
+    """What one fh stands for."""
+
+    __slots__ = ("handle", "opening", "polled", "watch")
+
+    def __init__(self, handle: Handle, opening: Opening) -> None:
+        self.handle, self.opening = handle, opening
+        self.polled: PollHandle | None = None
+        self.watch: Unwatch = lambda: None  # ends the poll's watch
+
+    def end_poll(self) -> None:
+        self.watch()
+        polled, self.polled = self.polled, None
+        if polled:
+            polled.close()
+
+
+class Ops:
+    """Callable as fusepy wants it: `ops("read", path, …)`."""
+
+    flag_nullpath_ok = True
+    flag_nopath = True  # else rmdir of a folder would wait for a blocked read of a file in it
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._interrupts = Interrupts()
+        self._numbers = itertools.count(1)
+        self._open: dict[int, Open] = {}
+        self._folders: dict[int, Folder] = {}
+
+    def __call__(self, operation: str, path: str | None, *arguments: Any) -> Any:
+        try:
+            return getattr(self, operation)(path, *arguments)
+        except AiosError as error:
+            self._explain(operation, path, arguments, error)
+            raise OSError(ERRNO[type(error)], str(error)) from None
+
+    def _explain(
+        self, operation: str, path: str | None, arguments: tuple[Any, ...], error: AiosError
+    ) -> None:
+        """Leaves the reason where the caller can read it: an errno says little."""
+        if isinstance(error, EXPECTED) and operation not in ("write", "mkdir"):
+            return
+        if path is None and arguments and (opened := self._open.get(arguments[-1].fh)):
+            path = opened.opening.path
+        self._tree.explain(path or "", error)
+
+    @staticmethod
+    def _caller() -> Caller:
+        uid, gid, pid = fuse.fuse_get_context()
+        return Caller(uid, gid, pid)
+
+    @property
+    def open_files(self) -> int:
+        return len(self._open)
+
+    # names
+
+    def getattr(self, path: str | None, info: Any = None) -> dict[str, int]:
+        if path is None:
+            path = self._open[info.fh].opening.path
+        found = self._tree.find(path)
+        node, perm = found.node, found.permission
+        kind = next(bits for type_, bits in KINDS if isinstance(node, type_))
+        return {
+            "st_mode": kind | perm.mode,
+            "st_nlink": 2 if kind == stat.S_IFDIR else 1,
+            "st_uid": perm.uid,
+            "st_gid": perm.gid,
+            "st_size": 0 if isinstance(node, Folder) else node.size,
+            "st_blksize": 131072,
+            "st_atime": found.changed_ns,
+            "st_mtime": found.changed_ns,
+            "st_ctime": found.changed_ns,
+        }
+
+    def opendir(self, path: str, *_: Any) -> int:
+        number = next(self._numbers)
+        self._folders[number] = self._folder(path)
+        return number
+
+    def readdir(self, path: str | None, number: int) -> Iterable[str]:
+        number = getattr(number, "fh", number)
+        return [".", "..", *self._folders[number].names()]
+
+    def releasedir(self, path: str | None, number: int) -> None:
+        self._folders.pop(getattr(number, "fh", number), None)
+
+    def readlink(self, path: str) -> str:
+        node = self._tree.find(path).node
+        if not isinstance(node, Link):
+            raise NotAllowed("not a link")
+        return node.target()
+
+    def mkdir(self, path: str, mode: int) -> None:
+        parent, name = self._parent(path)
+        self._tree.make(parent, name, self._caller(), mode)
+
+    def rmdir(self, path: str) -> None:
+        parent, name = self._parent(path)
+        self._tree.remove(parent, name)
+
+    def unlink(self, path: str) -> None:
+        self._tree.find(path)
+        raise NotAllowed("rmdir the object instead")
+
+    def mknod(self, path: str, mode: int, device: int) -> None:
+        self._parent(path)
+        raise NotAllowed("only folders can be made here")
+
+    def create(self, path: str, mode: int, info: Any) -> None:
+        self.mknod(path, mode, 0)
+
+    def symlink(self, path: str, source: str) -> None:
+        self.mknod(path, 0, 0)
+
+    def link(self, path: str, source: str) -> None:
+        self.mknod(path, 0, 0)
+
+    def rename(self, old: str, new: str) -> None:
+        raise NotAllowed("objects keep their names")
+
+    def chmod(self, path: str, mode: int) -> None:
+        self._tree.chmod(self._tree.find(path), mode & 0o1777)
+
+    def chown(self, path: str, uid: int, gid: int) -> None:
+        self._tree.chown(self._tree.find(path), uid, gid)
+
+    def utimens(self, path: str, times: object) -> None:
+        """touch: harmless, and without effect."""
+        self._tree.find(path)
+
+    def statfs(self, path: str) -> dict[str, int]:
+        free, size = self._tree.space()
+        return {
+            "f_bsize": 4096,
+            "f_frsize": 4096,
+            "f_blocks": size // 4096,
+            "f_bfree": free // 4096,
+            "f_bavail": free // 4096,
+            "f_namemax": 64,
+        }
+
+    # files
+
+    def open(self, path: str, info: Any) -> None:
+        found = self._tree.find(path)
+        if not isinstance(found.node, File):
+            raise NotAllowed("a folder")
+        opening = Opening(self._caller(), info.flags, path)
+        handle = found.node.open(opening)
+        info.fh = next(self._numbers)
+        info.direct_io = 1  # sizes are not known before a read
+        self._open[info.fh] = Open(handle, opening)
+
+    def read(self, path: str | None, size: int, offset: int, info: Any) -> bytes:
+        opened = self._open[info.fh]
+        data = opened.handle.read(size, offset)
+        return self._wait(opened, size, offset, info.flags) if data is None else data
+
+    def _wait(self, opened: Open, size: int, offset: int, flags: int) -> bytes:
+        if flags & os.O_NONBLOCK:
+            raise WouldBlock("nothing there yet")
+        changed = threading.Event()
+        unwatch = opened.handle.watch(changed.set)
+        try:
+            while (data := opened.handle.read(size, offset)) is None:
+                if self._interrupts.wait(changed):
+                    raise Interrupted("a signal came")
+                changed.clear()
+            return data
+        finally:
+            unwatch()
+
+    def write(self, path: str | None, data: bytes, offset: int, info: Any) -> int:
+        self._open[info.fh].handle.write(data, offset)
+        return len(data)
+
+    def truncate(self, path: str | None, length: int, info: Any = None) -> None:
+        if path is None:
+            path = self._open[info.fh].opening.path
+        node = self._tree.find(path).node
+        if isinstance(node, File) and length == 0:
+            node.truncate()
+
+    def poll(self, path: str | None, info: Any, polled: PollHandle | None) -> int:
+        opened = self._open[info.fh]
+        if polled:
+            opened.end_poll()
+            opened.polled, opened.watch = polled, opened.handle.watch(polled.notify)
+        events = select.POLLOUT if opened.opening.writes else 0
+        return events | (select.POLLIN if opened.opening.reads and self._readable(opened) else 0)
+
+    @staticmethod
+    def _readable(opened: Open) -> bool:
+        try:
+            return opened.handle.readable()
+        except AiosError:
+            return True  # the read will say what is wrong
+
+    def flush(self, path: str | None, info: Any) -> None:
+        self._open[info.fh].handle.flush(self._caller().pid)
+
+    def fsync(self, path: str | None, datasync: int, info: Any) -> None:
+        """What a write was answered is stored already."""
+
+    def release(self, path: str | None, info: Any) -> None:
+        opened = self._open.pop(info.fh)
+        opened.end_poll()
+        try:
+            opened.handle.release()
+        except AiosError as error:  # nobody sees an errno of release
+            self._tree.explain(opened.opening.path, error)
+
+    # helpers of the above
+
+    def _folder(self, path: str) -> Folder:
+        node = self._tree.find(path).node
+        if not isinstance(node, Folder):
+            raise NotAllowed("not a folder")
+        return node
+
+    def _parent(self, path: str) -> tuple[Found, str]:
+        parent, _, name = path.rpartition("/")
+        return self._tree.find(parent or "/"), name

@@ -1,0 +1,160 @@
+"""What /aios looks like: every name, what stands behind it, and who owns it. No FUSE, no errno.
+
+Folders are tables of factories, so a node is made when it is looked up and nothing is kept per file. The
+owner of a name is the nearest object above it that has one (aiosd.access.Permissions).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from aiosd.access import Caller, Permission, Permissions
+from aiosd.errors import AiosError, BadValue, Exists, NotAllowed, NotFound
+from aiosd.fs.files import File
+
+NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(slots=True)
+class Link:
+    target: Callable[[], str]
+    mode: int = 0o777
+
+    @property
+    def size(self) -> int:
+        return len(self.target())
+
+
+class Folder:
+    mode = 0o755
+    changed_s = 0.0  # 0: as the folder above
+
+    def names(self) -> Iterable[str]:
+        raise NotImplementedError
+
+    def child(self, name: str) -> Node | None:
+        raise NotImplementedError
+
+    def make(self, name: str, caller: Caller) -> None:
+        raise NotAllowed("nothing can be made in this folder")
+
+    def remove(self, name: str) -> None:
+        raise NotAllowed("nothing can be removed from this folder")
+
+
+Node = File | Folder | Link
+Factory = Callable[[], Node]
+
+
+class Table(Folder):
+    """A folder whose names are fixed."""
+
+    def __init__(self, entries: Mapping[str, Factory], mode: int = 0o755, changed_s: float = 0.0) -> None:
+        self._entries, self.mode, self.changed_s = entries, mode, changed_s
+
+    def names(self) -> Iterable[str]:
+        return list(self._entries)
+
+    def child(self, name: str) -> Node | None:
+        factory = self._entries.get(name)
+        return factory() if factory else None
+
+
+class Collection(Folder):
+    """A folder of objects: mkdir makes one, rmdir ends it although it has files, as in cgroupfs."""
+
+    def __init__(
+        self,
+        names: Callable[[], Iterable[str]],
+        child: Callable[[str], Node | None],
+        make: Callable[[str, Caller], None] | None = None,
+        remove: Callable[[str], None] | None = None,
+        mode: int = 0o755,
+    ) -> None:
+        self._names, self._child, self._make, self._remove, self.mode = names, child, make, remove, mode
+
+    def names(self) -> Iterable[str]:
+        return self._names()
+
+    def child(self, name: str) -> Node | None:
+        return self._child(name)
+
+    def make(self, name: str, caller: Caller) -> None:
+        if self._make is None:
+            raise NotAllowed("objects appear here by themselves")
+        if not NAME.fullmatch(name):
+            raise BadValue(f"{name[:80]!r} is not a name", "1 to 64 of A-Z a-z 0-9 . _ - and no dot in front")
+        self._make(name, caller)
+
+    def remove(self, name: str) -> None:
+        if self._remove is None:
+            raise NotAllowed("objects go from here by themselves")
+        self._remove(name)
+
+
+class Found(NamedTuple):
+    path: str
+    node: Node
+    permission: Permission
+    changed_ns: int
+
+
+class Tree:
+    """The names of one mount."""
+
+    def __init__(
+        self,
+        root: Folder,
+        permissions: Permissions,
+        space: Callable[[], tuple[int, int]],
+        explain: Callable[[str, AiosError], None],
+    ) -> None:
+        self._root, self._permissions, self.space, self.explain = root, permissions, space, explain
+        self._born_s = time.time()
+        self._owner = Permission(os.geteuid(), os.getegid(), 0)
+
+    def find(self, path: str) -> Found:
+        """Raises NotFound. `path` begins with a slash."""
+        node: Node = self._root
+        at, owner, changed_s = "", self._owner, self._born_s
+        explicit: Permission | None = None
+        for name in path.strip("/").split("/") if path != "/" else ():
+            child = node.child(name) if isinstance(node, Folder) else None
+            if child is None:
+                raise NotFound(f"{path}: no such name")
+            node, at = child, f"{at}/{name}"
+            explicit = self._permissions.get(at)
+            owner = explicit or owner
+            if isinstance(node, Folder) and node.changed_s:
+                changed_s = node.changed_s
+        permission = explicit or Permission(owner.uid, owner.gid, node.mode)
+        return Found(path, node, permission, int(changed_s * 1e9))
+
+    def make(self, parent: Found, name: str, caller: Caller, mode: int) -> None:
+        """mkdir: the object is the caller's alone until he widens its mode."""
+        if not isinstance(parent.node, Folder):
+            raise NotFound(f"{parent.path}: not a folder")
+        if parent.node.child(name) is not None:
+            raise Exists(f"{name} exists")
+        parent.node.make(name, caller)
+        path = f"{parent.path.rstrip('/')}/{name}"
+        self._permissions.set(path, Permission(caller.uid, caller.gid, mode & 0o700))
+
+    def remove(self, parent: Found, name: str) -> None:
+        if not isinstance(parent.node, Folder):
+            raise NotFound(f"{parent.path}: not a folder")
+        if not isinstance(parent.node.child(name), Folder):
+            raise NotFound(f"{name}: no such folder")
+        parent.node.remove(name)
+        self._permissions.forget(f"{parent.path.rstrip('/')}/{name}")
+
+    def chmod(self, found: Found, mode: int) -> None:
+        self._permissions.change(found.path, found.permission, mode=mode)
+
+    def chown(self, found: Found, uid: int, gid: int) -> None:
+        self._permissions.change(found.path, found.permission, uid=uid, gid=gid)
