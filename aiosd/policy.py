@@ -37,7 +37,7 @@ class Chooser:
         """The id of one of `ready`, which is not empty."""
         try:
             id = POLICIES[self.name].pick(tuple(ready.values()), running, time.monotonic())
-        except Exception as error:  # a policy is foreign code: whatever it raises, the queue goes on
+        except Exception as error:  # noqa: BLE001 - a policy is foreign code: the queue goes on
             self._warn(repr(error))
             return min(ready)
         if id is None or id not in ready:
@@ -48,7 +48,7 @@ class Chooser:
     def preempt(self, ready: Mapping[int, Job], running: Sequence[Job], quantum_tokens: int) -> int | None:
         try:
             id = POLICIES[self.name].preempt(tuple(ready.values()), running, quantum_tokens, time.monotonic())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as above
             self._warn(repr(error))
             return None
         if id is not None and all(job.id != id for job in running):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -94,10 +95,8 @@ class Pool:
             self._kill(worker)
 
     def send(self, worker: Worker, message: wire.Message) -> None:
-        try:
+        with suppress(OSError):  # it died; its listener is about to tell
             worker.channel.send(message)
-        except OSError:
-            pass  # it died; its listener is about to tell
 
     def stop(self) -> None:
         self._stopping.set()

@@ -14,6 +14,7 @@ from aiosd.errors import BadRequest
 from aiosd.sampling import Sampling
 
 Message = dict[str, Any]
+GREEDY = Sampling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Defaults:
     context: str = ""
     system: str = ""
     nice: int = 0
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
 
 
 def parse(body: bytes, defaults: Defaults) -> Spec:
@@ -87,11 +88,25 @@ def parse(body: bytes, defaults: Defaults) -> Spec:
     return replace(base, messages=({"role": "user", "content": text.rstrip("\n")},))
 
 
+class NotJson(BadRequest):
+    """`incomplete`: more bytes could make it JSON."""
+
+    def __init__(self, reason: str, incomplete: bool) -> None:
+        super().__init__(reason)
+        self.incomplete = incomplete
+
+
+def unfinished(text: str, error: Exception) -> bool:
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+
+
 def parse_json(text: str, base: Spec) -> Spec:
     try:
         raw = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise BadRequest(f"not JSON: {error}") from None
+        raise NotJson(f"not JSON: {error}", incomplete=unfinished(text, error)) from None
     for key in raw:
         if key in NOT_YET:
             raise BadRequest(f"{key} ({NOT_YET[key]}) is not available")

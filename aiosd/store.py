@@ -27,8 +27,8 @@ CREATE TABLE agents (name TEXT PRIMARY KEY, settings TEXT NOT NULL, requests INT
 CREATE TABLE contexts (name TEXT PRIMARY KEY, tokens INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE messages (context TEXT NOT NULL, seq INTEGER NOT NULL, body TEXT NOT NULL,
     PRIMARY KEY (context, seq)) WITHOUT ROWID;
-CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, uid INTEGER NOT NULL, agent TEXT NOT NULL, file TEXT NOT NULL,
-    state TEXT NOT NULL, spec TEXT NOT NULL, submitted_s REAL NOT NULL, finished_s REAL,
+CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, uid INTEGER NOT NULL, agent TEXT NOT NULL,
+    file TEXT NOT NULL, state TEXT NOT NULL, spec TEXT NOT NULL, submitted_s REAL NOT NULL, finished_s REAL,
     text TEXT NOT NULL DEFAULT '', response TEXT NOT NULL DEFAULT '', finish_reason TEXT NOT NULL DEFAULT '',
     error TEXT NOT NULL DEFAULT '', prompt_tokens INTEGER NOT NULL DEFAULT 0,
     cached_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0);
@@ -195,7 +195,8 @@ class Store:
         """From here on the request is accepted: it ends once, whatever happens to the daemon."""
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO requests (id, uid, agent, file, state, spec, submitted_s) VALUES (?,?,?,?,?,?,?)",
+                "INSERT INTO requests (id, uid, agent, file, state, spec, submitted_s)"
+                " VALUES (?,?,?,?,?,?,?)",
                 (request.id, request.uid, request.agent, request.file, State.QUEUED, request.spec.dump(),
                  request.submitted_s),
             )  # fmt: skip
@@ -207,8 +208,9 @@ class Store:
             db.execute(
                 "UPDATE requests SET state=?, finished_s=?, text=?, response=?, finish_reason=?, error=?,"
                 " prompt_tokens=?, cached_tokens=?, completion_tokens=? WHERE id=?",
-                (request.state, request.finished_s, request.text, response, request.finish_reason, request.error,
-                 usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, request.id),
+                (request.state, request.finished_s, request.text, response, request.finish_reason,
+                 request.error, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens,
+                 request.id),
             )  # fmt: skip
             db.execute(
                 "UPDATE agents SET requests=requests+1, prompt_tokens=prompt_tokens+?,"
@@ -254,8 +256,9 @@ class Store:
 
     def _select(self, where: str, *arguments: object) -> list[tuple[Any, ...]]:
         return self._rows(
-            "SELECT id, uid, agent, file, state, spec, submitted_s, text, response, finish_reason, error, finished_s,"
-            f" prompt_tokens, cached_tokens, completion_tokens FROM requests WHERE {where} ORDER BY id",
+            "SELECT id, uid, agent, file, state, spec, submitted_s, text, response, finish_reason, error,"
+            " finished_s, prompt_tokens, cached_tokens, completion_tokens"
+            f" FROM requests WHERE {where} ORDER BY id",
             *arguments,
         )
 

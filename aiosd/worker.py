@@ -14,12 +14,15 @@ import socket
 import sys
 import threading
 import traceback
-from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from aiosd import wire
 from aiosd.errors import AiosError, ModelError
 from aiosd.sampling import Sampling
+
+if TYPE_CHECKING:
+    from aiosd.engine import Model, TokenLogprob
 
 
 def main() -> None:
@@ -49,7 +52,7 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
     except ModelError as error:
         channel.send(wire.LoadFailed(str(error), error.hint))
         return
-    except Exception as error:  # a model folder is foreign data, and loads through foreign code
+    except Exception as error:  # noqa: BLE001 - a model folder is foreign data, and loads through foreign code
         traceback.print_exc()
         channel.send(wire.LoadFailed(f"{order.path}: {error!r}", "the journal has the traceback"))
         return
@@ -85,7 +88,7 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
             id=output.id,
             tokens=list(output.tokens),
             text=output.text,
-            logprobs=[asdict(p) for p in output.logprobs or ()],
+            logprobs=[logprob(model, p) for p in output.logprobs or ()],
             cached_tokens=output.cached_tokens,
             finish=output.finish or "",
         )
@@ -96,6 +99,13 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
         outputs = engine.step()
         if outputs:
             channel.send(wire.Step([pack(o) for o in outputs], engine.stats))
+
+
+def logprob(model: Model, one: TokenLogprob) -> dict[str, Any]:
+    """The OpenAI shape, with the token's id beside its text."""
+    top = [{"token": model.decode([id]), "id": id, "logprob": value} for id, value in one.top]
+    chosen = {"token": model.decode([one.token]), "id": one.token, "logprob": one.logprob}
+    return {**chosen, "top_logprobs": top}
 
 
 def read(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message | None]) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from aiosd.access import Caller
 from aiosd.admission import Admission, Source
-from aiosd.errors import BadRequest, BadValue, Busy, NotAllowed, TooBig
+from aiosd.errors import AiosError, BadRequest, BadValue, Busy, NotAllowed, TooBig
 from aiosd.request import Request
+from aiosd.spec import NotJson
 
 Unwatch = Callable[[], None]
 CTL_BYTES_MAX = 64 << 10
@@ -362,7 +363,7 @@ class Draft:
             self.body.clear()
             raise
         self.body += data
-        if self.body[:1] == b"{" and data.rstrip().endswith(b"}"):
+        if self.body[:1] == b"{" and data.endswith((b"}", b"\n")):
             self._check_json()
 
     def take(self) -> bytes:
@@ -385,11 +386,11 @@ class Draft:
         """A JSON request that seems complete is judged by the write() that completes it."""
         try:
             self._admission.judge(self._caller, self._source, bytes(self.body))
-        except BadRequest as error:
-            if "not JSON" not in str(error) or self.body.count(b"{") <= self.body.count(b"}"):
+        except NotJson as error:
+            if not error.incomplete:
                 self.body.clear()
                 raise
-        except Exception:
+        except AiosError:
             self.body.clear()
             raise
 

@@ -124,8 +124,8 @@ def queue(kernel: Kernel) -> str:
     header = ["ID", "STATE", "UID", "AGENT", "MODEL", "WORKER", "TOKENS", "WAITED_S"]
     now = time.time()
     rows = [
-        [r.id, r.state, r.uid, r.agent or "-", r.spec.model, "-" if r.worker is None else r.worker, len(r.tokens),
-         f"{(r.started_s or now) - r.submitted_s:.1f}"]
+        [r.id, r.state, r.uid, r.agent or "-", r.spec.model, "-" if r.worker is None else r.worker,
+         len(r.tokens), f"{(r.started_s or now) - r.submitted_s:.1f}"]
         for r in kernel.scheduler.unfinished()
     ]  # fmt: skip
     return columns(header, rows)

@@ -1,0 +1,250 @@
+"""aiosctl: what an administrator or a user does often, in one word. It only reads and writes files of /aios.
+
+Every command is a few lines of shell; `--verbose` shows them. No import of the daemon's parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from aiosd import __version__
+
+POLL_S = 0.1
+
+
+class Failed(Exception):
+    """The message is for the user."""
+
+
+class Files:
+    """The tree, with each access shown as the shell line that does the same."""
+
+    def __init__(self, root: Path, verbose: bool) -> None:
+        self.root, self._verbose = root, verbose
+
+    def read(self, path: str) -> str:
+        self._show(f"cat {self._quoted(path)}")
+        return (self.root / path).read_text()
+
+    def write(self, path: str, text: str) -> None:
+        self._show(f"echo {shlex.quote(text)} > {self._quoted(path)}")
+        with open(self.root / path, "wb", buffering=0) as file:
+            file.write(text.encode() + b"\n")
+
+    def names(self, path: str) -> list[str]:
+        self._show(f"ls {self._quoted(path)}")
+        return sorted(os.listdir(self.root / path))
+
+    def make(self, path: str) -> None:
+        self._show(f"mkdir {self._quoted(path)}")
+        (self.root / path).mkdir()
+
+    def remove(self, path: str) -> None:
+        self._show(f"rmdir {self._quoted(path)}")
+        (self.root / path).rmdir()
+
+    def ask(self, path: str, text: str) -> None:
+        """One private transaction: what is read is the answer to what was written."""
+        quoted = self._quoted(path)
+        self._show(f"exec 3<>{quoted}; echo {shlex.quote(text)} >&3; cat <&3")
+        fd = os.open(self.root / path, os.O_RDWR)
+        try:
+            os.write(fd, text.encode() + b"\n")
+            while data := os.read(fd, 65536):
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+        finally:
+            os.close(fd)
+
+    def _quoted(self, path: str) -> str:
+        return shlex.quote(str(self.root / path))
+
+    def _show(self, line: str) -> None:
+        if self._verbose:
+            print(f"+ {line}", file=sys.stderr)
+
+
+def main() -> int:
+    options = arguments().parse_args()
+    files = Files(options.mount or find_mount(), options.verbose)
+    try:
+        if not (files.root / "version").exists():
+            raise Failed(
+                f"{files.root}: aiosd is not running here; systemctl start aiosd, or name it with --mount"
+            )
+        options.run(files, options)
+    except Failed as error:
+        print(f"aiosctl: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"aiosctl: {error.filename or files.root}: {error.strerror}{reason(files, options)}",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def find_mount() -> Path:
+    """$AIOS, else /aios, else the private mount of this user."""
+    if "AIOS" in os.environ:
+        return Path(os.environ["AIOS"])
+    private = Path(os.environ.get("XDG_RUNTIME_DIR", f"/tmp/aios-{os.getuid()}")) / "aios"
+    return private if not Path("/aios/version").exists() and private.exists() else Path("/aios")
+
+
+def reason(files: Files, options: argparse.Namespace) -> str:
+    """The agent's own log says more than an errno."""
+    try:
+        last = (files.root / "agents" / options.agent / "log.jsonl").read_text().splitlines()[-1]
+        return ": " + str(json.loads(last)["message"])
+    except (AttributeError, OSError, IndexError, ValueError):
+        return ""
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aiosctl", description="Use /aios from the command line.")
+    parser.add_argument("--mount", type=Path, metavar="DIR", help="default $AIOS, else /aios")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the same as shell commands")
+    parser.add_argument("--version", action="version", version=f"aiosctl {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[Files, argparse.Namespace], None], about: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(run=run)
+        return sub
+
+    command("status", status, "how the daemon stands")
+    command("queue", queue, "who waits and runs")
+    command("agents", agents, "your agents and what they do")
+    command("models", models, "the models and their state")
+    ask_parser = command("ask", ask, "ask an agent, or a model with -m, and print the answer")
+    ask_parser.add_argument("-m", "--model", metavar="NAME", help="ask this model without an agent")
+    ask_parser.add_argument("agent", nargs="?", help="an agent; it is made when it does not exist")
+    ask_parser.add_argument("text", nargs="*", help="default: standard input")
+    command("log", log, "why an agent's requests were refused or failed").add_argument("agent")
+    command("cancel", cancel, "end an unfinished request").add_argument("id")
+    policy_parser = command("policy", policy, "show or switch the scheduling policy")
+    policy_parser.add_argument("name", nargs="?")
+    model = command("model", models, "add, load, unload or remove a model").add_subparsers(required=True)
+    add = model.add_parser("add", help="serve a folder with a Hugging Face model")
+    add.add_argument("path", type=Path)
+    add.add_argument("--name", help="default: the folder's name")
+    add.set_defaults(run=model_add)
+    for verb in ("load", "unload", "remove"):
+        one = model.add_parser(verb)
+        one.add_argument("name")
+        one.set_defaults(run=model_verb, verb=verb)
+    return parser
+
+
+def status(files: Files, options: argparse.Namespace) -> None:
+    print(files.read("status"), end="")
+
+
+def queue(files: Files, options: argparse.Namespace) -> None:
+    print(files.read("scheduler/queue"), end="")
+
+
+def agents(files: Files, options: argparse.Namespace) -> None:
+    for name in files.names("agents"):
+        if os.access(files.root / "agents" / name, os.X_OK):
+            state = files.read(f"agents/{name}/state").strip()
+            usage = dict(line.split() for line in files.read(f"agents/{name}/usage").splitlines())
+            print(
+                f"{name:24} {state:8} {usage['requests']:>8} requests {usage['completion_tokens']:>10} tokens"
+            )
+
+
+def models(files: Files, options: argparse.Namespace) -> None:
+    for name in files.names("models"):
+        info = json.loads(files.read(f"models/{name}/info.json"))
+        print(
+            f"{name:24} {info['state']:10} {info['path']}" + (f"  {info['error']}" if "error" in info else "")
+        )
+
+
+def ask(files: Files, options: argparse.Namespace) -> None:
+    words = [*([options.agent] if options.model and options.agent else []), *options.text]
+    text = " ".join(words) or sys.stdin.read()
+    if options.model:
+        files.ask(f"models/{options.model}/llm", text)
+        return
+    if not options.agent:
+        raise Failed("name an agent, or a model with -m")
+    if not (files.root / "agents" / options.agent).exists():
+        files.make(f"agents/{options.agent}")
+    files.ask(f"agents/{options.agent}/syscall/llm", text)
+
+
+def log(files: Files, options: argparse.Namespace) -> None:
+    for line in files.read(f"agents/{options.agent}/log.jsonl").splitlines():
+        note = json.loads(line)
+        when = time.strftime("%F %T", time.localtime(note["time"]))
+        print(when, note.get("file") or f"request {note.get('request')}", note["message"], sep="  ")
+
+
+def cancel(files: Files, options: argparse.Namespace) -> None:
+    rows = [line.split() for line in files.read("scheduler/queue").splitlines()[1:]]
+    agent = next((row[3] for row in rows if row[0] == options.id), None)
+    if agent is None or agent == "-":
+        raise Failed(f"no unfinished request {options.id} of an agent; aiosctl queue shows them")
+    files.write(f"agents/{agent}/requests/{options.id}/ctl", "cancel")
+
+
+def policy(files: Files, options: argparse.Namespace) -> None:
+    if options.name:
+        files.write("scheduler/policy", options.name)
+        return
+    now = files.read("scheduler/policy").strip()
+    for name in files.read("scheduler/policies").split():
+        print(f"{'*' if name == now else ' '} {name}")
+
+
+def model_add(files: Files, options: argparse.Namespace) -> None:
+    path = options.path.resolve()
+    name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name)
+    if not (path / "config.json").is_file():
+        raise Failed(f"{path / 'config.json'}: no such file; name a folder with a Hugging Face model")
+    if not (files.root / "models" / name).exists():
+        files.make(f"models/{name}")
+    files.write(f"models/{name}/ctl", f"load {path}")
+    wait_for_model(files, name)
+
+
+def wait_for_model(files: Files, name: str) -> None:
+    began = time.monotonic()
+    while (state := (files.root / "models" / name / "state").read_text().strip()) == "loading":
+        if sys.stderr.isatty():
+            print(f"\r{name}: loading, {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
+        time.sleep(POLL_S)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    if state != "ready":
+        raise Failed(f"{name}: {json.loads(files.read(f'models/{name}/info.json')).get('error', state)}")
+    print(f"{name}: ready")
+
+
+def model_verb(files: Files, options: argparse.Namespace) -> None:
+    if options.verb == "remove":
+        files.remove(f"models/{options.name}")
+        return
+    files.write(f"models/{options.name}/ctl", options.verb)
+    if options.verb == "load":
+        wait_for_model(files, options.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
