@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from aiosd import __version__
-from aiosd.config import Config, default_mount, load
+from aiosd.config import Config, Daemon, load, private_mount
 from aiosd.errors import AiosError
 from aiosd.notify import notify
 
@@ -53,12 +53,13 @@ def arguments() -> argparse.ArgumentParser:
 def configure(options: argparse.Namespace) -> Config:
     config = load(options.config)
     daemon = config.daemon
-    if options.mount or os.geteuid() != 0:
-        daemon = replace(daemon, mount=os.path.abspath(options.mount or default_mount()))
-    if options.state or os.geteuid() != 0:
+    mount, state = options.mount, options.state
+    if os.geteuid() != 0:  # the system's folders are not an ordinary user's
+        mount = mount or (private_mount() if daemon.mount == Daemon.mount else None)
         home = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "aios"
-        daemon = replace(daemon, state=os.path.abspath(options.state or home))
-    return replace(config, daemon=daemon)
+        state = state or (home if daemon.state == Daemon.state else None)
+    mount, state = os.path.abspath(mount or daemon.mount), os.path.abspath(state or daemon.state)
+    return replace(config, daemon=replace(daemon, mount=mount, state=state))
 
 
 def serve(config: Config, options: argparse.Namespace) -> int:
@@ -81,28 +82,28 @@ def serve(config: Config, options: argparse.Namespace) -> int:
             undo.callback(remove_if_empty, folder)
         fd = mount.open_fuse(folder, shared=mount.others_allowed())
         undo.callback(finish, kernel, server, lambda: mount.unmount(folder))
+        kernel.start()  # first takes up what an earlier daemon left, then lets new requests in
         server.serve(fd)
-        kernel.start()
         notify(READY=1, STATUS=f"serving {folder}")
         log.info("aiosd %s serves %s (pid %d)", __version__, folder, os.getpid())
-        wait(signals, server)
+        status = wait(signals, server)
         notify(STOPPING=1)
     log.info("aiosd stopped")
-    return 0
+    return status
 
 
-def wait(signals: set[signal.Signals], server: object) -> None:
-    """Until SIGTERM, SIGINT, or the tree was unmounted from outside."""
+def wait(signals: set[signal.Signals], server: object) -> int:
+    """Until SIGTERM, SIGINT, or the tree was unmounted from outside; the exit status."""
     while True:
         got = signal.sigtimedwait(signals, 1.0)
         if got is not None and got.si_signo == signal.SIGHUP:
             log.warning("SIGHUP: there is nothing to reload yet")
         elif got is not None:
             log.info("%s: stopping", signal.Signals(got.si_signo).name)
-            return
+            return 0
         elif not getattr(server, "serving", True):
             log.error("the tree was unmounted from outside: stopping")
-            return
+            return 1
 
 
 def finish(kernel: object, server: object, unmount: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from aiosd import access, response
 from aiosd.access import Caller, Permission, Permissions
 from aiosd.agents import Agent
-from aiosd.errors import BadRequest, Busy, Denied, NotFound
+from aiosd.errors import BadRequest, Busy, Denied, NotAllowed, NotFound
 from aiosd.models import ModelState
 from aiosd.request import Request
 from aiosd.scheduler import Scheduler
@@ -86,6 +86,7 @@ class Admission:
 
     def submit(self, caller: Caller, source: Source, body: bytes, id: int | None = None) -> Request:
         """Enqueues; what is wrong with the text now ends the request as failed, told to its readers."""
+        self._claim(source, id)
         hopeless = ""
         try:
             spec = self.judge(caller, source, body)
@@ -98,9 +99,15 @@ class Admission:
         self.scheduler.admit(request, hopeless)
         with self._lock:
             self._newest[self._shared(source, caller.uid)] = request.id
-            if agent in self._drafts:
-                self._drafts[agent].pop(request.id, None)
         return request
+
+    def _claim(self, source: Source, id: int | None) -> None:
+        """An allocated id is used by the first who submits with it."""
+        if id is None or source.agent is None:
+            return
+        with self._lock:
+            if self._drafts.get(source.agent.name, {}).pop(id, 0) == 0:
+                raise NotAllowed(f"request {id} was written already")
 
     @staticmethod
     def _shared(source: Source, uid: int) -> tuple[str, int | None]:
@@ -120,14 +127,11 @@ class Admission:
         request = self.scheduler.find(id)
         if request is not None:
             return request
-        stored = self.scheduler.store.request(id)
-        if stored is None:
+        request = self.scheduler.store.request(id)
+        if request is None:
             raise NotFound(f"no request {id}")
-        request, document = stored
-        if not request.state.final:  # it ended between the two looks
-            return self.scheduler.find(id) or request
-        response.grow(request, request.text)
-        response.end(request, document)
+        response.grow(request, request.text, [])
+        response.end(request)
         return request
 
     def forget(self, agent: str) -> None:

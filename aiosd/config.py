@@ -16,9 +16,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aiosd.errors import ConfigError
+from aiosd.policy import POLICIES
 
 DEFAULT_FILE = Path("/etc/aios/aiosd.toml")
+WORDS = {int: "a whole number", str: "text in quotes", bool: "true or false"}
 Section = TypeVar("Section")
+
+
+def at_least(low: int, default: int) -> Any:
+    return field(default=default, metadata={"low": low})
+
+
+def one_of(default: str, *choices: str) -> Any:
+    return field(default=default, metadata={"choices": choices})
 
 
 @dataclass(frozen=True)
@@ -26,13 +36,13 @@ class Daemon:
     mount: str = "/aios"
     state: str = "/var/lib/aios"
     group: str = "aios"  # group of agents/ and contexts/, where it exists
-    log_level: str = "info"
+    log_level: str = one_of("info", "debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True)
 class Scheduling:
-    policy: str = "fifo"
-    quantum: int = 64  # tokens a request may generate before another may take its place
+    policy: str = one_of("fifo", *POLICIES)
+    quantum: int = at_least(1, 64)  # tokens a request may generate before another may take its place
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    max_running: int = 64  # requests in one batch of a worker
-    kv_bytes: int = 1 << 30
-    prefill_tokens: int = 512  # prompt tokens computed beside the decodes of one step
+    max_running: int = at_least(1, 64)  # requests in one batch of a worker
+    kv_bytes: int = at_least(1, 1 << 30)
+    prefill_tokens: int = at_least(1, 512)  # prompt tokens computed beside the decodes of one step
     threads: int = 0  # 0: one per CPU the worker may use
     device: str = "auto"
     dtype: str = "auto"
@@ -60,7 +70,7 @@ class EngineConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     path: str
-    replicas: int = 1
+    replicas: int = at_least(1, 1)
     default: bool = False
 
 
@@ -75,11 +85,11 @@ class Config:
 
 def load(file: Path | None) -> Config:
     """`file` None: the system's file if it exists. A file that was named must exist."""
+    config = Config()
     if file is None:
         file = DEFAULT_FILE
-        if not file.exists():
-            return Config()
-    config = _merge(Config(), file)
+    if file is not DEFAULT_FILE or file.exists():
+        config = _merge(config, file)
     for extra in sorted(file.parent.glob("conf.d/*.toml")):
         config = _merge(config, extra)
     return config
@@ -122,16 +132,17 @@ def _model(source: _Source, name: str, table: object) -> ModelConfig:
 
 def _section(source: _Source, where: list[str], now: Section, table: dict[str, Any]) -> Section:
     known = _fields(type(now))
+    rules = {f.name: f.metadata for f in dataclasses.fields(type(now))}  # type: ignore[arg-type]
     for key, value in table.items():
         at = source.at([*where, key])
         if key not in known:
             raise ConfigError(f"{at}: unknown key {key!r}", f"keys of this section are {', '.join(known)}")
         if type(value) is not known[key]:
-            raise ConfigError(
-                f"{at}: {key} takes a {known[key].__name__}, not {type(value).__name__} {value!r}"
-            )
-        if isinstance(value, int) and not isinstance(value, bool) and value < 0:
-            raise ConfigError(f"{at}: {key} cannot be negative")
+            raise ConfigError(f"{at}: {key} is to be {WORDS[known[key]]}, not {value!r}")
+        if value not in rules[key].get("choices", (value,)):
+            raise ConfigError(f"{at}: {key} is one of {', '.join(rules[key]['choices'])}, not {value!r}")
+        if type(value) is int and value < rules[key].get("low", 0):
+            raise ConfigError(f"{at}: {key} is at least {rules[key].get('low', 0)}")
     return dataclasses.replace(now, **table)  # type: ignore[type-var]
 
 
@@ -161,8 +172,7 @@ class _Source:
         return str(self._file)
 
 
-def default_mount() -> Path:
-    """Root serves /aios; an ordinary user a private mount in the runtime folder."""
-    if os.geteuid() == 0:
-        return Path("/aios")
-    return Path(os.environ.get("XDG_RUNTIME_DIR", f"/tmp/aios-{os.getuid()}")) / "aios"
+def private_mount() -> Path:
+    """Of an ordinary user: in the runtime folder, else in the home folder; never where others may write."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return Path(runtime) / "aios" if os.access(runtime, os.W_OK) else Path.home() / ".aios"

@@ -1,6 +1,6 @@
 """aiosctl: what an administrator or a user does often, in one word. It only reads and writes files of /aios.
 
-Every command is a few lines of shell; `--verbose` shows them. No import of the daemon's parts.
+Every command is a few lines of shell; `--verbose` shows them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiosd import __version__
+from aiosd.config import private_mount
 
 POLL_S = 0.1
 
@@ -99,8 +100,7 @@ def find_mount() -> Path:
     """$AIOS, else /aios, else the private mount of this user."""
     if "AIOS" in os.environ:
         return Path(os.environ["AIOS"])
-    private = Path(os.environ.get("XDG_RUNTIME_DIR", f"/tmp/aios-{os.getuid()}")) / "aios"
-    return private if not Path("/aios/version").exists() and private.exists() else Path("/aios")
+    return private_mount() if not Path("/aios/version").exists() and os.getuid() else Path("/aios")
 
 
 def reason(files: Files, options: argparse.Namespace) -> str:

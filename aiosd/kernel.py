@@ -64,6 +64,7 @@ class Kernel:
         self.cancel_all(agent, "its agent was removed")
         self.agents.remove(name)
         self.admission.forget(name)
+        self.scheduler.hold(name, False)
 
     def add_context(self, name: str, caller: Caller) -> None:
         self._check_count("/contexts/", caller.uid, self.config.limits.contexts_per_user, "contexts")
@@ -123,6 +124,7 @@ class Kernel:
         model = self.models.get(name)
         if path:
             self.models.set_path(model, Path(path))
+            self.scheduler.pool.unload(model)  # what ran there goes on with the new one
         if model.state in (ModelState.FAILED, ModelState.ABSENT):
             self.scheduler.pool.load(model)
 

@@ -66,6 +66,8 @@ class Models:
             self.default = name
         if not config.models and option is None:
             self._by_name["tiny"] = Model("tiny", next((p for p in BUILT_IN if p.exists()), BUILT_IN[0]))
+        for model in self._by_name.values():
+            model.state = ModelState.LOADING  # requests may come before the workers do
         self.default = self.default or next((m.name for m in self._by_name.values() if m.configured), "")
 
     def names(self) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +33,7 @@ STOP_S = 3.0
 class WorkerState(StrEnum):
     LOADING = "loading"
     READY = "ready"
+    STOPPING = "stopping"
     DEAD = "dead"
 
 
@@ -70,7 +70,8 @@ class Pool:
         return list(self._workers.values())
 
     def of(self, model: Model) -> list[Worker]:
-        return [w for w in self.workers() if w.model is model]
+        """Those that serve a model, or are about to."""
+        return [w for w in self.workers() if w.model is model and w.state is not WorkerState.STOPPING]
 
     def ready(self, model: Model) -> list[Worker]:
         return [w for w in self.of(model) if w.state is WorkerState.READY]
@@ -92,7 +93,13 @@ class Pool:
         """Ends a model's workers; what ran on them waits again."""
         model.state = ModelState.ABSENT
         for worker in self.of(model):
-            self._kill(worker)
+            self._end(worker)
+
+    def resize(self, model: Model, replicas: int) -> None:
+        model.replicas = replicas
+        for worker in self.of(model)[replicas:]:
+            self._end(worker)
+        self.load(model)
 
     def send(self, worker: Worker, message: wire.Message) -> None:
         with suppress(OSError):  # it died; its listener is about to tell
@@ -101,16 +108,19 @@ class Pool:
     def stop(self) -> None:
         self._stopping.set()
         for worker in self.workers():
-            self._kill(worker)
-        for thread in self._threads:
+            self._end(worker)
+        for worker in self.workers():
+            try:
+                worker.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+        for thread in list(self._threads):
             thread.join(STOP_S)
 
-    def _kill(self, worker: Worker) -> None:
-        worker.process.send_signal(signal.SIGTERM)
-        try:
-            worker.process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
+    @staticmethod
+    def _end(worker: Worker) -> None:
+        worker.state = WorkerState.STOPPING
+        worker.process.terminate()
 
     def _start(self, model: Model) -> None:
         ours, theirs = socket.socketpair()
@@ -173,13 +183,13 @@ class Pool:
         self._events.worker_ready(worker)
 
     def _ended(self, worker: Worker, failed: wire.LoadFailed | None) -> None:
-        model = worker.model
+        model, wanted = worker.model, worker.state is WorkerState.STOPPING
         worker.state = WorkerState.DEAD
         with self._lock:
             self._workers.pop(worker.id, None)
             self._threads.remove(threading.current_thread())
         self._events.worker_died(worker)
-        if self._stopping.is_set() or model.state is ModelState.ABSENT:
+        if wanted:
             log.info("worker %d ended", worker.id)
             return
         if failed is not None:

@@ -57,6 +57,7 @@ class Queue:
         self.running[request.id] = request
         request.worker, request.slice_start = worker, len(request.tokens)
         request.state = State.RUNNING
+        request.worker_visits += 1
 
     def remove(self, request: Request) -> bool:
         """False when it had ended before: every request ends once. `end_turn` is to follow."""

@@ -117,9 +117,11 @@ class Request:
     queued_s: float = field(default_factory=time.monotonic)
     slice_start: int = 0  # number of tokens when it was last put on a worker
     preemptions: int = 0
+    worker_visits: int = 0
     worker_deaths: int = 0
     worker: int | None = None
     leaving: bool = False  # its worker was told to let it go, and has not answered yet
+    document: str = ""  # response.json, once it has ended
     answer: Answer = field(default_factory=Answer)
 
     @property

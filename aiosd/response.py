@@ -15,17 +15,17 @@ from aiosd.request import Request, State
 TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
-def grow(request: Request, text: str) -> None:
-    """New text arrived."""
+def grow(request: Request, text: str, logprobs: list[Any]) -> None:
+    """New text arrived; it may lag behind its tokens."""
     spec = request.spec
     if not spec.json:
         request.answer.append(text.encode())
-    elif spec.stream and text and not spec.tools:  # with tools the text may become a call: at the end
-        request.answer.append(chunk(request, text).encode())
+    elif spec.stream and (text or logprobs) and not spec.tools:  # with tools it may become a call: at the end
+        request.answer.append(chunk(request, text, logprobs).encode())
 
 
-def end(request: Request, document: str) -> None:
-    """The request is over; `document` is its response.json."""
+def end(request: Request) -> None:
+    """The request is over, and its document made."""
     if not request.spec.json:
         failed = request.state is not State.DONE
         if not failed and not request.text.endswith("\n"):
@@ -33,11 +33,12 @@ def end(request: Request, document: str) -> None:
         reason = f"request {request.id} {request.state}: {request.error}"
         request.answer.end(RequestFailed(reason) if failed else None)
         return
+    last = request.document
     if request.spec.stream and request.state is State.DONE:
         content, _ = tool_calls(request)
-        held_back = chunk(request, content) if request.spec.tools and content else ""
-        document = held_back + last_chunk(request)
-    request.answer.append(document.encode())
+        held_back = chunk(request, content, []) if request.spec.tools and content else ""
+        last = held_back + last_chunk(request)
+    request.answer.append(last.encode())
     request.answer.end()
 
 
@@ -57,9 +58,11 @@ def completion(request: Request) -> str:
     return line({**header(request, "chat.completion"), "choices": [choice], "usage": usage(request)})
 
 
-def chunk(request: Request, text: str) -> str:
+def chunk(request: Request, text: str, logprobs: list[Any]) -> str:
     delta = {"role": "assistant", "content": text}
-    choice = {"index": 0, "delta": delta, "finish_reason": None}
+    choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": None}
+    if logprobs:
+        choice["logprobs"] = {"content": logprobs}
     return line({**header(request, "chat.completion.chunk"), "choices": [choice]})
 
 

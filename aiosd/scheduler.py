@@ -47,7 +47,7 @@ class Scheduler:
         self._queue = Queue()
         self._outbox: deque[Callable[[], None]] = deque()  # orders to workers, sent without the lock
         self._ids = itertools.count(store.last_request_id() + 1)
-        self._unsaved: dict[int, tuple[Request, str]] = {}  # ended, but the disk was full
+        self._unsaved: dict[int, Request] = {}  # ended, but the disk was full
         self._stirred = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -111,8 +111,7 @@ class Scheduler:
     def find(self, id: int) -> Request | None:
         """A request the store does not have finished."""
         with self._wake:
-            ended = self._unsaved.get(id)
-            return ended[0] if ended else self._queue.get(id)
+            return self._unsaved.get(id) or self._queue.get(id)
 
     def unfinished(self, agent: str | None = None) -> list[Request]:
         """In the order they came."""
@@ -305,9 +304,10 @@ class Scheduler:
         request.text += made.text
         request.logprobs += made.logprobs
         request.usage.completion_tokens = len(request.tokens)
-        request.usage.cached_tokens = max(request.usage.cached_tokens, made.cached_tokens)
+        if request.worker_visits == 1:  # later ones find what this request itself computed
+            request.usage.cached_tokens = made.cached_tokens
         self.counters["tokens"] += len(made.tokens)
-        response.grow(request, made.text)
+        response.grow(request, made.text, made.logprobs)
         if made.finish == "preempted":
             self._requeue(request, State.PREEMPTED)
         elif made.finish:
@@ -326,12 +326,12 @@ class Scheduler:
             request.state, request.error, request.finished_s = state, error, time.time()
             self.counters[state.value] += 1
             self._account(request)
-        document = response.document(request)
-        self._save(request, document)
+        request.document = response.document(request)
+        self._save(request)
         with self._wake:  # only now: the next turn of the conversation reads what this one stored
             self._queue.end_turn(request)
             self._stir()
-        response.end(request, document)
+        response.end(request)
         level = logging.INFO if state is State.DONE else logging.WARNING
         why = f": {error}" if error else ""
         facts = {"AIOS_REQUEST": request.id, "AIOS_AGENT": request.agent, "AIOS_UID": request.uid}
@@ -350,14 +350,14 @@ class Scheduler:
             context.tokens = request.usage.prompt_tokens + request.usage.completion_tokens
             context.worker = request.worker
 
-    def _save(self, request: Request, document: str) -> None:
-        self._unsaved[request.id] = request, document
-        for late, text in list(self._unsaved.values()):
+    def _save(self, request: Request) -> None:
+        self._unsaved[request.id] = request
+        for late in list(self._unsaved.values()):
             said: list[Message] = []
             if late.state is State.DONE and self.contexts.find(late.spec.context):
                 said = [*late.spec.messages, {"role": "assistant", "content": late.text}]
             try:
-                self.store.finish_request(late, text, said, self.config.limits.keep_requests)
+                self.store.finish_request(late, said, self.config.limits.keep_requests)
             except (StoreFull, StoreFailed) as error:
                 log.error("request %d ended but cannot be stored: %s", late.id, error.explanation)
                 return

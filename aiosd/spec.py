@@ -112,7 +112,7 @@ def parse_json(text: str, base: Spec) -> Spec:
             raise BadRequest(f"{key} ({NOT_YET[key]}) is not available")
         if key not in KEYS:
             raise BadRequest(f"unknown key {key!r}", f"keys are {', '.join(sorted(KEYS))}")
-    if raw.get("n", 1) != 1:
+    if raw.get("n") not in (None, 1):
         raise BadRequest("n is 1 here", "write one request for each answer")
     nice = integer(raw, "nice", base.nice, -20, 19)
     deadline_s = number(raw, "deadline_s", base.deadline_s, 0, 1e9)
@@ -181,8 +181,12 @@ def tools(raw: Message) -> tuple[Message, ...]:
 def sampling(raw: Message, base: Sampling) -> Sampling:
     """The sampling keys of a request, or of an agent's params.json."""
     stop = raw.get("stop", base.stop)
-    stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(stop) > 16 or not all(isinstance(s, str) and 0 < len(s) <= 256 for s in stop):
+    stop = (stop,) if isinstance(stop, str) else stop or ()
+    if (
+        not isinstance(stop, (list, tuple))
+        or len(stop) > 16
+        or not all(isinstance(s, str) and 0 < len(s) <= 256 for s in stop)
+    ):
         raise BadRequest("stop is to be up to 16 texts of 1 to 256 characters")
     most = "max_completion_tokens" if "max_completion_tokens" in raw else "max_tokens"
     return Sampling(
@@ -193,7 +197,7 @@ def sampling(raw: Message, base: Sampling) -> Sampling:
         max_tokens=integer(raw, most, base.max_tokens, 1, 1 << 24),
         min_tokens=integer(raw, "min_tokens", base.min_tokens, 0, 1 << 24),
         ignore_eos=boolean(raw, "ignore_eos", base.ignore_eos),
-        stop=stop,
+        stop=tuple(stop),
         logprobs=logprobs(raw, base.logprobs),
     )
 

@@ -30,8 +30,9 @@ CREATE TABLE messages (context TEXT NOT NULL, seq INTEGER NOT NULL, body TEXT NO
 CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, uid INTEGER NOT NULL, agent TEXT NOT NULL,
     file TEXT NOT NULL, state TEXT NOT NULL, spec TEXT NOT NULL, submitted_s REAL NOT NULL, finished_s REAL,
     text TEXT NOT NULL DEFAULT '', response TEXT NOT NULL DEFAULT '', finish_reason TEXT NOT NULL DEFAULT '',
-    error TEXT NOT NULL DEFAULT '', prompt_tokens INTEGER NOT NULL DEFAULT 0,
-    cached_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0);
+    error TEXT NOT NULL DEFAULT '', started_s REAL, preemptions INTEGER NOT NULL DEFAULT 0,
+    prompt_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
+    completion_tokens INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX requests_by_agent ON requests (agent, id);
 CREATE INDEX requests_by_file ON requests (file, id);
 CREATE TABLE permissions (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
@@ -201,16 +202,17 @@ class Store:
                  request.submitted_s),
             )  # fmt: skip
 
-    def finish_request(self, request: Request, response: str, said: list[Message], keep: int) -> None:
+    def finish_request(self, request: Request, said: list[Message], keep: int) -> None:
         """The end, the agent's usage and the context's new turn become true together, or not at all."""
         usage = request.usage
         with self._transaction() as db:
             db.execute(
                 "UPDATE requests SET state=?, finished_s=?, text=?, response=?, finish_reason=?, error=?,"
-                " prompt_tokens=?, cached_tokens=?, completion_tokens=? WHERE id=?",
-                (request.state, request.finished_s, request.text, response, request.finish_reason,
-                 request.error, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens,
-                 request.id),
+                " started_s=?, preemptions=?, prompt_tokens=?, cached_tokens=?, completion_tokens=?"
+                " WHERE id=?",
+                (request.state, request.finished_s, request.text, request.document, request.finish_reason,
+                 request.error, request.started_s, request.preemptions, usage.prompt_tokens,
+                 usage.cached_tokens, usage.completion_tokens, request.id),
             )  # fmt: skip
             db.execute(
                 "UPDATE agents SET requests=requests+1, prompt_tokens=prompt_tokens+?,"
@@ -236,10 +238,9 @@ class Store:
     def unfinished(self) -> list[Request]:
         return [self._request(row) for row in self._select("finished_s IS NULL")]
 
-    def request(self, id: int) -> tuple[Request, str] | None:
-        """A stored request and its response document."""
+    def request(self, id: int) -> Request | None:
         rows = self._select("id=?", id)
-        return (self._request(rows[0]), rows[0][8]) if rows else None
+        return self._request(rows[0]) if rows else None
 
     def request_ids(self, agent: str) -> list[int]:
         return [id for (id,) in self._rows("SELECT id FROM requests WHERE agent=? ORDER BY id", agent)]
@@ -257,15 +258,17 @@ class Store:
     def _select(self, where: str, *arguments: object) -> list[tuple[Any, ...]]:
         return self._rows(
             "SELECT id, uid, agent, file, state, spec, submitted_s, text, response, finish_reason, error,"
-            " finished_s, prompt_tokens, cached_tokens, completion_tokens"
+            " finished_s, started_s, preemptions, prompt_tokens, cached_tokens, completion_tokens"
             f" FROM requests WHERE {where} ORDER BY id",
             *arguments,
         )
 
     @staticmethod
     def _request(row: tuple[Any, ...]) -> Request:
-        id, uid, agent, file, state, spec, submitted_s, text, _, finish, error, finished_s, *usage = row
+        (id, uid, agent, file, state, spec, submitted_s, text, document, finish_reason, error,
+         finished_s, started_s, preemptions, *usage) = row  # fmt: skip
         return Request(
             id, uid, agent, file, Spec.load(spec), submitted_s=submitted_s, state=State(state), text=text,
-            finish_reason=finish, error=error, finished_s=finished_s, usage=Usage(*usage),
+            document=document, finish_reason=finish_reason, error=error, finished_s=finished_s,
+            started_s=started_s, preemptions=preemptions, usage=Usage(*usage),
         )  # fmt: skip

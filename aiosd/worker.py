@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True, help="connected socket of the daemon")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the daemon blocks its own, and we inherited that
     channel = wire.Channel(socket.socket(fileno=options.fd))
     first = channel.receive()
     if isinstance(first, wire.Load):

@@ -231,15 +231,18 @@ class AnswerFile(File):
 class AnswerHandle(Handle):
     def __init__(self, request: Request | None) -> None:
         self._request = request
+        self._next = 0  # where poll(2) expects the next read
 
     def read(self, size: int, offset: int) -> bytes | None:
-        return self._request.answer.read(size, offset) if self._request else b""
+        data = self._request.answer.read(size, offset) if self._request else b""
+        self._next = offset + len(data or b"")
+        return data
 
     def watch(self, callback: Callable[[], None]) -> Unwatch:
         return self._request.answer.watch(callback) if self._request else lambda: None
 
     def readable(self) -> bool:
-        return self._request is None or self._request.answer.ready(0)
+        return self._request is None or self._request.answer.ready(self._next)
 
 
 @dataclass(slots=True)
@@ -305,7 +308,8 @@ class TransactionHandle(Handle):
 
     def _submit(self) -> None:
         body = self._draft.take()
-        self._request = self._admission.submit(self._opening.caller, self._source, body, self._id)
+        id, self._id = self._id, None
+        self._request = self._admission.submit(self._opening.caller, self._source, body, id)
         self._mine = True
 
     # reading
@@ -316,10 +320,10 @@ class TransactionHandle(Handle):
             return b""
         # the file position moved when the request was written: a read that continues from there means the
         # answer's beginning, one at any other place (pread, lseek) means that place in the answer
-        sequential = self._private and offset == self._next
+        sequential = offset in (self._start, self._next)
         data = request.answer.read(size, offset - self._start if sequential else offset)
-        if sequential and data:
-            self._next += len(data)
+        if sequential:
+            self._next = offset + len(data or b"")
         return data
 
     def watch(self, callback: Callable[[], None]) -> Unwatch:

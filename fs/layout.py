@@ -13,13 +13,13 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from aiosd import __version__, agents, response
+from aiosd import __version__, agents
 from aiosd.access import Caller
 from aiosd.admission import Source
 from aiosd.agents import Agent
 from aiosd.contexts import Context
 from aiosd.errors import BadValue, NotAllowed, NotFound
-from aiosd.fs.files import AnswerFile, Control, Handle, Lines, Opening, Snapshot, Text, Transaction, Value
+from aiosd.fs.files import AnswerFile, Control, Lines, Text, Transaction, Value
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table, Tree
 from aiosd.kernel import Kernel
 from aiosd.models import Model, ModelState
@@ -31,7 +31,7 @@ README = (Path(__file__).parent / "README.txt").read_text()
 
 
 def build(kernel: Kernel) -> Tree:
-    private = 0o1777 if kernel.group is None else 0o1770
+    private = (0o1777, None) if kernel.group is None else (0o1770, kernel.group)
     entries: dict[str, Factory] = {
         "README": lambda: Text(render=lambda: README),
         "version": lambda: Text(render=lambda: __version__ + "\n"),
@@ -44,14 +44,18 @@ def build(kernel: Kernel) -> Tree:
         ),
         "scheduler": lambda: Table(scheduler_files(kernel)),
         "agents": lambda: Collection(
-            kernel.agents.names, partial(agent_folder, kernel), kernel.add_agent, kernel.remove_agent, private
+            kernel.agents.names,
+            partial(agent_folder, kernel),
+            kernel.add_agent,
+            kernel.remove_agent,
+            *private,
         ),
         "contexts": lambda: Collection(
             kernel.contexts.names,
             partial(context_folder, kernel),
             kernel.add_context,
             kernel.remove_context,
-            private,
+            *private,
         ),
     }
 
@@ -79,8 +83,9 @@ def status(kernel: Kernel) -> str:
     unfinished = scheduler.unfinished()
     running = sum(1 for r in unfinished if r.state is State.RUNNING)
     ready = [m.name for m in kernel.models.all() if m.state is ModelState.READY]
+    loading = any(m.state is ModelState.LOADING for m in kernel.models.all())
     return table(
-        state="running" if ready else "loading",
+        state="running" if ready else "loading" if loading else "no-model",
         pid=os.getpid(),
         uptime_s=int(time.time() - kernel.started_s),
         models_ready=",".join(ready) or "-",
@@ -146,8 +151,7 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
         elif verb == "unload" and not argument:
             pool.unload(model)
         elif verb == "replicas" and argument.isdecimal() and 1 <= int(argument) <= 64:
-            model.replicas = int(argument)
-            pool.load(model)
+            pool.resize(model, int(argument))
         else:
             raise BadValue(f"unknown command {verb[:40]!r}", "load [PATH], unload, replicas N")
 
@@ -174,7 +178,7 @@ def model_info(model: Model) -> str:
     facts = {"name": model.name, "path": str(model.path), "state": model.state, "replicas": model.replicas}
     if model.error:
         facts["error"] = model.error
-    return json.dumps({**facts, **model.info}, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps({**model.info, **facts}, indent=2, ensure_ascii=False) + "\n"
 
 
 def worker_folder(kernel: Kernel, name: str) -> Folder | None:
@@ -279,13 +283,6 @@ def agent_command(kernel: Kernel, agent: Agent, caller: Caller, verb: str, argum
 # requests
 
 
-class Allocator(Text):
-    """requests/new: each open and read gives the id of a fresh request."""
-
-    def open(self, opening: Opening) -> Handle:
-        return Snapshot(self.render())
-
-
 def requests_folder(kernel: Kernel, agent: Agent) -> Folder:
     def ids() -> list[int]:
         known = {*kernel.store.request_ids(agent.name), *kernel.admission.drafts(agent.name)}
@@ -296,7 +293,7 @@ def requests_folder(kernel: Kernel, agent: Agent) -> Folder:
 
     def child(name: str) -> Node | None:
         if name == "new":
-            return Allocator(0o400, render=lambda: f"{kernel.admission.allocate(agent.name)}\n")
+            return Text(0o400, render=lambda: f"{kernel.admission.allocate(agent.name)}\n")
         if name == "latest":
             return Link(latest) if ids() else None
         return request_folder(kernel, agent, int(name)) if name.isdecimal() else None
@@ -335,7 +332,7 @@ def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
             "request": lambda: Text(0o400, render=lambda: asked(request)),
             "state": lambda: Text(0o400, render=lambda: f"{request.state}\n"),
             "response": lambda: AnswerFile(0o400, request),
-            "response.json": lambda: Text(0o400, render=lambda: answered(request)),
+            "response.json": lambda: Text(0o400, render=lambda: request.document),
             "error": lambda: Text(0o400, render=lambda: f"{request.error}\n" if request.error else ""),
             "usage": lambda: Text(0o400, render=lambda: request_usage(request)),
             "ctl": lambda: Control(run=command),
@@ -349,10 +346,6 @@ def asked(request: Request) -> str:
     if not request.spec.json:
         return "".join(m["content"] + "\n" for m in request.spec.messages)
     return json.dumps(asdict(request.spec), ensure_ascii=False) + "\n"
-
-
-def answered(request: Request) -> str:
-    return response.document(request) if request.state.final else ""
 
 
 def request_usage(request: Request) -> str:

@@ -64,7 +64,10 @@ def _mount_by_fusermount(folder: Path, shared: bool) -> int:
             text=True,
         )
         if done.returncode:
-            raise ConfigError(f"{folder}: {done.stderr.strip()}", "fusermount has to be set-uid root")
+            raise ConfigError(
+                f"{folder}: {done.stderr.strip()}",
+                "look at /dev/fuse (crw-rw-rw-) and fusermount (set-uid root)",
+            )
         _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
     fds = array.array("i", ancillary[0][2])
     os.set_inheritable(fds[0], False)

@@ -32,7 +32,8 @@ class Link:
 
 class Folder:
     mode = 0o755
-    changed_s = 0.0  # 0: as the folder above
+    gid: int | None = None  # None: as the folder above
+    changed_s = 0.0  # 0: likewise
 
     def names(self) -> Iterable[str]:
         raise NotImplementedError
@@ -75,8 +76,10 @@ class Collection(Folder):
         make: Callable[[str, Caller], None] | None = None,
         remove: Callable[[str], None] | None = None,
         mode: int = 0o755,
+        gid: int | None = None,
     ) -> None:
-        self._names, self._child, self._make, self._remove, self.mode = names, child, make, remove, mode
+        self._names, self._child, self._make, self._remove = names, child, make, remove
+        self.mode, self.gid = mode, gid
 
     def names(self) -> Iterable[str]:
         return self._names()
@@ -132,7 +135,8 @@ class Tree:
             owner = explicit or owner
             if isinstance(node, Folder) and node.changed_s:
                 changed_s = node.changed_s
-        permission = explicit or Permission(owner.uid, owner.gid, node.mode)
+        gid = node.gid if isinstance(node, Folder) and node.gid is not None else owner.gid
+        permission = explicit or Permission(owner.uid, gid, node.mode)
         return Found(path, node, permission, int(changed_s * 1e9))
 
     def make(self, parent: Found, name: str, caller: Caller, mode: int) -> None:

@@ -1,0 +1,88 @@
+"""Fixtures for every layer: models, kernels without a mount, daemons with one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aiosd.config import Config, load
+from aiosd.kernel import Kernel
+from tests import random_model
+from tests.running import REPOSITORY, Daemon, mounts_work
+
+TINY = REPOSITORY / "models" / "tiny"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if mounts_work():
+        return
+    skip = pytest.mark.skip(reason="needs root and /dev/fuse: run it as root, or see .ci/run")
+    for item in items:
+        if item.get_closest_marker("mount") or item.get_closest_marker("root"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nonsense, but the same nonsense for the same tokens: what exactness is tested with."""
+    return random_model.make(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture
+def make_kernel(tmp_path: Path, random_llama: Path) -> Iterator[Callable[..., Kernel]]:
+    """Kernels on one state folder; `text` is TOML. Not started."""
+    made: list[Kernel] = []
+
+    def make(text: str = "", model: Path = random_llama) -> Kernel:
+        file = tmp_path / "aiosd.toml"
+        file.write_text(text)
+        config: Config = load(file)
+        config = replace(config, daemon=replace(config.daemon, state=str(tmp_path / "state")))
+        made.append(Kernel(config, model))
+        return made[-1]
+
+    yield make
+    for kernel in made:
+        kernel.stop()
+
+
+@pytest.fixture
+def make_daemon(tmp_path: Path, random_llama: Path) -> Iterator[Callable[..., Daemon]]:
+    made: list[Daemon] = []
+
+    def make(config: str = "", model: Path = random_llama, state: Path | None = None) -> Daemon:
+        made.append(Daemon(tmp_path, model, config, state))
+        return made[-1]
+
+    yield make
+    for daemon in made:
+        daemon.clean()
+
+
+@pytest.fixture(scope="session")
+def aios(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon with the built-in model for every test that does not harm it."""
+    folder = tmp_path_factory.mktemp("aios")
+    folder.parent.chmod(0o755)  # other users have to get through to the mount
+    for parent in [folder, *folder.parents][:4]:
+        parent.chmod(0o755)
+    daemon = Daemon(folder, TINY).start()
+    yield daemon
+    assert daemon.stop() == 0
+    assert not (daemon.root / "status").exists()
+    loud = [line for line in daemon.log.read_text().splitlines() if line.startswith(("ERROR", "CRITICAL"))]
+    assert not loud, "unexpected errors in the daemon's log"
+
+
+@pytest.fixture
+def agent(aios: Daemon, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A fresh agent of the shared daemon: its path below the root."""
+    path = f"agents/{re.sub('[^A-Za-z0-9_]', '-', request.node.name)[:60]}"
+    (aios.root / path).mkdir()
+    yield path
+    if (aios.root / path).exists():
+        (aios.root / path).rmdir()

@@ -1,0 +1,117 @@
+"""A real daemon on a private mount, as a test sees it: started, asked through files, killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+START_S = 120.0
+
+
+class Daemon:
+    """`root` is the mount. The log is kept, and read at the end: an unexpected warning fails the test."""
+
+    def __init__(self, folder: Path, model: Path, config: str = "", state: Path | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.root, self.state, self.log = folder / "mnt", state or folder / "state", folder / "log"
+        self._model = model
+        self._config = folder / "aiosd.toml"
+        self._config.write_text(config)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, ready: bool = True) -> Daemon:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "aiosd", "--config", self._config, "--mount", self.root]
+                + ["--state", self.state, "--model", self._model],
+                cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        wait_until(lambda: (self.root / "status").exists() or self._ended(), "the mount")
+        if ready:
+            wait_until(lambda: self.model_state() == "ready", "the model", START_S)
+        return self
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def clean(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.stop()
+        subprocess.run(["umount", "-l", self.root], stderr=subprocess.DEVNULL)
+
+    def read(self, path: str) -> str:
+        return (self.root / path).read_text()
+
+    def write(self, path: str, text: str) -> None:
+        with open(self.root / path, "wb", buffering=0) as file:
+            file.write(text.encode())
+
+    def table(self, path: str) -> dict[str, str]:
+        return dict(line.split(maxsplit=1) for line in self.read(path).splitlines() if " " in line)
+
+    def model_state(self) -> str:
+        return self.read(f"models/{self._model.name}/state").strip()
+
+    def worker_pids(self) -> list[int]:
+        return [int((w / "pid").read_text()) for w in (self.root / "workers").iterdir()]
+
+    def sh(self, script: str, **run: object) -> subprocess.CompletedProcess[str]:
+        """A shell in the mount's root. bash: dash's echo calls every errno "I/O error"."""
+        return subprocess.run(
+            ["bash", "-c", script], cwd=self.root, capture_output=True, text=True, timeout=120, **run
+        )  # type: ignore[call-overload,no-any-return]
+
+    def _ended(self) -> bool:
+        if self.process and self.process.poll() is not None:
+            raise AssertionError(f"the daemon ended:\n{self.log.read_text()}")
+        return False
+
+
+def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
+    """For states that only polling shows; everything else waits on an event."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        try:
+            if condition():
+                return
+        except OSError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not come within {limit_s} s")
+
+
+def together(*jobs: Callable[[], None]) -> None:
+    """Runs all at once; the first failure is raised."""
+    failures: list[BaseException] = []
+
+    def guarded(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:  # noqa: BLE001 - handed to the test's thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def mounts_work() -> bool:
+    return os.geteuid() == 0 and os.path.exists("/dev/fuse")

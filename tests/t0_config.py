@@ -1,0 +1,64 @@
+"""The configuration: defaults, drop-ins, and errors that name file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aiosd.config import load
+from aiosd.errors import ConfigError
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "aiosd.toml"
+    file.write_text(text)
+    return file
+
+
+def test_every_key_has_a_default(tmp_path: Path) -> None:
+    config = load(write(tmp_path, ""))
+    assert config.scheduler.policy == "fifo"
+    assert config.limits.request_bytes == 4 << 20
+
+
+def test_drop_ins_win_in_name_order(tmp_path: Path) -> None:
+    file = write(tmp_path, "[scheduler]\nquantum = 1\n[models.a]\npath = '/a'\n")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d/20.toml").write_text("[scheduler]\nquantum = 3\n")
+    (tmp_path / "conf.d/10.toml").write_text("[scheduler]\nquantum = 2\n[models.b]\npath = '/b'\n")
+    config = load(file)
+    assert config.scheduler.quantum == 3
+    assert set(config.models) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("[limits]\n\nrequest_byte = 1\n", 3, "unknown key 'request_byte'"),
+        ("[limit]\n", 1, r"unknown section \[limit\]"),
+        ("[engine]\nthreads = 'two'\n", 2, "threads is to be a whole number"),
+        ("[engine]\nthreads = true\n", 2, "threads is to be a whole number"),
+        ("[engine]\nkv_bytes = 0\n", 2, "is at least 1"),
+        ("[models.a]\nreplicas = 2\n", 1, "needs a path"),
+        ("[models.a]\npath = '/a'\nreplica = 2\n", 3, "unknown key 'replica'"),
+        ("[daemon]\nlog_level = 'loud'\n", 2, "is one of debug"),
+        ("[scheduler]\npolicy = 'best'\n", 2, "is one of fifo"),
+        ("scheduler = 5\n", 1, "is a section"),
+    ],
+)
+def test_an_error_names_file_and_line(tmp_path: Path, text: str, line: int, reason: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=reason) as caught:
+        load(file)
+    assert f"{file}:{line}:" in str(caught.value)
+
+
+def test_broken_toml_names_file_and_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"aiosd.toml: .*line 2"):
+        load(write(tmp_path, "[limits]\n= 5\n"))
+
+
+def test_a_named_file_has_to_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load(tmp_path / "none.toml")

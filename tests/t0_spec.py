@@ -1,0 +1,142 @@
+"""Requests as bytes: what is accepted, what is refused and with which words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiosd.errors import BadRequest
+from aiosd.sampling import Sampling
+from aiosd.spec import Defaults, NotJson, Spec, parse
+
+DEFAULTS = Defaults(model="m", system="be brief", nice=3, sampling=Sampling(max_tokens=9))
+
+
+def parse_json(**keys: object) -> Spec:
+    document = {"messages": [{"role": "user", "content": "x"}], **keys}
+    return parse(json.dumps(document).encode(), DEFAULTS)
+
+
+def test_text_is_one_user_message_without_its_last_newline() -> None:
+    spec = parse(b"two\nlines\n", DEFAULTS)
+    assert spec.messages == ({"role": "user", "content": "two\nlines"},)
+    assert (spec.model, spec.system, spec.nice, spec.sampling.max_tokens) == ("m", "be brief", 3, 9)
+    assert not spec.json
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"\xff\xfe", "byte 0 is not UTF-8"),
+        (b" \n", "empty"),
+        (b"a\0b", "NUL"),
+        (b"{", "not JSON"),
+        (b"{} x", "not JSON"),
+        (b"{}", "messages is missing"),
+        (b'{"messages":[]}', "messages is missing"),
+        (b'{"messages":[{"role":"robot","content":"x"}]}', r"messages\[0\] needs a role"),
+        (b'{"messages":[{"role":"user","content":5}]}', "content is to be text"),
+        (b'{"messages":[{"role":"user","content":[{"image":1}]}]}', "only text parts"),
+    ],
+)
+def test_a_bad_request_says_what_is_wrong(body: bytes, reason: str) -> None:
+    with pytest.raises(BadRequest, match=reason):
+        parse(body, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temperature", -1),
+        ("temperature", "hot"),
+        ("top_p", 2),
+        ("max_tokens", 0),
+        ("max_tokens", 1.5),
+        ("seed", 1 << 64),
+        ("stop", [""]),
+        ("stop", ["x"] * 17),
+        ("stop", 7),
+        ("nice", 20),
+        ("nice", True),
+        ("n", 2),
+        ("stream", "yes"),
+        ("tools", [{"name": "x"}]),
+        ("tools", {}),
+        ("logprobs", 21),
+        ("model", 5),
+        ("response_format", {"type": "json_schema"}),
+        ("nonsense", 1),
+    ],
+)
+def test_a_bad_parameter_is_refused_by_its_name(key: str, value: object) -> None:
+    if value == {}:
+        value = {"a": 1}
+    with pytest.raises(BadRequest, match=key):
+        parse_json(**{key: value})
+
+
+def test_parameters_of_the_request_win_over_the_agents() -> None:
+    spec = parse_json(max_tokens=5, temperature=1, stop="END", seed=7, nice=-5, model="other", context="c")
+    assert spec.sampling == Sampling(max_tokens=5, temperature=1.0, stop=("END",), seed=7)
+    assert (spec.nice, spec.model, spec.context) == (-5, "other", "c")
+
+
+def test_text_parts_become_one_text_and_developer_is_system() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    spec = parse_json(messages=[{"role": "developer", "content": parts}])
+    assert spec.messages == ({"role": "system", "content": "ab"},)
+
+
+def test_logprobs_are_asked_for_as_openai_does() -> None:
+    assert parse_json().sampling.logprobs is None
+    assert parse_json(logprobs=True).sampling.logprobs == 0
+    assert parse_json(logprobs=True, top_logprobs=4).sampling.logprobs == 4
+    assert parse_json(logprobs=False).sampling.logprobs is None
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_request_or_a_bad_request(body: bytes) -> None:
+    try:
+        parse(body, DEFAULTS)
+    except BadRequest as error:
+        assert str(error)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda c: st.lists(c) | st.dictionaries(st.text(), c),
+)
+
+
+@given(st.dictionaries(st.sampled_from(["messages", "tools", "stop", "seed", "stream", "temperature"]), JSON))
+def test_any_json_is_a_request_or_a_bad_request(document: dict[str, object]) -> None:
+    try:
+        parse(json.dumps(document).encode(), DEFAULTS)
+    except BadRequest as error:
+        assert str(error)
+
+
+@given(st.text(max_size=40), st.integers(0, 200))
+def test_every_beginning_of_a_json_request_is_seen_as_unfinished(text: str, cut: int) -> None:
+    """Else a client that writes in pieces would be refused in the middle."""
+    whole = json.dumps({"messages": [{"role": "user", "content": text}]})
+    part = whole[: 1 + cut % (len(whole) - 1)]
+    if part[-1] in "}\n":  # only then files.Draft asks
+        with pytest.raises(NotJson) as caught:
+            parse(part.encode(), DEFAULTS)
+        assert caught.value.incomplete
+
+
+@pytest.mark.parametrize("body", [b"{nonsense\n", b'{"a" 1}', b'{"messages": }', b"{]}"])
+def test_bytes_that_cannot_become_json_are_not_waited_on(body: bytes) -> None:
+    with pytest.raises(NotJson) as caught:
+        parse(body, DEFAULTS)
+    assert not caught.value.incomplete
+
+
+def test_a_spec_survives_the_store() -> None:
+    spec = parse_json(stop=["a", "b"], tools=[{"type": "function", "function": {"name": "f"}}], deadline_s=3)
+    assert Spec.load(spec.dump()) == spec

@@ -1,0 +1,232 @@
+"""The scheduler over real worker processes, without a mount: exactness, fairness, ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from aiosd.access import Caller, Permission
+from aiosd.admission import Source
+from aiosd.errors import Busy, RequestFailed, StoreFull
+from aiosd.kernel import Kernel
+from aiosd.request import Request, State
+from tests.running import wait_until
+
+ME = Caller(os.getuid(), os.getgid(), os.getpid())
+LONG_S = 120.0
+MakeKernel = Callable[..., Kernel]
+
+
+def ask(kernel: Kernel, text: str, context: str = "", **params: object) -> Request:
+    """Submits through an agent whose params.json are `params`."""
+    name = f"a{len(kernel.agents.names())}"
+    agent = kernel.agents.add(name)
+    kernel.agents.change(agent, params={"ignore_eos": True, **params}, context=context)
+    return kernel.admission.submit(ME, Source(f"/agents/{name}/syscall/llm", agent), text.encode())
+
+
+def ended(request: Request) -> Request:
+    """Waits on the answer itself, as a reader does."""
+    changed = threading.Event()
+    unwatch = request.answer.watch(changed.set)
+    while not request.answer.ended:
+        assert changed.wait(LONG_S), f"request {request.id} is {request.state} still"
+        changed.clear()
+    unwatch()
+    return request
+
+
+PROMPTS = [f"question {i} " + "word " * (i * 7 % 40) for i in range(12)]
+SAMPLINGS = [{}, {"temperature": 1.0, "seed": 11}, {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 5}]
+
+
+@pytest.fixture
+def alone(make_kernel: MakeKernel) -> dict[tuple[int, int], list[int]]:
+    """The tokens of each request when it has the machine to itself."""
+    kernel = make_kernel("[engine]\nmax_running = 1\n")
+    kernel.start()
+    asked = {
+        (i, j): ask(kernel, PROMPTS[i], max_tokens=30 + 5 * i, **SAMPLINGS[j])
+        for i in range(12)
+        for j in range(3)
+    }
+    tokens = {key: ended(request).tokens for key, request in asked.items()}
+    kernel.stop()
+    return tokens
+
+
+def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(
+    make_kernel: MakeKernel, alone: dict[tuple[int, int], list[int]]
+) -> None:
+    kernel = make_kernel("[engine]\nmax_running = 5\n[scheduler]\npolicy = 'rr'\nquantum = 4\n")
+    kernel.start()
+    asked = {
+        (i, j): ask(kernel, PROMPTS[i], max_tokens=30 + 5 * i, **SAMPLINGS[j])
+        for i in range(12)
+        for j in range(3)
+    }
+    for key, request in asked.items():
+        assert ended(request).state is State.DONE
+        assert request.tokens == alone[key], key
+    assert sum(r.preemptions for r in asked.values()) > 36
+
+
+def test_tokens_stay_the_same_when_preemption_loses_the_kv(
+    make_kernel: MakeKernel, alone: dict[tuple[int, int], list[int]]
+) -> None:
+    """So little KV memory that a preempted request's blocks are taken by others."""
+    kernel = make_kernel(
+        "[engine]\nmax_running = 3\nkv_bytes = 400000\n[scheduler]\npolicy = 'rr'\nquantum = 9\n"
+    )
+    kernel.start()
+    asked = {
+        key: ask(kernel, PROMPTS[key[0]], max_tokens=30 + 5 * key[0], **SAMPLINGS[key[1]]) for key in alone
+    }
+    for key, request in asked.items():
+        assert ended(request).tokens == alone[key], key
+
+
+def test_a_killed_worker_is_replaced_and_its_requests_go_on_with_the_right_tokens(
+    make_kernel: MakeKernel, alone: dict[tuple[int, int], list[int]]
+) -> None:
+    kernel = make_kernel("[engine]\nmax_running = 5\n")
+    kernel.start()
+    asked = {
+        key: ask(kernel, PROMPTS[key[0]], max_tokens=30 + 5 * key[0], **SAMPLINGS[key[1]]) for key in alone
+    }
+    wait_until(lambda: any(len(r.tokens) > 5 for r in asked.values()), "the first tokens", LONG_S)
+    os.kill(kernel.scheduler.pool.workers()[0].process.pid, signal.SIGKILL)
+    for key, request in asked.items():
+        assert ended(request).state is State.DONE
+        assert request.tokens == alone[key], key
+    assert kernel.scheduler.pool.restarts == 1
+
+
+def test_a_request_that_kills_its_workers_is_failed_and_others_are_not(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel("[engine]\nmax_running = 1\n[limits]\nworker_deaths_per_request = 1\n")
+    kernel.start()
+    poisoned = ask(kernel, "poison", max_tokens=900)
+    innocent = ask(kernel, "hello", max_tokens=5)
+    for deaths in (1, 2):
+        seen = len(poisoned.tokens)
+        wait_until(lambda n=seen: len(poisoned.tokens) > n, "tokens", LONG_S)  # type: ignore[misc]
+        os.kill(kernel.scheduler.pool.workers()[0].process.pid, signal.SIGKILL)
+        wait_until(lambda n=deaths: poisoned.worker_deaths == n, "the death", LONG_S)  # type: ignore[misc]
+    assert ended(poisoned).state is State.FAILED
+    assert "2 workers died" in poisoned.error
+    assert ended(innocent).state is State.DONE
+
+
+def test_turns_of_one_context_run_one_after_the_other_and_are_kept(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.add_context("talk", ME)
+    kernel.permissions.set("/contexts/talk", Permission(ME.uid, ME.gid, 0o700))
+    kernel.start()
+    turns = [ask(kernel, f"turn {i}", context="talk", max_tokens=6) for i in range(4)]
+    for request in turns:
+        assert ended(request).state is State.DONE
+    said = kernel.contexts.messages(kernel.contexts.get("talk"))
+    assert [m["role"] for m in said] == ["user", "assistant"] * 4
+    assert [m["content"] for m in said[::2]] == [f"turn {i}" for i in range(4)]
+    assert [m["content"] for m in said[1::2]] == [r.text for r in turns]
+    lengths = [r.usage.prompt_tokens for r in turns]
+    assert lengths == sorted(set(lengths)), "each turn sees those before it"
+
+
+def test_a_cancelled_turn_leaves_no_trace_and_lets_the_next_one_go(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.add_context("talk", ME)
+    kernel.permissions.set("/contexts/talk", Permission(ME.uid, ME.gid, 0o700))
+    kernel.start()
+    first = ask(kernel, "first", context="talk", max_tokens=900)
+    second = ask(kernel, "second", context="talk", max_tokens=3)
+    wait_until(lambda: bool(first.tokens), "a token", LONG_S)
+    assert kernel.scheduler.cancel(first)
+    assert not kernel.scheduler.cancel(first), "a request ends once"
+    with pytest.raises(RequestFailed):
+        first.answer.read(1, 1 << 20)
+    assert ended(second).state is State.DONE
+    said = kernel.contexts.messages(kernel.contexts.get("talk"))
+    assert [m["content"] for m in said] == ["second", second.text]
+
+
+def test_requests_survive_the_daemon(
+    make_kernel: MakeKernel, alone: dict[tuple[int, int], list[int]]
+) -> None:
+    """Some run, some wait when it stops; the next one ends them all, with the right tokens."""
+    before = make_kernel("[engine]\nmax_running = 2\n")
+    before.start()
+    ids = {
+        key: ask(before, PROMPTS[key[0]], max_tokens=30 + 5 * key[0], **SAMPLINGS[key[1]]).id
+        for key in list(alone)[:9]
+    }
+    wait_until(lambda: before.scheduler.counters["tokens"] > 10, "tokens", LONG_S)
+    before.stop()
+    after = make_kernel()
+    unfinished = {r.id: r for r in after.store.unfinished()}
+    assert unfinished
+    after.start()
+    for key, id in ids.items():
+        request = ended(after.admission.get(id))
+        assert request.state is State.DONE
+        if request.tokens:  # ended by this daemon; the text of the others is in the store
+            assert request.tokens == alone[key]
+
+
+def test_ids_are_never_used_twice_even_when_their_agent_is_gone(make_kernel: MakeKernel) -> None:
+    before = make_kernel()
+    last = ask(before, "x").id
+    before.remove_agent("a0")
+    before.stop()
+    assert make_kernel().scheduler.new_id() > last
+
+
+def test_a_user_at_his_bound_is_told_to_try_again(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel("[limits]\nqueued_requests_per_user = 3\n")
+    for _ in range(3):
+        ask(kernel, "x")
+    with pytest.raises(Busy, match="3 requests of yours"):
+        ask(kernel, "x")
+
+
+def test_a_full_disk_refuses_before_anything_is_accepted(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel("[limits]\ndisk_reserve_bytes = 9000000000000000000\n")
+    with pytest.raises(StoreFull, match="the disk is full"):
+        ask(kernel, "x")
+    assert kernel.scheduler.unfinished() == []
+
+
+def test_a_paused_agent_waits_and_others_go_on(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    agent = kernel.agents.add("slow")
+    kernel.pause(agent, True)
+    kernel.start()
+    held = kernel.admission.submit(ME, Source("/agents/slow/syscall/llm", agent), b"x")
+    assert ended(ask(kernel, "y", max_tokens=3)).state is State.DONE
+    assert held.state is State.QUEUED
+    kernel.pause(agent, False)
+    assert ended(held).state is State.DONE
+
+
+def test_a_prompt_too_long_for_its_model_fails_with_the_numbers(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    request = ended(ask(kernel, "word " * 2000))
+    assert request.state is State.FAILED
+    assert "1024" in request.error
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_requests_with_the_reason(
+    make_kernel: MakeKernel,
+) -> None:
+    kernel = make_kernel("[models.broken]\npath = '/nonexistent/model'\n")
+    agent = kernel.agents.add("a")
+    kernel.agents.change(agent, model="broken")
+    kernel.start()
+    request = kernel.admission.submit(ME, Source("/agents/a/syscall/llm", agent), b"x")
+    assert ended(request).state is State.FAILED
+    assert "/nonexistent/model" in request.error

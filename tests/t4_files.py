@@ -1,0 +1,331 @@
+"""The real mount with the built-in model: what shells and programs do with the files."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.running import Daemon, together, wait_until
+
+pytestmark = [pytest.mark.mount]
+SLOW = '{"max_tokens": 1500, "ignore_eos": true}'  # goes on for seconds
+
+
+def blocked(pid: int) -> bool:
+    """Asleep in a read(2) that waits for the daemon's answer."""
+    return Path(f"/proc/{pid}/wchan").read_text() == "request_wait_answer"
+
+
+def ask(aios: Daemon, agent: str, text: str) -> str:
+    """A private transaction."""
+    fd = os.open(aios.root / agent / "syscall/llm", os.O_RDWR)
+    try:
+        os.write(fd, text.encode())
+        answer = b""
+        while data := os.read(fd, 4096):
+            answer += data
+        return answer.decode()
+    finally:
+        os.close(fd)
+
+
+def test_echo_asks_and_cat_answers(aios: Daemon, agent: str) -> None:
+    done = aios.sh(
+        f'echo "Repeat: mango" > {agent}/syscall/llm; cat {agent}/syscall/llm; cat {agent}/syscall/llm'
+    )
+    assert done.stdout == "mango\nmango\n", "reading does not consume"
+    assert done.stderr == ""
+    assert aios.table(f"{agent}/usage")["requests"] == "1"
+    assert aios.read(f"{agent}/requests/latest/response") == "mango\n"
+    assert (aios.root / agent / "requests/latest/response").stat().st_size == 6
+
+
+def test_a_shell_has_a_private_transaction_on_one_descriptor(aios: Daemon, agent: str) -> None:
+    done = aios.sh(
+        f'exec 3<>{agent}/syscall/llm; echo "Repeat: kiwi" >&3; cat <&3; echo "Repeat: fig" >&3; cat <&3'
+    )
+    assert done.stdout == "kiwi\nfig\n"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "{{ printf 'Repeat: '; echo plum; }} > {llm}",
+        "printf 'Repeat: plum' | tee {llm} > /dev/null",
+        "printf 'Repeat: plum' > $TMP && cp $TMP {llm}",
+        "printf 'Repeat: plum' | dd bs=1 of={llm} status=none",
+        "exec 4>{llm}; printf 'Repeat: ' >&4; echo plum >&4; exec 4>&-",
+        "(printf 'Repeat: '; sh -c 'echo plum') >> {llm}",
+        'python3 -c \'open("{llm}", "w").write("Repeat: plum")\'',
+        "printf 'Repeat: plum' | sh -c 'cat > {llm}'",
+    ],
+)
+def test_every_tool_writes_one_request(aios: Daemon, agent: str, script: str, tmp_path: Path) -> None:
+    done = aios.sh(
+        script.format(llm=f"{agent}/syscall/llm") + f"; cat {agent}/syscall/llm",
+        env={**os.environ, "TMP": str(tmp_path / "x")},
+    )
+    assert done.stdout == "plum\n", done.stderr
+    assert aios.table(f"{agent}/usage")["requests"] == "1"
+
+
+def test_json_in_json_out(aios: Daemon, agent: str) -> None:
+    request = {"messages": [{"role": "user", "content": "Repeat: lime"}], "logprobs": True, "top_logprobs": 2}
+    answer = json.loads(ask(aios, agent, json.dumps(request)))
+    [choice] = answer["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "lime"}
+    assert choice["finish_reason"] == "stop"
+    tokens = choice["logprobs"]["content"]
+    assert "".join(t["token"] for t in tokens).startswith("lime")
+    assert all(len(t["top_logprobs"]) == 2 and t["logprob"] <= 0 for t in tokens)
+    assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] + len(tokens)
+
+
+def test_a_json_stream_adds_up_to_the_answer(aios: Daemon, agent: str) -> None:
+    request = {"messages": [{"role": "user", "content": "Repeat: Paris London Rome"}], "stream": True}
+    chunks = [json.loads(line) for line in ask(aios, agent, json.dumps(request)).splitlines()]
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == "Paris London Rome"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert len(chunks) > 2
+
+
+def test_the_answer_streams_while_it_is_made(aios: Daemon, agent: str) -> None:
+    aios.write(f"{agent}/params.json", SLOW)
+    fd = os.open(aios.root / agent / "syscall/llm", os.O_RDWR)
+    os.write(fd, b"Hello")
+    os.read(fd, 1)
+    assert aios.read(f"{agent}/state") == "running\n", "the first byte is there before the last"
+    os.close(fd)
+    wait_until(lambda: aios.read(f"{agent}/requests/latest/state") == "cancelled\n", "the cancel")
+
+
+def test_pread_at_any_offset(aios: Daemon, agent: str) -> None:
+    assert ask(aios, agent, "Repeat: abcdef") == "abcdef\n"
+    fd = os.open(aios.root / agent / "syscall/llm", os.O_RDONLY)
+    assert os.pread(fd, 3, 2) == b"cde"
+    assert os.pread(fd, 100, 0) == b"abcdef\n"
+    assert os.pread(fd, 100, 7) == b""
+    assert os.pread(fd, 100, 1 << 40) == b""
+    os.close(fd)
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_reader_killed_while_blocked_exits_at_once(aios: Daemon, agent: str, signal_: int) -> None:
+    aios.write(f"{agent}/ctl", "pause")
+    aios.write(f"{agent}/syscall/llm", "Hello")
+    reader = subprocess.Popen(["cat", aios.root / agent / "syscall/llm"], stdout=subprocess.PIPE)
+    wait_until(lambda: blocked(reader.pid), "the block")
+    began = time.monotonic()
+    reader.send_signal(signal_)
+    reader.wait(5)
+    assert time.monotonic() - began < 1.0  # 0.1 s on a quiet machine; what is tested is that it does not wait
+    assert aios.read(f"{agent}/requests/latest/state") == "queued\n", "closing a reader cancels nothing"
+
+
+def test_a_killed_private_client_frees_its_request(aios: Daemon, agent: str) -> None:
+    aios.write(f"{agent}/params.json", SLOW)
+    llm = aios.root / agent / "syscall/llm"
+    client = subprocess.Popen(["sh", "-c", f"exec 3<>{llm}; echo Hello >&3; cat <&3 >/dev/null"])
+    wait_until(lambda: aios.read(f"{agent}/state") == "running\n", "its start")
+    subprocess.run(["pkill", "-KILL", "-P", str(client.pid)])
+    client.kill()
+    client.wait()
+    wait_until(lambda: aios.read(f"{agent}/requests/latest/state") == "cancelled\n", "the cancel")
+
+
+def test_nonblocking_reads_poll_and_epoll(aios: Daemon, agent: str) -> None:
+    aios.write(f"{agent}/ctl", "pause")
+    fd = os.open(aios.root / agent / "syscall/llm", os.O_RDWR | os.O_NONBLOCK)
+    os.write(fd, b"Repeat: pear")
+    with pytest.raises(BlockingIOError):
+        os.read(fd, 100)
+    poll, epoll = select.poll(), select.epoll()
+    poll.register(fd, select.POLLIN)
+    epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+    assert poll.poll(0) == []
+    assert epoll.poll(0) == []
+    threading.Timer(0.2, lambda: aios.write(f"{agent}/ctl", "resume")).start()
+    assert poll.poll(20000), "poll(2) sleeps until there is something"
+    assert epoll.poll(20)
+    answer = b""
+    while not answer.endswith(b"\n"):
+        try:
+            answer += os.read(fd, 100)
+        except BlockingIOError:
+            poll.poll(20000)
+    assert answer == b"pear\n"
+    os.close(fd)
+
+
+def test_one_asyncio_thread_waits_on_many_requests(aios: Daemon, agent: str) -> None:
+    async def one(i: int) -> str:
+        fd = os.open(aios.root / agent / "syscall/llm", os.O_RDWR | os.O_NONBLOCK)
+        os.write(fd, f"Repeat: word{i}".encode())
+        loop, answer = asyncio.get_running_loop(), b""
+        while not answer.endswith(b"\n"):
+            ready = asyncio.Event()
+            loop.add_reader(fd, ready.set)
+            await ready.wait()
+            loop.remove_reader(fd)
+            try:
+                answer += os.read(fd, 4096)
+            except BlockingIOError:
+                continue
+        os.close(fd)
+        return answer.decode()
+
+    async def all_of_them() -> list[str]:
+        return await asyncio.wait_for(asyncio.gather(*(one(i) for i in range(40))), 60)
+
+    alone = [ask(aios, agent, f"Repeat: word{i}") for i in range(40)]
+    assert asyncio.run(all_of_them()) == alone
+
+
+def test_64_shell_clients_at_once_each_get_their_own_answer(aios: Daemon, agent: str) -> None:
+    """The right one is what the same question gets when nobody else asks."""
+    words = ["Paris", "London", "Rome", "Berlin", "Madrid", "Oslo", "Lima", "Cairo"]
+    questions = [f"Repeat: {one} {other}" for one in words for other in words]
+    alone = {i: ask(aios, agent, question) for i, question in enumerate(questions)}
+    assert len(set(alone.values())) > 30, "the answers tell the questions apart"
+    answers: dict[int, str] = {}
+
+    def client(i: int) -> None:
+        llm = f"agents/c{i}/syscall/llm"
+        done = aios.sh(f'mkdir agents/c{i}; echo "{questions[i]}" > {llm}; cat {llm}; rmdir agents/c{i}')
+        answers[i] = done.stdout
+        assert done.stderr == ""
+
+    together(*(lambda i=i: client(i) for i in range(64)))  # type: ignore[misc]
+    assert answers == alone
+
+
+def test_a_conversation_remembers(aios: Daemon, agent: str) -> None:
+    (aios.root / "contexts/talk").mkdir()
+    try:
+        aios.write(f"{agent}/context", "talk")
+        ask(aios, agent, "My name is Ada.")
+        assert "Ada" in ask(aios, agent, "What is my name?")
+        lines = [json.loads(line) for line in aios.read("contexts/talk/messages.jsonl").splitlines()]
+        assert [m["role"] for m in lines] == ["user", "assistant"] * 2
+        assert int(aios.read("contexts/talk/tokens")) > 10
+        assert aios.read("contexts/talk/state") == "resident\n"
+        assert aios.sh("> contexts/talk/messages.jsonl").returncode == 0
+        assert aios.read("contexts/talk/messages.jsonl") == ""
+    finally:
+        (aios.root / "contexts/talk").rmdir()
+
+
+def test_a_request_allocated_by_new_is_used_by_its_id(aios: Daemon, agent: str) -> None:
+    done = aios.sh(
+        f"id=$(cat {agent}/requests/new); echo 'Repeat: date' > {agent}/requests/$id/request;"
+        f"cat {agent}/requests/$id/response {agent}/requests/$id/state;"
+        f"readlink {agent}/requests/latest; echo $id"
+    )
+    answer, state, latest, id = done.stdout.split()
+    assert (answer, state, latest) == ("date", "done", id)
+
+
+def test_a_running_request_is_cancelled_and_its_reader_told(aios: Daemon, agent: str) -> None:
+    aios.write(f"{agent}/params.json", SLOW)
+    aios.write(f"{agent}/syscall/llm", "Hello")
+    id = os.readlink(aios.root / agent / "requests/latest")
+    threading.Timer(0.3, lambda: aios.write(f"{agent}/requests/{id}/ctl", "cancel")).start()
+    done = aios.sh(f"cat {agent}/syscall/llm")
+    assert done.returncode == 1
+    assert "Input/output error" in done.stderr
+    assert aios.read(f"{agent}/requests/{id}/error") == "cancelled\n"
+    assert "cancelled" in aios.read(f"{agent}/log.jsonl")
+
+
+def test_rmdir_ends_an_agent_under_a_blocked_reader(aios: Daemon, agent: str) -> None:
+    aios.write(f"{agent}/ctl", "pause")
+    aios.write(f"{agent}/syscall/llm", "Hello")
+    reader = subprocess.Popen(["cat", aios.root / agent / "syscall/llm"], stderr=subprocess.PIPE)
+    wait_until(lambda: blocked(reader.pid), "the block")
+    (aios.root / agent).rmdir()
+    assert reader.wait(5) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("head -c 1000 /dev/urandom > {llm}", "Invalid argument"),
+        ("echo > {llm}", "Invalid argument"),
+        ("head -c 100000000 /dev/zero | tr '\\0' x > {llm}", "File too large"),
+        ("echo nosuch > {agent}/model", "Invalid argument"),
+        (
+            """echo '{{"messages":[{{"role":"user","content":"x"}}],"model":"nosuch"}}' > {llm}""",
+            "No such file",
+        ),
+        ("echo 77 > {agent}/nice", "Invalid argument"),
+        ("rm -f {agent}/state", "Operation not permitted"),
+        ("mv {agent} agents/else", "Operation not permitted"),
+        ("touch {agent}/new", "Operation not permitted"),
+        ("mkdir {agent}/new", "Operation not permitted"),
+        ("mkdir agents/.hidden", "Invalid argument"),
+        ("ln -s /etc/passwd {agent}/x", "Operation not permitted"),
+        ("cat {agent}/ctl", "Operation not permitted"),
+        ("cat {agent}/requests/99999/state", "No such file"),
+    ],
+)
+def test_misuse_gets_an_errno_at_the_call(aios: Daemon, agent: str, script: str, words: str) -> None:
+    done = aios.sh(script.format(agent=agent, llm=f"{agent}/syscall/llm"))
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert aios.table("status")["state"] == "running"
+    assert aios.table(f"{agent}/usage")["requests"] == "0"
+
+
+def test_garbage_names_and_calls_leave_the_daemon_alive(aios: Daemon, agent: str) -> None:
+    root = os.fsencode(aios.root)
+    for name in (b"\xff\xfe", b"a" * 300, b"x\ny"):
+        with pytest.raises(OSError):
+            os.stat(root + b"/agents/" + name)
+        with pytest.raises(OSError):
+            os.mkdir(root + b"/agents/" + name)
+    fd = os.open(aios.root / agent / "nice", os.O_RDWR)
+    for call in (lambda: os.pread(fd, 10, 1 << 62), lambda: os.ftruncate(fd, 1 << 40), lambda: os.fsync(fd)):
+        try:
+            call()
+        except OSError as error:
+            assert error.errno in (errno.EINVAL, errno.EFBIG, errno.EPERM)
+    os.close(fd)
+    assert aios.read("version")
+
+
+def test_the_policy_is_switched_live_and_nothing_is_lost(aios: Daemon, agent: str) -> None:
+    alone = [ask(aios, agent, f"Repeat: item{i}") for i in range(30)]
+    answers: dict[int, str] = {}
+
+    def client(i: int) -> None:
+        answers[i] = ask(aios, agent, f"Repeat: item{i}")
+
+    def switch() -> None:
+        for name in ("rr", "fifo") * 10:
+            aios.write("scheduler/policy", name)
+            time.sleep(0.02)
+
+    aios.write("scheduler/quantum", "2")
+    try:
+        together(switch, *(lambda i=i: client(i) for i in range(30)))  # type: ignore[misc]
+    finally:
+        aios.write("scheduler/policy", "fifo")
+    assert answers == dict(enumerate(alone))
+
+
+def test_the_daemon_is_small_and_never_imports_torch(aios: Daemon) -> None:
+    assert aios.process is not None
+    status = Path(f"/proc/{aios.process.pid}/status").read_text()
+    rss_kb = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    assert rss_kb < 60 * 1024
+    assert "torch" not in Path(f"/proc/{aios.process.pid}/maps").read_text()

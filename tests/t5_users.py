@@ -1,0 +1,119 @@
+"""Two real users on the real mount: what is private, what can be shared, what nobody can take."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.running import Daemon
+
+pytestmark = [pytest.mark.mount, pytest.mark.root]
+ALICE, BOB, STAFF = 61001, 61002, 61100
+
+
+def as_user(aios: Daemon, uid: int, script: str, *, groups: str = "") -> subprocess.CompletedProcess[str]:
+    who = [
+        "--reuid",
+        str(uid),
+        "--regid",
+        str(uid),
+        *(["--groups", groups] if groups else ["--clear-groups"]),
+    ]
+    return subprocess.run(
+        ["setpriv", *who, "bash", "-c", script], cwd=aios.root, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.fixture
+def ada(aios: Daemon) -> Iterator[str]:
+    """An agent of alice's."""
+    done = as_user(aios, ALICE, "mkdir agents/ada && mkdir contexts/chat && echo chat > agents/ada/context")
+    assert done.returncode == 0, done.stderr
+    yield "agents/ada"
+    (aios.root / "agents/ada").rmdir()
+    (aios.root / "contexts/chat").rmdir()
+
+
+def test_an_agent_belongs_to_who_made_it(aios: Daemon, ada: str) -> None:
+    status = (aios.root / ada).stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (ALICE, ALICE, 0o700)
+    asked = as_user(aios, ALICE, f"echo 'Repeat: mango' > {ada}/syscall/llm; cat {ada}/syscall/llm")
+    assert asked.stdout == "mango\n"
+    assert "61001" in as_user(aios, BOB, f"echo paused > {ada}/ctl; cat status; stat -c %u {ada}").stdout
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "ls agents/ada",
+        "cat agents/ada/state",
+        "echo hi > agents/ada/syscall/llm",
+        "cat agents/ada/requests/latest/response",
+        "cat agents/ada/log.jsonl",
+        "rmdir agents/ada",
+        "chmod 777 agents/ada",
+        "chown $UID agents/ada",
+        "cat contexts/chat/messages.jsonl",
+        "rmdir contexts/chat",
+        "echo rr > scheduler/policy",
+        "echo 5 > scheduler/quantum",
+        "mkdir models/mine",
+        "echo unload > models/tiny/ctl",
+        "echo restart > workers/0/ctl",
+        "mkdir agents/mine; echo chat > agents/mine/context",
+    ],
+)
+def test_another_user_gets_nothing(aios: Daemon, ada: str, script: str) -> None:
+    done = as_user(aios, BOB, script)
+    as_user(aios, BOB, "rmdir agents/mine 2>/dev/null")
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert "Permission denied" in done.stderr or "not permitted" in done.stderr
+
+
+def test_a_context_named_in_a_request_is_checked_as_a_path_is(aios: Daemon, ada: str) -> None:
+    request = '{"messages":[{"role":"user","content":"x"}],"context":"chat"}'
+    done = as_user(
+        aios, BOB, f"mkdir agents/b; echo '{request}' > agents/b/syscall/llm; echo $?; rmdir agents/b"
+    )
+    assert done.stdout == "1\n"
+    assert "Permission denied" in done.stderr
+
+
+def test_a_group_is_let_in_by_chgrp_and_chmod_and_out_again(aios: Daemon, ada: str) -> None:
+    share = f"chgrp {STAFF} {ada}{{,/syscall/llm}}; chmod 750 {ada}; chmod 660 {ada}/syscall/llm"
+    assert as_user(aios, ALICE, share, groups=str(STAFF)).returncode == 0
+    asking = f"exec 3<>{ada}/syscall/llm; echo 'Repeat: fig' >&3 && cat <&3"
+    assert as_user(aios, BOB, asking, groups=str(STAFF)).returncode != 0, "her context is not shared"
+    assert as_user(aios, ALICE, f"echo > {ada}/context").returncode == 0
+    assert as_user(aios, BOB, asking, groups=str(STAFF)).stdout == "fig\n"
+    assert as_user(aios, BOB, asking).returncode != 0, "without the group"
+    assert as_user(aios, ALICE, f"chmod 700 {ada}").returncode == 0
+    assert as_user(aios, BOB, asking, groups=str(STAFF)).returncode != 0
+
+
+def test_a_model_is_used_by_who_has_x_on_it(aios: Daemon) -> None:
+    asking = "exec 3<>models/tiny/llm && echo 'Repeat: fig' >&3 && cat <&3"
+    assert as_user(aios, BOB, asking).stdout == "fig\n"
+    (aios.root / "models/tiny").chmod(0o750)
+    try:
+        assert as_user(aios, BOB, asking).returncode != 0
+        done = as_user(aios, BOB, "mkdir agents/b; echo hi > agents/b/syscall/llm; echo $?; rmdir agents/b")
+        assert done.stdout == "1\n"
+        assert "Permission denied" in done.stderr
+    finally:
+        (aios.root / "models/tiny").chmod(0o755)
+
+
+def test_root_sees_all(aios: Daemon, ada: str) -> None:
+    assert aios.read(f"{ada}/state") == "idle\n"
+    assert aios.sh(f"ls {ada}/requests").returncode == 0
+
+
+def test_the_queue_shows_that_others_wait_and_not_what_they_ask(aios: Daemon, ada: str) -> None:
+    as_user(aios, ALICE, f"echo pause > {ada}/ctl; echo 'my secret' > {ada}/syscall/llm")
+    seen = as_user(aios, BOB, "cat scheduler/queue").stdout
+    assert "ada" in seen
+    assert "secret" not in seen
