@@ -1,0 +1,289 @@
+"""What man/ and docs/ say exists, and what exists is said there."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import aiosd
+from aiosd import __main__ as daemon
+from aiosd import ctl, spec
+from aiosd.access import Caller
+from aiosd.config import Config, Daemon, ModelConfig
+from aiosd.fs import layout
+from aiosd.fs.files import AnswerFile, Control, File, Lines, Text, Transaction, Value
+from aiosd.fs.tree import Folder, Link, Node
+from aiosd.kernel import Kernel
+from aiosd.pool import Worker
+from aiosd.request import Request
+
+ROOT = Path(__file__).parent.parent
+MAN, DOCS = ROOT / "man", ROOT / "docs"
+PAGES = sorted(page.name for page in MAN.iterdir())
+MARKDOWN = [path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if path.exists()]
+CODE_NAME = re.compile(r"`(aiosd(?:\.\w+)+)`")
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+ESCAPES = {r"\-": "-", r"\(dq": '"', r"\(aq": "'", r"\(ti": "~", r"\(ha": "^", r"\&": "", r"\fB": "",
+           r"\fI": "", r"\fR": "", r"\fP": ""}  # fmt: skip
+
+
+# man pages
+
+
+def plain(text: str) -> str:
+    """A roff text line, or the arguments of a font macro, as they are read."""
+    for escape, character in ESCAPES.items():
+        text = text.replace(escape, character)
+    return text
+
+
+def tag(line: str) -> str:
+    """`.BR key " = 1"` → `key = 1`."""
+    macro, *words = re.findall(r'"[^"]*"|\S+', line)
+    joint = " " if macro in (".B", ".I") else ""
+    return plain(joint.join(word.strip('"') for word in words))
+
+
+def tags(page: str, section: str = "") -> Iterator[tuple[str, str]]:
+    """(subsection, tag) of each .TP and .TQ, of one section or of all."""
+    lines = (MAN / page).read_text().splitlines()
+    now = subsection = ""
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith(".SH"):
+            now, subsection = plain(line[3:].strip(' "')), ""
+        elif line.startswith(".SS"):
+            subsection = plain(line[3:].strip(' "'))
+        elif line in (".TP", ".TQ") and section in ("", now):
+            yield subsection, tag(following)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_has_the_head_it_is_found_by(page: str) -> None:
+    name, _, section = page.rpartition(".")
+    text = (MAN / page).read_text()
+    title, number, date, source, *_ = shlex.split(plain(text.splitlines()[0]).removeprefix(".TH "))
+    assert (title, number, source) == (name.upper(), section, f"aiosd {aiosd.__version__}")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", date)
+    assert plain(text.split(".SH NAME\n")[1]).startswith(f"{name} - ")
+    assert ".SH SEE ALSO" in text.replace('"', "")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_that_a_page_of_ours_points_to_is_there(page: str) -> None:
+    lines = map(plain, (MAN / page).read_text().splitlines())
+    named = {found[1] + "." + found[2] for line in lines if (found := OURS.match(line))}
+    assert named
+    assert named <= set(PAGES)
+
+
+OURS = re.compile(r"\.BR (aios[\w.-]*) \((\d)\)")
+
+
+# aiosd.toml(5)
+
+
+def default(field: Field[Any]) -> object:
+    return "(required)" if field.default is MISSING else field.default
+
+
+def test_aiosd_toml_5_has_every_key_and_its_default() -> None:
+    documented = {}
+    for section, text in tags("aiosd.toml.5"):
+        key, _, value = text.partition(" ")
+        documented[section, key] = tomllib.loads(text)[key] if value.startswith("=") else value
+    config = Config()
+    sections: dict[str, Any] = {f"[{f.name}]": getattr(config, f.name) for f in fields(Config)}
+    del sections["[models]"]
+    expected = {(s, f.name): getattr(now, f.name) for s, now in sections.items() for f in fields(now)}
+    expected |= {("[models.NAME]", f.name): default(f) for f in fields(ModelConfig)}
+    assert documented == expected
+
+
+def test_the_example_of_aiosd_toml_5_is_a_configuration(tmp_path: Path) -> None:
+    example = (MAN / "aiosd.toml.5").read_text().partition(".SH EXAMPLES\n.EX\n")[2].partition(".EE")[0]
+    file = tmp_path / "aiosd.toml"
+    file.write_text(plain(example))
+    loaded = aiosd.config.load(file)
+    assert loaded.models
+    assert loaded.scheduler != Config().scheduler
+
+
+# commands
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    return {name for action in parser._actions for name in action.option_strings}
+
+
+def commands(parser: argparse.ArgumentParser, before: str = "") -> dict[str, argparse.ArgumentParser]:
+    """The leaves: what can be run."""
+    groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not groups:
+        return {before.strip(): parser}
+    return {
+        name: leaf
+        for verb, below in groups[0].choices.items()
+        for name, leaf in commands(below, f"{before}{verb} ").items()
+    }
+
+
+def test_aiosctl_1_has_every_command_and_option() -> None:
+    documented = {re.split(r" [A-Z\[]", text)[0] for _, text in tags("aiosctl.1", "COMMANDS")}
+    leaves = commands(ctl.arguments())
+    assert documented == set(leaves)
+    text = plain((MAN / "aiosctl.1").read_text())
+    for parser in (ctl.arguments(), *leaves.values()):
+        for option in options(parser):
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", text), option
+
+
+def test_aiosd_8_has_every_option() -> None:
+    documented = {word for _, text in tags("aiosd.8", "OPTIONS") for word in re.findall(r"--?[a-z]+", text)}
+    assert documented == options(daemon.arguments())
+
+
+def test_the_completion_knows_every_command() -> None:
+    text = (ROOT / "completions" / "aiosctl.bash").read_text()
+    for name in commands(ctl.arguments()):
+        for word in name.split():
+            assert re.search(rf"\b{word}\b", text), name
+
+
+# aios(7)
+
+KINDS: dict[type[Node], set[str]] = {
+    Folder: {"folder"}, Link: {"link"}, Text: {"text", "table", "JSON"}, Value: {"value", "prose"},
+    Control: {"ctl"}, Lines: {"JSON lines"}, AnswerFile: {"answer"}, Transaction: {"transaction"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[Kernel]:
+    """One object of each kind, and nothing started. The group root exists everywhere."""
+    kernel = Kernel(Config(daemon=Daemon(state=str(tmp_path), group="root")), tmp_path / "NAME")
+    caller = Caller(0, 0, 1)
+    kernel.add_agent("NAME", caller)
+    kernel.add_context("NAME", caller)
+    asked = spec.parse(b"Who are you?", spec.Defaults("NAME"))
+    kernel.store.add_request(Request(kernel.scheduler.new_id(), 0, "NAME", "/", asked))
+    workers = kernel.scheduler.pool._workers
+    workers[0] = Worker(0, kernel.models.get("NAME"), cast(Any, None), cast(Any, None))
+    yield kernel
+    workers.clear()
+    kernel.stop()
+
+
+def walk(path: str, folder: Folder) -> Iterator[tuple[str, Node]]:
+    for name in folder.names():
+        node = folder.child(name)
+        assert node is not None
+        below = path + re.sub(r"^\d+$", "N" if path == "workers/" else "ID", name)
+        yield below, node
+        if isinstance(node, Folder):
+            yield from walk(below + "/", node)
+
+
+def documented_tree() -> dict[str, tuple[str, int]]:
+    found = {}
+    for folder, text in tags("aios.7"):
+        if match := re.fullmatch(r"(\S+) \(([\w ]+), (\d{4})\)", text):
+            found[folder.lstrip("/") + match[1]] = match[2], int(match[3], 8)
+    return found
+
+
+def test_aios_7_has_every_name_with_its_kind_and_mode(kernel: Kernel) -> None:
+    root = layout.build(kernel).find("/").node
+    assert isinstance(root, Folder)
+    tree = {path: node for path, node in walk("", root) if Path(path).name not in ("NAME", "ID", "N")}
+    documented = documented_tree()
+    assert set(documented) == set(tree)
+    for path, node in tree.items():
+        kind, mode = documented[path]
+        assert kind in next(kinds for type_, kinds in KINDS.items() if isinstance(node, type_)), path
+        assert isinstance(node, (File, Folder, Link))
+        assert mode == node.mode, path
+
+
+def test_a_request_that_is_not_written_yet_has_no_name_of_its_own(kernel: Kernel) -> None:
+    id = kernel.admission.allocate("NAME")
+    draft = layout.build(kernel).find(f"/agents/NAME/requests/{id}").node
+    assert isinstance(draft, Folder)
+    assert {f"agents/NAME/requests/ID/{name}" for name in draft.names()} <= set(documented_tree())
+
+
+# aios-transaction(7)
+
+
+def test_aios_transaction_7_has_every_key_of_a_json_request() -> None:
+    documented = {
+        text.split()[0]
+        for section, text in tags("aios-transaction.7", "DESCRIPTION")
+        if section == "JSON"
+    }  # fmt: skip
+    assert documented == spec.KEYS
+
+
+# Markdown
+
+
+def module(name: str) -> Path | None:
+    path = ROOT / name.replace(".", "/")
+    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+
+
+def names_in(body: list[ast.stmt]) -> dict[str, list[ast.stmt]]:
+    """Functions, classes and variables of a module or class, with what is in them."""
+    found: dict[str, list[ast.stmt]] = {}
+    for one in body:
+        if isinstance(one, ast.ClassDef):
+            found[one.name] = one.body
+        elif isinstance(one, ast.FunctionDef):
+            found[one.name] = []
+        elif isinstance(one, ast.Assign | ast.AnnAssign):
+            targets = one.targets if isinstance(one, ast.Assign) else [one.target]
+            found |= {target.id: [] for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def exists(name: str) -> bool:
+    """By the source: aiosd.engine imports torch."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        file = module(".".join(parts[:length]))
+        if file is None:
+            continue
+        body = ast.parse(file.read_text()).body
+        for part in parts[length:]:
+            inside = names_in(body)
+            if part not in inside:
+                return False
+            body = inside[part]
+        return True
+    return False
+
+
+@pytest.mark.parametrize("file", MARKDOWN, ids=lambda path: path.name)
+def test_every_function_that_is_named_exists(file: Path) -> None:
+    assert not [name for name in CODE_NAME.findall(file.read_text()) if not exists(name)]
+
+
+def test_the_life_of_a_syscall_names_its_functions_in_full() -> None:
+    names = CODE_NAME.findall((DOCS / "life-of-a-syscall.md").read_text())
+    assert len(names) > 50
+    assert not exists("aiosd.scheduler.Scheduler.no_such")
+    assert not exists("aiosd.nothing.at_all")
+
+
+@pytest.mark.parametrize("file", MARKDOWN, ids=lambda path: path.name)
+def test_every_relative_link_leads_somewhere(file: Path) -> None:
+    links = [link for link in LINK.findall(file.read_text()) if "://" not in link and ":" not in link]
+    assert not [link for link in links if not (file.parent / link).exists()]
