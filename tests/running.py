@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
@@ -28,9 +28,9 @@ class Daemon:
 
     def start(self, ready: bool = True) -> Daemon:
         with self.log.open("ab") as log:
+            options = ["--config", self._config, "--mount", self.root, "--state", self.state]
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "aiosd", "--config", self._config, "--mount", self.root]
-                + ["--state", self.state, "--model", self._model],
+                [sys.executable, "-m", "aiosd", *map(str, options), "--model", str(self._model)],
                 cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         wait_until(lambda: (self.root / "status").exists() or self._ended(), "the mount")
@@ -69,11 +69,11 @@ class Daemon:
     def worker_pids(self) -> list[int]:
         return [int((w / "pid").read_text()) for w in (self.root / "workers").iterdir()]
 
-    def sh(self, script: str, **run: object) -> subprocess.CompletedProcess[str]:
+    def sh(self, script: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """A shell in the mount's root. bash: dash's echo calls every errno "I/O error"."""
         return subprocess.run(
-            ["bash", "-c", script], cwd=self.root, capture_output=True, text=True, timeout=120, **run
-        )  # type: ignore[call-overload,no-any-return]
+            ["bash", "-c", script], cwd=self.root, capture_output=True, text=True, timeout=120, env=env
+        )
 
     def _ended(self) -> bool:
         if self.process and self.process.poll() is not None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,11 @@ def ended(request: Request) -> Request:
 
 
 PROMPTS = [f"question {i} " + "word " * (i * 7 % 40) for i in range(12)]
-SAMPLINGS = [{}, {"temperature": 1.0, "seed": 11}, {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 5}]
+SAMPLINGS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 1.0, "seed": 11},
+    {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 5},
+]
 
 
 @pytest.fixture

@@ -205,7 +205,7 @@ def test_64_shell_clients_at_once_each_get_their_own_answer(aios: Daemon, agent:
         answers[i] = done.stdout
         assert done.stderr == ""
 
-    together(*(lambda i=i: client(i) for i in range(64)))  # type: ignore[misc]
+    together(*(lambda i=i: client(i) for i in range(64)))
     assert answers == alone
 
 
@@ -317,7 +317,7 @@ def test_the_policy_is_switched_live_and_nothing_is_lost(aios: Daemon, agent: st
 
     aios.write("scheduler/quantum", "2")
     try:
-        together(switch, *(lambda i=i: client(i) for i in range(30)))  # type: ignore[misc]
+        together(switch, *(lambda i=i: client(i) for i in range(30)))
     finally:
         aios.write("scheduler/policy", "fifo")
     assert answers == dict(enumerate(alone))

@@ -35,7 +35,7 @@ def answers(daemon: Daemon, count: int, meanwhile: Callable[[], None] = lambda: 
         os.close(fd)
         got[i] = data.decode()
 
-    together(meanwhile, *(lambda i=i: client(i) for i in range(count)))  # type: ignore[misc]
+    together(meanwhile, *(lambda i=i: client(i) for i in range(count)))
     return got
 
 

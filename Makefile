@@ -1,0 +1,72 @@
+# make demo, make test: all a newcomer needs. Every target sets the checkout up first (./setup, which
+# does nothing when nothing changed).
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test run lint format build eval-tiny train-tiny bench bench-engine lock clean distclean
+PY := .venv/bin/python
+ARGS ?=
+
+help:
+	@echo 'make demo                                   three agents on a model, live; leaves nothing behind'
+	@echo 'make test [ARGS="-k NAME"]                  the whole test suite'
+	@echo 'make run MOUNT=DIR STATE=DIR [MODEL=PATH]   the daemon in the foreground'
+	@echo 'make setup                                  system packages, .venv, C++ extension'
+	@echo 'make lint | format                          ruff, mypy --strict | ruff format'
+	@echo 'make build                                  the C++ extension of the engine again'
+	@echo 'make eval-tiny | train-tiny                 the built-in model: measure it, make it again'
+	@echo 'make bench | bench-engine                   all benchmarks | the engine alone'
+	@echo 'make lock                                   requirements*.lock from pyproject.toml'
+	@echo 'make clean | distclean                      remove what was built | and .venv'
+
+setup:
+	@./setup
+
+demo: setup
+	@exec $(PY) examples/demo.py $(ARGS)
+
+test: setup
+	$(PY) -m pytest $(ARGS)
+
+# exec: a SIGTERM for make reaches the daemon itself.
+run: setup
+	@test -n "$(MOUNT)" && test -n "$(STATE)" || { echo 'usage: make run MOUNT=DIR STATE=DIR [MODEL=PATH]' >&2; exit 2; }
+	@exec $(PY) -m aiosd --mount "$(MOUNT)" --state "$(STATE)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+lint: setup
+	$(PY) -m pytest tests/t0_lint.py $(ARGS)
+
+format: setup
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+build: setup
+	$(PY) -m aiosd.engine.build
+
+eval-tiny: setup
+	$(PY) models/tiny/evaluate.py $(ARGS)
+
+train-tiny: setup
+	$(PY) models/tiny/train.py $(ARGS)
+
+bench: bench-engine
+
+bench-engine: setup
+	$(PY) -m bench.engine $(ARGS)
+
+# Keeps the versions that still fit; to move on, delete the line (or the file) first.
+# PyPI's torch asks for CUDA on Linux; a machine without a GPU shall not get that, so it has its own file.
+UVC := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --annotation-style line
+lock: setup
+	.venv/bin/python -m pip install --quiet uv
+	cat requirements.lock requirements-cuda.lock | grep -v '^#' > .venv/all.lock
+	$(UVC) --extra engine --extra dev -o .venv/all.lock pyproject.toml > /dev/null
+	{ echo '# Every Python package of the checkout (make lock; installed by ./setup).'; \
+	  grep -Ev "^(nvidia|cuda|triton)|== '(win32|emscripten)'" .venv/all.lock; } > requirements.lock
+	{ echo '# What PyPI'\''s torch needs besides, on a machine with an NVIDIA GPU (make lock).'; \
+	  grep -E '^(nvidia|cuda|triton)' .venv/all.lock; } > requirements-cuda.lock
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .venv/.built
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name '*.so' \) -print0 | xargs -0 rm -rf
+
+distclean: clean
+	rm -rf .venv

@@ -1,0 +1,61 @@
+"""The linters, as tests: ruff, mypy --strict, shellcheck, and the rules they cannot know."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHELL_SCRIPTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [ROOT / "setup", ROOT / ".ci/run", *ROOT.glob("examples/*"), *ROOT.glob("debian/*")]
+    if path.is_file() and re.match(rb"#!.*\b(sh|bash)\b", path.read_bytes().splitlines()[0] or b"")
+)
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, "\n" + done.stdout
+
+
+def run_tool(*command: str) -> None:
+    run(sys.executable, "-m", *command)
+
+
+def test_ruff_finds_nothing() -> None:
+    run_tool("ruff", "check", ".")
+
+
+def test_code_is_formatted() -> None:
+    run_tool("ruff", "format", "--check", ".")
+
+
+def test_the_package_is_typed_strictly() -> None:
+    run_tool("mypy", "-p", "aiosd")
+
+
+@pytest.mark.parametrize("folder", ["tests", "examples", "bench"])
+def test_what_is_beside_the_package_is_typed_strictly(folder: str) -> None:
+    sources = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert sources
+    run_tool("mypy", *sources)
+
+
+@pytest.mark.parametrize("script", SHELL_SCRIPTS)
+def test_shellcheck_finds_nothing(script: str) -> None:
+    run(f"{Path(sys.executable).parent}/shellcheck", script)
+
+
+def test_examples_are_executable() -> None:
+    for script in ROOT.glob("examples/*"):
+        if script.is_file() and script.suffix != ".md":
+            assert script.stat().st_mode & 0o100, script
+
+
+def test_git_links_make_one_package() -> None:
+    for name in ("fs", "policies"):
+        link = ROOT / "aiosd" / name
+        assert link.is_symlink()
+        assert link.readlink() == Path("..") / name

@@ -1,0 +1,88 @@
+"""The lock, the environment and the wheel agree with pyproject.toml."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+
+
+def locked(name: str) -> dict[str, Requirement]:
+    lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    requirements = [Requirement(line) for line in lines if line]
+    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
+
+
+def project() -> dict[str, list[str]]:
+    """Extra (or "") → its requirements."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return {"": table["dependencies"], **table["optional-dependencies"]}
+
+
+def pinned_version(requirement: Requirement) -> Version:
+    (specifier,) = requirement.specifier
+    assert specifier.operator == "==", requirement
+    return Version(specifier.version)
+
+
+@pytest.mark.parametrize("extra", ["", "engine", "dev", "systemd"])
+def test_the_lock_fits_the_bounds_of_the_project(extra: str) -> None:
+    lock = locked("requirements.lock") | locked("requirements-systemd.lock")
+    for wanted in map(Requirement, project()[extra]):
+        assert pinned_version(lock[canonicalize_name(wanted.name)]) in wanted.specifier
+
+
+def test_the_environment_is_the_lock() -> None:
+    for name, requirement in locked("requirements.lock").items():
+        if requirement.marker is None or requirement.marker.evaluate():
+            installed = Version(metadata.version(name))
+            assert Version(installed.public) == pinned_version(requirement), name
+
+
+def test_the_locked_packages_need_nothing_outside_the_lock() -> None:
+    lock = locked("requirements.lock") | locked("requirements-cuda.lock")
+    for name in locked("requirements.lock"):
+        for line in metadata.requires(name) or [] if _is_installed(name) else []:
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(needed.name) in lock, f"{name} needs {needed}"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def test_a_wheel_holds_one_package_and_no_links(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in ("aiosd", "fs", "policies", "models", "man", "completions"):
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    wheel_command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*wheel_command, "-w", str(tmp_path), str(tree)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"aiosd/__main__.py", "aiosd/fs/tree.py", "aiosd/fs/README.txt", "aiosd/policies/fifo.py"} <= set(
+        names
+    )
+    shared = {name.partition(".data/data/share/")[2] for name in names}
+    assert {"aios/models/tiny/model.safetensors", "man/man1/aiosctl.1"} <= shared
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"aiosd"}
+    entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+    text = zipfile.ZipFile(wheel).read(entry_points).decode()
+    assert "aiosd = aiosd.__main__:main" in text
+    assert "aiosctl = aiosd.ctl:main" in text

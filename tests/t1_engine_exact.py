@@ -1,0 +1,217 @@
+"""A request's tokens and log-probabilities are a function of model, prompt and sampling alone.
+
+Whatever else runs, wherever prefill is cut, however often it is preempted, with its KV kept or lost:
+the same tokens, the same bits.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from aiosd.engine import Engine, Model
+from aiosd.engine.ops import library
+from aiosd.sampling import Sampling
+from tests.t1_engine_models import (
+    FAMILY,
+    FOREIGN,
+    Answer,
+    alone,
+    engine,
+    folder,
+    model,
+    prompt,
+    reference,
+    run,
+)
+
+CORES = [
+    ("llama", "fused"),
+    ("llama-odd", "fused"),
+    ("qwen3", "fused"),
+    ("llama", "torch"),
+    ("llama-odd", "torch"),
+    ("qwen2", "torch"),
+    ("gemma3", "auto"),
+    ("phi", "auto"),
+    ("mixtral", "auto"),
+    ("phi3-long", "auto"),
+]
+GREEDY = Sampling(max_tokens=24, ignore_eos=True, logprobs=2)
+DRAWN = Sampling(max_tokens=24, ignore_eos=True, logprobs=2, temperature=1.0, top_p=0.95, seed=7)
+
+
+def get(name: str, core: str) -> Model:
+    if core == "fused" and library() is None:
+        pytest.skip("compiled operations are not built")
+    return model(name, core)
+
+
+@pytest.mark.parametrize("name", FAMILY + FOREIGN)
+@pytest.mark.parametrize("core", ["fused", "torch", "foreign"])
+def test_logits_agree_with_transformers(name: str, core: str) -> None:
+    if core != "foreign" and name in FOREIGN:
+        pytest.skip("runs through transformers' modules only")
+    tokens = prompt(90)
+    answer = alone(get(name, core), tokens, Sampling(max_tokens=30, ignore_eos=True, logprobs=5))
+    with torch.inference_mode():
+        logits = reference(name)(torch.tensor([tokens + answer.tokens])).logits[0, len(tokens) - 1 : -1]
+    expected = torch.log_softmax(logits.double(), -1)
+    for row, got in zip(expected, answer.logprobs, strict=True):
+        for token, value in got.top:
+            assert abs(float(row[token]) - value) < 2e-3
+        assert got.token == got.top[0][0]
+
+
+def among(m: Model, sampling: Sampling, neighbours: int, prefill_tokens: int) -> Answer:
+    """Neighbours of all lengths come and go while the request runs."""
+    rng = random.Random(neighbours)
+    e = engine(m, prefill_tokens=prefill_tokens)
+    answers: dict[int, Answer] = {}
+    waiting = list(range(100, 100 + neighbours))
+    e.add(99, prompt(40, 99), Sampling(max_tokens=3), owner="eve")
+    joined = False
+    while not e.idle or not joined:
+        for id in [waiting.pop() for _ in range(min(len(waiting), rng.randint(0, 3)))]:
+            e.add(
+                id,
+                prompt(rng.randint(1, 150), id),
+                Sampling(max_tokens=rng.randint(1, 30), temperature=rng.choice([0.0, 0.8]), seed=id),
+                owner="eve",
+            )
+        if not joined and rng.random() < 0.5:
+            e.add(1, prompt(77), sampling, owner="ada")
+            joined = True
+        for output in e.step():
+            answers.setdefault(output.id, Answer()).take(output)
+    return answers[1]
+
+
+@pytest.mark.parametrize(("name", "core"), CORES)
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_neighbours_and_the_cutting_of_prefill_change_nothing(
+    name: str, core: str, sampling: Sampling
+) -> None:
+    m = get(name, core)
+    expected = alone(m, prompt(77), sampling)
+    for neighbours, prefill_tokens in ((1, 64), (7, 100), (31, 512)):
+        assert among(m, sampling, neighbours, prefill_tokens) == expected
+
+
+def interrupted(m: Model, sampling: Sampling, rng: random.Random, lose_kv: bool, company: int) -> Answer:
+    """Removed and added again several times, in the middle of prefill too, with others running."""
+    e: Engine = engine(m, prefill_tokens=64)
+    answer = Answer()
+    for i in range(company):
+        e.add(10 + i, prompt(30 + 17 * i, i), Sampling(max_tokens=200, ignore_eos=True), owner="eve")
+    while answer.finish is None:
+        if lose_kv:
+            e.pool.drop_idle()
+        e.add(1, prompt(130), sampling, owner="ada", resume=answer.tokens)
+        for _ in range(rng.randint(1, 9)):
+            for output in e.step():
+                if output.id == 1:
+                    answer.take(output)
+        e.remove(1)
+    return answer
+
+
+@pytest.mark.parametrize(("name", "core"), CORES)
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("lose_kv", [False, True], ids=["kept", "lost"])
+def test_preemption_at_any_token_changes_nothing(
+    name: str, core: str, sampling: Sampling, lose_kv: bool
+) -> None:
+    m = get(name, core)
+    expected = alone(m, prompt(130), sampling)
+    rng = random.Random(3)
+    for company in (0, 3):
+        got = interrupted(m, sampling, rng, lose_kv, company)
+        got.cached = expected.cached
+        assert got == expected
+
+
+@pytest.mark.parametrize(("name", "core"), CORES)
+def test_a_cached_prefix_changes_nothing(name: str, core: str) -> None:
+    m = get(name, core)
+    shared = prompt(200)
+    e = engine(m)
+    for id, (tokens, least) in enumerate(
+        [
+            (shared, 0),
+            (shared[:150] + prompt(40), 128),
+            (shared[:150], 128),
+            (shared + prompt(9), 128),
+            (shared[:70] + prompt(100), 64),
+        ]
+    ):
+        e.add(id, tokens, GREEDY, owner="ada")
+        answers: dict[int, Answer] = {}
+        run(e, answers)
+        expected = alone(m, tokens, GREEDY)
+        assert least <= answers[id].cached < len(tokens)
+        answers[id].cached = 0
+        assert answers[id] == expected
+
+
+def test_a_conversation_that_goes_on_finds_its_whole_past_in_the_cache() -> None:
+    m = get("llama", "fused")
+    e = engine(m)
+    answers: dict[int, Answer] = {}
+    e.add(1, prompt(100), GREEDY, owner="ada")
+    run(e, answers)
+    longer = prompt(100) + answers[1].tokens + prompt(30, 5)
+    e.add(2, longer, GREEDY, owner="ada")
+    run(e, answers)
+    assert answers[2].cached == 112  # 123 tokens have KV: whole blocks of them
+    answers[2].cached = 0
+    assert answers[2] == alone(m, longer, GREEDY)
+
+
+def test_prefixes_are_never_shared_between_owners() -> None:
+    m = model("llama")
+    e = engine(m)
+    answers: dict[int, Answer] = {}
+    for id, owner in enumerate(["ada", "bob", "ada"]):
+        e.add(id, prompt(100), GREEDY, owner=owner)
+        run(e, answers)
+    assert answers[0].cached == 0
+    assert answers[1].cached == 0
+    assert answers[2].cached >= 64
+
+
+def test_both_builds_of_the_operations_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [library("avx2"), library("avx512")]
+    if None in both:
+        pytest.skip("one of them is not built, or not for this CPU")
+    from aiosd.engine import load
+    from aiosd.engine import model as module
+
+    answers = []
+    for lib in both:
+        monkeypatch.setattr(module, "library", lambda lib=lib: lib)
+        answers.append([alone(load(folder(n)), prompt(300), DRAWN) for n in ("llama", "llama-odd", "qwen3")])
+    assert answers[0] == answers[1]
+
+
+def test_neighbours_change_nothing_with_several_threads() -> None:
+    torch.set_num_threads(2)
+    try:
+        for name in ("llama-odd", "phi"):
+            m = model(name, "torch" if name in FAMILY else "auto")
+            short = Sampling(max_tokens=5, ignore_eos=True, logprobs=1)
+            assert among(m, short, 2, 512) == alone(m, prompt(77), short)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_the_number_of_threads_changes_no_bits_of_the_fused_path() -> None:
+    from aiosd.engine import load
+
+    if library() is None:
+        pytest.skip("compiled operations are not built")
+    answers = [alone(load(folder("llama-odd"), threads=n), prompt(130), DRAWN) for n in (1, 2, 3)]
+    torch.set_num_threads(1)
+    assert answers[0] == answers[1] == answers[2]

@@ -1,0 +1,205 @@
+"""A folder that cannot be loaded says which file is wrong and what to do; a whole one loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+from aiosd.engine import build, fused, load, ops
+from aiosd.engine import model as model_module
+from aiosd.errors import ModelError
+from aiosd.sampling import Sampling
+from tests.t1_engine_models import FAMILY, FOREIGN, alone, engine, folder, model, prompt, reference
+
+WEIGHTS = "model.safetensors"
+
+
+def broken(tmp_path: Path, name: str, damage: Callable[[Path], object]) -> Path:
+    path = tmp_path / "model"
+    shutil.copytree(folder(name), path)
+    damage(path)
+    return path
+
+
+def cut(path: Path) -> None:
+    data = (path / WEIGHTS).read_bytes()
+    (path / WEIGHTS).write_bytes(data[: len(data) // 2])
+
+
+def edit_config(**changes: object) -> Callable[[Path], object]:
+    def edit(path: Path) -> None:
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps(config | changes))
+
+    return edit
+
+
+def lose_tensor(path: Path) -> None:
+    tensors = load_file(path / WEIGHTS)
+    del tensors[min(k for k in tensors if "layers.1" in k)]
+    save_file(tensors, path / WEIGHTS, {"format": "pt"})
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no weights": (lambda p: (p / WEIGHTS).unlink(), WEIGHTS),
+    "pickled weights": (lambda p: (p / WEIGHTS).rename(p / "pytorch_model.bin"), "only safetensors"),
+    "truncated weights": (cut, "truncated"),
+    "empty weights": (lambda p: (p / WEIGHTS).write_bytes(b""), WEIGHTS),
+    "weights of zeros": (lambda p: (p / WEIGHTS).write_bytes(bytes(1000)), WEIGHTS),
+    "a lost tensor": (lose_tensor, "layers.1"),
+    "no config": (lambda p: (p / "config.json").unlink(), "config.json: no such file"),
+    "bad JSON": (lambda p: (p / "config.json").write_text("{\n'a': 1}"), "config.json:2: not JSON"),
+    "a list": (lambda p: (p / "config.json").write_text("[]"), "config.json: not a JSON object"),
+    "no model_type": (lambda p: (p / "config.json").write_text("{}"), "no model_type"),
+    "an unknown architecture": (edit_config(model_type="hal9000"), "hal9000"),
+    "an encoder-decoder": (edit_config(model_type="t5", architectures=["T5"]), "t5"),
+    "another size": (edit_config(hidden_size=128, head_dim=16), "shape"),
+    "no tokenizer": (lambda p: (p / "tokenizer.json").unlink(), "tokenizer"),
+    "a bad tokenizer": (lambda p: (p / "tokenizer.json").write_text("{}"), "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_broken_folder_is_refused_with_reason_and_remedy(tmp_path: Path, damage: str, name: str) -> None:
+    break_it, reason = DAMAGE[damage]
+    path = broken(tmp_path, name, break_it)
+    with pytest.raises(ModelError) as caught:
+        load(path)
+    assert reason in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert caught.value.hint
+
+
+def test_no_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not a folder"):
+        load(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "options", [{"device": "cuda:99"}, {"device": "toaster"}, {"dtype": "int8"}, {"dtype": "x"}]
+)
+def test_what_the_machine_has_not_got_is_refused(options: dict[str, str]) -> None:
+    with pytest.raises(ModelError) as caught:
+        load(folder("llama"), device=options.get("device", "cpu"), dtype=options.get("dtype", "auto"))
+    assert caught.value.hint
+
+
+def test_other_dtypes_run_without_the_promise() -> None:
+    for name in ("llama", "phi3"):
+        m = load(folder(name), dtype="bfloat16")
+        assert not m.info["exact"]
+        assert len(alone(m, prompt(70), Sampling(max_tokens=5, ignore_eos=True)).tokens) == 5
+    assert all(model(name).info["exact"] for name in FAMILY + FOREIGN)
+
+
+def test_code_in_a_folder_is_never_run(tmp_path: Path) -> None:
+    def plant(path: Path) -> None:
+        edit_config(
+            model_type="evil", auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+        )(path)
+        (path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+
+    with pytest.raises(ModelError, match="never run"):
+        load(broken(tmp_path, "llama", plant))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_sharded_weights_load_and_a_missing_shard_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "sharded"
+    shutil.copytree(folder(name), path)
+    (path / WEIGHTS).unlink()
+    reference(name).save_pretrained(path, max_shard_size="100KB")
+    shards = sorted(path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    sampling = Sampling(max_tokens=8, ignore_eos=True, logprobs=0)
+    assert alone(load(path), prompt(20), sampling) == alone(model(name), prompt(20), sampling)
+    shards[1].unlink()
+    with pytest.raises(ModelError, match=f"{shards[1].name}: missing shard"):
+        load(path)
+
+
+def test_the_identity_is_that_of_the_content(tmp_path: Path) -> None:
+    a = load(folder("llama"))
+    assert load(broken(tmp_path / "a", "llama", lambda p: None)).identity == a.identity
+
+    def turn_one_bit(path: Path) -> None:
+        data = bytearray((path / WEIGHTS).read_bytes())
+        data[len(data) // 2] ^= 1
+        (path / WEIGHTS).write_bytes(data)
+
+    assert load(broken(tmp_path / "b", "llama", turn_one_bit)).identity != a.identity
+    assert load(broken(tmp_path / "c", "llama", edit_config(rms_norm_eps=1e-3))).identity != a.identity
+
+
+@pytest.mark.parametrize("name", FAMILY + FOREIGN)
+def test_the_right_core_runs_a_model(name: str) -> None:
+    m = model(name)
+    own = "fused" if ops.library() else "torch"
+    assert m.info["path"] == (own if name in FAMILY else "transformers")
+    assert m.info["architecture"] == AutoConfig.from_pretrained(folder(name)).architectures[0]
+    assert m.kv_bytes_per_token >= 4 * 2 * 2 * 16
+    assert engine(m, tokens=100).stats["kv_blocks_total"] == 6
+
+
+@pytest.mark.parametrize("name", ["mamba", "bloom"])
+def test_a_model_whose_attention_cannot_be_paged_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match=name) as caught:
+        load(folder(name))
+    assert "remote core" in caught.value.hint
+
+
+def test_what_depends_on_its_batch_runs_one_by_one() -> None:
+    assert model("phi").info["batched"]
+    assert not model("phi3-long").info["batched"]
+
+
+def test_without_the_compiled_operations_the_torch_path_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_module, "library", lambda: None)
+    assert load(folder("llama")).info["path"] == "torch"
+    with pytest.raises(ModelError, match="not usable here"):
+        load(folder("llama"), core="fused")
+
+
+def test_unusable_operations_are_told_once_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ops, "HERE", tmp_path)
+    ops.library.cache_clear()
+    try:
+        assert ops.library() is None
+        assert ops.library() is None
+        assert len(caplog.records) == 1
+        (tmp_path / "_ops_avx2.so").write_bytes(b"no ELF")
+        ops.library.cache_clear()
+        assert ops.library("avx2") is None
+        monkeypatch.setattr(ops, "cpu_flags", lambda: {"sse2"})
+        ops.library.cache_clear()
+        assert ops.library() is None
+    finally:
+        ops.library.cache_clear()
+
+
+def test_the_operations_build_with_a_compiler_alone(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("no compiler")
+    made = build.build(tmp_path, {"avx2": []})
+    assert [p.name for p in made] == ["_ops_avx2.so"]
+    assert list(tmp_path.iterdir()) == made
+
+
+def test_a_fused_model_frees_its_memory() -> None:
+    if ops.library() is None:
+        pytest.skip("compiled operations are not built")
+    m = load(folder("llama"))
+    assert isinstance(m.core, fused.FusedLlama)
+    finalizer = m.core._free
+    del m
+    assert not finalizer.alive

@@ -1,0 +1,209 @@
+"""Small random models of several architectures, with a tokenizer of their own; made once a session."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, logging
+from transformers import models as arch
+
+from aiosd.engine import Engine, Model, Output, TokenLogprob, load
+from aiosd.sampling import Sampling
+
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+torch.set_num_threads(1)  # tests share the machine, and OpenMP waits for its slowest thread
+
+VOCAB = 384
+SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 172,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+CONFIGS: dict[str, Any] = {
+    "llama": lambda: arch.LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    # 40 is no multiple of 16, 3 heads share one: the odd shapes of the compiled operations
+    "llama-odd": lambda: arch.LlamaConfig(
+        **{
+            **SHAPE,
+            "hidden_size": 120,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "vocab_size": 387,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        }
+    ),
+    "mistral": lambda: arch.MistralConfig(**SHAPE, head_dim=24, sliding_window=None),
+    "qwen2": lambda: arch.Qwen2Config(**SHAPE, tie_word_embeddings=True),
+    "qwen3": lambda: arch.Qwen3Config(**SHAPE, head_dim=32),
+    "mistral-sliding": lambda: arch.MistralConfig(**SHAPE, sliding_window=48),
+    "gemma2": lambda: arch.Gemma2Config(**SHAPE, head_dim=16, sliding_window=40),
+    "gemma3": lambda: arch.Gemma3TextConfig(
+        **SHAPE,
+        head_dim=16,
+        sliding_window=40,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "phi": lambda: arch.PhiConfig(**SHAPE),
+    "phi3": lambda: arch.Phi3Config(**SHAPE),
+    "mixtral": lambda: arch.MixtralConfig(**SHAPE, num_local_experts=4, sliding_window=None),
+    "phi3-long": lambda: arch.Phi3Config(
+        **SHAPE,
+        original_max_position_embeddings=64,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 64,
+            "short_factor": [1.0] * 8,
+            "long_factor": [4.0] * 8,
+        },
+    ),
+    "mamba": lambda: arch.MambaConfig(hidden_size=64, num_hidden_layers=2, vocab_size=VOCAB),
+    "bloom": lambda: arch.BloomConfig(hidden_size=64, n_layer=2, n_head=4, vocab_size=VOCAB),
+    "gpt2": lambda: arch.GPT2Config(
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        vocab_size=VOCAB,
+        n_positions=512,
+        initializer_range=0.15,
+        bos_token_id=0,
+        eos_token_id=2,
+    ),
+}
+FAMILY = ["llama", "llama-odd", "mistral", "qwen2", "qwen3"]
+FOREIGN = ["mistral-sliding", "gemma2", "gemma3", "phi", "phi3", "gpt2", "mixtral"]
+
+
+@functools.cache
+def root() -> Path:
+    holder = tempfile.TemporaryDirectory(prefix="aiosd-models-")
+    _keep.append(holder)
+    return Path(holder.name)
+
+
+_keep: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@functools.cache
+def tokenizer(vocab: int = VOCAB) -> Any:
+    bare = Tokenizer(models.BPE())
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    bare.train_from_iterator([Path(__file__).read_text()] * 2 + ["größer 日本語 😀😃 naïve"] * 9, trainer)
+    new: Any = PreTrainedTokenizerFast
+    made = new(
+        tokenizer_object=bare,
+        eos_token="<|im_end|>",
+        bos_token="<|end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    made.chat_template = TEMPLATE
+    return made
+
+
+@functools.cache
+def folder(name: str) -> Path:
+    """A model folder as Hugging Face leaves it. Shared by all tests: copy it to break it."""
+    path = root() / name
+    torch.manual_seed(0)
+    config = CONFIGS[name]()
+    new: Any = AutoModelForCausalLM
+    model = new.from_config(config)
+    for key, parameter in model.named_parameters():
+        if "norm" in key or key.endswith("bias"):  # not the ones and zeros they start from
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    return path
+
+
+@functools.cache
+def model(name: str, core: str = "auto") -> Model:
+    made = load(folder(name), core=core, threads=2)  # the compiled operations keep their two
+    torch.set_num_threads(1)
+    return made
+
+
+@functools.cache
+def reference(name: str) -> Any:
+    new: Any = AutoModelForCausalLM
+    return new.from_pretrained(folder(name), dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def engine(m: Model, tokens: int = 8192, **options: int) -> Engine:
+    return Engine(m, kv_bytes=tokens * m.kv_bytes_per_token, **options)
+
+
+def prompt(length: int, seed: int = 0, vocab: int = VOCAB) -> list[int]:
+    return [int(t) for t in np.random.default_rng([seed, length]).integers(3, vocab, length)]
+
+
+@dataclass
+class Answer:
+    """The outputs of one request, put together."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str | None = None
+    cached: int = 0
+
+    def take(self, output: Output) -> None:
+        assert self.finish is None or self.finish == "preempted"
+        self.tokens += output.tokens
+        self.text += output.text
+        self.logprobs += output.logprobs or ()
+        self.finish = output.finish
+        self.cached = max(self.cached, output.cached_tokens)
+
+
+def run(e: Engine, answers: dict[int, Answer]) -> None:
+    """Steps until everything has ended."""
+    steps = 0
+    while not e.idle:
+        for output in e.step():
+            answers.setdefault(output.id, Answer()).take(output)
+        steps += 1
+        assert steps < 3000
+
+
+def alone(m: Model, asked: Sequence[int], sampling: Sampling, **options: int) -> Answer:
+    e = engine(m, **options)
+    e.add(1, list(asked), sampling, owner="ada")
+    answers: dict[int, Answer] = {}
+    run(e, answers)
+    return answers[1]

@@ -1,0 +1,124 @@
+"""make demo as a newcomer runs it: on the real mount with the built-in model, to its end and interrupted."""
+
+import contextlib
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from examples import demo
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "examples/demo.py"
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Marks every process of the demo; after the test none may be left, nor a mount, nor a file."""
+    value = str(uuid.uuid4())
+    had_mount_point = Path("/aios").exists()
+    yield dict(os.environ, TMPDIR=str(tmp_path), XDG_RUNTIME_DIR=str(tmp_path), AIOSD_DEMO_TEST=value)
+    assert processes_with(f"AIOSD_DEMO_TEST={value}") == []
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    assert list(tmp_path.iterdir()) == []
+    assert Path("/aios").exists() == had_mount_point
+
+
+def processes_with(mark: str) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+def test_the_demo_remembers_calculates_and_shows_the_queue(environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [DEMO], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+    output = done.stdout
+    assert done.returncode == 0, output + done.stderr
+    assert re.search(r"^ada> What is my name\?\nada: .*Ada", output, re.M)
+    assert re.search(r"^cyd> 37 \* 12 = 444, says bc\ncyd: .*444", output, re.M)
+    for name in ("dan", "eve", "fay"):
+        assert len(re.findall(rf"^{name}: .+", output, re.M)) == 4
+    assert "RUNNING" in output.upper()
+    first_answer = re.search(r"First answer ([0-9.]+) s", output)
+    assert first_answer
+    assert float(first_answer[1]) < 10
+
+
+class Terminal:
+    """The demo on a terminal of its own, so that Ctrl-C reaches the whole foreground group as it would."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.output = ""
+        self.pid, self._terminal = pty.fork()
+        if self.pid == 0:
+            os.execve(sys.executable, [sys.executable, str(DEMO)], environment)
+
+    def read_until(self, text: str, timeout_s: float = 120) -> None:
+        deadline = time.monotonic() + timeout_s
+        while text not in self.output:
+            assert self._read(), self.output
+            assert time.monotonic() < deadline, self.output
+
+    def _read(self) -> bool:
+        """False at the end."""
+        if not select.select([self._terminal], [], [], 0.2)[0]:
+            return True
+        try:
+            data = os.read(self._terminal, 4096)
+        except OSError:  # EIO: nobody has the terminal open any longer
+            data = b""
+        self.output += re.sub(r"\033\[[0-9;]*[mK]", "", data.decode(errors="replace"))
+        return bool(data)
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._terminal, b"\x03")
+
+    def wait(self, timeout_s: float = 40) -> int:
+        deadline = time.monotonic() + timeout_s
+        while self._read():
+            assert time.monotonic() < deadline, self.output
+        os.close(self._terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.mark.parametrize(
+    ("moment", "presses"), [("aiosd on", 1), ("ready after", 3), ("> What is my name?", 1), ("dan> ", 3)]
+)
+def test_ctrl_c_leaves_nothing_behind(environment: dict[str, str], moment: str, presses: int) -> None:
+    terminal = Terminal(environment)
+    terminal.read_until(moment)
+    for _ in range(presses):
+        terminal.press_ctrl_c()
+    assert terminal.wait() == 130
+    assert "stopping" in terminal.output
+
+
+@pytest.mark.parametrize(("content", "expected"), [([], "usual"), (["mine"], "private")])
+def test_somebodys_folder_in_the_way_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[str], expected: str
+) -> None:
+    usual, private = tmp_path / "aios", tmp_path / "demo"
+    usual.mkdir()
+    for name in content:
+        (usual / name).touch()
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with contextlib.ExitStack() as undo:
+        chosen = demo.make_mount_point(private, undo)
+        assert chosen == {"usual": usual, "private": private}[expected]
+    assert [path.name for path in usual.iterdir()] == content
+    assert not private.exists()
