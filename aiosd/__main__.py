@@ -19,6 +19,10 @@ from pathlib import Path
 from aiosd import __version__
 from aiosd.config import Config, Daemon, load, private_mount
 from aiosd.errors import AiosError
+from aiosd.fs import layout, mount
+from aiosd.fs.libfuse import Server
+from aiosd.fs.ops import Ops
+from aiosd.kernel import Kernel
 from aiosd.notify import notify
 
 log = logging.getLogger("aiosd")
@@ -63,11 +67,6 @@ def configure(options: argparse.Namespace) -> Config:
 
 
 def serve(config: Config, options: argparse.Namespace) -> int:
-    from aiosd.fs import layout, mount
-    from aiosd.fs.libfuse import Server
-    from aiosd.fs.ops import Ops
-    from aiosd.kernel import Kernel
-
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # every thread inherits it; main waits for them below
     signal.signal(signal.SIGUSR1, lambda *_: None)  # only breaks a wait of libfuse at the end
@@ -86,30 +85,42 @@ def serve(config: Config, options: argparse.Namespace) -> int:
         server.serve(fd)
         notify(READY=1, STATUS=f"serving {folder}")
         log.info("aiosd %s serves %s (pid %d)", __version__, folder, os.getpid())
-        status = wait(signals, server)
+        status = wait(signals, server, lambda: reload(kernel, options))
         notify(STOPPING=1)
     log.info("aiosd stopped")
     return status
 
 
-def wait(signals: set[signal.Signals], server: object) -> int:
+def wait(signals: set[signal.Signals], server: Server, reload: Callable[[], None]) -> int:
     """Until SIGTERM, SIGINT, or the tree was unmounted from outside; the exit status."""
     while True:
         got = signal.sigtimedwait(signals, 1.0)
         if got is not None and got.si_signo == signal.SIGHUP:
-            log.warning("SIGHUP: there is nothing to reload yet")
+            reload()
         elif got is not None:
             log.info("%s: stopping", signal.Signals(got.si_signo).name)
             return 0
-        elif not getattr(server, "serving", True):
+        elif not server.serving:
             log.error("the tree was unmounted from outside: stopping")
             return 1
 
 
-def finish(kernel: object, server: object, unmount: Callable[[], None]) -> None:
-    kernel.stop()  # type: ignore[attr-defined]  # ends every blocked read, so that the unmount can
+def reload(kernel: Kernel, options: argparse.Namespace) -> None:
+    """SIGHUP: all of a good configuration, or nothing of a bad one."""
+    try:
+        config = configure(options)
+        kernel.reload(config)
+    except AiosError as error:
+        log.error("not reloaded, the old configuration stays: %s", error.explanation)
+        return
+    logging.getLogger().setLevel(config.daemon.log_level.upper())
+    log.info("configuration reloaded")
+
+
+def finish(kernel: Kernel, server: Server, unmount: Callable[[], None]) -> None:
+    kernel.stop()  # ends every blocked read, so that the unmount can
     unmount()
-    if not server.join(JOIN_S):  # type: ignore[attr-defined]
+    if not server.join(JOIN_S):
         log.warning("a client still holds a file open; leaving it behind")
         logging.shutdown()
         os._exit(0)  # a thread of libfuse cannot be ended otherwise; all state is stored and closed

@@ -41,6 +41,24 @@ class Kernel:
         for model in self.models.all():
             self.scheduler.pool.load(model)
 
+    def reload(self, config: Config) -> None:
+        """Takes over what can change while running; Models judges the new ones before anything else."""
+        added = self.models.reload(config)
+        old, now = self.config, config
+        if (old.daemon.mount, old.daemon.state) != (now.daemon.mount, now.daemon.state):
+            log.warning("another mount or state folder takes a restart")
+        if old.engine != now.engine:
+            log.warning("[engine] applies to workers started from now on")
+        self.config = self.scheduler.config = config
+        self.scheduler.pool.engine = config.engine
+        if old.scheduler.policy != now.scheduler.policy:
+            self.scheduler.chooser.switch(now.scheduler.policy)
+        if old.scheduler.quantum != now.scheduler.quantum:
+            self.scheduler.quantum_tokens = now.scheduler.quantum
+        for model in added:
+            self.scheduler.pool.load(model)
+        self.scheduler.stir()
+
     def stop(self) -> None:
         self.scheduler.stop()
         self.store.close()

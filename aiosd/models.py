@@ -51,15 +51,10 @@ class Models:
     def __init__(self, config: Config, store: Store, option: Path | None) -> None:
         self._store = store
         self._by_name: dict[str, Model] = {}
-        self.default = ""
         for name, path in store.models():
             self._by_name[name] = Model(name, Path(path), configured=False)
-        for name, entry in config.models.items():
-            if not NAME.fullmatch(name):
-                raise ConfigError(f"[models.{name}]: not a name", "letters, digits, dot, dash, underscore")
-            self._by_name[name] = Model(name, Path(entry.path), entry.replicas)
-            if entry.default:
-                self.default = name
+        self._by_name |= {model.name: model for model in configured(config)}
+        self.default = next((name for name, entry in config.models.items() if entry.default), "")
         if option is not None:
             name = re.sub(r"[^A-Za-z0-9._-]", "-", option.resolve().name).lstrip(".")[:64] or "model"
             self._by_name[name] = Model(name, option.resolve())
@@ -69,6 +64,14 @@ class Models:
         for model in self._by_name.values():
             model.state = ModelState.LOADING  # requests may come before the workers do
         self.default = self.default or next((m.name for m in self._by_name.values() if m.configured), "")
+
+    def reload(self, config: Config) -> list[Model]:
+        """The models that are new in the configuration; those gone from it stay until they are removed."""
+        added = [model for model in configured(config) if model.name not in self._by_name]
+        self._by_name |= {model.name: model for model in added}
+        default = next((name for name, entry in config.models.items() if entry.default), "")
+        self.default = default or self.default
+        return added
 
     def names(self) -> list[str]:
         return list(self._by_name)
@@ -99,6 +102,13 @@ class Models:
     def remove(self, name: str) -> None:
         self._store.remove_model(name)
         self._by_name.pop(name, None)
+
+
+def configured(config: Config) -> list[Model]:
+    for name in config.models:
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"[models.{name}]: not a name", "letters, digits, dot, dash, underscore")
+    return [Model(name, Path(entry.path), entry.replicas) for name, entry in config.models.items()]
 
 
 def check_folder(path: Path) -> None:

@@ -57,7 +57,7 @@ class Events(Protocol):
 
 class Pool:
     def __init__(self, engine: EngineConfig, events: Events) -> None:
-        self._engine = engine
+        self.engine = engine
         self._events = events
         self._lock = threading.Lock()
         self._workers: dict[int, Worker] = {}
@@ -135,7 +135,7 @@ class Pool:
         with self._lock:
             id = next(n for n in range(len(self._workers) + 1) if n not in self._workers)
             worker = self._workers[id] = Worker(id, model, process, wire.Channel(ours))
-        e = self._engine
+        e = self.engine
         self.send(
             worker,
             wire.Load(

@@ -178,6 +178,24 @@ def test_a_bad_configuration_is_told_with_file_and_line(tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
 
 
+def test_sighup_takes_over_a_good_configuration_and_keeps_the_old_on_a_bad_one(
+    make_daemon: MakeDaemon,
+) -> None:
+    daemon = make_daemon().start()
+    assert daemon.process is not None
+    file = daemon.log.parent / "aiosd.toml"
+    file.write_text("[scheduler]\npolicy = 'rr'\nquantums = 5\n")
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "aiosd.toml:3: unknown key" in daemon.log.read_text(), "the refusal")
+    assert daemon.read("scheduler/policy") == "fifo\n"
+    file.write_text("[scheduler]\npolicy = 'rr'\nquantum = 5\n[limits]\nqueued_requests_per_user = 0\n")
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: daemon.read("scheduler/policy") == "rr\n", "the reload")
+    assert daemon.read("scheduler/quantum") == "5\n"
+    done = daemon.sh("mkdir agents/a; echo hi > agents/a/syscall/llm")
+    assert "temporarily unavailable" in done.stderr
+
+
 def test_a_broken_model_is_told_by_its_state_and_at_the_write(
     make_daemon: MakeDaemon, random_llama: Path, tmp_path: Path
 ) -> None:
