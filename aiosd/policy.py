@@ -6,17 +6,19 @@ A policy can therefore be wrong but never lose a request. Called with the schedu
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping, Sequence
 
 from aiosd.errors import BadValue
-from aiosd.policies import Functions, Job, Policy, fifo, rr
+from aiosd.policies import Policy, View, edf, fair, fifo, las, priority, rr
 
 log = logging.getLogger(__name__)
 
 POLICIES: dict[str, Policy] = {
-    "fifo": Functions(fifo.pick, fifo.preempt),
-    "rr": Functions(rr.pick, rr.preempt),
+    "fifo": Policy(fifo.pick, fifo.preempt),
+    "rr": Policy(rr.pick, rr.preempt),
+    "priority": Policy(priority.pick, priority.preempt),
+    "fair": Policy(fair.pick, fair.preempt),
+    "las": Policy(las.pick, las.preempt),
+    "edf": Policy(edf.pick, edf.preempt),
 }
 
 
@@ -33,27 +35,28 @@ class Chooser:
         self.name = name
         self._warned = False
 
-    def pick(self, ready: Mapping[int, Job], running: Sequence[Job]) -> int:
-        """The id of one of `ready`, which is not empty."""
+    def pick(self, view: View) -> int:
+        """The id of one that waits; there is one."""
         try:
-            id = POLICIES[self.name].pick(tuple(ready.values()), running, time.monotonic())
+            id = POLICIES[self.name].pick(view)
         except Exception as error:  # noqa: BLE001 - a policy is foreign code: the queue goes on
             self._warn(repr(error))
-            return min(ready)
-        if id is None or id not in ready:
+            id = fifo.pick(view)
+        if all(job.id != id for job in view.waiting):
             self._warn(f"picked {id!r}, which does not wait")
-            return min(ready)
+            id = fifo.pick(view)
+        assert id is not None
         return id
 
-    def preempt(self, ready: Mapping[int, Job], running: Sequence[Job], quantum_tokens: int) -> int | None:
+    def preempt(self, view: View) -> int | None:
         try:
-            id = POLICIES[self.name].preempt(tuple(ready.values()), running, quantum_tokens, time.monotonic())
+            id = POLICIES[self.name].preempt(view)
         except Exception as error:  # noqa: BLE001 - as above
             self._warn(repr(error))
-            return None
-        if id is not None and all(job.id != id for job in running):
+            return fifo.preempt(view)
+        if id is not None and all(job.id != id for job in view.running):
             self._warn(f"preempts {id!r}, which does not run")
-            return None
+            return fifo.preempt(view)
         return id
 
     def _warn(self, why: str) -> None:

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import chain
 
+from aiosd.ledger import Ledger
 from aiosd.policies import Job
 from aiosd.request import Request, State
 
@@ -20,6 +21,7 @@ class Queue:
         self.waiting: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
         self.per_user: Counter[int] = Counter()  # unfinished requests
+        self.ledger = Ledger()
         self._ready: dict[str, dict[int, Job]] = {}  # by model: those that may start now
         self._turns: dict[str, deque[Request]] = {}  # by context: unfinished requests, oldest first
         self._held: set[str] = set()  # paused agents
@@ -37,6 +39,7 @@ class Queue:
         return self._ready.setdefault(model, {})
 
     def add(self, request: Request, startable: bool = True) -> None:
+        self.ledger.arrive(request, self.per_user, time.monotonic())
         self.per_user[request.uid] += 1
         self.waiting[request.id] = request
         if request.spec.context:
@@ -65,6 +68,7 @@ class Queue:
         if known is None:
             return False
         self.ready(request.spec.model).pop(request.id, None)
+        self.ledger.leave(request, time.monotonic())
         self.per_user[request.uid] -= 1
         if not self.per_user[request.uid]:
             del self.per_user[request.uid]

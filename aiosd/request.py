@@ -114,6 +114,7 @@ class Request:
     usage: Usage = field(default_factory=Usage)
     started_s: float | None = None
     finished_s: float | None = None
+    arrived_s: float = field(default_factory=time.monotonic)
     queued_s: float = field(default_factory=time.monotonic)
     slice_start: int = 0  # number of tokens when it was last put on a worker
     preemptions: int = 0
@@ -130,4 +131,5 @@ class Request:
 
     @property
     def deadline(self) -> float | None:
-        return None if self.spec.deadline_s is None else self.submitted_s + self.spec.deadline_s
+        """On the monotonic clock, as queued_s is."""
+        return None if self.spec.deadline_s is None else self.arrived_s + self.spec.deadline_s

@@ -12,9 +12,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
+from types import MappingProxyType
 
 from aiosd import response, wire
 from aiosd.agents import Agents
@@ -22,6 +23,7 @@ from aiosd.config import Config
 from aiosd.contexts import Contexts
 from aiosd.errors import Busy, ShuttingDown, StoreFailed, StoreFull
 from aiosd.models import Model, Models
+from aiosd.policies import Job, View
 from aiosd.policies.placement import Seat, place
 from aiosd.policy import Chooser
 from aiosd.pool import Pool, Worker
@@ -163,12 +165,22 @@ class Scheduler:
         """Gives free places to whom the policy picks."""
         ready = self._queue.ready(model.name)
         while ready and (seats := self._seats(model)):
-            running = [view(r) for r in self._running(model)]
-            request = self._queue.waiting[self.chooser.pick(ready, running)]
+            request = self._queue.waiting[self.chooser.pick(self._view(ready, self._running(model)))]
             chosen = place(seats, self._last_worker(request))
             worker = self.pool.get(seats[0].worker if chosen is None else chosen)
             self._queue.start(request, worker.id)
             self._outbox.append(partial(self._submit, request, worker))
+
+    def _view(self, ready: Mapping[int, Job], running: Iterable[Request]) -> View:
+        ledger = self._queue.ledger
+        return View(
+            waiting=tuple(ready.values()),
+            running=tuple(map(view, running)),
+            now=time.monotonic(),
+            quantum_tokens=self.quantum_tokens,
+            users=MappingProxyType(ledger.users),
+            agents=MappingProxyType(ledger.agents),
+        )
 
     def _last_worker(self, request: Request) -> int | None:
         """Where KV of this request may still be: its own, or its conversation's."""
@@ -183,7 +195,7 @@ class Scheduler:
         staying = {r.id: r for r in self._running(model) if not r.leaving}
         leaving = len(self._running(model)) - len(staying)
         for _ in range(min(len(ready) - leaving, len(staying))):
-            id = self.chooser.preempt(ready, [view(r) for r in staying.values()], self.quantum_tokens)
+            id = self.chooser.preempt(self._view(ready, staying.values()))
             if id is None:
                 return
             request = staying.pop(id)
@@ -244,8 +256,7 @@ class Scheduler:
                 self._deliver_step(worker, message)
             case wire.Started():
                 if request := self._mine(worker, message.id):
-                    request.usage.prompt_tokens = message.prompt_tokens
-                    request.started_s = request.started_s or time.time()
+                    self._started(request, message.prompt_tokens)
             case wire.Refused():
                 if request := self._mine(worker, message.id):
                     reason = f"{message.reason}; {message.hint}" if message.hint else message.reason
@@ -255,6 +266,13 @@ class Scheduler:
                     self._requeue(request, State.PREEMPTED)
             case _:
                 log.error("worker %d sent a %s", worker.id, type(message).__name__)
+
+    def _started(self, request: Request, prompt_tokens: int) -> None:
+        with self._wake:
+            if request.started_s is None:
+                request.started_s = time.time()
+                self._queue.ledger.charge(request, input_tokens=prompt_tokens)
+            request.usage.prompt_tokens = prompt_tokens
 
     def worker_died(self, worker: Worker) -> None:
         """What ran there runs again from its tokens; what has killed too many workers is failed."""
@@ -306,7 +324,9 @@ class Scheduler:
         request.usage.completion_tokens = len(request.tokens)
         if request.worker_visits == 1:  # later ones find what this request itself computed
             request.usage.cached_tokens = made.cached_tokens
-        self.counters["tokens"] += len(made.tokens)
+        with self._wake:
+            self.counters["tokens"] += len(made.tokens)
+            self._queue.ledger.charge(request, output_tokens=len(made.tokens))
         response.grow(request, made.text, made.logprobs)
         if made.finish == "preempted":
             self._requeue(request, State.PREEMPTED)

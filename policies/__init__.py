@@ -1,19 +1,18 @@
 """Decisions, one small pure file each: who is next, who yields.
 
-A policy sees immutable views and answers with ids. No clock, no I/O, no log: the same views give the same
-answer. The mechanism (aiosd.scheduler) checks every answer and falls back to FIFO on a bad one.
+A policy sees an immutable View and answers with an id. No clock, no I/O, no log: the same view gives the same
+answer. The mechanism (aiosd.policy) checks every answer and falls back to FIFO on a bad one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request as a policy sees it. Times are seconds on one monotonic clock."""
+    """One request as a policy sees it. Times are seconds on the clock of View.now."""
 
     id: int  # grows with arrival
     uid: int
@@ -25,19 +24,22 @@ class Job:
     deadline_s: float | None
 
 
-class Policy(Protocol):
-    def pick(self, waiting: Sequence[Job], running: Sequence[Job], now: float) -> int | None:
-        """The job to start next on a free place; None only when nobody waits."""
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that a decision may depend on. `running` are those on the places that are asked about."""
 
-    def preempt(
-        self, waiting: Sequence[Job], running: Sequence[Job], quantum_tokens: int, now: float
-    ) -> int | None:
-        """The running job that yields its place to a waiting one; None: nobody. Asked when all is taken."""
+    waiting: Sequence[Job]
+    running: Sequence[Job]
+    now: float
+    quantum_tokens: int
+    users: Mapping[int, float]  # service by uid, in weighted tokens (aiosd.ledger)
+    agents: Mapping[tuple[int, str], float]  # service of each agent's run, in tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Functions:
-    """A policy made of two plain functions."""
+class Policy:
+    """`pick`: who starts next; None only when nobody waits. `preempt`: the running job that yields its place
+    to a waiting one, or None; asked only when all places are taken."""
 
-    pick: Callable[[Sequence[Job], Sequence[Job], float], int | None]
-    preempt: Callable[[Sequence[Job], Sequence[Job], int, float], int | None]
+    pick: Callable[[View], int | None]
+    preempt: Callable[[View], int | None]

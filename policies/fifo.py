@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from aiosd.policies import Job
+from aiosd.policies import View
 
 
-def pick(waiting: Sequence[Job], running: Sequence[Job], now: float) -> int | None:
-    return min((job.id for job in waiting), default=None)
+def pick(view: View) -> int | None:
+    return min((job.id for job in view.waiting), default=None)
 
 
-def preempt(waiting: Sequence[Job], running: Sequence[Job], quantum_tokens: int, now: float) -> int | None:
+def preempt(view: View) -> int | None:
     return None

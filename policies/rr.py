@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from aiosd.policies import Job
+from aiosd.policies import View
 
 
-def pick(waiting: Sequence[Job], running: Sequence[Job], now: float) -> int | None:
-    longest = min(waiting, key=lambda job: (job.queued_s, job.id), default=None)
+def pick(view: View) -> int | None:
+    longest = min(view.waiting, key=lambda job: (job.queued_s, job.id), default=None)
     return longest.id if longest else None
 
 
-def preempt(waiting: Sequence[Job], running: Sequence[Job], quantum_tokens: int, now: float) -> int | None:
-    spent = [job for job in running if job.slice_tokens >= quantum_tokens]
+def preempt(view: View) -> int | None:
+    spent = [job for job in view.running if job.slice_tokens >= view.quantum_tokens]
     most = max(spent, key=lambda job: (job.slice_tokens, -job.id), default=None)
-    return most.id if most and waiting else None
+    return most.id if most and view.waiting else None

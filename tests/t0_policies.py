@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,17 +11,43 @@ from hypothesis import strategies as st
 
 from aiosd import policy
 from aiosd.errors import BadValue
-from aiosd.policies import Functions, Job, fifo, rr
+from aiosd.ledger import OUTPUT_WEIGHT, Ledger
+from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, rr
 from aiosd.policies.placement import Seat, place
 from aiosd.policy import POLICIES, Chooser
+from aiosd.request import Request
+from aiosd.sampling import Sampling
+from aiosd.spec import Spec
 
 
-def job(id: int, queued_s: float = 0.0, slice_tokens: int = 0) -> Job:
-    return Job(id, 0, "a", 0, queued_s, slice_tokens, slice_tokens, None)
+def job(id: int, queued_s: float = 0.0, slice_tokens: int = 0, **facts: object) -> Job:
+    plain = Job(id, 0, f"a{id}", 0, queued_s, slice_tokens, slice_tokens, None)
+    return replace(plain, **facts)  # type: ignore[arg-type]
+
+
+def view(
+    waiting: Sequence[Job],
+    running: Sequence[Job] = (),
+    now: float = 10.0,
+    quantum: int = 10,
+    users: Mapping[int, float] | None = None,
+    agents: Mapping[tuple[int, str], float] | None = None,
+) -> View:
+    return View(waiting, running, now, quantum, users or {}, agents or {})
 
 
 JOBS = st.lists(
-    st.builds(job, st.integers(1, 50), st.floats(0, 9), st.integers(0, 99)),
+    st.builds(
+        Job,
+        id=st.integers(1, 50),
+        uid=st.integers(0, 3),
+        agent=st.sampled_from("abc"),
+        nice=st.integers(-20, 19),
+        queued_s=st.floats(0, 9),
+        served_tokens=st.integers(0, 99),
+        slice_tokens=st.integers(0, 99),
+        deadline_s=st.none() | st.floats(0, 99),
+    ),
     unique_by=lambda j: j.id,
     max_size=9,
 )
@@ -30,24 +57,115 @@ JOBS = st.lists(
 def test_every_policy_answers_with_an_id_it_was_shown(
     waiting: list[Job], running: list[Job], quantum: int, name: str
 ) -> None:
-    picked = POLICIES[name].pick(waiting, running, 10.0)
+    seen = view(waiting, running, quantum=quantum, users={0: 5.0, 1: 7.0}, agents={(0, "a"): 300.0})
+    picked = POLICIES[name].pick(seen)
     assert (picked is None) == (not waiting)
     assert picked is None or picked in {j.id for j in waiting}
-    yields = POLICIES[name].preempt(waiting, running, quantum, 10.0)
+    yields = POLICIES[name].preempt(seen)
     assert yields is None or yields in {j.id for j in running}
+    assert yields is None or waiting
 
 
 def test_fifo_takes_who_came_first_and_never_preempts() -> None:
-    assert fifo.pick([job(5), job(2), job(9)], [], 0) == 2
-    assert fifo.preempt([job(5)], [job(1, slice_tokens=999)], 1, 0) is None
+    assert fifo.pick(view([job(5), job(2), job(9)])) == 2
+    assert fifo.preempt(view([job(5)], [job(1, slice_tokens=999)], quantum=1)) is None
 
 
 def test_rr_takes_who_waits_longest_and_preempts_a_spent_quantum_only() -> None:
-    assert rr.pick([job(5, 3.0), job(2, 4.0)], [], 9) == 5
+    assert rr.pick(view([job(5, 3.0), job(2, 4.0)])) == 5
     running = [job(1, slice_tokens=7), job(2, slice_tokens=12), job(3, slice_tokens=10)]
-    assert rr.preempt([job(5)], running, 10, 9) == 2
-    assert rr.preempt([job(5)], running, 20, 9) is None
-    assert rr.preempt([], running, 10, 9) is None
+    assert rr.preempt(view([job(5)], running)) == 2
+    assert rr.preempt(view([job(5)], running, quantum=20)) is None
+    assert rr.preempt(view([], running)) is None
+
+
+def test_priority_takes_the_lowest_nice_and_ageing_saves_the_others() -> None:
+    assert priority.pick(view([job(1, 9.0), job(2, 9.0, nice=-5)])) == 2
+    patient = job(1, 0.0, nice=19)
+    assert priority.pick(view([patient, job(2, 99.0)], now=100.0)) == 1
+    low = job(3, nice=5, slice_tokens=1)
+    assert priority.preempt(view([job(4, 10.0)], [low])) == 3, "a better one at once"
+    assert priority.preempt(view([job(4, 10.0, nice=6)], [low])) is None
+    assert priority.preempt(view([job(4, 0.0, nice=6)], [low], now=100.0)) is None
+    spent = replace(low, slice_tokens=10)
+    assert priority.preempt(view([job(4, 0.0, nice=6)], [spent], now=100.0)) == 3, (
+        "aged, at the quantum's end"
+    )
+
+
+def test_las_takes_the_run_that_got_least_and_ageing_saves_the_long_one() -> None:
+    long, short = job(1, 10.0, agent="long"), job(2, 10.0, agent="short")
+    got = {(0, "long"): 5000.0, (0, "short"): 15.0}
+    assert las.pick(view([long, short], agents=got)) == 2
+    assert las.pick(view([replace(long, queued_s=-200.0), short], agents=got)) == 1
+    running = replace(long, slice_tokens=10)
+    assert las.preempt(view([short], [running], agents=got)) == 1
+    assert las.preempt(view([short], [replace(running, slice_tokens=9)], agents=got)) is None
+    assert las.preempt(view([short], [running], agents={(0, "long"): 16.0, (0, "short"): 15.0})) is None
+
+
+def test_fair_takes_the_user_who_got_least_then_his_least_served_agent() -> None:
+    mine, his = job(1, 10.0, uid=1), job(2, 10.0, uid=2)
+    assert fair.pick(view([mine, his], users={1: 50.0, 2: 49.0})) == 2
+    other = job(3, 10.0, uid=2, agent="fresh")
+    assert fair.pick(view([his, other], users={2: 49.0}, agents={(2, "a2"): 900.0})) == 3
+    running = replace(mine, slice_tokens=10)
+    assert fair.preempt(view([his], [running], users={1: 50.0, 2: 49.0})) == 1
+    assert fair.preempt(view([his], [running], users={1: 49.0, 2: 50.0})) is None
+
+
+def test_edf_takes_the_earliest_deadline_that_can_be_met_and_still_serves_the_others() -> None:
+    soon, later, missed, none = (
+        job(i, deadline_s=d) for i, d in enumerate([12.0, 15.0, 5.0, None], 1)
+    )  # fmt: skip
+    assert edf.pick(view([none, missed, later, soon])) == 1
+    assert edf.pick(view([none, missed, later])) == 2
+    assert edf.pick(view([none, missed])) == 3, "then in order of arrival"
+    assert edf.preempt(view([soon], [later, none])) == 4
+    assert edf.preempt(view([later], [soon])) is None
+
+
+def request(uid: int, nice: int = 0) -> Request:
+    return Request(1, uid, "a", "/x", Spec((), Sampling(), "m", nice=nice))
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 64)), max_size=200), st.integers(1, 64))
+def test_fair_keeps_two_backlogged_users_within_the_papers_bound(
+    arrivals: list[tuple[int, int]], batch: int
+) -> None:
+    """VTC theorem 4.4: while both wait, |W_1 - W_2| <= 2 max(w_p L_input, w_q M), M tokens in a batch."""
+    ledger, bound = Ledger(), 2 * max(64.0, OUTPUT_WEIGHT * batch)
+    users = {0: request(0), 1: request(1)}
+    for uid in users:
+        ledger.arrive(users[uid], [u for u in users if u != uid], 0.0)
+    waiting = [job(1, uid=0), job(2, uid=1)]
+    for _, length in arrivals:
+        picked = fair.pick(view(waiting, users=ledger.users))
+        uid = next(j.uid for j in waiting if j.id == picked)
+        ledger.charge(users[uid], input_tokens=length)
+        ledger.charge(users[uid], output_tokens=batch)
+        assert abs(ledger.users[0] - ledger.users[1]) <= bound
+
+
+def test_a_user_back_from_idling_does_not_get_what_he_missed() -> None:
+    ledger = Ledger()
+    ledger.arrive(request(1), [], 0.0)
+    ledger.charge(request(1), output_tokens=500)
+    ledger.arrive(request(2), [1], 0.0)
+    assert ledger.users[2] == ledger.users[1]
+
+
+def test_nice_is_a_weight_and_a_long_idle_agent_begins_a_new_run() -> None:
+    ledger = Ledger()
+    ledger.charge(request(1, nice=0), output_tokens=100)
+    ledger.charge(request(2, nice=-3), output_tokens=100)
+    assert ledger.users[2] < ledger.users[1] * 0.6
+    ledger.leave(request(1), 0.0)
+    ledger.arrive(request(1), [], 10.0)
+    assert ledger.agents[1, "a"] == 100
+    ledger.leave(request(1), 10.0)
+    ledger.arrive(request(1), [], 100.0)
+    assert (1, "a") not in ledger.agents
 
 
 def test_a_job_goes_where_its_kv_is_else_to_the_least_loaded() -> None:
@@ -58,21 +176,20 @@ def test_a_job_goes_where_its_kv_is_else_to_the_least_loaded() -> None:
     assert place([], 0) is None
 
 
-def boom(*_: object) -> int:
+def boom(_: View) -> int:
     raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("answer", [lambda *_: 99, lambda *_: None, lambda *_: "x", boom])
+@pytest.mark.parametrize("answer", [lambda _: 99, lambda _: None, lambda _: "x", boom])
 def test_a_bad_policy_is_answered_by_fifo_and_said_once(
     answer: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(policy.POLICIES, "bad", Functions(answer, answer))  # type: ignore[arg-type]
+    monkeypatch.setitem(policy.POLICIES, "bad", Policy(answer, answer))  # type: ignore[arg-type]
     chooser = Chooser("bad")
-    ready = {7: job(7), 4: job(4)}
-    running: Sequence[Job] = [job(1)]
-    assert chooser.pick(ready, running) == 4
-    assert chooser.pick(ready, running) == 4
-    assert chooser.preempt(ready, running, 1) is None
+    seen = view([job(7), job(4)], [job(1)])
+    assert chooser.pick(seen) == 4
+    assert chooser.pick(seen) == 4
+    assert chooser.preempt(seen) is None
     assert sum("fifo decides" in r.message for r in caplog.records) == 1
 
 

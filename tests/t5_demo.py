@@ -44,7 +44,12 @@ def processes_with(mark: str) -> list[str]:
 
 def test_the_demo_remembers_calculates_and_shows_the_queue(environment: dict[str, str]) -> None:
     done = subprocess.run(
-        [DEMO], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+        [sys.executable, DEMO],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     output = done.stdout
     assert done.returncode == 0, output + done.stderr

@@ -1,0 +1,25 @@
+"""Earliest deadline first. Who has none, or missed it, comes after those who can still make theirs."""
+
+from __future__ import annotations
+
+import math
+
+from aiosd.policies import Job, View
+
+
+def rank(view: View, job: Job) -> tuple[float, int]:
+    reachable = job.deadline_s is not None and job.deadline_s >= view.now
+    return job.deadline_s if reachable and job.deadline_s is not None else math.inf, job.id
+
+
+def pick(view: View) -> int | None:
+    best = min(view.waiting, key=lambda job: rank(view, job), default=None)
+    return best.id if best else None
+
+
+def preempt(view: View) -> int | None:
+    best = min(view.waiting, key=lambda job: rank(view, job), default=None)
+    last = max(view.running, key=lambda job: rank(view, job), default=None)
+    if best is None or last is None:
+        return None
+    return last.id if rank(view, best)[0] < rank(view, last)[0] else None

@@ -1,0 +1,30 @@
+"""Fair shares between users by virtual token counters (VTC, OSDI 2024); within a user, las.
+
+The user with the least service is next. Service counts input and output tokens, weighted by nice
+(aiosd.ledger); a user who comes back from idling is lifted to the others' level and cannot hoard.
+"""
+
+from __future__ import annotations
+
+from aiosd.policies import Job, View, las
+
+
+def rank(view: View, job: Job) -> tuple[float, float, int]:
+    return view.users.get(job.uid, 0.0), *las.rank(view, job)
+
+
+def pick(view: View) -> int | None:
+    best = min(view.waiting, key=lambda job: rank(view, job), default=None)
+    return best.id if best else None
+
+
+def preempt(view: View) -> int | None:
+    """Between users a spent quantum yields to less service; within one user las decides."""
+    best = min(view.waiting, key=lambda job: rank(view, job), default=None)
+    spent = [job for job in view.running if job.slice_tokens >= view.quantum_tokens]
+    worst = max(spent, key=lambda job: rank(view, job), default=None)
+    if best is None or worst is None:
+        return None
+    if best.uid != worst.uid:
+        return worst.id if view.users.get(best.uid, 0.0) < view.users.get(worst.uid, 0.0) else None
+    return worst.id if las.rank(view, best)[0] < las.level(view, worst) else None

@@ -1,0 +1,37 @@
+"""Least attained service of the whole agent run (Autellix's PLAS, arXiv 2502.13965).
+
+The tokens an agent's run has got put it on a level; a lower level goes first, so a short run does not wait
+behind a long one though the long one makes many short requests. Levels double, which spares runs of
+about the same length from preempting each other for ever; waiting lifts a level every AGEING_S seconds.
+"""
+
+from __future__ import annotations
+
+import math
+
+from aiosd.policies import Job, View
+
+AGEING_S = 10.0
+
+
+def level(view: View, job: Job) -> float:
+    attained = view.agents.get((job.uid, job.agent), 0.0)
+    return float(math.floor(math.log2(1 + attained / view.quantum_tokens)))
+
+
+def rank(view: View, job: Job) -> tuple[float, int]:
+    return level(view, job) - math.floor((view.now - job.queued_s) / AGEING_S), job.id
+
+
+def pick(view: View) -> int | None:
+    best = min(view.waiting, key=lambda job: rank(view, job), default=None)
+    return best.id if best else None
+
+
+def preempt(view: View) -> int | None:
+    best = min(view.waiting, key=lambda job: rank(view, job), default=None)
+    spent = [job for job in view.running if job.slice_tokens >= view.quantum_tokens]
+    worst = max(spent, key=lambda job: (level(view, job), job.id), default=None)
+    if best is None or worst is None:
+        return None
+    return worst.id if rank(view, best)[0] < level(view, worst) else None
