@@ -6,6 +6,7 @@ A model's state is told by its workers (aiosd.pool sets it). Any thread may read
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +18,11 @@ from aiosd.request import Usage
 from aiosd.store import Store
 
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
-BUILT_IN = (Path(__file__).parent.parent / "models" / "tiny", Path("/usr/share/aios/models/tiny"))
+BUILT_IN = (
+    Path(__file__).parent.parent / "models/tiny",  # a checkout
+    Path(sys.prefix) / "share/aios/models/tiny",  # a virtual environment
+    Path("/usr/share/aios/models/tiny"),
+)
 
 
 class ModelState(StrEnum):

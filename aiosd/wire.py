@@ -170,7 +170,10 @@ class Channel:
 
     def _exactly(self, size: int) -> bytes | None:
         while len(self._buffer) < size:
-            data = self._socket.recv(max(65536, size - len(self._buffer)))
+            try:
+                data = self._socket.recv(max(65536, size - len(self._buffer)))
+            except ConnectionResetError:  # it was killed with messages of ours unread
+                return None
             if not data:
                 return None
             self._buffer += data

@@ -11,7 +11,6 @@ import os
 import queue
 import signal
 import socket
-import sys
 import threading
 import traceback
 from pathlib import Path
@@ -59,12 +58,12 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
         return
     channel.send(wire.Ready({**model.info, "context_length": model.context_length, "pid": os.getpid()}))
 
-    inbox: queue.SimpleQueue[wire.Message | None] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
     threading.Thread(target=read, args=(channel, inbox), daemon=True).start()
 
     live: set[int] = set()  # every Submit is answered by one end: a finish, Refused or Removed
 
-    def obey(message: wire.Message | None) -> None:
+    def obey(message: wire.Message) -> None:
         match message:
             case wire.Submit():
                 try:
@@ -79,8 +78,6 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
                 live.discard(message.id)
                 engine.remove(message.id)
                 channel.send(wire.Removed(message.id))
-            case None:
-                sys.exit(0)  # the daemon is gone
 
     def pack(output: Output) -> wire.Tokens:
         if output.finish:
@@ -109,11 +106,12 @@ def logprob(model: Model, one: TokenLogprob) -> dict[str, Any]:
     return {**chosen, "top_logprobs": top}
 
 
-def read(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message | None]) -> None:
-    while (message := channel.receive()) is not None:
-        inbox.put(message)
-    inbox.put(None)
-    os._exit(0)  # also in the middle of a long step: nobody is there to hear its end
+def read(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message]) -> None:
+    try:
+        while (message := channel.receive()) is not None:
+            inbox.put(message)
+    finally:
+        os._exit(0)  # also in the middle of a long step: nobody is there to hear its end
 
 
 if __name__ == "__main__":

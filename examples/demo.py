@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 EXAMPLES = Path(__file__).resolve().parent
+PYTHON = EXAMPLES.parent / ".venv/bin/python"  # this script itself runs with any
 PARTS = (
     ("chat", "A conversation: a context keeps what was said"),
     ("stream", "Streaming: cat prints the tokens as they are made"),
@@ -246,7 +247,7 @@ class Demo:
         folders: list[str | Path] = ["--mount", self.mount, "--state", self.base / "state"]
         with self.log.open("wb") as log:
             self.daemon = subprocess.Popen(
-                [sys.executable, "-m", "aiosd", *folders, *sys.argv[1:]],
+                [PYTHON if PYTHON.exists() else sys.executable, "-m", "aiosd", *folders, *sys.argv[1:]],
                 cwd=EXAMPLES.parent,
                 env={**os.environ, "TMPDIR": str(self.base)},  # torch leaves a folder in it
                 stdin=subprocess.DEVNULL,
