@@ -37,9 +37,9 @@ def main() -> None:
 
 
 def serve(channel: wire.Channel, order: wire.Load) -> None:
-    import torch  # takes a second: after the socket is ours
-
-    from aiosd.engine import Engine, Output, load
+    # torch takes a second, so it comes after the socket is ours; the engine sets it up and so comes first
+    from aiosd.engine import Engine, Output, load  # isort: skip
+    import torch  # isort: skip
 
     device = order.device
     if device == "auto":

@@ -11,7 +11,7 @@ import random
 import pytest
 import torch
 
-from aiosd.engine import Engine, Model
+from aiosd.engine import Engine, Model, load
 from aiosd.engine.ops import library
 from aiosd.sampling import Sampling
 from tests.t1_engine_models import (
@@ -187,7 +187,6 @@ def test_both_builds_of_the_operations_give_the_same_bits(monkeypatch: pytest.Mo
     both = [library("avx2"), library("avx512")]
     if None in both:
         pytest.skip("one of them is not built, or not for this CPU")
-    from aiosd.engine import load
     from aiosd.engine import model as module
 
     answers = []
@@ -209,10 +208,20 @@ def test_neighbours_change_nothing_with_several_threads() -> None:
 
 
 def test_the_number_of_threads_changes_no_bits_of_the_fused_path() -> None:
-    from aiosd.engine import load
 
     if library() is None:
         pytest.skip("compiled operations are not built")
     answers = [alone(load(folder("llama-odd"), threads=n), prompt(130), DRAWN) for n in (1, 2, 3)]
     torch.set_num_threads(1)
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_more_threads_than_cores_are_late_and_harm_nothing() -> None:
+    if library() is None:
+        pytest.skip("compiled operations are not built")
+    expected = alone(model("llama-odd", "fused"), prompt(77), GREEDY)
+    for _ in range(3):
+        m = load(folder("llama-odd"), threads=7)
+        torch.set_num_threads(1)
+        assert among(m, GREEDY, 7, 100) == expected
+        del m  # joins its threads, sleeping or late

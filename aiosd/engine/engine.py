@@ -1,0 +1,290 @@
+"""Continuous batching: add requests, call step() until idle, read the outputs.
+
+A request's tokens depend on the model, its prompt and its sampling alone, never on its neighbours, on
+the prefix cache or on having been removed and added again. One thread; knows no files, users or clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Tokens
+
+import numpy as np
+
+from aiosd.engine import sampler
+from aiosd.engine.core import Batch, Segment
+from aiosd.engine.kv import BLOCK, BlockPool, root
+from aiosd.engine.model import Model
+from aiosd.engine.sampler import Row, TokenLogprob
+from aiosd.engine.sequence import Output, Sequence
+from aiosd.engine.text import TextStream
+from aiosd.errors import BadRequest, ModelError, TooLong
+from aiosd.sampling import Sampling
+
+Plan = list[tuple[Sequence, int]]  # who gets how many of its pending tokens computed in a step
+
+
+class Engine:
+    def __init__(
+        self, model: Model, *, kv_bytes: int, max_running: int = 64, prefill_tokens: int = 512
+    ) -> None:
+        self.model = model
+        self.core = model.core
+        blocks = kv_bytes // (BLOCK * model.kv_bytes_per_token)
+        if blocks == 0:
+            raise TooLong(
+                f"{kv_bytes} bytes of KV memory hold no block of {BLOCK} tokens",
+                f"give at least {BLOCK * model.kv_bytes_per_token} bytes",
+            )
+        try:
+            self._kv = self.core.reserve(blocks)
+        except (RuntimeError, OSError, OverflowError) as error:  # as the device's memory has it
+            why = str(error).splitlines()[0]
+            raise ModelError(
+                f"no room for {kv_bytes} bytes of KV: {why}", "give the worker less KV memory"
+            ) from None
+        self.pool = BlockPool(blocks)
+        self.max_running = max_running
+        self.prefill_tokens = max(prefill_tokens, self.core.chunk)
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # oldest first
+        self._ended: list[Output] = []  # to be told at the next step
+        self._steps = self._generated = self._hits = 0
+
+    def add(
+        self, id: int, prompt: list[int], sampling: Sampling, *, owner: str, resume: Tokens[int] = ()
+    ) -> None:
+        """`resume`: tokens of the answer made earlier; they are not emitted again.
+
+        Raises TooLong, and BadRequest for what are no tokens of this model.
+        """
+        self._check_length(len(prompt))
+        if not prompt or not all(0 <= t < self.model.vocab_size for t in (*prompt, *resume)):
+            raise BadRequest(f"the prompt is empty or has tokens outside of 0 to {self.model.vocab_size - 1}")
+        assert all(s.id != id for s in self._everyone())
+        stream = TextStream(self.model.vocabulary, sampling.stop, sampling.min_tokens)
+        seq = Sequence(
+            id,
+            list(prompt),
+            len(prompt),
+            sampling,
+            self.model.context_length,
+            self.model.eos,
+            stream,
+            root(owner),
+        )
+        for token in resume:
+            seq.accept(token)
+        if seq.finish:  # it had ended, and only the news of it was lost
+            self._ended.append(Output(id, finish=seq.finish, prompt_tokens=seq.prompt))
+        elif sampling.max_tokens <= 0:
+            self._ended.append(Output(id, finish="length", prompt_tokens=seq.prompt))
+        elif seq.blocks_for(len(seq.tokens)) > self.pool.total:
+            self._ended.append(Output(id, text=stream.flush(), finish="length", prompt_tokens=seq.prompt))
+        else:
+            self._waiting.append(seq)
+
+    def remove(self, id: int) -> None:
+        """Cancel or preempt between two steps. Unknown ids (it ended meanwhile) are ignored."""
+        for seq in self._everyone():
+            if seq.id == id:
+                self._leave(seq)
+        self._ended = [o for o in self._ended if o.id != id]
+
+    def step(self) -> list[Output]:
+        """One forward pass over everything that can run; what it brought."""
+        self._admit()
+        plan = self._decodes()
+        plan += self._prefills(self.prefill_tokens - len(plan))
+        ended, self._ended = self._ended, []
+        if not plan:
+            return ended
+        rows = self.core.forward(self._batch(plan), self._kv).numpy()
+        return ended + self._advance(plan, rows)
+
+    @property
+    def idle(self) -> bool:
+        return not (self._waiting or self._running or self._ended)
+
+    @property
+    def stats(self) -> dict[str, int]:
+        block_bytes = BLOCK * self.model.kv_bytes_per_token
+        return {
+            "running": len(self._running),
+            "waiting": len(self._waiting),
+            "steps": self._steps,
+            "generated_tokens": self._generated,
+            "prefix_hit_tokens": self._hits,
+            "kv_blocks_used": self.pool.held,
+            "kv_blocks_total": self.pool.total,
+            "kv_bytes_used": self.pool.held * block_bytes,
+            "kv_bytes_total": self.pool.total * block_bytes,
+        }
+
+    # --- who runs ---
+
+    def _admit(self) -> None:
+        """First come, first served, except that who shares a prefix with someone in prefill waits for it."""
+        coming = {k for s in self._running if s.pending > 1 for k in s.keys[s.published :]}
+        for seq in list(self._waiting):
+            if len(self._running) >= self.max_running:
+                return
+            keys = seq.full_keys(self.core.chunk)
+            if coming and self.pool.first_missing(keys) in coming:
+                continue
+            if not self._place(seq):
+                return
+            self._waiting.remove(seq)
+            self._running.append(seq)
+            coming.update(keys[seq.published :])
+
+    def _place(self, seq: Sequence) -> bool:
+        """Take cached blocks and new ones for all known tokens; False, and nothing taken, if they lack."""
+        keys = seq.full_keys(self.core.chunk)[: (len(seq.tokens) - 1) // BLOCK]
+        found = self.pool.find(keys)
+        usable = self._reusable(seq, len(found) * BLOCK) // BLOCK
+        self.pool.release(found[usable:])
+        need = seq.blocks_for(len(seq.tokens)) - usable
+        # One block ahead for each that runs: who is admitted should not push out somebody at once.
+        if self.pool.available < need + len(self._running):
+            self.pool.release(found[:usable])
+            return False
+        seq.blocks.extend(found[:usable])
+        seq.published = usable
+        seq.cached = seq.computed = usable * BLOCK
+        self._hits += seq.cached
+        for _ in range(need):
+            self._extend(seq)
+        return True
+
+    def _reusable(self, seq: Sequence, found: int) -> int:
+        """With a chunk, prefill may only begin at one of its multiples (Sequence.full_keys)."""
+        chunk = self.core.chunk
+        return found if chunk == 1 or found >= seq.prompt else found // chunk * chunk
+
+    def _decodes(self) -> Plan:
+        plan: Plan = []
+        for seq in list(self._running):
+            if seq.decoding and self._grow(seq):
+                plan.append((seq, 1))
+        return plan
+
+    def _prefills(self, budget: int) -> Plan:
+        plan: Plan = []
+        chunk = self.core.chunk
+        budget = max(budget, chunk, BLOCK)
+        for seq in self._running:
+            if seq.decoding:
+                continue
+            n = min(seq.pending, budget)
+            if seq.computed + n < seq.prompt:  # stop at a multiple of the chunk
+                n = (seq.computed + n) // chunk * chunk - seq.computed
+            if n > 0:
+                plan.append((seq, n))
+                budget -= n
+            if budget <= 0:
+                break
+        return plan
+
+    # --- KV ---
+
+    def _extend(self, seq: Sequence) -> bool:
+        block = self.pool.allocate()
+        if block is not None:
+            seq.blocks.append(block)
+        return block is not None
+
+    def _grow(self, seq: Sequence) -> bool:
+        """Room for one more token, at the cost of the youngest; False when seq itself had to go."""
+        while len(seq.blocks) * BLOCK <= seq.computed:
+            if seq not in self._running:
+                return False
+            if not self._extend(seq):
+                self._push_out(self._running[-1])
+        return seq in self._running
+
+    def _push_out(self, seq: Sequence) -> None:
+        alone = len(self._running) == 1
+        text = seq.stream.flush() if alone else ""
+        self._leave(seq)
+        self._ended.append(
+            Output(
+                seq.id,
+                text=text,
+                finish="length" if alone else "preempted",
+                prompt_tokens=seq.prompt,
+                cached_tokens=seq.cached,
+            )
+        )
+
+    def _leave(self, seq: Sequence) -> None:
+        if seq in self._running:
+            self._running.remove(seq)
+            self.pool.release(seq.blocks)
+            seq.blocks = seq.blocks[:0]
+        else:
+            self._waiting.remove(seq)
+
+    # --- one step ---
+
+    def _batch(self, plan: Plan) -> Batch:
+        batch = Batch([], [], [])
+        for seq, n in plan:
+            batch.segments.append(Segment(seq.blocks, seq.computed, n, seq.prompt))
+            batch.tokens += seq.tokens[seq.computed : seq.computed + n]
+            if n == seq.pending:
+                batch.rows.append(len(batch.tokens) - 1)
+        return batch
+
+    def _advance(self, plan: Plan, rows: Row) -> list[Output]:
+        """Book the computed KV, draw the next token of everyone whose tokens are all in it."""
+        outputs = []
+        greedy = np.argmax(rows, axis=1).tolist() if len(rows) else []
+        row = 0
+        for seq, n in plan:
+            seq.computed += n
+            self._publish(seq)
+            if seq.pending == 0:
+                outputs.append(self._draw(seq, rows[row], greedy[row]))
+                row += 1
+        self._steps += 1
+        self._generated += len(outputs)
+        return outputs
+
+    def _draw(self, seq: Sequence, logits: Row, likeliest: int) -> Output:
+        s = seq.sampling
+        if s.temperature <= 0.0 and not seq.banned:
+            token = likeliest
+        else:
+            token = sampler.choose(logits, s, seq.generated, seq.banned)
+        logprobs: tuple[TokenLogprob, ...] | None = None
+        if s.logprobs is not None:
+            logprobs = (sampler.logprob(logits, token, s.logprobs),)
+        text = seq.accept(token)
+        if seq.finish:
+            self._leave(seq)
+        return Output(seq.id, (token,), text, logprobs, seq.finish, seq.prompt, seq.cached)
+
+    def _publish(self, seq: Sequence) -> None:
+        full = seq.computed // BLOCK
+        if full > seq.published:
+            keys = seq.full_keys(self.core.chunk)
+            for i in range(seq.published, full):
+                self.pool.publish(seq.blocks[i], keys[i])
+            seq.published = full
+
+    def _everyone(self) -> list[Sequence]:
+        return [*self._running, *self._waiting]
+
+    def _check_length(self, prompt: int) -> None:
+        limit, room = self.model.context_length, self.pool.total * BLOCK
+        if prompt + 1 > limit:
+            raise TooLong(
+                f"the prompt has {prompt} tokens and the model's context holds {limit}",
+                "shorten the prompt, or use a model with a longer context",
+            )
+        if prompt + 1 > room:
+            raise TooLong(
+                f"the prompt has {prompt} tokens and the KV memory holds {room}",
+                "shorten the prompt, or give the worker more KV memory",
+            )

@@ -1,0 +1,143 @@
+"""A loaded model: its vocabulary, its limits, and the core that runs it.
+
+load() decides which core: the fused one (C++, CPU float32), plain torch for the Llama family, or
+transformers' own modules for everything else. Never runs code from a model's folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aiosd.engine.core import Core
+from aiosd.engine.family import read_weights, spec_of
+from aiosd.engine.folder import Folder
+from aiosd.engine.fused import FusedLlama
+from aiosd.engine.llama import TorchLlama
+from aiosd.engine.ops import library
+from aiosd.engine.vocabulary import Vocabulary
+from aiosd.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Model:
+    name: str
+    identity: str  # hash of configuration, vocabulary and weights
+    context_length: int
+    vocab_size: int
+    vocabulary: Vocabulary
+    core: Core
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.vocabulary.hf
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.core.kv_bytes_per_token
+
+    @property
+    def eos(self) -> frozenset[int]:
+        return self.vocabulary.eos
+
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
+        return self.vocabulary.render(messages, tools)
+
+    def encode(self, text: str) -> list[int]:
+        return self.vocabulary.encode(text)
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.vocabulary.decode(tokens)
+
+
+def load(
+    path: Path, *, device: str = "cpu", dtype: str = "auto", threads: int | None = None, core: str = "auto"
+) -> Model:
+    """`device`: cpu, cuda, cuda:N, or auto (accelerate spreads the model over all GPUs).
+
+    `dtype`: auto is float32 on the CPU, what the weights are in or else bfloat16 on a GPU. `threads`: for the
+    process, since torch has one pool; idle ones sleep (OMP_WAIT_POLICY, team.h). `core`: auto, or fused,
+    torch, foreign to insist on one, as tests and benchmarks do. `info["exact"]` of the result says whether
+    answers are free of the batch bit by bit: on the CPU in float32.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    _check_device(device)
+    folder = Folder(Path(path))
+    config = _config(folder)
+    vocabulary = Vocabulary(folder.path, folder.config)
+    made = _core(folder, config, device, _dtype(dtype, device, config), core)
+    text = config.get_text_config()
+    info = {
+        "architecture": (config.architectures or [config.model_type])[0],
+        "parameters": folder.parameters,
+        **made.info,
+    }
+    return Model(
+        folder.path.resolve().name,
+        folder.identity(),
+        int(text.max_position_embeddings),
+        int(text.vocab_size),
+        vocabulary,
+        made,
+        info,
+    )
+
+
+def _config(folder: Folder) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001  configuration classes raise whatever their fields provoke
+        why = str(error).splitlines()[0]
+        if "auto_map" in folder.config:
+            why = "it is known only to code in the model's own folder, and such code is never run"
+        raise ModelError(
+            f"{folder.path / 'config.json'}: model_type {folder.config['model_type']!r}: {why}",
+            "use a model that transformers itself knows, or a newer transformers",
+        ) from None
+
+
+def _check_device(device: str) -> None:
+    try:
+        if device != "auto":
+            torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ModelError(f"device {device!r}: {why}", "use cpu, cuda:N, or auto for all GPUs") from None
+
+
+def _dtype(name: str, device: str, config: Any) -> torch.dtype:
+    if name == "auto":
+        stored = getattr(config, "dtype", None)
+        return torch.float32 if device == "cpu" or not isinstance(stored, torch.dtype) else stored
+    made = getattr(torch, name, None)
+    if not isinstance(made, torch.dtype) or not made.is_floating_point:
+        raise ModelError(f"dtype {name!r} is not one", "use auto, float32, bfloat16 or float16")
+    return made
+
+
+def _core(folder: Folder, config: Any, device: str, dtype: torch.dtype, wanted: str) -> Core:
+    spec = spec_of(config)
+    if spec is None or wanted == "foreign" or device == "auto":
+        if wanted in ("fused", "torch"):
+            raise ModelError(f"{folder.path}: no own forward pass for this architecture", "use core='auto'")
+        from aiosd.engine.foreign import Foreign  # imports much of transformers: not for everyone
+
+        return Foreign(folder, config, device, dtype)
+    weights = read_weights(folder, spec, torch.device(device), dtype)
+    if wanted != "torch" and device == "cpu" and dtype == torch.float32 and (lib := library()) is not None:
+        return FusedLlama(spec, weights, lib, torch.get_num_threads())
+    if wanted == "fused":
+        raise ModelError(
+            "the fused operations are not usable here", "build them with `python -m aiosd.engine.build`"
+        )
+    return TorchLlama(spec, weights)

@@ -1,0 +1,418 @@
+// The forward pass of the Llama family on the CPU, float32, over paged KV: one call a step, no framework.
+//
+// Every output element is one chain of fused multiply-adds in a fixed order (k = 0, 1, 2, …; keys in the
+// order of their positions), so a row's bits do not depend on the other rows, on where prefill was cut, on
+// the number of threads, nor on whether this was built for AVX2 or AVX-512. Blocking and tiling may only
+// choose which chains run side by side. Plain C interface: needs neither Python's nor torch's headers.
+// Called by one thread at a time; knows no requests and no sampling.
+
+#include <cmath>
+#include <vector>
+
+#include "simd.h"
+#include "team.h"
+
+namespace {
+
+constexpr i64 GROUP = 4;     // weight panels of one task: 64 outputs
+constexpr i64 ROWS = 96;     // rows of one task in a large batch
+constexpr i64 DEEP = 128;    // of K at a time in a large batch: the weights stay in the L1 cache
+constexpr i64 KEYS = 256;    // keys between two rescalings in attention; at absolute positions
+constexpr i64 QUERIES = 24;  // query vectors of one attention task
+
+// --- products -----------------------------------------------------------------------------------------
+
+// y[m][n] += sum over k of x[m][k] * w[n][k], for M rows and N panels of 16 outputs each; k runs upward.
+// `first`: start from zero. A panel holds 16 outputs of one k together, `step` floats from k to k + 1.
+template <int M, int N>
+inline void tile(const float* x, i64 ldx, const float* const* w, i64 step, i64 depth, float* const* y, i64 ldy, bool first) {
+  V acc[M][N];
+  for (int m = 0; m < M; m++)
+    for (int n = 0; n < N; n++) acc[m][n] = first ? all(0.0f) : load(y[n] + m * ldy);
+  const float* p[N];
+  for (int n = 0; n < N; n++) p[n] = w[n];
+  for (i64 k = 0; k < depth; k++) {
+    V b[N];
+    for (int n = 0; n < N; n++) b[n] = load(p[n] + k * step);
+    for (int m = 0; m < M; m++) {
+      V a = all(x[m * ldx + k]);
+      for (int n = 0; n < N; n++) acc[m][n] = fma(a, b[n], acc[m][n]);
+    }
+  }
+  for (int m = 0; m < M; m++)
+    for (int n = 0; n < N; n++) store(y[n] + m * ldy, acc[m][n]);
+}
+
+using Tile = void (*)(const float*, i64, const float* const*, i64, i64, float* const*, i64, bool);
+template <int N> constexpr Tile TILES[] = {nullptr, tile<1, N>, tile<2, N>, tile<3, N>, tile<4, N>, tile<5, N>, tile<6, N>};
+
+// Panels side by side: few rows leave registers for more of them, and one alone would wait for itself.
+inline int width(i64 rows, i64 panels) {
+  int n = NR == 4 ? 4 : rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+  while (n > panels) n /= 2;
+  return n;
+}
+
+inline void product(const float* x, i64 ldx, i64 rows, const float* const* w, i64 step, i64 panels, i64 depth,
+                    float* const* y, i64 ldy, bool first) {
+  for (i64 m = 0; m < rows; m += MR) {
+    i64 count = rows - m < MR ? rows - m : MR;
+    for (i64 p = 0; p < panels;) {
+      int n = width(count, panels - p);
+      float* out[4];
+      for (int i = 0; i < n; i++) out[i] = y[p + i] + m * ldy;
+      Tile f = n == 4 ? TILES<4>[count] : n == 2 ? TILES<2>[count] : TILES<1>[count];
+      f(x + m * ldx, ldx, w + p, step, depth, out, ldy, first);
+      p += n;
+    }
+  }
+}
+
+// --- the model ----------------------------------------------------------------------------------------
+
+struct Linear {
+  i64 inputs = 0, panels = 0;
+  Floats weight, bias;
+  bool has_bias = false;
+
+  // weight: [outputs][inputs]. `gated`: the first half of the outputs gates the second; their panels alternate.
+  void pack(const float* w, const float* b, i64 outputs, i64 in, bool gated) {
+    inputs = in;
+    i64 half = gated ? outputs / 2 : outputs, each = up(half, W) / W;
+    panels = gated ? 2 * each : each;
+    float* to = weight.reserve(panels * W * in);
+    float* tob = b ? bias.reserve(panels * W) : nullptr;
+    has_bias = b;
+    for (i64 p = 0; p < panels; p++)
+      for (i64 j = 0; j < W; j++) {
+        i64 at = (gated ? p / 2 : p) * W + j, row = at + (gated && p % 2 ? half : 0);
+        if (at >= half) continue;
+        for (i64 k = 0; k < in; k++) to[(p * in + k) * W + j] = w[row * in + k];
+        if (b) tob[p * W + j] = b[row];
+      }
+  }
+};
+
+enum { QKV, OUT, GATE_UP, DOWN, LINEARS };
+enum { NORM1, NORM2, Q_NORM, K_NORM, NORMS };
+
+struct Layer {
+  Linear linear[LINEARS];
+  Floats norm[NORMS];
+};
+
+struct Task { i32 segment, first, rows, start; };  // attention: rows of the batch, position of the first
+
+struct Model {
+  i64 layers, hidden, heads, kv_heads, dim, inner, vocab;
+  float eps, rope_scale;
+  std::vector<float> inv_freq;
+  std::vector<Layer> layer;
+  Floats embedding, final_norm;
+  Linear head;
+  float* kv = nullptr;  // [layers][blocks][kv_heads]: keys [dim][16], then values [16][dim padded]
+  i64 blocks = 0;
+  Floats x, h, qkv, att, add, gate_up, act, cos, sin;
+
+  // the step at hand
+  i64 rows, segments, wanted;
+  const i32 *tokens, *starts, *lengths, *outputs;
+  const i64* tables;
+  float* logits;
+  std::vector<i32> segment, position;
+  std::vector<Task> tasks;
+  Team team;  // last: its threads are gone before what they use
+
+  Model(const i64* d, int threads) : layers(d[0]), hidden(d[1]), heads(d[2]), kv_heads(d[3]), dim(d[4]), inner(d[5]),
+      vocab(d[6]), layer(d[0]), team(threads, 3 + 8 * d[0]) {}
+
+  i64 dim_padded() const { return up(dim, W); }
+  i64 head_floats() const { return W * (dim + dim_padded()); }
+  i64 hidden_stride() const { return up(hidden, W); }
+  i64 qkv_stride() const { return up((heads + 2 * kv_heads) * dim, W); }
+  i64 att_stride() const { return up(heads * dim, W); }
+  const i32* table(i64 s) const { return reinterpret_cast<const i32*>(tables[s]); }
+  float* block(i64 l, i64 s, i64 at, i64 head) const {
+    return kv + ((l * blocks + table(s)[at / W]) * kv_heads + head) * head_floats();
+  }
+
+  void prepare();
+  void forward();
+  void embed(i64 t);
+  void normalise(i64 from, i64 to, bool residual, const float* weight);
+  void rotate_and_store(i64 l, i64 t);
+  void attend(i64 l, const Task& task, i64 head);
+  void multiply(const Linear& lin, const float* in, i64 ldx, i64 count, float* out, i64 ldy, float* gated);
+};
+
+// out = in * weights + bias; with `gated`, silu(gate) * up of it goes there.
+void Model::multiply(const Linear& lin, const float* in, i64 ldx, i64 count, float* out, i64 ldy, float* gated) {
+  i64 groups = (lin.panels + GROUP - 1) / GROUP, parts = (count + ROWS - 1) / ROWS;
+  i64 inner_stride = up(inner, W);
+  team.each(groups * parts, [&](i64 task) {
+    i64 m0 = task % parts * ROWS, m1 = m0 + ROWS < count ? m0 + ROWS : count;
+    i64 p0 = task / parts * GROUP, panels = lin.panels - p0 < GROUP ? lin.panels - p0 : GROUP;
+    i64 depth = m1 - m0 <= MR ? lin.inputs : DEEP;
+    float* y[GROUP];
+    for (i64 p = 0; p < panels; p++) y[p] = out + m0 * ldy + (p0 + p) * W;
+    for (i64 k = 0; k < lin.inputs; k += depth) {
+      const float* w[GROUP];
+      for (i64 p = 0; p < panels; p++) w[p] = lin.weight.get() + ((p0 + p) * lin.inputs + k) * W;
+      i64 d = lin.inputs - k < depth ? lin.inputs - k : depth;
+      product(in + m0 * ldx + k, ldx, m1 - m0, w, W, panels, d, y, ldy, k == 0);
+    }
+    if (lin.has_bias)
+      for (i64 p = 0; p < panels; p++) {
+        V b = load(lin.bias.get() + (p0 + p) * W);
+        for (i64 m = 0; m < m1 - m0; m++) store(y[p] + m * ldy, load(y[p] + m * ldy) + b);
+      }
+    if (gated)
+      for (i64 p = 0; p < panels; p += 2)
+        for (i64 m = 0; m < m1 - m0; m++) {
+          V g = load(y[p] + m * ldy), u = load(y[p + 1] + m * ldy);
+          store(gated + (m0 + m) * inner_stride + (p0 + p) / 2 * W, g / (all(1.0f) + exp(all(0.0f) - g)) * u);
+        }
+  });
+}
+
+void Model::embed(i64 t) {
+  i64 hs = hidden_stride(), half = dim / 2;
+  std::memcpy(x.get() + t * hs, embedding.get() + i64(tokens[t]) * hs, hs * sizeof(float));
+  for (i64 i = 0; i < half; i++) {
+    float angle = float(position[t]) * inv_freq[i];
+    cos.get()[t * half + i] = cosf(angle) * rope_scale;
+    sin.get()[t * half + i] = sinf(angle) * rope_scale;
+  }
+}
+
+// x[from] += add[from] where there is a residual; h[to] = its RMS norm.
+void Model::normalise(i64 from, i64 to, bool residual, const float* weight) {
+  i64 hs = hidden_stride();
+  float *a = x.get() + from * hs, *o = h.get() + to * hs;
+  const float* r = add.get() + from * hs;
+  V squares = all(0.0f);
+  for (i64 i = 0; i < hs; i += W) {
+    V v = load(a + i);
+    if (residual) store(a + i, v = v + load(r + i));
+    squares = fma(v, v, squares);
+  }
+  V scale = all(1.0f / std::sqrt(sum(squares) / float(hidden) + eps));
+  for (i64 i = 0; i < hs; i += W) store(o + i, load(a + i) * scale * load(weight + i));
+}
+
+void head_norm(float* v, const float* weight, i64 dim, float eps) {
+  float squares = 0.0f;
+  for (i64 i = 0; i < dim; i++) squares = std::fma(v[i], v[i], squares);
+  float scale = 1.0f / std::sqrt(squares / float(dim) + eps);
+  for (i64 i = 0; i < dim; i++) v[i] = v[i] * scale * weight[i];
+}
+
+void Model::rotate_and_store(i64 l, i64 t) {
+  i64 half = dim / 2, at = position[t];
+  const float *c = cos.get() + t * half, *s = sin.get() + t * half;
+  float* row = qkv.get() + t * qkv_stride();
+  const Floats* norms = layer[l].norm;
+  for (i64 j = 0; j < heads + kv_heads; j++) {
+    float* v = row + j * dim;
+    if (norms[Q_NORM].get()) head_norm(v, norms[j < heads ? Q_NORM : K_NORM].get(), dim, eps);
+    for (i64 i = 0; i < half; i++) {
+      float a = v[i], b = v[half + i];
+      v[i] = a * c[i] - b * s[i];
+      v[half + i] = b * c[i] + a * s[i];
+    }
+  }
+  for (i64 j = 0; j < kv_heads; j++) {
+    float* to = block(l, segment[t], at, j);
+    const float *k = row + (heads + j) * dim, *v = row + (heads + kv_heads + j) * dim;
+    for (i64 i = 0; i < dim; i++) to[i * W + at % W] = k[i];
+    std::memcpy(to + W * dim + at % W * dim_padded(), v, dim * sizeof(float));
+  }
+}
+
+// Softmax of the scores of one query against the keys of one stretch, `valid` of them visible.
+// Rescales what was summed before (Milakov and Gimelshein, arXiv 1805.02867).
+void soften(float* s, i64 valid, i64 keys, float& peak, float& total, float* out, i64 width) {
+  if (valid > 0) {
+    float highest = peak;
+    alignas(64) float last[W];
+    i64 whole = valid / W * W;
+    V m = all(peak);
+    for (i64 i = 0; i < whole; i += W) m = max(m, load(s + i));
+    highest = largest(m);
+    for (i64 i = whole; i < valid; i++) highest = s[i] > highest ? s[i] : highest;
+    V e = all(highest), t = all(0.0f);
+    for (i64 i = 0; i < whole; i += W) {
+      V p = exp(load(s + i) - e);
+      store(s + i, p);
+      t = t + p;
+    }
+    if (whole < valid) {
+      for (i64 i = 0; i < W; i++) last[i] = whole + i < valid ? s[whole + i] : highest;
+      store(last, exp(load(last) - e));
+      for (i64 i = valid - whole; i < W; i++) last[i] = 0.0f;
+      store(s + whole, load(last));
+      t = t + load(last);
+    }
+    if (highest > peak) {
+      V down = exp(all(peak) - e);
+      alignas(64) float d[W];
+      store(d, down);
+      total *= d[0];
+      for (i64 i = 0; i < width; i += W) store(out + i, load(out + i) * down);
+      peak = highest;
+    }
+    total += sum(t);
+  }
+  for (i64 i = up(valid > 0 ? valid : 0, W); i < keys; i++) s[i] = 0.0f;
+}
+
+// Causal attention of some rows of one segment, the query heads that share one key-value head.
+void Model::attend(i64 l, const Task& task, i64 head) {
+  i64 group = heads / kv_heads, n = task.rows * group, dp = dim_padded();
+  thread_local Floats buffers;
+  float* q = buffers.reserve(up(n * dim, W) + n * (dp + KEYS + 2));
+  float *out = q + up(n * dim, W), *s = out + n * dp, *peak = s + n * KEYS, *total = peak + n;
+  float scale = 1.0f / std::sqrt(float(dim));
+  for (i64 i = 0; i < n; i++) {
+    peak[i] = -3.0e38f, total[i] = 0.0f;
+    const float* from = qkv.get() + (task.first + i / group) * qkv_stride() + (head * group + i % group) * dim;
+    for (i64 d = 0; d < dim; d++) q[i * dim + d] = from[d] * scale;
+    std::memset(out + i * dp, 0, dp * sizeof(float));
+  }
+  i64 end = task.start + task.rows;  // keys that the last row sees
+  for (i64 k0 = 0; k0 < end; k0 += KEYS) {
+    i64 keys = end - k0 < KEYS ? end - k0 : KEYS, panels = up(keys, W) / W;
+    const float* block_at[KEYS / W];
+    float* y[KEYS / W];
+    for (i64 p = 0; p < panels; p++) {
+      block_at[p] = block(l, task.segment, k0 + p * W, head);
+      y[p] = s + p * W;
+    }
+    product(q, dim, n, block_at, W, panels, dim, y, KEYS, true);
+    for (i64 i = 0; i < n; i++) {
+      i64 sees = task.start + i / group + 1 - k0;
+      soften(s + i * KEYS, sees < keys ? sees : keys, panels * W, peak[i], total[i], out + i * dp, dp);
+    }
+    for (i64 p = 0; p < panels; p++) {
+      i64 depth = keys - p * W < W ? keys - p * W : W;
+      for (i64 d = 0; d < dp; d += GROUP * W) {
+        const float* w[GROUP];
+        float* o[GROUP];
+        i64 parts = (dp - d) / W < GROUP ? (dp - d) / W : GROUP;
+        for (i64 j = 0; j < parts; j++) {
+          w[j] = block_at[p] + W * dim + d + j * W;
+          o[j] = out + d + j * W;
+        }
+        product(s + p * W, KEYS, n, w, dp, parts, depth, o, dp, false);
+      }
+    }
+  }
+  for (i64 i = 0; i < n; i++) {
+    float* to = att.get() + (task.first + i / group) * att_stride() + (head * group + i % group) * dim;
+    float inverse = 1.0f / total[i];
+    for (i64 d = 0; d < dim; d++) to[d] = out[i * dp + d] * inverse;
+  }
+}
+
+void Model::prepare() {
+  segment.clear();
+  position.clear();
+  tasks.clear();
+  i32 step = i32(QUERIES / (heads / kv_heads));
+  step = step > 0 ? step : 1;
+  for (i32 s = 0; s < segments; s++) {
+    for (i32 r = 0; r < lengths[s]; r += step)
+      tasks.push_back({s, i32(position.size()) + r, lengths[s] - r < step ? lengths[s] - r : step, starts[s] + r});
+    for (i32 i = 0; i < lengths[s]; i++) {
+      segment.push_back(s);
+      position.push_back(starts[s] + i);
+    }
+  }
+  x.reserve(rows * hidden_stride());
+  h.reserve(rows * hidden_stride());
+  add.reserve(rows * hidden_stride());
+  qkv.reserve(rows * qkv_stride());
+  att.reserve(rows * att_stride());
+  gate_up.reserve(rows * 2 * up(inner, W));
+  act.reserve(rows * up(inner, W));
+  cos.reserve(rows * dim / 2);
+  sin.reserve(rows * dim / 2);
+}
+
+// Run by every thread of the team at once.
+void Model::forward() {
+  constexpr i64 SOME = 8;  // rows of a task in the phases that take little time
+  auto each_row = [&](i64 n, auto f) {
+    team.each((n + SOME - 1) / SOME, [&](i64 i) {
+      for (i64 t = i * SOME; t < n && t < (i + 1) * SOME; t++) f(t);
+    });
+  };
+  i64 hs = hidden_stride(), is = up(inner, W);
+  each_row(rows, [&](i64 t) { embed(t); });
+  for (i64 l = 0; l < layers; l++) {
+    const Layer& w = layer[l];
+    each_row(rows, [&](i64 t) { normalise(t, t, l > 0, w.norm[NORM1].get()); });
+    multiply(w.linear[QKV], h.get(), hs, rows, qkv.get(), qkv_stride(), nullptr);
+    each_row(rows, [&](i64 t) { rotate_and_store(l, t); });
+    team.each(i64(tasks.size()) * kv_heads, [&](i64 i) { attend(l, tasks[i / kv_heads], i % kv_heads); });
+    multiply(w.linear[OUT], att.get(), att_stride(), rows, add.get(), hs, nullptr);
+    each_row(rows, [&](i64 t) { normalise(t, t, true, w.norm[NORM2].get()); });
+    multiply(w.linear[GATE_UP], h.get(), hs, rows, gate_up.get(), 2 * is, act.get());
+    multiply(w.linear[DOWN], act.get(), is, rows, add.get(), hs, nullptr);
+  }
+  each_row(wanted, [&](i64 i) { normalise(outputs[i], i, true, final_norm.get()); });
+  multiply(head, h.get(), hs, wanted, logits, up(vocab, W), nullptr);
+}
+
+void copy_padded(Floats& to, const float* from, i64 rows, i64 width) {
+  i64 stride = up(width, W);
+  float* p = to.reserve(rows * stride);
+  for (i64 r = 0; r < rows; r++) std::memcpy(p + r * stride, from + r * width, width * sizeof(float));
+}
+
+}  // namespace
+
+extern "C" {
+
+int aiosd_abi() { return 1; }
+
+// dims: layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary; reals: eps, scale of cos and sin.
+void* aiosd_new(const i64* dims, const float* reals, const float* inv_freq, const float* embedding,
+                const float* final_norm, const float* head, int threads) {
+  auto* m = new Model(dims, threads);
+  m->eps = reals[0];
+  m->rope_scale = reals[1];
+  m->inv_freq.assign(inv_freq, inv_freq + m->dim / 2);
+  copy_padded(m->embedding, embedding, m->vocab, m->hidden);
+  copy_padded(m->final_norm, final_norm, 1, m->hidden);
+  m->head.pack(head, nullptr, m->vocab, m->hidden, false);
+  return m;
+}
+
+void aiosd_free(void* model) { delete static_cast<Model*>(model); }
+
+void aiosd_linear(void* model, int layer, int which, const float* weight, const float* bias, i64 outputs, i64 inputs) {
+  static_cast<Model*>(model)->layer[layer].linear[which].pack(weight, bias, outputs, inputs, which == GATE_UP);
+}
+
+void aiosd_norm(void* model, int layer, int which, const float* weight, i64 width) {
+  copy_padded(static_cast<Model*>(model)->layer[layer].norm[which], weight, 1, width);
+}
+
+i64 aiosd_kv_floats(void* model) {  // of one block
+  auto* m = static_cast<Model*>(model);
+  return m->layers * m->kv_heads * m->head_floats();
+}
+
+// kv: zeroed before its first use, kept by the caller. logits: [wanted][vocabulary padded to 16].
+void aiosd_forward(void* model, float* kv, i64 blocks, i64 rows, const i32* tokens, i64 segments, const i64* tables, const i32* starts,
+                   const i32* lengths, i64 wanted, const i32* outputs, float* logits) {
+  auto* m = static_cast<Model*>(model);
+  m->kv = kv, m->blocks = blocks;
+  m->rows = rows, m->segments = segments, m->wanted = wanted;
+  m->tokens = tokens, m->tables = tables, m->starts = starts, m->lengths = lengths;
+  m->outputs = outputs, m->logits = logits;
+  m->prepare();
+  m->team.run([](void* p) { static_cast<Model*>(p)->forward(); }, m);
+}
+}

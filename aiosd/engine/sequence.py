@@ -1,0 +1,102 @@
+"""One request inside the engine: its tokens, its KV blocks, its text, and when it ends.
+
+Facts only; what is derived is a property. Knows no batch and no model.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field
+from typing import Literal
+
+from aiosd.engine.kv import BLOCK, chain
+from aiosd.engine.sampler import TokenLogprob
+from aiosd.engine.text import TextStream
+from aiosd.sampling import Sampling
+
+Finish = Literal["stop", "length", "preempted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one step brought for one request.
+
+    `text` holds whole characters and never part of a stop string; the texts of a request add up to its
+    answer. `tokens` includes the end-of-sequence token, which has no text. "preempted" is not an end:
+    add the request again with all its tokens as `resume`.
+    """
+
+    id: int
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish: Finish | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of prompt and resumed tokens, those whose KV was found in the cache
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    id: int
+    tokens: list[int]  # prompt, then answer
+    prompt: int  # length of the prompt
+    sampling: Sampling
+    limit: int  # length at which the context is full
+    eos: frozenset[int]
+    stream: TextStream
+    key: bytes  # of the newest full block whose key is made; at first that of the owner
+    blocks: array[int] = field(default_factory=lambda: array("i"))
+    keys: list[bytes] = field(default_factory=list)
+    computed: int = 0  # tokens whose KV is in the blocks
+    published: int = 0  # blocks others can find
+    cached: int = 0
+    finish: Finish | None = None
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt
+
+    @property
+    def pending(self) -> int:
+        """Known tokens not yet in the KV."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        return self.pending == 1 and self.computed >= self.prompt
+
+    @property
+    def banned(self) -> Tokens[int]:
+        """End tokens may not be drawn before min_tokens."""
+        return tuple(self.eos) if self.generated < self.sampling.min_tokens else ()
+
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // BLOCK)
+
+    def accept(self, token: int) -> str:
+        """Append a token of the answer; gives the text it completes and sets `finish`."""
+        self.tokens.append(token)
+        text, stopped = self.stream.push(token)
+        if stopped:
+            self.finish = "stop"
+            return text
+        if token in self.eos and not self.sampling.ignore_eos:
+            self.finish = "stop"
+        elif self.generated >= self.sampling.max_tokens or len(self.tokens) >= self.limit:
+            self.finish = "length"
+        return text + self.stream.flush() if self.finish else text
+
+    def full_keys(self, chunk: int) -> list[bytes]:
+        """Keys of the blocks that the known tokens fill.
+
+        With a chunk the KV of a token depends on how it was computed: blocks inside whole chunks of the
+        prompt are the same for every prompt that begins like it, the others only for this prompt length.
+        """
+        whole = self.prompt // chunk * chunk
+        while (len(self.keys) + 1) * BLOCK <= len(self.tokens):
+            start = len(self.keys) * BLOCK
+            tag = 0 if chunk == 1 or start + BLOCK <= whole else self.prompt
+            self.key = chain(self.key, self.tokens[start : start + BLOCK], tag)
+            self.keys.append(self.key)
+        return self.keys
