@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -71,6 +72,7 @@ def serve(config: Config, options: argparse.Namespace) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # every thread inherits it; main waits for them below
     signal.signal(signal.SIGUSR1, lambda *_: None)  # only breaks a wait of libfuse at the end
 
+    threading.excepthook = die
     folder = Path(config.daemon.mount)
     mount.clear_stale(folder)
     made_here = not folder.exists()
@@ -124,6 +126,14 @@ def finish(kernel: Kernel, server: Server, unmount: Callable[[], None]) -> None:
         log.warning("a client still holds a file open; leaving it behind")
         logging.shutdown()
         os._exit(0)  # a thread of libfuse cannot be ended otherwise; all state is stored and closed
+
+
+def die(what: threading.ExceptHookArgs) -> None:
+    """A daemon without one of its threads would only look alive: end, and be started again."""
+    trace = (what.exc_type, what.exc_value or what.exc_type(), what.exc_traceback)
+    log.critical("thread %s ended by an error", what.thread and what.thread.name, exc_info=trace)
+    logging.shutdown()
+    os._exit(70)  # EX_SOFTWARE
 
 
 def remove_if_empty(folder: Path) -> None:

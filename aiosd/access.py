@@ -25,15 +25,19 @@ class Caller:
     uid: int
     gid: int
     pid: int
+    groups: frozenset[int] = frozenset()  # supplementary ones
 
-    def groups(self) -> frozenset[int]:
-        """All groups of the process now: a `newgrp` or `setpriv` of the caller counts at once."""
+    def with_groups(self) -> Caller:
+        """Asked while the process waits in its system call: later its pid may be another's."""
+        return replace(self, groups=self._groups())
+
+    def _groups(self) -> frozenset[int]:
         try:
             status = Path(f"/proc/{self.pid}/status").read_text()
         except OSError:  # ended already, or in a pid namespace we cannot see
-            return frozenset({self.gid})
+            return frozenset()
         listed = next(line for line in status.splitlines() if line.startswith("Groups:"))
-        return frozenset(map(int, listed.split()[1:])) | {self.gid}
+        return frozenset(map(int, listed.split()[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ def may(caller: Caller, permission: Permission, want: int) -> bool:
         return want != EXECUTE or bool(permission.mode & 0o111)
     if caller.uid == permission.uid:
         granted = permission.mode >> 6
-    elif permission.gid in caller.groups():
+    elif permission.gid == caller.gid or permission.gid in caller.groups:
         granted = permission.mode >> 3
     else:
         granted = permission.mode

@@ -6,6 +6,7 @@ mode bits, as the kernel checks paths. FUSE threads call; the lock is the schedu
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 
@@ -35,14 +36,17 @@ class Admission:
         self.scheduler = scheduler
         self.permissions = permissions
         self._lock = threading.Lock()
-        self._newest: dict[tuple[str, int | None], int] = {}
+        self._newest: dict[tuple[int, str, int | None], int] = {}
         self._drafts: dict[str, dict[int, None]] = {}  # by agent: allocated ids, oldest first
 
     # judging
 
     def judge(self, caller: Caller, source: Source, body: bytes) -> Spec:
         """Raises BadRequest, NotFound, Denied."""
-        spec = parse(body, self.defaults(source))
+        defaults = self.defaults(source)
+        spec = parse(body, defaults)
+        if spec.nice < defaults.nice:
+            check_nice(caller, spec.nice)
         self.check_model(caller, spec.model)
         if spec.context:
             self.check_context(caller, spec.context)
@@ -51,6 +55,8 @@ class Admission:
     def check(self, caller: Caller, source: Source, size: int) -> None:
         """What can be refused before the request is whole: called by the write() that begins it."""
         self.scheduler.check_room(caller.uid, size)
+        if source.agent:
+            self.scheduler.agents.check(source.agent)
         defaults = self.defaults(source)
         self.check_model(caller, defaults.model)
         if defaults.context:
@@ -86,6 +92,8 @@ class Admission:
 
     def submit(self, caller: Caller, source: Source, body: bytes, id: int | None = None) -> Request:
         """Enqueues; what is wrong with the text now ends the request as failed, told to its readers."""
+        if source.agent:
+            self.scheduler.agents.check(source.agent)
         self._claim(source, id)
         hopeless = ""
         try:
@@ -94,12 +102,26 @@ class Admission:
             hopeless = error.explanation
             d = self.defaults(source)
             spec = Spec((), d.sampling, d.model, json=body[:1] == b"{")
-        agent = source.agent.name if source.agent else ""
-        request = Request(id or self.scheduler.new_id(), caller.uid, agent, source.file, spec)
+        agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
+        number = id or self.scheduler.new_id()
+        request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))
         self.scheduler.admit(request, hopeless)
         with self._lock:
-            self._newest[self._shared(source, caller.uid)] = request.id
+            if id is None:
+                self._newest[self._shared(source, caller.uid)] = request.id
+        self._withdraw_if_removed(source, request)
         return request
+
+    def _withdraw_if_removed(self, source: Source, request: Request) -> None:
+        """The agent may have been removed since the file was opened: nothing of this is left then."""
+        if source.agent is None:
+            return
+        try:
+            self.scheduler.agents.check(source.agent)
+        except NotFound:
+            self.scheduler.cancel(request, "its agent was removed")
+            self.scheduler.store.remove_request(request.id)
+            raise
 
     def _claim(self, source: Source, id: int | None) -> None:
         """An allocated id is used by the first who submits with it."""
@@ -110,9 +132,9 @@ class Admission:
                 raise NotAllowed(f"request {id} was written already")
 
     @staticmethod
-    def _shared(source: Source, uid: int) -> tuple[str, int | None]:
+    def _shared(source: Source, uid: int) -> tuple[int, str, int | None]:
         """An agent's file is one for all who may use it; of a model's file each user sees his own."""
-        return source.file, None if source.agent else uid
+        return (source.agent.id, source.file, None) if source.agent else (0, source.file, uid)
 
     # finding
 
@@ -134,11 +156,10 @@ class Admission:
         response.end(request)
         return request
 
-    def forget(self, agent: str) -> None:
+    def forget(self, agent: Agent) -> None:
         with self._lock:
-            self._drafts.pop(agent, None)
-            below = f"/agents/{agent}/"
-            self._newest = {key: id for key, id in self._newest.items() if not key[0].startswith(below)}
+            self._drafts.pop(agent.name, None)
+            self._newest = {key: id for key, id in self._newest.items() if key[0] != agent.id}
 
     # drafts: requests/new
 
@@ -154,3 +175,9 @@ class Admission:
     def drafts(self, agent: str) -> list[int]:
         with self._lock:
             return list(self._drafts.get(agent, ()))
+
+
+def check_nice(caller: Caller, nice: int) -> None:
+    """As nice(2): only who is privileged goes before the others."""
+    if nice < 0 and caller.uid not in (0, os.geteuid()):
+        raise Denied(f"nice {nice} is for root", "0 to 19 is everybody's")

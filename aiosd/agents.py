@@ -16,7 +16,7 @@ from typing import Any
 from aiosd.errors import BadRequest, BadValue, Exists, NotFound
 from aiosd.request import Request, Usage
 from aiosd.sampling import Sampling
-from aiosd.spec import SAMPLING_KEYS, sampling
+from aiosd.spec import SAMPLING_KEYS, read_json, sampling
 from aiosd.store import Store
 
 LOG_LINES = 256
@@ -29,6 +29,7 @@ class Settings:
     context: str = ""  # empty: each request stands alone
     nice: int = 0
     system: str = ""
+    paused: bool = False
     params: dict[str, Any] = field(default_factory=dict)  # sampling keys of the chat-completion API
 
     @property
@@ -39,10 +40,10 @@ class Settings:
 @dataclass(slots=True, eq=False)
 class Agent:
     name: str
+    id: int  # of this agent and no later one of the same name
     settings: Settings = field(default_factory=Settings)
     usage: Usage = field(default_factory=Usage)
     requests: int = 0  # finished ones, ever
-    paused: bool = False
     born_s: float = field(default_factory=time.time)
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
 
@@ -65,8 +66,8 @@ class Agents:
         self._store = store
         self._lock = threading.Lock()
         self._by_name = {
-            name: Agent(name, Settings(**settings), usage, count)
-            for name, settings, usage, count in store.agents()
+            name: Agent(name, id, Settings(**settings), usage, count)
+            for id, name, settings, usage, count in store.agents()
         }
 
     def names(self) -> list[str]:
@@ -85,20 +86,25 @@ class Agents:
         with self._lock:
             if name in self._by_name:
                 raise Exists(f"agent {name} exists")
-            agent = Agent(name)
-            self._store.save_agent(name, asdict(agent.settings))
+            agent = Agent(name, self._store.add_agent(name, asdict(Settings())))
             self._by_name[name] = agent
             return agent
 
+    def check(self, agent: Agent) -> None:
+        """A file opened before its agent was removed must not act on the next one of that name."""
+        if self._by_name.get(agent.name) is not agent:
+            raise NotFound(f"agent {agent.name} was removed")
+
     def remove(self, name: str) -> None:
         with self._lock:
-            self._store.remove_agent(name)
-            self._by_name.pop(name, None)
+            agent = self._by_name.pop(name)
+            self._store.remove_agent(agent.id)
 
     def change(self, agent: Agent, **settings: Any) -> None:
         with self._lock:
+            self.check(agent)
             changed = replace(agent.settings, **settings)
-            self._store.save_agent(agent.name, asdict(changed))
+            self._store.save_agent(agent.id, asdict(changed))
             agent.settings = changed
 
 
@@ -123,9 +129,9 @@ def system(text: str) -> str:
 def params(text: str) -> dict[str, Any]:
     """Sampling parameters as one JSON object; empty means the defaults."""
     try:
-        raw = json.loads(text or "{}")
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BadValue(f"not JSON: {error}") from None
+        raw = read_json(text or "{}")
+    except BadRequest as error:
+        raise BadValue(str(error)) from None
     if not isinstance(raw, dict):
         raise BadValue("params.json is one JSON object")
     unknown = set(raw) - SAMPLING_KEYS

@@ -52,6 +52,8 @@ class Limits:
     queued_requests_per_user: int = 2_000
     agents_per_user: int = 20_000
     contexts_per_user: int = 20_000
+    context_bytes: int = 8 << 20  # of the messages of one context
+    pending_bytes_per_user: int = 256 << 20  # of requests being written or waiting
     keep_requests: int = 100  # finished requests kept per agent
     disk_reserve_bytes: int = 8 << 20  # a request is refused when less is free under the state folder
     worker_deaths_per_request: int = 2

@@ -5,12 +5,11 @@ A context grows by a whole turn when its request is done, never by half of one. 
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import dataclass
 
-from aiosd.errors import BadRequest, BadValue, Exists, NotFound
-from aiosd.spec import Message, message
+from aiosd.errors import BadRequest, BadValue, Exists, NotFound, OverQuota
+from aiosd.spec import Message, message, read_json
 from aiosd.store import Store
 
 
@@ -22,8 +21,8 @@ class Context:
 
 
 class Contexts:
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, bytes_max: int) -> None:
+        self._store, self._bytes_max = store, bytes_max
         self._lock = threading.Lock()
         self._by_name = {name: Context(name, tokens) for name, tokens in store.contexts()}
 
@@ -59,12 +58,27 @@ class Contexts:
         """Messages as JSON lines: all of them, or none and a BadValue."""
         try:
             given = [
-                message(json.loads(line), f"line {i}") for i, line in enumerate(lines.splitlines(), 1) if line
+                message(read_json(line), f"line {i}") for i, line in enumerate(lines.split("\n"), 1) if line
             ]
-        except (json.JSONDecodeError, RecursionError, BadRequest) as error:
+        except BadRequest as error:
             raise BadValue(f"a message is one line of JSON with role and content: {error}") from None
-        self._store.append_messages(context.name, given)
+        with self._lock:
+            self.check(context)
+            if self.size(context) + len(lines) > self._bytes_max:
+                raise OverQuota(f"a context has at most {self._bytes_max} bytes", "begin a new one")
+            self._store.append_messages(context.name, given)
+
+    def size(self, context: Context) -> int:
+        """Bytes of messages.jsonl."""
+        return self._store.messages_bytes(context.name)
+
+    def check(self, context: Context) -> None:
+        """As Agents.check: the next context of that name is another one."""
+        if self._by_name.get(context.name) is not context:
+            raise NotFound(f"context {context.name} was removed")
 
     def clear(self, context: Context) -> None:
-        self._store.clear_messages(context.name)
-        context.tokens = 0
+        with self._lock:
+            self.check(context)
+            self._store.clear_messages(context.name)
+            context.tokens = 0

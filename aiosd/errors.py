@@ -6,13 +6,22 @@ wherever a person reads it. No errno numbers and no I/O here; imports nothing of
 
 from __future__ import annotations
 
+import copy
+
+REASON_MAX = 300  # characters: a reason may quote what a hostile user wrote
+
 
 class AiosError(Exception):
     """`str(error)` is the reason; `hint` is the remedy, a sentence or empty."""
 
     def __init__(self, reason: str, hint: str = "") -> None:
-        super().__init__(reason)
+        super().__init__(reason if len(reason) <= REASON_MAX else reason[:REASON_MAX] + "…")
         self.hint = hint
+
+    def again(self) -> AiosError:
+        """The same error to raise once more: one that is kept and raised twice keeps both callers' frames."""
+        fresh = copy.copy(self)
+        return fresh.with_traceback(None)
 
     @property
     def explanation(self) -> str:

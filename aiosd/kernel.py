@@ -31,7 +31,7 @@ class Kernel:
         self.store = Store(Path(config.daemon.state))
         self.permissions = Permissions(self.store)
         self.agents = Agents(self.store)
-        self.contexts = Contexts(self.store)
+        self.contexts = Contexts(self.store, config.limits.context_bytes)
         self.models = Models(config, self.store, model)
         self.scheduler = Scheduler(config, self.store, self.agents, self.contexts, self.models)
         self.admission = Admission(self.scheduler, self.permissions)
@@ -79,10 +79,9 @@ class Kernel:
 
     def remove_agent(self, name: str) -> None:
         agent = self.agents.get(name)
+        self.agents.remove(name)  # from here on nothing more is admitted for it
         self.cancel_all(agent, "its agent was removed")
-        self.agents.remove(name)
-        self.admission.forget(name)
-        self.scheduler.hold(name, False)
+        self.admission.forget(agent)
 
     def add_context(self, name: str, caller: Caller) -> None:
         self._check_count("/contexts/", caller.uid, self.config.limits.contexts_per_user, "contexts")
@@ -115,24 +114,26 @@ class Kernel:
     # commands
 
     def cancel_all(self, agent: Agent, why: str) -> None:
-        for request in self.scheduler.unfinished(agent.name):
+        for request in self.scheduler.unfinished(agent):
             self.scheduler.cancel(request, why)
 
     def cancel(self, agent: Agent, id: str) -> None:
         if id == "all":
             self.cancel_all(agent, "cancelled")
             return
-        request = self.scheduler.find(int(id)) if id.isdecimal() else None
-        if request is None or request.agent != agent.name:
+        request = self.scheduler.find(int(id)) if id.isdecimal() and len(id) < 19 else None
+        if request is None or request.agent_id != agent.id:
             raise NotFound(f"no unfinished request {id[:20]} of agent {agent.name}")
         self.scheduler.cancel(request)
 
     def pause(self, agent: Agent, paused: bool) -> None:
-        agent.paused = paused
-        self.scheduler.hold(agent.name, paused)
+        self.agents.change(agent, paused=paused)
+        self.scheduler.hold(agent)
 
-    def reset(self, agent: Agent) -> None:
+    def reset(self, agent: Agent, caller: Caller) -> None:
         """Cancels what waits and empties the conversation."""
+        if agent.settings.context:
+            self.admission.check_context(caller, agent.settings.context)
         self.cancel_all(agent, "its agent was reset")
         context = self.contexts.find(agent.settings.context)
         if context:

@@ -176,6 +176,8 @@ class Pool:
 
     def _ready(self, worker: Worker, message: wire.Ready) -> None:
         model = worker.model
+        if worker.state is WorkerState.STOPPING:  # unloaded while it loaded
+            return
         worker.state = WorkerState.READY
         model.info, model.state, model.error = message.info, ModelState.READY, ""
         self._deaths[model.name] = 0

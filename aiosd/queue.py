@@ -21,10 +21,11 @@ class Queue:
         self.waiting: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
         self.per_user: Counter[int] = Counter()  # unfinished requests
+        self.pending_bytes: Counter[int] = Counter()  # by user: requests being written or unfinished
         self.ledger = Ledger()
         self._ready: dict[str, dict[int, Job]] = {}  # by model: those that may start now
         self._turns: dict[str, deque[Request]] = {}  # by context: unfinished requests, oldest first
-        self._held: set[str] = set()  # paused agents
+        self._held: set[int] = set()  # paused agents, by id
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.running)
@@ -61,6 +62,7 @@ class Queue:
         request.worker, request.slice_start = worker, len(request.tokens)
         request.state = State.RUNNING
         request.worker_visits += 1
+        request.computing = False
 
     def remove(self, request: Request) -> bool:
         """False when it had ended before: every request ends once. `end_turn` is to follow."""
@@ -72,13 +74,16 @@ class Queue:
         self.per_user[request.uid] -= 1
         if not self.per_user[request.uid]:
             del self.per_user[request.uid]
+        self.pending_bytes[request.uid] -= request.size_bytes
+        if self.pending_bytes[request.uid] <= 0:
+            del self.pending_bytes[request.uid]
         return True
 
-    def hold(self, agent: str, held: bool) -> None:
+    def hold(self, agent_id: int, held: bool) -> None:
         """A held agent's requests wait; those that run go on to their end."""
-        (self._held.add if held else self._held.discard)(agent)
+        (self._held.add if held else self._held.discard)(agent_id)
         for request in self.waiting.values():
-            if request.agent == agent:
+            if request.agent_id == agent_id:
                 self._refresh(request)
 
     def end_turn(self, request: Request) -> None:
@@ -95,7 +100,7 @@ class Queue:
     def _refresh(self, request: Request) -> None:
         turns = self._turns.get(request.spec.context)
         first = turns is None or turns[0] is request
-        if first and request.agent not in self._held:
+        if first and request.agent_id not in self._held:
             self.ready(request.spec.model)[request.id] = view(request)
         else:
             self.ready(request.spec.model).pop(request.id, None)

@@ -61,7 +61,7 @@ class Answer:
             if not self.ended:
                 return None
             if self.error is not None:
-                raise self.error
+                raise self.error.again()
             return b""
 
     def ready(self, offset: int) -> bool:
@@ -104,6 +104,8 @@ class Request:
     agent: str  # empty: written to models/NAME/llm
     file: str  # path of the transaction file; "the newest request of that file" is found by it
     spec: Spec
+    agent_id: int = 0
+    size_bytes: int = 0  # as written; counts against the user's pending bytes until it has ended
     submitted_s: float = field(default_factory=time.time)
     state: State = State.QUEUED
     tokens: list[int] = field(default_factory=list)
@@ -119,6 +121,7 @@ class Request:
     slice_start: int = 0  # number of tokens when it was last put on a worker
     preemptions: int = 0
     worker_visits: int = 0
+    computing: bool = False  # its worker has begun with it
     worker_deaths: int = 0
     worker: int | None = None
     leaving: bool = False  # its worker was told to let it go, and has not answered yet

@@ -121,4 +121,5 @@ def usage(request: Request) -> dict[str, Any]:
 
 
 def line(document: dict[str, Any]) -> str:
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return text.encode("utf-8", "replace").decode()  # a model may say half a surrogate pair in a call

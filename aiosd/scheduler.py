@@ -18,10 +18,10 @@ from functools import partial
 from types import MappingProxyType
 
 from aiosd import response, wire
-from aiosd.agents import Agents
+from aiosd.agents import Agent, Agents
 from aiosd.config import Config
 from aiosd.contexts import Contexts
-from aiosd.errors import Busy, ShuttingDown, StoreFailed, StoreFull
+from aiosd.errors import AiosError, Busy, ShuttingDown, StoreFailed, StoreFull
 from aiosd.models import Model, Models
 from aiosd.policies import Job, View
 from aiosd.policies.placement import Seat, place
@@ -50,6 +50,7 @@ class Scheduler:
         self._outbox: deque[Callable[[], None]] = deque()  # orders to workers, sent without the lock
         self._ids = itertools.count(store.last_request_id() + 1)
         self._unsaved: dict[int, Request] = {}  # ended, but the disk was full
+        self._saving = threading.Lock()
         self._stirred = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -65,6 +66,10 @@ class Scheduler:
             self._queue.add(request)
             if self.models.find(request.spec.model) is None:
                 self._finish(request, State.FAILED, f"model {request.spec.model} is gone")
+            elif not request.spec.messages:  # it was known to be wrong, and the daemon ended before it did
+                self._finish(request, State.FAILED, "the request could not be understood")
+        for name in self.agents.names():
+            self.hold(self.agents.get(name))
         self._thread.start()
 
     def stop(self) -> None:
@@ -87,7 +92,7 @@ class Scheduler:
         A `hopeless` one is known to be wrong: it ends as failed, with that reason.
         """
         self.check_room(request.uid, 0)
-        self.store.add_request(request)
+        self.store.add_request(request)  # its bytes are reserved already
         with self._wake:
             self._queue.add(request, startable=not hopeless)
             self.counters["admitted"] += 1
@@ -104,8 +109,21 @@ class Scheduler:
             raise Busy(f"{len(self._queue)} requests wait", "try again when some are done")
         if self._queue.per_user[uid] >= limits.queued_requests_per_user:
             raise Busy(f"{self._queue.per_user[uid]} requests of yours wait", "try again when some are done")
+        if self._queue.pending_bytes[uid] + size > limits.pending_bytes_per_user:
+            raise Busy(
+                "the requests you write or have waiting take too many bytes", "try again when some are done"
+            )
         if self.store.free_bytes() < limits.disk_reserve_bytes + size:
             raise StoreFull(f"{self.store.folder}: the disk is full", "free some space there")
+
+    def reserve(self, uid: int, size: int) -> None:
+        """Bytes of a request being written; negative gives them back. Raises Busy, StoreFull."""
+        if size > 0:
+            self.check_room(uid, size)
+        with self._wake:
+            self._queue.pending_bytes[uid] += size
+            if self._queue.pending_bytes[uid] <= 0:
+                del self._queue.pending_bytes[uid]
 
     def new_id(self) -> int:
         return next(self._ids)
@@ -115,19 +133,20 @@ class Scheduler:
         with self._wake:
             return self._unsaved.get(id) or self._queue.get(id)
 
-    def unfinished(self, agent: str | None = None) -> list[Request]:
+    def unfinished(self, agent: Agent | None = None) -> list[Request]:
         """In the order they came."""
         with self._wake:
-            found = [r for r in self._queue if agent is None or r.agent == agent]
+            found = [r for r in self._queue if agent is None or r.agent_id == agent.id]
         return sorted(found, key=lambda r: r.id)
 
     def cancel(self, request: Request, why: str = "cancelled") -> bool:
         """False when it had ended already."""
         return self._finish(request, State.CANCELLED, why)
 
-    def hold(self, agent: str, held: bool) -> None:
+    def hold(self, agent: Agent) -> None:
+        """Heeds that an agent was paused or resumed."""
         with self._wake:
-            self._queue.hold(agent, held)
+            self._queue.hold(agent.id, agent.settings.paused)
             self._stir()
 
     def stir(self) -> None:
@@ -167,7 +186,9 @@ class Scheduler:
         while ready and (seats := self._seats(model)):
             request = self._queue.waiting[self.chooser.pick(self._view(ready, self._running(model)))]
             chosen = place(seats, self._last_worker(request))
-            worker = self.pool.get(seats[0].worker if chosen is None else chosen)
+            worker = next((w for w in self.pool.ready(model) if w.id == chosen), None)
+            if worker is None:  # it just died; worker_died or worker_ready will stir again
+                return
             self._queue.start(request, worker.id)
             self._outbox.append(partial(self._submit, request, worker))
 
@@ -217,17 +238,20 @@ class Scheduler:
 
     def _submit(self, request: Request, worker: Worker) -> None:
         spec = request.spec
-        self.pool.send(
-            worker,
-            wire.Submit(
-                id=request.id,
-                messages=self._messages(request),
-                tools=list(spec.tools),
-                sampling=asdict(spec.sampling),
-                owner=str(request.uid),
-                resume=list(request.tokens),
-            ),
-        )
+        try:
+            self.pool.send(
+                worker,
+                wire.Submit(
+                    id=request.id,
+                    messages=self._messages(request),
+                    tools=list(spec.tools),
+                    sampling=asdict(spec.sampling),
+                    owner=str(request.uid),
+                    resume=list(request.tokens),
+                ),
+            )
+        except AiosError as error:  # the conversation is too large for a message, or cannot be read
+            self._finish(request, State.FAILED, error.explanation)
 
     def _messages(self, request: Request) -> list[Message]:
         """System prompt, the conversation so far, and what is asked now."""
@@ -273,13 +297,16 @@ class Scheduler:
                 request.started_s = time.time()
                 self._queue.ledger.charge(request, input_tokens=prompt_tokens)
             request.usage.prompt_tokens = prompt_tokens
+            request.computing = True
 
     def worker_died(self, worker: Worker) -> None:
         """What ran there runs again from its tokens; what has killed too many workers is failed."""
         with self._wake:
             orphans = [r for r in self._queue.running.values() if r.worker == worker.id]
+        # one that its worker had not begun with is the likelier cause, and clears the others
+        suspects = [r for r in orphans if not r.computing] or orphans
         for request in orphans:
-            request.worker_deaths += 1
+            request.worker_deaths += request in suspects
             if request.worker_deaths > self.config.limits.worker_deaths_per_request:
                 self._finish(request, State.FAILED, f"{request.worker_deaths} workers died while running it")
             else:
@@ -371,7 +398,11 @@ class Scheduler:
             context.worker = request.worker
 
     def _save(self, request: Request) -> None:
-        self._unsaved[request.id] = request
+        with self._saving:
+            self._unsaved[request.id] = request
+            self._save_all()
+
+    def _save_all(self) -> None:
         for late in list(self._unsaved.values()):
             said: list[Message] = []
             if late.state is State.DONE and self.contexts.find(late.spec.context):

@@ -15,6 +15,7 @@ from aiosd.sampling import Sampling
 
 Message = dict[str, Any]
 GREEDY = Sampling()
+DEPTH_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,37 @@ def parse(body: bytes, defaults: Defaults) -> Spec:
     return replace(base, messages=({"role": "user", "content": text.rstrip("\n")},))
 
 
+def read_json(text: str) -> Any:
+    """JSON from a stranger: what later code could choke on is refused here. Raises NotJson."""
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
+        raise NotJson(f"not JSON: {error}", incomplete=unfinished(text, error)) from None
+    if depth(raw) > DEPTH_MAX:
+        raise NotJson(f"nested deeper than {DEPTH_MAX}", incomplete=False)
+    try:
+        json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise NotJson(
+            "half a surrogate pair (\\ud800 to \\udfff) is no character", incomplete=False
+        ) from None
+    return raw
+
+
+def depth(value: object) -> int:
+    """Without recursion: how deep is what is asked."""
+    level, deepest = [value], 0
+    while level and deepest <= DEPTH_MAX:
+        deepest += 1
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+    return deepest
+
+
 class NotJson(BadRequest):
     """`incomplete`: more bytes could make it JSON."""
 
@@ -103,10 +135,8 @@ def unfinished(text: str, error: Exception) -> bool:
 
 
 def parse_json(text: str, base: Spec) -> Spec:
-    try:
-        raw = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise NotJson(f"not JSON: {error}", incomplete=unfinished(text, error)) from None
+    raw = read_json(text)
+    assert isinstance(raw, dict)  # its first byte is {
     for key in raw:
         if key in NOT_YET:
             raise BadRequest(f"{key} ({NOT_YET[key]}) is not available")

@@ -21,20 +21,22 @@ from aiosd.spec import Message, Spec
 
 SCHEMA_VERSION = 1
 SCHEMA = """
-CREATE TABLE agents (name TEXT PRIMARY KEY, settings TEXT NOT NULL, requests INTEGER NOT NULL DEFAULT 0,
+CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
+    requests INTEGER NOT NULL DEFAULT 0,
     prompt_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
     completion_tokens INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE contexts (name TEXT PRIMARY KEY, tokens INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE messages (context TEXT NOT NULL, seq INTEGER NOT NULL, body TEXT NOT NULL,
     PRIMARY KEY (context, seq)) WITHOUT ROWID;
 CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, uid INTEGER NOT NULL, agent TEXT NOT NULL,
-    file TEXT NOT NULL, state TEXT NOT NULL, spec TEXT NOT NULL, submitted_s REAL NOT NULL, finished_s REAL,
+    agent_id INTEGER NOT NULL, file TEXT NOT NULL, state TEXT NOT NULL, spec TEXT NOT NULL,
+    submitted_s REAL NOT NULL, finished_s REAL,
     text TEXT NOT NULL DEFAULT '', response TEXT NOT NULL DEFAULT '', finish_reason TEXT NOT NULL DEFAULT '',
     error TEXT NOT NULL DEFAULT '', started_s REAL, preemptions INTEGER NOT NULL DEFAULT 0,
     prompt_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
     completion_tokens INTEGER NOT NULL DEFAULT 0);
-CREATE INDEX requests_by_agent ON requests (agent, id);
-CREATE INDEX requests_by_file ON requests (file, id);
+CREATE INDEX requests_by_agent ON requests (agent_id, id);
+CREATE INDEX requests_by_file ON requests (agent_id, file, id);
 CREATE TABLE permissions (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
     mode INTEGER NOT NULL);
 CREATE TABLE models (name TEXT PRIMARY KEY, path TEXT NOT NULL);
@@ -118,24 +120,29 @@ class Store:
 
     # agents, contexts, models
 
-    def agents(self) -> list[tuple[str, dict[str, Any], Usage, int]]:
+    def agents(self) -> list[tuple[int, str, dict[str, Any], Usage, int]]:
         rows = self._rows(
-            "SELECT name, settings, prompt_tokens, cached_tokens, completion_tokens, requests FROM agents"
+            "SELECT id, name, settings, prompt_tokens, cached_tokens, completion_tokens, requests FROM agents"
         )
-        return [(name, json.loads(text), Usage(p, c, n), count) for name, text, p, c, n, count in rows]
+        return [
+            (id, name, json.loads(text), Usage(p, c, n), count) for id, name, text, p, c, n, count in rows
+        ]
 
-    def save_agent(self, name: str, settings: dict[str, Any]) -> None:
+    def add_agent(self, name: str, settings: dict[str, Any]) -> int:
         with self._transaction() as db:
-            db.execute(
-                "INSERT INTO agents (name, settings) VALUES (?,?)"
-                " ON CONFLICT (name) DO UPDATE SET settings=excluded.settings",
-                (name, json.dumps(settings)),
+            added = db.execute(
+                "INSERT INTO agents (name, settings) VALUES (?,?)", (name, json.dumps(settings))
             )
+            return added.lastrowid or 0
 
-    def remove_agent(self, name: str) -> None:
+    def save_agent(self, id: int, settings: dict[str, Any]) -> None:
         with self._transaction() as db:
-            db.execute("DELETE FROM agents WHERE name=?", (name,))
-            db.execute("DELETE FROM requests WHERE agent=?", (name,))
+            db.execute("UPDATE agents SET settings=? WHERE id=?", (json.dumps(settings), id))
+
+    def remove_agent(self, id: int) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM agents WHERE id=?", (id,))
+            db.execute("DELETE FROM requests WHERE agent_id=?", (id,))
 
     def contexts(self) -> list[tuple[str, int]]:
         return self._rows("SELECT name, tokens FROM contexts")
@@ -150,8 +157,16 @@ class Store:
             db.execute("DELETE FROM messages WHERE context=?", (name,))
 
     def messages(self, context: str) -> list[Message]:
+        return [json.loads(line) for line in self.message_lines(context)]
+
+    def message_lines(self, context: str) -> list[str]:
         rows = self._rows("SELECT body FROM messages WHERE context=? ORDER BY seq", context)
-        return [json.loads(body) for (body,) in rows]
+        return [body for (body,) in rows]
+
+    def messages_bytes(self, context: str) -> int:
+        """Of the lines with their newlines."""
+        sql = "SELECT coalesce(sum(length(CAST(body AS BLOB)) + 1), 0) FROM messages WHERE context=?"
+        return int(self._rows(sql, context)[0][0])
 
     def append_messages(self, context: str, messages: list[Message], tokens: int | None = None) -> None:
         with self._transaction() as db:
@@ -164,7 +179,7 @@ class Store:
         ).fetchone()
         db.executemany(
             "INSERT INTO messages VALUES (?,?,?)",
-            [(context, last + 1 + i, json.dumps(m)) for i, m in enumerate(messages)],
+            [(context, last + 1 + i, json.dumps(m, ensure_ascii=False)) for i, m in enumerate(messages)],
         )
         if tokens is not None:
             db.execute("UPDATE contexts SET tokens=? WHERE name=?", (tokens, context))
@@ -196,28 +211,30 @@ class Store:
         """From here on the request is accepted: it ends once, whatever happens to the daemon."""
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO requests (id, uid, agent, file, state, spec, submitted_s)"
-                " VALUES (?,?,?,?,?,?,?)",
-                (request.id, request.uid, request.agent, request.file, State.QUEUED, request.spec.dump(),
-                 request.submitted_s),
+                "INSERT INTO requests (id, uid, agent, agent_id, file, state, spec, submitted_s)"
+                " VALUES (?,?,?,?,?,?,?,?)",
+                (request.id, request.uid, request.agent, request.agent_id, request.file, State.QUEUED,
+                 request.spec.dump(), request.submitted_s),
             )  # fmt: skip
 
     def finish_request(self, request: Request, said: list[Message], keep: int) -> None:
         """The end, the agent's usage and the context's new turn become true together, or not at all."""
         usage = request.usage
         with self._transaction() as db:
-            db.execute(
+            ended = db.execute(
                 "UPDATE requests SET state=?, finished_s=?, text=?, response=?, finish_reason=?, error=?,"
                 " started_s=?, preemptions=?, prompt_tokens=?, cached_tokens=?, completion_tokens=?"
-                " WHERE id=?",
+                " WHERE id=? AND finished_s IS NULL",
                 (request.state, request.finished_s, request.text, request.document, request.finish_reason,
                  request.error, request.started_s, request.preemptions, usage.prompt_tokens,
                  usage.cached_tokens, usage.completion_tokens, request.id),
             )  # fmt: skip
+            if not ended.rowcount:  # stored before, or its agent is gone
+                return
             db.execute(
                 "UPDATE agents SET requests=requests+1, prompt_tokens=prompt_tokens+?,"
-                " cached_tokens=cached_tokens+?, completion_tokens=completion_tokens+? WHERE name=?",
-                (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, request.agent),
+                " cached_tokens=cached_tokens+?, completion_tokens=completion_tokens+? WHERE id=?",
+                (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, request.agent_id),
             )
             if said:
                 total = usage.prompt_tokens + usage.completion_tokens
@@ -227,8 +244,8 @@ class Store:
     @staticmethod
     def _forget_old(db: sqlite3.Connection, request: Request, keep: int) -> None:
         """Keeps the newest of an agent, or of a user where no agent was used."""
-        same = "agent=? AND (agent<>'' OR uid=?)"
-        who = (request.agent, request.uid)
+        same = "agent_id=? AND (agent_id<>0 OR uid=?)"
+        who = (request.agent_id, request.uid)
         db.execute(
             f"DELETE FROM requests WHERE {same} AND finished_s IS NOT NULL AND id <"
             f" (SELECT min(id) FROM (SELECT id FROM requests WHERE {same} ORDER BY id DESC LIMIT ?))",
@@ -242,33 +259,37 @@ class Store:
         rows = self._select("id=?", id)
         return self._request(rows[0]) if rows else None
 
-    def request_ids(self, agent: str) -> list[int]:
-        return [id for (id,) in self._rows("SELECT id FROM requests WHERE agent=? ORDER BY id", agent)]
+    def remove_request(self, id: int) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM requests WHERE id=?", (id,))
 
-    def newest(self, file: str, uid: int | None) -> int | None:
+    def request_ids(self, agent_id: int) -> list[int]:
+        return [id for (id,) in self._rows("SELECT id FROM requests WHERE agent_id=? ORDER BY id", agent_id)]
+
+    def newest(self, agent_id: int, file: str, uid: int | None) -> int | None:
         """The newest request of a transaction file; of one user only where users share the file."""
         rows = self._rows(
-            "SELECT id FROM requests WHERE file=? AND (? IS NULL OR uid=?) ORDER BY id DESC LIMIT 1",
-            file,
-            uid,
-            uid,
-        )
+            "SELECT id FROM requests WHERE agent_id=? AND file=? AND (? IS NULL OR uid=?)"
+            " ORDER BY id DESC LIMIT 1",
+            agent_id, file, uid, uid,
+        )  # fmt: skip
         return rows[0][0] if rows else None
 
     def _select(self, where: str, *arguments: object) -> list[tuple[Any, ...]]:
         return self._rows(
-            "SELECT id, uid, agent, file, state, spec, submitted_s, text, response, finish_reason, error,"
-            " finished_s, started_s, preemptions, prompt_tokens, cached_tokens, completion_tokens"
+            "SELECT id, uid, agent, agent_id, file, state, spec, submitted_s, text, response, finish_reason,"
+            " error, finished_s, started_s, preemptions, prompt_tokens, cached_tokens, completion_tokens"
             f" FROM requests WHERE {where} ORDER BY id",
             *arguments,
         )
 
     @staticmethod
     def _request(row: tuple[Any, ...]) -> Request:
-        (id, uid, agent, file, state, spec, submitted_s, text, document, finish_reason, error,
+        (id, uid, agent, agent_id, file, state, spec, submitted_s, text, document, finish_reason, error,
          finished_s, started_s, preemptions, *usage) = row  # fmt: skip
         return Request(
-            id, uid, agent, file, Spec.load(spec), submitted_s=submitted_s, state=State(state), text=text,
-            document=document, finish_reason=finish_reason, error=error, finished_s=finished_s,
+            id, uid, agent, file, Spec.load(spec), agent_id=agent_id, submitted_s=submitted_s,
+            state=State(state), text=text, document=document,
+            finish_reason=finish_reason, error=error, finished_s=finished_s,
             started_s=started_s, preemptions=preemptions, usage=Usage(*usage),
         )  # fmt: skip

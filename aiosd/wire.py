@@ -11,7 +11,7 @@ import json
 import socket
 import struct
 import threading
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from aiosd.errors import WireError
@@ -111,17 +111,27 @@ KINDS = {"int": int, "str": str, "list": list, "dict": dict}
 
 
 def encode(message: Message) -> bytes:
-    body = json.dumps({"is": type(message).__name__, **asdict(message)}, separators=(",", ":")).encode()
+    fields_ = {"is": type(message).__name__, **_plain(message)}
+    if isinstance(message, Step):
+        fields_["outputs"] = [_plain(one) for one in message.outputs]
+    try:
+        body = json.dumps(fields_, separators=(",", ":")).encode()
+    except (RecursionError, ValueError) as error:
+        raise WireError(f"{type(message).__name__} cannot be sent: {error}") from None
     if len(body) > FRAME_BYTES_MAX:
         raise WireError(f"{type(message).__name__} of {len(body)} bytes is over {FRAME_BYTES_MAX}")
     return LENGTH.pack(len(body)) + body
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    return {f.name: getattr(message, f.name) for f in fields(message)}
 
 
 def decode(body: bytes) -> Message:
     try:
         raw = json.loads(body)
         kind = BY_NAME[raw.pop("is")]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise WireError(f"not a message: {error!r}") from None
     if kind is Step and isinstance(raw.get("outputs"), list):
         raw["outputs"] = [_build(Tokens, one) for one in raw["outputs"]]

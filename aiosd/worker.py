@@ -7,6 +7,7 @@ another worker at any token. Two threads: this loop, and a reader that only fill
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import queue
 import signal
@@ -17,11 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiosd import wire
-from aiosd.errors import AiosError, ModelError
+from aiosd.errors import AiosError, ModelError, TooLong
 from aiosd.sampling import Sampling
 
 if TYPE_CHECKING:
     from aiosd.engine import Model, TokenLogprob
+
+LONGEST_TOKEN = 64
 
 
 def main() -> None:
@@ -58,15 +61,18 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
         return
     channel.send(wire.Ready({**model.info, "context_length": model.context_length, "pid": os.getpid()}))
 
-    inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
+    inbox = Inbox()
     threading.Thread(target=read, args=(channel, inbox), daemon=True).start()
 
     live: set[int] = set()  # every Submit is answered by one end: a finish, Refused or Removed
 
     def obey(message: wire.Message) -> None:
         match message:
+            case wire.Submit() if message.id in inbox.removed:
+                pass  # cancelled before it was looked at
             case wire.Submit():
                 try:
+                    check_length(message, model)
                     prompt = model.render(message.messages, message.tools or None)
                     sampling = Sampling(**{**message.sampling, "stop": tuple(message.sampling["stop"])})
                     engine.add(message.id, prompt, sampling, owner=message.owner, resume=message.resume)
@@ -74,7 +80,13 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
                     channel.send(wire.Started(message.id, len(prompt)))
                 except AiosError as error:
                     channel.send(wire.Refused(message.id, str(error), error.hint))
-            case wire.Remove() if message.id in live:
+                except Exception as error:  # noqa: BLE001 - no request may end the process that others run in
+                    traceback.print_exc()
+                    channel.send(wire.Refused(message.id, f"cannot be computed: {error!r}"[:300], ""))
+            case wire.Remove():
+                inbox.removed.discard(message.id)
+                if message.id not in live:
+                    return
                 live.discard(message.id)
                 engine.remove(message.id)
                 channel.send(wire.Removed(message.id))
@@ -92,11 +104,32 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
         )
 
     while True:
+        # one request at a time is rendered between two steps: those that run wait for no more than that
         while engine.idle or not inbox.empty():
-            obey(inbox.get())
+            obey(message := inbox.get())
+            if isinstance(message, wire.Submit) and not engine.idle:
+                break
         outputs = engine.step()
         if outputs:
             channel.send(wire.Step([pack(o) for o in outputs], engine.stats))
+
+
+class Inbox(queue.SimpleQueue[wire.Message]):
+    """What the daemon said; `removed` are the ids of Removes that are still in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.removed: set[int] = set()
+
+
+def check_length(message: wire.Submit, model: Model) -> None:
+    """Before the work of tokenizing: no token spells more than LONGEST_TOKEN characters on the average."""
+    size, most = len(json.dumps(message.messages)), model.context_length * LONGEST_TOKEN
+    if size > most:
+        raise TooLong(
+            f"the prompt has {size} characters and the model's context holds {model.context_length} tokens",
+            "shorten the prompt, or use a model with a longer context",
+        )
 
 
 def logprob(model: Model, one: TokenLogprob) -> dict[str, Any]:
@@ -106,9 +139,11 @@ def logprob(model: Model, one: TokenLogprob) -> dict[str, Any]:
     return {**chosen, "top_logprobs": top}
 
 
-def read(channel: wire.Channel, inbox: queue.SimpleQueue[wire.Message]) -> None:
+def read(channel: wire.Channel, inbox: Inbox) -> None:
     try:
         while (message := channel.receive()) is not None:
+            if isinstance(message, wire.Remove):
+                inbox.removed.add(message.id)
             inbox.put(message)
     finally:
         os._exit(0)  # also in the middle of a long step: nobody is there to hear its end

@@ -10,6 +10,7 @@ import codecs
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -174,6 +175,7 @@ class Lines(File):
     get: Callable[[], str] = str
     append: Callable[[str], None] = lambda text: None
     clear: Callable[[], None] = lambda: None
+    bytes: Callable[[], int] = int
 
     def open(self, opening: Opening) -> Handle:
         return LinesHandle(self)
@@ -183,7 +185,7 @@ class Lines(File):
 
     @property
     def size(self) -> int:
-        return len(self.get().encode())
+        return self.bytes()
 
 
 class LinesHandle(Snapshot):
@@ -280,7 +282,7 @@ class TransactionHandle(Handle):
             if self._unread():
                 raise Busy("the answer to the request before is not complete", "read it to its end first")
             self._draft.add(data)
-            self._request = None
+            self._request = self._newest = None
             self._start = self._next = offset + len(data)
 
     def flush(self, pid: int) -> None:
@@ -294,8 +296,11 @@ class TransactionHandle(Handle):
 
     def release(self) -> None:
         with self._lock:
-            if self._draft.body and not self._private:
-                self._submit()
+            try:
+                if self._draft.body and not self._private:
+                    self._submit()
+            finally:
+                self._draft.drop()
             if self._request and self._unread():
                 self._admission.scheduler.cancel(
                     self._request, "its file was closed before the answer was read"
@@ -307,10 +312,10 @@ class TransactionHandle(Handle):
         return self._private and self._mine and request is not None and not request.state.final
 
     def _submit(self) -> None:
-        body = self._draft.take()
-        id, self._id = self._id, None
-        self._request = self._admission.submit(self._opening.caller, self._source, body, id)
-        self._mine = True
+        body = bytes(self._draft.body)
+        self._request = self._admission.submit(self._opening.caller, self._source, body, self._id)
+        self._draft.taken()  # not before: what could not be submitted can be tried again
+        self._mine, self._id = True, None
 
     # reading
 
@@ -351,11 +356,12 @@ class Draft:
         self._admission, self._source, self._caller = admission, source, caller
         self.body = bytearray()
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._refused: BadRequest | TooBig | None = None
+        self._refused: AiosError | None = None
+        self._judged = 0  # bytes of JSON that were looked at and not complete
 
     def add(self, data: bytes) -> None:
         if self._refused:
-            raise self._refused  # the rest of a request whose beginning was refused
+            raise self._refused.again()  # the rest of a request whose beginning was refused
         if not self.body:
             self._admission.check(self._caller, self._source, len(data))
             if not data.strip():
@@ -363,17 +369,23 @@ class Draft:
         try:
             self._check_bytes(data)
         except (BadRequest, TooBig) as error:
-            self._refused = error
-            self.body.clear()
+            self._refused = error.again()
+            self.drop()
             raise
+        self._admission.scheduler.reserve(self._caller.uid, len(data))
         self.body += data
         if self.body[:1] == b"{" and data.endswith((b"}", b"\n")):
             self._check_json()
 
-    def take(self) -> bytes:
-        body, self.body = bytes(self.body), bytearray()
+    def drop(self) -> None:
+        self._admission.scheduler.reserve(self._caller.uid, -len(self.body))
+        self.taken()
+
+    def taken(self) -> None:
+        """Its bytes are a request's now."""
+        self.body = bytearray()
+        self._judged = 0
         self._decoder.reset()
-        return body
 
     def _check_bytes(self, data: bytes) -> None:
         most = self._admission.scheduler.config.limits.request_bytes
@@ -388,14 +400,17 @@ class Draft:
 
     def _check_json(self) -> None:
         """A JSON request that seems complete is judged by the write() that completes it."""
+        if len(self.body) < 2 * self._judged:  # else one byte at a time would cost the square of its length
+            return
         try:
             self._admission.judge(self._caller, self._source, bytes(self.body))
         except NotJson as error:
+            self._judged = len(self.body)
             if not error.incomplete:
-                self.body.clear()
+                self.drop()
                 raise
         except AiosError:
-            self.body.clear()
+            self.drop()
             raise
 
 
@@ -412,6 +427,11 @@ def still_open(pid: int, path: str) -> bool:
     """
     folder = f"/proc/{pid}/fd"
     try:
-        return any(os.readlink(f"{folder}/{fd}").endswith(path) for fd in os.listdir(folder))
+        descriptors = os.listdir(folder)
     except OSError:
         return False
+    for descriptor in descriptors:
+        with suppress(OSError):  # another thread may close it meanwhile
+            if os.readlink(f"{folder}/{descriptor}").endswith(path):
+                return True
+    return False

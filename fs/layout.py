@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aiosd import __version__, agents
 from aiosd.access import Caller
-from aiosd.admission import Source
+from aiosd.admission import Source, check_nice
 from aiosd.agents import Agent
 from aiosd.contexts import Context
 from aiosd.errors import BadValue, NotAllowed, NotFound
@@ -237,14 +237,18 @@ def agent_folder(kernel: Kernel, name: str) -> Folder | None:
             kernel.admission.check_context(caller, text)
         change(context=text)
 
+    def set_nice(caller: Caller, text: str) -> None:
+        nice = agents.nice(text)
+        if nice < settings.nice:
+            check_nice(caller, nice)
+        change(nice=nice)
+
     files: dict[str, Factory] = {
         "ctl": lambda: Control(run=partial(agent_command, kernel, agent)),
         "state": lambda: Text(render=partial(agent_state, kernel, agent)),
         "model": lambda: Value(get=lambda: settings.model or kernel.models.default, set=set_model),
         "context": lambda: Value(get=lambda: settings.context, set=set_context),
-        "nice": lambda: Value(
-            get=lambda: str(settings.nice), set=lambda _, text: change(nice=agents.nice(text))
-        ),
+        "nice": lambda: Value(get=lambda: str(settings.nice), set=set_nice),
         "system": lambda: Value(
             get=lambda: settings.system, set=lambda _, text: change(system=agents.system(text)), prose=True
         ),
@@ -260,8 +264,8 @@ def agent_folder(kernel: Kernel, name: str) -> Folder | None:
 
 
 def agent_state(kernel: Kernel, agent: Agent) -> str:
-    states = {r.state for r in kernel.scheduler.unfinished(agent.name)}
-    if agent.paused:
+    states = {r.state for r in kernel.scheduler.unfinished(agent)}
+    if agent.settings.paused:
         return "paused\n"
     return "running\n" if State.RUNNING in states else "waiting\n" if states else "idle\n"
 
@@ -270,8 +274,9 @@ def agent_command(kernel: Kernel, agent: Agent, caller: Caller, verb: str, argum
     plain: dict[str, Callable[[], None]] = {
         "pause": partial(kernel.pause, agent, True),
         "resume": partial(kernel.pause, agent, False),
-        "reset": partial(kernel.reset, agent),
+        "reset": partial(kernel.reset, agent, caller),
     }
+    kernel.agents.check(agent)
     if verb in plain and not argument:
         plain[verb]()
     elif verb == "cancel" and argument:
@@ -285,7 +290,7 @@ def agent_command(kernel: Kernel, agent: Agent, caller: Caller, verb: str, argum
 
 def requests_folder(kernel: Kernel, agent: Agent) -> Folder:
     def ids() -> list[int]:
-        known = {*kernel.store.request_ids(agent.name), *kernel.admission.drafts(agent.name)}
+        known = {*kernel.store.request_ids(agent.id), *kernel.admission.drafts(agent.name)}
         return sorted(known)
 
     def latest() -> str:
@@ -296,7 +301,7 @@ def requests_folder(kernel: Kernel, agent: Agent) -> Folder:
             return Text(0o400, render=lambda: f"{kernel.admission.allocate(agent.name)}\n")
         if name == "latest":
             return Link(latest) if ids() else None
-        return request_folder(kernel, agent, int(name)) if name.isdecimal() else None
+        return request_folder(kernel, agent, int(name)) if name.isdecimal() and len(name) < 19 else None
 
     def names() -> list[str]:
         return ["new", *(["latest"] if ids() else []), *map(str, ids())]
@@ -318,7 +323,7 @@ def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
         request = kernel.admission.get(id)
     except NotFound:
         return None
-    if request.agent != agent.name:
+    if request.agent_id != agent.id:
         return None
 
     def command(caller: Caller, verb: str, argument: str) -> None:
@@ -370,7 +375,8 @@ def context_files(kernel: Kernel, context: Context) -> Folder:
     contexts = kernel.contexts
 
     def lines() -> str:
-        return "".join(json.dumps(m, ensure_ascii=False) + "\n" for m in contexts.messages(context))
+        contexts.check(context)
+        return "".join(line + "\n" for line in kernel.store.message_lines(context.name))
 
     def state() -> str:
         """resident: a worker has its KV still; cold: the next turn computes it again."""
@@ -380,7 +386,10 @@ def context_files(kernel: Kernel, context: Context) -> Folder:
     return Table(
         {
             "messages.jsonl": lambda: Lines(
-                get=lines, append=partial(contexts.append, context), clear=partial(contexts.clear, context)
+                get=lines,
+                bytes=partial(contexts.size, context),
+                append=partial(contexts.append, context),
+                clear=partial(contexts.clear, context),
             ),
             "tokens": lambda: Text(render=lambda: f"{context.tokens}\n"),
             "state": lambda: Text(render=state),

@@ -105,13 +105,14 @@ def clear_stale(folder: Path) -> None:
     """Takes away what a killed daemon left: a mount that answers ENOTCONN. A live one is an error."""
     if not is_mounted(folder):
         return
-    try:
+    try:  # a stat may be answered from the kernel's cache for a second, a read is not
         os.stat(folder)
+        who = (folder / "status").read_text().partition("pid ")[2].split("\n")[0].strip()
+    except FileNotFoundError:
+        who = ""
     except OSError:
         unmount(folder)
         return
-    status = folder / "status"
-    who = status.read_text().partition("pid ")[2].split("\n")[0].strip() if status.is_file() else ""
     raise ConfigError(
         f"{folder} is mounted already" + (f" by aiosd with pid {who}" if who else ""),
         "stop that one, or name another folder with --mount",

@@ -14,6 +14,7 @@ import select
 import stat
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import fuse
@@ -77,10 +78,10 @@ EXPECTED = (Interrupted, WouldBlock, RequestFailed, NotFound)  # an answer, not 
 class Open:
     """What one fh stands for."""
 
-    __slots__ = ("handle", "opening", "polled", "watch")
+    __slots__ = ("handle", "node", "opening", "polled", "watch")
 
-    def __init__(self, handle: Handle, opening: Opening) -> None:
-        self.handle, self.opening = handle, opening
+    def __init__(self, node: File, handle: Handle, opening: Opening) -> None:
+        self.node, self.handle, self.opening = node, handle, opening
         self.polled: PollHandle | None = None
         self.watch: Unwatch = lambda: None  # ends the poll's watch
 
@@ -109,7 +110,8 @@ class Ops:
             return getattr(self, operation)(path, *arguments)
         except AiosError as error:
             self._explain(operation, path, arguments, error)
-            raise OSError(ERRNO[type(error)], str(error)) from None
+            number = next(ERRNO[kind] for kind in type(error).__mro__ if kind in ERRNO)
+            raise OSError(number, str(error)) from None
 
     def _explain(
         self, operation: str, path: str | None, arguments: tuple[Any, ...], error: AiosError
@@ -197,10 +199,15 @@ class Ops:
         raise NotAllowed("objects keep their names")
 
     def chmod(self, path: str, mode: int) -> None:
-        self._tree.chmod(self._tree.find(path), mode & 0o1777)
+        self._tree.chmod(self._kept(path), mode & 0o1777)
 
     def chown(self, path: str, uid: int, gid: int) -> None:
-        self._tree.chown(self._tree.find(path), uid, gid)
+        self._tree.chown(self._kept(path), uid, gid)
+
+    def _kept(self, path: str) -> Found:
+        if path.startswith("/agents/") and path.split("/")[3:4] == ["requests"]:
+            raise NotAllowed("requests come and go: share the agent, or copy the answer")
+        return self._tree.find(path)
 
     def utimens(self, path: str, times: object) -> None:
         """touch: harmless, and without effect."""
@@ -223,11 +230,11 @@ class Ops:
         found = self._tree.find(path)
         if not isinstance(found.node, File):
             raise NotAllowed("a folder")
-        opening = Opening(self._caller(), info.flags, path)
+        opening = Opening(self._caller().with_groups(), info.flags, path)
         handle = found.node.open(opening)
         info.fh = next(self._numbers)
         info.direct_io = 1  # sizes are not known before a read
-        self._open[info.fh] = Open(handle, opening)
+        self._open[info.fh] = Open(found.node, handle, opening)
 
     def read(self, path: str | None, size: int, offset: int, info: Any) -> bytes:
         opened = self._open[info.fh]
@@ -253,9 +260,8 @@ class Ops:
         return len(data)
 
     def truncate(self, path: str | None, length: int, info: Any = None) -> None:
-        if path is None:
-            path = self._open[info.fh].opening.path
-        node = self._tree.find(path).node
+        # by descriptor the file that was opened, though another may have its name by now
+        node = self._tree.find(path).node if info is None and path else self._open[info.fh].node
         if isinstance(node, File) and length == 0:
             node.truncate()
 
@@ -263,7 +269,9 @@ class Ops:
         opened = self._open[info.fh]
         if polled:
             opened.end_poll()
-            opened.polled, opened.watch = polled, opened.handle.watch(polled.notify)
+            opened.polled = polled
+            with suppress(AiosError):  # the read will say what is wrong
+                opened.watch = opened.handle.watch(polled.notify)
         events = select.POLLOUT if opened.opening.writes else 0
         return events | (select.POLLIN if opened.opening.reads and self._readable(opened) else 0)
 

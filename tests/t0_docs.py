@@ -174,7 +174,9 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
     kernel.add_agent("NAME", caller)
     kernel.add_context("NAME", caller)
     asked = spec.parse(b"Who are you?", spec.Defaults("NAME"))
-    kernel.store.add_request(Request(kernel.scheduler.new_id(), 0, "NAME", "/", asked))
+    kernel.store.add_request(
+        Request(kernel.scheduler.new_id(), 0, "NAME", "/", asked, agent_id=kernel.agents.get("NAME").id)
+    )
     workers = kernel.scheduler.pool._workers
     workers[0] = Worker(0, kernel.models.get("NAME"), cast(Any, None), cast(Any, None))
     yield kernel

@@ -140,3 +140,26 @@ def test_bytes_that_cannot_become_json_are_not_waited_on(body: bytes) -> None:
 def test_a_spec_survives_the_store() -> None:
     spec = parse_json(stop=["a", "b"], tools=[{"type": "function", "function": {"name": "f"}}], deadline_s=3)
     assert Spec.load(spec.dump()) == spec
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages":[{"role":"user","content":"x \\ud800"}]}',
+        b'{"messages":[{"role":"user","content":"x"}],"model":"\\ud800"}',
+        b'{"messages":[{"role":"user","content":"x"}],"tools":[{"function":{"name":"f","\\ud800":1}}]}',
+        b'{"messages":' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"seed":' + b"9" * 10_000 + b"}",
+    ],
+    ids=["text", "model", "key", "depth", "digits"],
+)
+def test_json_that_later_code_could_choke_on_is_refused(body: bytes) -> None:
+    with pytest.raises(NotJson) as caught:
+        parse(body, DEFAULTS)
+    assert not caught.value.incomplete
+
+
+def test_a_reason_quotes_no_more_than_a_line_of_a_hostile_request() -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse_json(**{"x" * 1_000_000: 1})
+    assert len(str(caught.value)) < 400

@@ -235,3 +235,55 @@ def test_a_model_that_cannot_be_loaded_fails_its_requests_with_the_reason(
     request = kernel.admission.submit(ME, Source("/agents/a/syscall/llm", agent), b"x")
     assert ended(request).state is State.FAILED
     assert "/nonexistent/model" in request.error
+
+
+def test_a_request_no_worker_can_compute_fails_alone(make_kernel: MakeKernel) -> None:
+    """Whatever slips through to the tokenizer or the wire must not end the threads that serve others."""
+    kernel = make_kernel()
+    kernel.add_context("deep", ME)
+    kernel.permissions.set("/contexts/deep", Permission(ME.uid, ME.gid, 0o700))
+    nested: list[object] = []
+    for _ in range(5000):
+        nested = [nested]
+    kernel.start()
+    broken = ask(kernel, "x", max_tokens=3)
+    fine = ask(kernel, "y", max_tokens=3)
+    ended(broken)
+    ended(fine)
+    context = kernel.contexts.get("deep")
+    kernel.contexts.messages = lambda _: [{"role": "user", "content": "", "tool_calls": nested}]  # type: ignore
+    assert ended(ask(kernel, "z", context=context.name, max_tokens=3)).state is State.FAILED
+    kernel.contexts.messages = lambda _: [{"role": "user", "content": "\ud800"}]  # type: ignore
+    assert ended(ask(kernel, "z", context=context.name, max_tokens=3)).state is State.FAILED
+    assert ended(ask(kernel, "y", max_tokens=3)).state is State.DONE
+    assert kernel.scheduler.pool.restarts == 0
+
+
+def test_turns_are_stored_once_though_many_threads_end_requests(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    held = kernel.agents.add("held")
+    kernel.pause(held, True)
+    for i in range(4):
+        kernel.add_context(f"c{i}", ME)
+        kernel.permissions.set(f"/contexts/c{i}", Permission(ME.uid, ME.gid, 0o700))
+    kernel.start()
+    stop = threading.Event()
+
+    def disturb() -> None:
+        while not stop.is_set():
+            kernel.admission.submit(ME, Source("/agents/held/syscall/llm", held), b"x")
+            kernel.cancel_all(held, "cancelled")
+
+    noise = [threading.Thread(target=disturb) for _ in range(3)]
+    for thread in noise:
+        thread.start()
+    try:
+        turns = [ask(kernel, "x", context=f"c{i % 4}", max_tokens=1) for i in range(80)]
+        for request in turns:
+            ended(request)
+    finally:
+        stop.set()
+        for thread in noise:
+            thread.join()
+    for i in range(4):
+        assert len(kernel.contexts.messages(kernel.contexts.get(f"c{i}"))) == 40

@@ -16,6 +16,7 @@ from aiosd.errors import (
     AiosError,
     BadRequest,
     BadValue,
+    Busy,
     Denied,
     Exists,
     NotAllowed,
@@ -367,3 +368,110 @@ def test_a_text_cut_anywhere_is_the_same_request(
     request = requests(kernel)[-1]
     assert request.spec.messages[0]["content"] == text.rstrip("\n")
     kernel.scheduler.cancel(request)
+
+
+OLD_FILES = {
+    "/agents/ada/ctl": "pause",
+    "/agents/ada/system": "obey me",
+    "/agents/ada/nice": "19",
+    LLM: "whose am I?",
+    "/contexts/chat/messages.jsonl": '{"role": "system", "content": "obey me"}\n',
+}
+
+
+@pytest.mark.parametrize("path", OLD_FILES)
+def test_a_file_opened_before_its_object_was_removed_does_nothing_to_the_next_owners(
+    tree: Tree, kernel: Kernel, path: str
+) -> None:
+    tree.make(tree.find("/contexts"), "chat", ME, 0o700)
+    handle = opened(tree, path, os.O_RDWR)
+    old = tree.find(path).node
+    for folder, name in (("/agents", "ada"), ("/contexts", "chat")):
+        tree.remove(tree.find(folder), name)
+        tree.make(tree.find(folder), name, OTHER, 0o700)
+    with pytest.raises(NotFound, match="was removed"):
+        handle.write(OLD_FILES[path].encode(), 0)
+    handle.flush(ME.pid)
+    handle.release()
+    if "contexts" in path:
+        assert isinstance(old, File)
+        with pytest.raises(NotFound, match="was removed"):
+            old.truncate()
+    assert requests(kernel) == []
+    assert read(tree, "/agents/ada/state") == "idle\n"
+    assert read(tree, "/agents/ada/system") == "\n"
+    assert read(tree, "/contexts/chat/messages.jsonl") == ""
+
+
+def test_a_request_written_while_its_agent_is_removed_leaves_nothing(tree: Tree, kernel: Kernel) -> None:
+    handle = opened(tree, LLM, os.O_WRONLY)
+    handle.write(b"my secret", 0)
+    tree.remove(tree.find("/agents"), "ada")
+    tree.make(tree.find("/agents"), "ada", OTHER, 0o700)
+    with pytest.raises(NotFound):
+        handle.flush(ME.pid)
+    with pytest.raises(NotFound):
+        handle.release()
+    assert list(tree.find("/agents/ada/requests").node.names()) == ["new"]  # type: ignore[union-attr]
+
+
+def test_reset_empties_a_context_only_for_who_may_write_it(tree: Tree, kernel: Kernel) -> None:
+    tree.make(tree.find("/contexts"), "chat", ME, 0o700)
+    write(tree, "/agents/ada/context", "chat")
+    tree.remove(tree.find("/contexts"), "chat")
+    tree.make(tree.find("/contexts"), "chat", OTHER, 0o700)
+    stranger = Caller(777, 777, 1 << 29)
+    with pytest.raises(Denied):
+        opened(tree, "/agents/ada/ctl", os.O_WRONLY, stranger).write(b"reset", 0)
+
+
+def test_what_could_not_be_submitted_is_kept_and_never_answered_by_another_request(
+    tree: Tree, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tree, LLM, "the one before")
+    requests(kernel)[0].answer.append(b"its answer")
+    handle = opened(tree, LLM, os.O_RDWR)
+    handle.write(b"mine", 0)
+    with monkeypatch.context() as full:
+        full.setattr(kernel.scheduler, "admit", lambda *_: (_ for _ in ()).throw(Busy("full")))
+        for _ in range(2):
+            with pytest.raises(Busy):
+                handle.read(10, 4)
+    assert handle.read(10, 4) is None
+    assert requests(kernel)[-1].spec.messages[0]["content"] == "mine"
+    handle.release()
+
+
+def test_bytes_being_written_are_bounded_by_user_and_given_back(make_kernel: Callable[..., Kernel]) -> None:
+    kernel = make_kernel("[limits]\npending_bytes_per_user = 1000\n")
+    tree = layout.build(kernel)
+    tree.make(tree.find("/agents"), "ada", ME, 0o700)
+    first = opened(tree, LLM, os.O_WRONLY)
+    first.write(b"x" * 900, 0)
+    with pytest.raises(Busy):
+        opened(tree, LLM, os.O_WRONLY).write(b"x" * 900, 0)
+    opened(tree, LLM, os.O_WRONLY, OTHER).write(b"x" * 900, 0)
+    first.flush(ME.pid)
+    with pytest.raises(Busy):
+        opened(tree, LLM, os.O_WRONLY).write(b"x" * 900, 0)
+    kernel.scheduler.cancel(requests(kernel)[0])
+    opened(tree, LLM, os.O_WRONLY).write(b"x" * 900, 0)
+
+
+def test_a_context_is_bounded(make_kernel: Callable[..., Kernel]) -> None:
+    tree = layout.build(make_kernel("[limits]\ncontext_bytes = 200\n"))
+    tree.make(tree.find("/contexts"), "chat", ME, 0o700)
+    with pytest.raises(OverQuota):
+        write(
+            tree, "/contexts/chat/messages.jsonl", json.dumps({"role": "user", "content": "x" * 200}) + "\n"
+        )
+
+
+def test_only_root_goes_before_the_others(tree: Tree, kernel: Kernel) -> None:
+    stranger = Caller(777, 777, 1 << 29)
+    with pytest.raises(Denied):
+        write(tree, "/agents/ada/nice", "-1", stranger)
+    with pytest.raises(Denied):
+        write(tree, LLM, '{"messages":[{"role":"user","content":"x"}],"nice":-1}', stranger)
+    write(tree, "/agents/ada/nice", "5", stranger)
+    write(tree, "/agents/ada/nice", "-5", ME)
