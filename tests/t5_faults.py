@@ -131,12 +131,13 @@ def test_a_disk_that_fills_while_a_request_runs_loses_no_answer(
     daemon = make_daemon("[limits]\ndisk_reserve_bytes = 0\n", state=small_disk / "state").start()
     (daemon.root / "agents/a").mkdir()
     daemon.write("agents/a/params.json", '{"max_tokens": 5}')
-    daemon.write("agents/a/ctl", "pause")
+    [worker] = daemon.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
     for _ in range(20):
         daemon.write("agents/a/syscall/llm", "x" * 500)
     subprocess.run(["dd", "if=/dev/zero", f"of={small_disk}/filler", "bs=4k"], stderr=subprocess.DEVNULL)
     assert small_disk_free(small_disk) == 0
-    daemon.write("agents/a/ctl", "resume")
+    os.kill(worker, signal.SIGCONT)
     wait_until(lambda: daemon.table("scheduler/stats")["done"] == "20", "the answers", 60)
     assert daemon.read("agents/a/syscall/llm")
     (small_disk / "filler").unlink()
