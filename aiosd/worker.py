@@ -15,14 +15,14 @@ import socket
 import threading
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from aiosd import wire
 from aiosd.errors import AiosError, ModelError, TooLong
 from aiosd.sampling import Sampling
 
 if TYPE_CHECKING:
-    from aiosd.engine import Model, TokenLogprob
+    from aiosd.engine import Engine, Model, Output, TokenLogprob
 
 LONGEST_TOKEN = 64
 
@@ -40,18 +40,9 @@ def main() -> None:
 
 
 def serve(channel: wire.Channel, order: wire.Load) -> None:
-    # torch takes a second, so it comes after the socket is ours; the engine sets it up and so comes first
-    from aiosd.engine import Engine, Output, load  # isort: skip
-    import torch  # isort: skip
-
-    device = order.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    """Loads the model and runs until the daemon is gone. Torch takes a second: after the socket is ours."""
     try:
-        model = load(Path(order.path), device=device, dtype=order.dtype, threads=order.threads or None)
-        engine = Engine(
-            model, kv_bytes=order.kv_bytes, max_running=order.max_running, prefill_tokens=order.prefill_tokens
-        )
+        engine = load_engine(order)
     except ModelError as error:
         channel.send(wire.LoadFailed(str(error), error.hint))
         return
@@ -59,59 +50,89 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
         traceback.print_exc()
         channel.send(wire.LoadFailed(f"{order.path}: {error!r}", "the journal has the traceback"))
         return
+    model = engine.model
     channel.send(wire.Ready({**model.info, "context_length": model.context_length, "pid": os.getpid()}))
+    Loop(channel, engine).run()
 
-    inbox = Inbox()
-    threading.Thread(target=read, args=(channel, inbox), daemon=True).start()
 
-    live: set[int] = set()  # every Submit is answered by one end: a finish, Refused or Removed
+def load_engine(order: wire.Load) -> Engine:
+    # the engine sets torch up, and so is imported first
+    from aiosd.engine import Engine, load  # isort: skip
+    import torch  # isort: skip
 
-    def obey(message: wire.Message) -> None:
-        match message:
-            case wire.Submit() if message.id in inbox.removed:
-                pass  # cancelled before it was looked at
-            case wire.Submit():
-                try:
-                    check_length(message, model)
-                    prompt = model.render(message.messages, message.tools or None)
-                    sampling = Sampling(**{**message.sampling, "stop": tuple(message.sampling["stop"])})
-                    engine.add(message.id, prompt, sampling, owner=message.owner, resume=message.resume)
-                    live.add(message.id)
-                    channel.send(wire.Started(message.id, len(prompt)))
-                except AiosError as error:
-                    channel.send(wire.Refused(message.id, str(error), error.hint))
-                except Exception as error:  # noqa: BLE001 - no request may end the process that others run in
-                    traceback.print_exc()
-                    channel.send(wire.Refused(message.id, f"cannot be computed: {error!r}"[:300], ""))
-            case wire.Remove():
-                inbox.removed.discard(message.id)
-                if message.id not in live:
-                    return
-                live.discard(message.id)
-                engine.remove(message.id)
-                channel.send(wire.Removed(message.id))
+    device = order.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load(Path(order.path), device=device, dtype=order.dtype, threads=order.threads or None)
+    return Engine(
+        model, kv_bytes=order.kv_bytes, max_running=order.max_running, prefill_tokens=order.prefill_tokens
+    )
 
-    def pack(output: Output) -> wire.Tokens:
+
+class Loop:
+    """Obeys the daemon between two steps of the engine."""
+
+    def __init__(self, channel: wire.Channel, engine: Engine) -> None:
+        self._channel, self._engine = channel, engine
+        self._inbox = Inbox()
+        self._live: set[int] = set()  # every Submit is answered by one end: a finish, Refused or Removed
+
+    def run(self) -> NoReturn:
+        threading.Thread(target=read, args=(self._channel, self._inbox), daemon=True).start()
+        while True:
+            self._obey_waiting()
+            outputs = self._engine.step()
+            if outputs:
+                self._channel.send(wire.Step([self._pack(o) for o in outputs], self._engine.stats))
+
+    def _obey_waiting(self) -> None:
+        """One request is rendered between two steps: those that run wait for no more than that."""
+        while self._engine.idle or not self._inbox.empty():
+            match message := self._inbox.get():
+                case wire.Submit():
+                    self._submit(message)
+                    if not self._engine.idle:
+                        return
+                case wire.Remove():
+                    self._remove(message.id)
+
+    def _submit(self, message: wire.Submit) -> None:
+        if message.id in self._inbox.removed:  # not worth a look; its Remove is about to be answered
+            self._live.add(message.id)
+            return
+        model = self._engine.model
+        try:
+            check_length(message, model)
+            prompt = model.render(message.messages, message.tools or None)
+            sampling = Sampling(**{**message.sampling, "stop": tuple(message.sampling["stop"])})
+            self._engine.add(message.id, prompt, sampling, owner=message.owner, resume=message.resume)
+        except AiosError as error:
+            self._channel.send(wire.Refused(message.id, str(error), error.hint))
+        except Exception as error:  # noqa: BLE001 - no request may end the process that others run in
+            traceback.print_exc()
+            self._channel.send(wire.Refused(message.id, f"cannot be computed: {error!r}"[:300], ""))
+        else:
+            self._live.add(message.id)
+            self._channel.send(wire.Started(message.id, len(prompt)))
+
+    def _remove(self, id: int) -> None:
+        self._inbox.removed.discard(id)
+        if id in self._live:
+            self._live.discard(id)
+            self._engine.remove(id)
+            self._channel.send(wire.Removed(id))
+
+    def _pack(self, output: Output) -> wire.Tokens:
         if output.finish:
-            live.discard(output.id)
+            self._live.discard(output.id)
         return wire.Tokens(
             id=output.id,
             tokens=list(output.tokens),
             text=output.text,
-            logprobs=[logprob(model, p) for p in output.logprobs or ()],
+            logprobs=[logprob(self._engine.model, p) for p in output.logprobs or ()],
             cached_tokens=output.cached_tokens,
             finish=output.finish or "",
         )
-
-    while True:
-        # one request at a time is rendered between two steps: those that run wait for no more than that
-        while engine.idle or not inbox.empty():
-            obey(message := inbox.get())
-            if isinstance(message, wire.Submit) and not engine.idle:
-                break
-        outputs = engine.step()
-        if outputs:
-            channel.send(wire.Step([pack(o) for o in outputs], engine.stats))
 
 
 class Inbox(queue.SimpleQueue[wire.Message]):

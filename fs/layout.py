@@ -19,7 +19,8 @@ from aiosd.admission import Source, check_nice
 from aiosd.agents import Agent
 from aiosd.contexts import Context
 from aiosd.errors import BadValue, NotAllowed, NotFound
-from aiosd.fs.files import AnswerFile, Control, Lines, Text, Transaction, Value
+from aiosd.fs.files import AnswerFile, Control, Lines, Text, Value
+from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table, Tree
 from aiosd.kernel import Kernel
 from aiosd.models import Model, ModelState

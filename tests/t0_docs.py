@@ -20,7 +20,8 @@ from aiosd import ctl, spec
 from aiosd.access import Caller
 from aiosd.config import Config, Daemon, ModelConfig
 from aiosd.fs import layout
-from aiosd.fs.files import AnswerFile, Control, File, Lines, Text, Transaction, Value
+from aiosd.fs.files import AnswerFile, Control, File, Lines, Text, Value
+from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Folder, Link, Node
 from aiosd.kernel import Kernel
 from aiosd.pool import Worker

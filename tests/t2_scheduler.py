@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aiosd.access import Caller, Permission
 from aiosd.admission import Source
+from aiosd.config import Config, Daemon, EngineConfig
 from aiosd.errors import Busy, RequestFailed, StoreFull
 from aiosd.kernel import Kernel
 from aiosd.request import Request, State
@@ -49,10 +52,11 @@ SAMPLINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture
-def alone(make_kernel: MakeKernel) -> dict[tuple[int, int], list[int]]:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> dict[tuple[int, int], list[int]]:
     """The tokens of each request when it has the machine to itself."""
-    kernel = make_kernel("[engine]\nmax_running = 1\n")
+    state = Daemon(state=str(tmp_path_factory.mktemp("alone")))
+    kernel = Kernel(Config(daemon=state, engine=EngineConfig(max_running=1)), random_llama)
     kernel.start()
     asked = {
         (i, j): ask(kernel, PROMPTS[i], max_tokens=30 + 5 * i, **SAMPLINGS[j])
@@ -78,6 +82,25 @@ def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(
         assert ended(request).state is State.DONE
         assert request.tokens == alone[key], key
     assert sum(r.preemptions for r in asked.values()) > 36
+
+
+@pytest.mark.parametrize("policy", ["priority", "fair", "las", "edf"])
+def test_every_policy_ends_every_request_with_the_same_tokens(
+    make_kernel: MakeKernel, alone: dict[tuple[int, int], list[int]], policy: str
+) -> None:
+    """priority and edf preempt at once, also what its worker has not looked at yet."""
+    kernel = make_kernel(f"[engine]\nmax_running = 2\n[scheduler]\npolicy = '{policy}'\nquantum = 3\n")
+    kernel.start()
+    asked = {}
+    for i, j in list(alone)[:18]:
+        text = json.dumps({"prompt": PROMPTS[i], "deadline_s": 60 - i, "nice": 18 - i})
+        asked[i, j] = request = ask(kernel, text, max_tokens=30 + 5 * i, **SAMPLINGS[j])
+        if len(asked) == 2:  # both places are taken when the others come
+            wait_until(lambda r=request: bool(r.tokens), "tokens", LONG_S)  # type: ignore[misc]
+    for key, request in asked.items():
+        assert ended(request).state is State.DONE
+        assert request.tokens == alone[key], key
+    assert sum(r.preemptions for r in asked.values()) > 0
 
 
 def test_tokens_stay_the_same_when_preemption_loses_the_kv(

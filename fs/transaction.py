@@ -1,0 +1,212 @@
+"""Transaction files (aios-transaction(7)): what happens between open, write, read and close of a request.
+
+Knows no FUSE and no errno. A handle may be called from several threads at once; it never blocks: a read
+that would returns None, and the caller waits on `watch`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiosd.access import Caller
+from aiosd.admission import Admission, Source
+from aiosd.errors import AiosError, BadRequest, Busy, TooBig
+from aiosd.fs.files import File, Handle, Opening, Unwatch
+from aiosd.request import Request
+from aiosd.spec import NotJson
+
+
+@dataclass(slots=True)
+class Transaction(File):
+    """syscall/llm and its like (aios-transaction(7)): write a request, read its answer."""
+
+    mode: int = 0o600
+    admission: Admission = field(default=None)  # type: ignore[assignment]  # always given
+    source: Source = field(default=None)  # type: ignore[assignment]
+    id: int | None = None  # requests/ID/request: the request was allocated before
+
+    def open(self, opening: Opening) -> Handle:
+        return TransactionHandle(self, opening)
+
+
+class TransactionHandle(Handle):
+    """One open transaction file. A read-write one is a private conversation of request and answer."""
+
+    def __init__(self, file: Transaction, opening: Opening) -> None:
+        self._admission, self._source, self._id = file.admission, file.source, file.id
+        self._opening = opening
+        self._lock = threading.Lock()
+        self._draft = Draft(file.admission, file.source, opening.caller)
+        self._private = opening.reads and opening.writes
+        self._request: Request | None = None
+        self._mine = False  # written through this open file; else the newest when it was opened
+        self._start = self._next = 0  # file positions: where the answer begins, where a sequential read is
+        newest = self._admission.newest(self._source, opening.caller.uid) if opening.reads else None
+        self._newest = newest
+
+    # writing
+
+    def write(self, data: bytes, offset: int) -> None:
+        with self._lock:
+            if self._unread():
+                raise Busy("the answer to the request before is not complete", "read it to its end first")
+            self._draft.add(data)
+            self._request = self._newest = None
+            self._start = self._next = offset + len(data)
+
+    def flush(self, pid: int) -> None:
+        """Submits when the opener closes its last descriptor: the shell's `>` dups, and closes twice."""
+        with self._lock:
+            if self._private or not self._draft.body:
+                return
+            opener = self._opening.caller.pid
+            if same_process(pid, opener) and not still_open(opener, self._opening.path):
+                self._submit()
+
+    def release(self) -> None:
+        with self._lock:
+            try:
+                if self._draft.body and not self._private:
+                    self._submit()
+            finally:
+                self._draft.drop()
+            if self._request and self._unread():
+                self._admission.scheduler.cancel(
+                    self._request, "its file was closed before the answer was read"
+                )
+
+    def _unread(self) -> bool:
+        """A private request of this open file goes on: nobody else can read its answer here."""
+        request = self._request
+        return self._private and self._mine and request is not None and not request.state.final
+
+    def _submit(self) -> None:
+        body = bytes(self._draft.body)
+        self._request = self._admission.submit(self._opening.caller, self._source, body, self._id)
+        self._draft.taken()  # not before: what could not be submitted can be tried again
+        self._mine, self._id = True, None
+
+    # reading
+
+    def read(self, size: int, offset: int) -> bytes | None:
+        request = self._answering()
+        if request is None:
+            return b""
+        # the file position moved when the request was written: a read that continues from there means the
+        # answer's beginning, one at any other place (pread, lseek) means that place in the answer
+        sequential = offset in (self._start, self._next)
+        data = request.answer.read(size, offset - self._start if sequential else offset)
+        if sequential:
+            self._next = offset + len(data or b"")
+        return data
+
+    def watch(self, callback: Callable[[], None]) -> Unwatch:
+        request = self._answering()
+        return request.answer.watch(callback) if request else lambda: None
+
+    def readable(self) -> bool:
+        request = self._answering()
+        return request is None or request.answer.ready(self._next - self._start)
+
+    def _answering(self) -> Request | None:
+        """The request this open file reads: the one written to it, else the newest when it was opened."""
+        with self._lock:
+            if self._private and self._draft.body:
+                self._submit()
+            if self._request is None and self._newest is not None:
+                self._request, self._mine = self._admission.get(self._newest), False
+            return self._request
+
+
+class Draft:
+    """The bytes of a request until it is submitted, refused as soon as they are known to be wrong."""
+
+    def __init__(self, admission: Admission, source: Source, caller: Caller) -> None:
+        self._admission, self._source, self._caller = admission, source, caller
+        self.body = bytearray()
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._refused: AiosError | None = None
+        self._judged = 0  # bytes of JSON that were looked at and not complete
+
+    def add(self, data: bytes) -> None:
+        if self._refused:
+            raise self._refused.again()  # the rest of a request whose beginning was refused
+        if not self.body:
+            self._admission.check(self._caller, self._source, len(data))
+            if not data.strip():
+                raise BadRequest("the request is empty", "write a question")
+        try:
+            self._check_bytes(data)
+        except (BadRequest, TooBig) as error:
+            self._refused = error.again()
+            self.drop()
+            raise
+        self._admission.scheduler.reserve(self._caller.uid, len(data))
+        self.body += data
+        if self.body[:1] == b"{" and data.endswith((b"}", b"\n")):
+            self._check_json()
+
+    def drop(self) -> None:
+        self._admission.scheduler.reserve(self._caller.uid, -len(self.body))
+        self.taken()
+
+    def taken(self) -> None:
+        """Its bytes are a request's now."""
+        self.body = bytearray()
+        self._judged = 0
+        self._decoder.reset()
+
+    def _check_bytes(self, data: bytes) -> None:
+        most = self._admission.scheduler.config.limits.request_bytes
+        if len(self.body) + len(data) > most:
+            raise TooBig(f"a request has at most {most} bytes", "raise limits.request_bytes in aiosd.toml")
+        try:
+            text = self._decoder.decode(data)
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"byte {len(self.body) + error.start} is not UTF-8 text") from None
+        if "\0" in text:
+            raise BadRequest("the request holds a NUL byte", "write text or JSON")
+
+    def _check_json(self) -> None:
+        """A JSON request that seems complete is judged by the write() that completes it."""
+        if len(self.body) < 2 * self._judged:  # else one byte at a time would cost the square of its length
+            return
+        try:
+            self._admission.judge(self._caller, self._source, bytes(self.body))
+        except NotJson as error:
+            self._judged = len(self.body)
+            if not error.incomplete:
+                self.drop()
+                raise
+        except AiosError:
+            self.drop()
+            raise
+
+
+def same_process(task: int, opener: int) -> bool:
+    """FUSE names the calling thread; any thread of the opener closes for it."""
+    return task == opener or Path(f"/proc/{opener}/task/{task}").exists()
+
+
+def still_open(pid: int, path: str) -> bool:
+    """Whether the process holds another descriptor of the file: this close was of a dup.
+
+    Unknown (the process ended, or is not ours to see) counts as no; at worst the file is submitted at its
+    first close instead of its last.
+    """
+    folder = f"/proc/{pid}/fd"
+    try:
+        descriptors = os.listdir(folder)
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        with suppress(OSError):  # another thread may close it meanwhile
+            if os.readlink(f"{folder}/{descriptor}").endswith(path):
+                return True
+    return False
