@@ -20,7 +20,7 @@ from typing import Protocol
 
 from aiosd import wire
 from aiosd.config import EngineConfig
-from aiosd.errors import NotFound, WireError
+from aiosd.errors import WireError
 from aiosd.models import Model, ModelState
 
 log = logging.getLogger(__name__)
@@ -75,12 +75,6 @@ class Pool:
 
     def ready(self, model: Model) -> list[Worker]:
         return [w for w in self.of(model) if w.state is WorkerState.READY]
-
-    def get(self, id: int) -> Worker:
-        try:
-            return self._workers[id]
-        except KeyError:
-            raise NotFound(f"no worker {id}") from None
 
     def load(self, model: Model) -> None:
         """Starts the workers a model lacks; returns at once, the model's state tells the rest."""

@@ -34,10 +34,6 @@ class Opening:
     def writes(self) -> bool:
         return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
 
-    @property
-    def nonblocking(self) -> bool:
-        return bool(self.flags & os.O_NONBLOCK)
-
 
 class Handle:
     """An open file. The default is one that nothing can be done with."""

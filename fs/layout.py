@@ -13,6 +13,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import psutil
+
 from aiosd import __version__, agents
 from aiosd.access import Caller
 from aiosd.admission import Source, check_nice
@@ -207,10 +209,10 @@ def worker_folder(kernel: Kernel, name: str) -> Folder | None:
 
 def memory(worker: Worker) -> str:
     try:
-        text = Path(f"/proc/{worker.process.pid}/statm").read_text()
-    except OSError:
-        return table(rss_bytes=0)
-    return table(rss_bytes=int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        used = psutil.Process(worker.process.pid).memory_info()
+    except psutil.NoSuchProcess:
+        return table(rss_bytes=0, shared_bytes=0)
+    return table(rss_bytes=used.rss, shared_bytes=used.shared)
 
 
 # agents

@@ -128,10 +128,6 @@ class Ops:
         uid, gid, pid = fuse.fuse_get_context()
         return Caller(uid, gid, pid)
 
-    @property
-    def open_files(self) -> int:
-        return len(self._open)
-
     # names
 
     def getattr(self, path: str | None, info: Any = None) -> dict[str, int]:
