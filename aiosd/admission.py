@@ -113,7 +113,7 @@ class Admission:
         return request
 
     def _withdraw_if_removed(self, source: Source, request: Request) -> None:
-        """The agent may have been removed since the file was opened: nothing of this is left then."""
+        """The agent may have been removed a moment ago: the request ends, and nothing of it is kept."""
         if source.agent is None:
             return
         try:
@@ -121,7 +121,6 @@ class Admission:
         except NotFound:
             self.scheduler.cancel(request, "its agent was removed")
             self.scheduler.store.remove_request(request.id)
-            raise
 
     def _claim(self, source: Source, id: int | None) -> None:
         """An allocated id is used by the first who submits with it."""
