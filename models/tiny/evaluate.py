@@ -57,9 +57,9 @@ class Check:
         return content(self.dialogue.messages[self.dialogue.target])
 
 
-def held_out_checks(share: float) -> list[Check]:
+def held_out_checks(share: float, seed: str) -> list[Check]:
     return [
-        Check(skill, dialogue(f"{skill} {n}", Split.HELD_OUT, skill))
+        Check(skill, dialogue(f"{seed}{skill} {n}", Split.HELD_OUT, skill))
         for skill, (count, _) in BARS.items()
         for n in range(max(1, round(count * share)))
     ]
@@ -147,6 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Evaluate the built-in model on held-out dialogues.")
     parser.add_argument("--model", type=Path, default=HERE)
     parser.add_argument("--share", type=float, default=1.0, help="share of the dialogues, for a quick look")
+    parser.add_argument("--seed", default="", help="any other text makes other dialogues")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--show", type=int, default=0, help="wrong answers to show per skill")
     parser.add_argument("--threads", type=int, default=2)
@@ -155,7 +156,7 @@ def main() -> int:
     began = time.monotonic()
     tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
-    checks = held_out_checks(options.share)
+    checks = held_out_checks(options.share, options.seed)
     words = refuse_leaks(checks)
     print(f"{len(checks)} held-out dialogues with {words} held-out words,")
     print(f"none of which is in {TRAINING_SAMPLE} training dialogues", flush=True)
