@@ -4,7 +4,7 @@ Phrasings are separated by |. Knows nothing of plans, splits of training and eva
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import built_in
@@ -66,6 +66,7 @@ class Scene:
     words: Words
     tools: list[Tool] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+    brief: bool = False  # every tool only says ok
 
     @property
     def rng(self) -> random.Random:
@@ -95,11 +96,13 @@ def make_use(scene: Scene, tool: Tool) -> Use:
             use = built_in.use_built_in(scene.words, tool)
         return use
     unique = sum(other.noun == tool.noun for other in scene.tools) == 1 and tool.noun not in scene.facts
-    return use_made(scene.words, tool, unique)
+    return use_made(scene.words, tool, unique and tool.description != "")
 
 
 def tool_fragment(scene: Scene) -> list[Message]:
     use = make_use(scene, scene.rng.choice(scene.tools))
+    if scene.brief:
+        use = replace(use, result="ok", answer="Done.")
     return [
         {"role": "user", "content": use.request},
         call_message(use),
@@ -143,7 +146,7 @@ def _fact_value(scene: Scene, key: str) -> str:
 def fact_fragment(scene: Scene) -> list[Message]:
     rng, words = scene.rng, scene.words
     kind = rng.random()
-    key = "name" if kind < 0.25 else words.pick(KEYS)
+    key = "name" if kind < 0.25 else words.listed_or_made_up(KEYS, 0.35)
     if key in scene.nouns:
         return greet_fragment(scene)
     text = _fact_value(scene, key)
@@ -174,7 +177,7 @@ def recall_fragment(scene: Scene) -> list[Message]:
 
 
 def unknown_fact_fragment(scene: Scene) -> list[Message]:
-    key = "name" if scene.rng.random() < 0.15 else scene.words.pick(KEYS)
+    key = "name" if scene.rng.random() < 0.15 else scene.words.listed_or_made_up(KEYS, 0.35)
     if scene.offers("recall") or f"my {key}" in scene.facts or key in scene.nouns:
         return greet_fragment(scene)
     return say(scene.rng.choice(RECALLS).format(f"my {key}"), f"You have not told me your {key}.")

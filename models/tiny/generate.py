@@ -26,12 +26,14 @@ You help the users of this machine.""")
 
 @dataclass(frozen=True)
 class Dialogue:
-    """`target` is the index of the message that an evaluation scores."""
+    """`target` is the index of the message that an evaluation scores; `subjects` has the name, the verb and
+    the noun of each made-up tool, for pointers.py."""
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, object], ...]
     target: int
     words: frozenset[str]
+    subjects: tuple[tuple[str, str, str], ...] = ()
 
 
 Fragment = Callable[[Scene], list[Message]]
@@ -55,21 +57,19 @@ SKILLS: dict[str, tuple[Fragment, float, int]] = {
     "newcomer": (fragments.newcomer_fragment, 0.12, 1),
     "does not know": (fragments.unknown_fragment, 0.03, 1),
 }
-NEEDS_TOOLS = {"tool call": 1, "answer from result": 1, "two calls in turn": 2}
+NEEDS_TOOLS = {"drill": 2, "tool call": 1, "answer from result": 1, "two calls in turn": 2}
+DRILLS = 0.6  # share of training dialogues, beside 1 of all others, that only pick tools from one list
 
 
-def offer_tools(words: Words, least: int, most: int) -> list[Tool]:
+def offer_tools(words: Words, least: int, most: int, drill: bool = False) -> list[Tool]:
     """Tools that a request can tell apart: no two share both verb and noun, or a name."""
     rng = words.rng
     count = rng.randint(least, most)
-    own = rng.choice((0, 0, 0, count // 2, count, rng.randint(0, count)))
+    own = 0 if drill else rng.choice((0, 0, 0, count // 2, count, rng.randint(0, count)))
     tools = [built_in.built_in_tool(rng, name) for name in rng.sample(list(built_in.BUILT_IN), own)]
     while len(tools) < count:
-        tool = made_tool(words)
-        if rng.random() < 0.2 and len(tools) > own:  # a near miss: the noun of another tool
-            tool = Tool(
-                f"{tool.verb.replace(' ', '_')}_{tools[-1].noun}", "", tool.params, tool.verb, tools[-1].noun
-            )
+        near_miss = rng.random() < 0.2 and len(tools) > own  # the noun of another tool
+        tool = made_tool(words, tools[-1].noun if near_miss else "")
         same = [t for t in tools if t.name == tool.name or (t.verb, t.noun) == (tool.verb, tool.noun)]
         if not same and tool.verb != tool.noun:
             tools.append(tool)
@@ -81,10 +81,11 @@ def dialogue(seed: str, split: Split, skill: str | None = None) -> Dialogue:
     """A training dialogue of several fragments, or, with a skill, one that ends at its scored message."""
     rng = random.Random(f"{split.value} {seed}")
     words = Words(rng, split)
-    lead = skill or rng.choices(("tool call", "recall", "any"), (0.5, 0.25, 0.25))[0]
+    lead = skill or rng.choices(("drill", "tool call", "recall", "any"), (DRILLS, 0.5, 0.25, 0.25))[0]
     least = NEEDS_TOOLS.get(lead, 0)
     offers_some = least or rng.random() < (0.4 if skill or lead == "any" else 0.25)
-    scene = Scene(words, offer_tools(words, least, 6) if offers_some else [])
+    drill = lead == "drill"
+    scene = Scene(words, offer_tools(words, least, 6, drill) if offers_some else [], brief=drill)
     plan = (
         _scored_plan(rng, skill, len(scene.tools)) if skill else _training_plan(rng, lead, len(scene.tools))
     )
@@ -100,7 +101,21 @@ def dialogue(seed: str, split: Split, skill: str | None = None) -> Dialogue:
     if skill:
         messages = messages[: target + 1]
     tools = tuple(tool.schema for tool in scene.tools)
-    return Dialogue(tuple(messages), tools, target, frozenset(words.used))
+    if tools and all(tool.name in built_in.BUILT_IN for tool in scene.tools) and rng.random() < 0.25:
+        tools = ()
+        target += messages[0]["role"] != "system"
+        messages = _written_out(messages, scene.tools)
+    subjects = tuple((tool.name, tool.verb, tool.noun) for tool in scene.tools if tool.noun)
+    return Dialogue(tuple(messages), tools, target, frozenset(words.used), subjects)
+
+
+def _written_out(messages: list[Message], tools: list[Tool]) -> list[Message]:
+    """The tools in the system text, the name first, as a person writes them into an agent's file."""
+    lines = (f"- {tool.name}({', '.join(p.name for p in tool.params)}): {tool.description}" for tool in tools)
+    written = "\n".join(("Tools:", *lines))
+    if messages[0]["role"] == "system":
+        return [{"role": "system", "content": f"{messages[0]['content']}\n\n{written}"}, *messages[1:]]
+    return [{"role": "system", "content": written}, *messages]
 
 
 def _fillers(rng: random.Random, tools: int, count: int, without: tuple[str, ...] = ()) -> list[str]:
@@ -124,6 +139,8 @@ def _scored_plan(rng: random.Random, skill: str, tools: int) -> list[str]:
 def _training_plan(rng: random.Random, lead: str, tools: int) -> list[str]:
     if lead == "recall":
         return _facts_and_distractors(rng, tools) + ["recall"] * rng.choice((1, 1, 2, 3))
+    if lead == "drill":
+        return ["tool call"] * rng.randint(3, 7)
     if lead == "any":
         return _fillers(rng, tools, rng.choice((1, 1, 1, 2, 2, 3, 4, 6)))
     count = rng.choice((1, 2, 3, 3, 4, 5))
@@ -157,7 +174,8 @@ def tool_line(tool: dict[str, Any]) -> str:
         optional = "required" in parameters and name not in parameters["required"]
         kind = "" if schema.get("type", "string") == "string" else f": {schema['type']}"
         shown.append(name + ("?" if optional else "") + kind)
-    return f"- {function['name']}({', '.join(shown)}): {function['description']}"
+    described = f"{function['description']}: " if function["description"] else ""
+    return f"- {described}{function['name']}({', '.join(shown)})"
 
 
 def render(dialogue: Dialogue) -> list[tuple[str, str]]:

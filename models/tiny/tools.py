@@ -88,10 +88,10 @@ class Use:
     answer: str
 
 
-def made_tool(words: Words) -> Tool:
+def made_tool(words: Words, noun: str = "") -> Tool:
     rng = words.rng
     verb = words.listed_or_made_up(VERBS, 0.25)
-    noun = words.listed_or_made_up(NOUNS, 0.35)
+    noun = noun or words.listed_or_made_up(NOUNS, 0.35)
     params: list[Param] = []
     for _ in range(rng.choice((0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3))):
         name = words.listed_or_made_up(PARAMS, 0.2)

@@ -2,39 +2,59 @@
 
 The schedule follows the wall clock: warm up, hold, then decay to zero over the last part of --minutes, so one
 knob fits any machine. A checkpoint is a folder like the shipped one: --resume starts from one, and SIGTERM
-ends the run with one. Loss is on the assistant's tokens only. Batches hold dialogues of like length, padded
-on the right, so plain causal attention is exact and no dialogue sees another.
+ends the run with one. Loss is on the assistant's tokens only; beside it, some heads of attention are taught
+directly where to look (pointers.py). Batches hold dialogues of like length, padded on the right, so plain
+causal attention is exact and no dialogue sees another.
 """
 
 import argparse
 import collections
 import copy
+import functools
 import itertools
+import multiprocessing
 import os
 import random
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from generate import Dialogue, dialogue, render
+from generate import dialogue, render
+from pointers import COPY, NOUN, PICK, VERB, Encoded, Encoder
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from words import Split
 
 HERE = Path(__file__).resolve().parent
 VOCABULARY = 1024
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-# A word is cut the same way wherever it stands (no space joins it), so copying is token by token; the
-# punctuation of JSON calls is kept whole, so a call costs few tokens.
-PIECES = r'": \{"|": "|", "|": |"\}+|\{"|\p{N}|\p{L}+|\n|[^\S\n]|[^\s\p{L}\p{N}]'
-POOL = 1536
+# A word is cut the same way wherever it stands (no space joins it), so copying is token by token; its first
+# letter and any capital stand alone, so the rest is the same in label, Label and getLabel; the punctuation of
+# JSON calls is kept whole, so a call costs few tokens.
+PIECES = (
+    r'": \{"|": "|", "|": |"\}+|\{"|\p{N}|(?<!\p{L})\p{L}|\p{Lu}|\p{Ll}+|\p{L}|\n|[^\S\n]|[^\s\p{L}\p{N}]'
+)
+POOL = 1024
 IGNORED = -100
+# (layer, head, what that head of attention is taught to look at): which tool is meant counts most
+GUIDED = ((2, 1, NOUN), (2, 2, VERB), (3, 0, COPY), (3, 1, PICK), (3, 2, PICK), (4, 0, COPY), (4, 0, PICK))
+WEIGHTS = {COPY: 1.0, PICK: 2.0, NOUN: 0.3, VERB: 0.3}
 
 
 def build_tokenizer(dialogues: int = 30_000) -> Tokenizer:
@@ -78,11 +98,12 @@ def build_model() -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=5,
+        intermediate_size=384,
+        num_hidden_layers=6,
         num_attention_heads=6,
-        num_key_value_heads=3,
+        num_key_value_heads=6,
         max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=2,
@@ -95,53 +116,63 @@ def build_model() -> LlamaForCausalLM:
 class Batch:
     tokens: torch.Tensor  # [batch, length]
     labels: torch.Tensor  # [batch, length], shifted: the token that follows, IGNORED where it is not scored
+    pointers: torch.Tensor  # [count, 4]: kind, row, position, and a position to look at from there
 
     def to(self, device: str) -> "Batch":
-        return Batch(self.tokens.to(device), self.labels.to(device))
+        return Batch(self.tokens.to(device), self.labels.to(device), self.pointers.to(device))
 
 
-class Encoder:
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.end = tokenizer.encode("<|im_end|>\n").ids
-        self.heads = {
-            role: tokenizer.encode(f"<|im_start|>{role}\n").ids
-            for role in ("system", "user", "assistant", "tool")
-        }
-
-    def __call__(self, talk: Dialogue) -> tuple[list[int], list[int]]:
-        tokens: list[int] = []
-        labels: list[int] = []
-        for role, text in render(talk):
-            body = self.tokenizer.encode(text).ids + self.end
-            tokens += self.heads[role] + body
-            scored = body[:-1] if role == "assistant" else [IGNORED] * (len(body) - 1)
-            labels += [IGNORED] * len(self.heads[role]) + scored + [IGNORED]
-        return tokens[:-1], labels[1:]
+def batch_of(talks: list[Encoded]) -> Batch:
+    width = max(len(talk.tokens) for talk in talks) - 1
+    tokens = torch.zeros(len(talks), width, dtype=torch.long)
+    labels = torch.full((len(talks), width), IGNORED)
+    pointers: list[tuple[int, int, int, int]] = []
+    for row, talk in enumerate(talks):
+        whole = torch.tensor(talk.tokens)
+        tokens[row, : len(whole) - 1] = whole[:-1]
+        for role, (start, end) in talk.turns:
+            if role == "assistant":
+                labels[row, start - 1 : end] = whole[start : end + 1]
+        pointers += [(kind, row, at, place) for kind, at, place in talk.pointers]
+    return Batch(tokens, labels, torch.tensor(pointers, dtype=torch.long).view(-1, 4))
 
 
-def batches(encode: Encoder, seed: str, tokens_per_batch: int, longest: int) -> Iterator[Batch]:
-    rng = random.Random(seed)
-    numbers = itertools.count()
-    while True:
-        pool: list[tuple[list[int], list[int]]] = []
-        while len(pool) < POOL:
-            pair = encode(dialogue(f"{seed} {next(numbers)}", Split.TRAIN))
-            if len(pair[0]) <= longest:
-                pool.append(pair)
-        pool.sort(key=lambda pair: len(pair[0]))
-        rows: list[list[tuple[list[int], list[int]]]] = [[]]
-        for pair in pool:
-            if rows[-1] and len(pair[0]) * (len(rows[-1]) + 1) > tokens_per_batch:
-                rows.append([])
-            rows[-1].append(pair)
-        rng.shuffle(rows)
-        for row in rows:
-            width = max(len(tokens) for tokens, _ in row)
-            yield Batch(
-                torch.tensor([tokens + [0] * (width - len(tokens)) for tokens, _ in row]),
-                torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in row]),
-            )
+@functools.cache
+def encoder(tokenizer: str) -> Encoder:
+    return Encoder(Tokenizer.from_str(tokenizer))
+
+
+def pool_of(tokenizer: str, seed: str, tokens_per_batch: int, longest: int) -> list[list[Encoded]]:
+    """The dialogues of many batches, shuffled; runs in a process of its own."""
+    encode = encoder(tokenizer)
+    pool: list[Encoded] = []
+    for number in itertools.count():
+        talk = dialogue(f"{seed} {number}", Split.TRAIN)
+        made = encode(talk)
+        if len(made.tokens) <= longest:
+            encode.point(talk, made)
+            pool.append(made)
+            if len(pool) == POOL:
+                break
+    pool.sort(key=lambda made: len(made.tokens))
+    rows: list[list[Encoded]] = [[]]
+    for made in pool:
+        if rows[-1] and len(made.tokens) * (len(rows[-1]) + 1) > tokens_per_batch:
+            rows.append([])
+        rows[-1].append(made)
+    random.Random(seed).shuffle(rows)
+    return rows
+
+
+def batches(
+    maker: Executor, tokenizer: str, seed: str, tokens_per_batch: int, longest: int
+) -> Iterator[Batch]:
+    """The next pool is made while this one is used."""
+    coming = maker.submit(pool_of, tokenizer, f"{seed} 0", tokens_per_batch, longest)
+    for number in itertools.count(1):
+        rows = coming.result()
+        coming = maker.submit(pool_of, tokenizer, f"{seed} {number}", tokens_per_batch, longest)
+        yield from map(batch_of, rows)
 
 
 def optimizers(model: LlamaForCausalLM, matrix_lr: float, other_lr: float) -> list[torch.optim.Optimizer]:
@@ -154,12 +185,63 @@ def optimizers(model: LlamaForCausalLM, matrix_lr: float, other_lr: float) -> li
     ]
 
 
-def loss_of(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, int]:
-    """The summed loss and the count of scored tokens; logits are made for those alone."""
-    hidden = model.model(input_ids=batch.tokens, use_cache=False).last_hidden_state
+class Target:
+    """Where attention heads of one kind should look, for one batch."""
+
+    def __init__(self, pointers: torch.Tensor, shape: torch.Size) -> None:
+        asked, number = torch.unique(pointers[:, :2], dim=0, return_inverse=True)
+        self.rows, self.positions = asked.unbind(1)
+        self.others = torch.ones(len(asked), shape[1], dtype=torch.bool, device=pointers.device)
+        self.others[number, pointers[:, 2]] = False
+        self.future = torch.arange(shape[1], device=pointers.device) > self.positions[:, None]
+
+    def loss(self, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+        scores = (query @ key.transpose(1, 2) * scaling)[self.rows, self.positions]
+        scores = scores.masked_fill(self.future, -torch.inf)
+        return (scores.logsumexp(1) - scores.masked_fill(self.others, -torch.inf).logsumexp(1)).sum()
+
+
+class Guide:
+    """Sums what the guided heads of a model miss of their targets: a loss beside that of the tokens."""
+
+    def __init__(self, batch: Batch) -> None:
+        kinds = batch.pointers[:, 0]
+        self.targets = {
+            kind: Target(batch.pointers[kinds == kind, 1:], batch.tokens.shape)
+            for kind in set(kinds.tolist())
+        }
+        self.loss = torch.zeros((), device=batch.tokens.device)
+
+    def see(self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+        for guided, head, kind in GUIDED:
+            if guided == layer and kind in self.targets:
+                missed = self.targets[kind].loss(query[:, head], key[:, head], scaling)
+                self.loss = self.loss + WEIGHTS[kind] * missed
+
+
+def guided_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    guide: Guide | None = None,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    if guide:
+        guide.see(int(module.layer_idx), query, key, rest["scaling"])  # type: ignore[arg-type]
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
+
+
+def loss_of(model: LlamaForCausalLM, batch: Batch, guidance: float) -> tuple[torch.Tensor, float, float, int]:
+    """The loss to minimize; its two parts, summed, and the count of scored tokens. Logits for those alone."""
+    guide = Guide(batch) if guidance else None
+    hidden = model.model(input_ids=batch.tokens, use_cache=False, guide=guide).last_hidden_state
     scored = batch.labels != IGNORED
     logits = hidden[scored] @ model.lm_head.weight.T
-    return cross_entropy(logits, batch.labels[scored], reduction="sum"), int(scored.sum())
+    loss = cross_entropy(logits, batch.labels[scored], reduction="sum")
+    aside = guide.loss if guide else torch.zeros((), device=batch.tokens.device)
+    return loss + guidance * aside, loss.item(), aside.item(), int(scored.sum())
 
 
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
@@ -178,7 +260,7 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
 
 def longest_at(done: float) -> int:
     """Tokens of the longest dialogue after that share of the time: copying is learned first on short ones."""
-    return 200 if done < 0.15 else 400 if done < 0.3 else 768
+    return 200 if done < 0.1 else 400 if done < 0.3 else 768
 
 
 def lr_factor(done: float, step: int, decay: float) -> float:
@@ -199,11 +281,11 @@ class Team:
             self.models.append(twin)
         self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
-    def gradients(self, batches: list[Batch]) -> tuple[float, int]:
-        """Leaves the mean over all scored tokens in .grad; gives the summed loss and the count of them."""
+    def gradients(self, batches: list[Batch], guidance: float) -> tuple[float, float, int]:
+        """Leaves the mean over scored tokens in .grad; gives the losses' sums and the count of tokens."""
         queue = collections.deque(batches)
-        parts = list(self.pool.map(lambda model: self._work(model, queue), self.models))
-        count = sum(scored for _, scored in parts)
+        parts = list(self.pool.map(lambda model: self._work(model, queue, guidance), self.models))
+        loss, aside, count = (sum(values) for values in zip(*parts, strict=True))
         for parameter, *others in zip(*(model.parameters() for model in self.models), strict=True):
             for other in others:
                 if other.grad is not None:
@@ -211,18 +293,20 @@ class Team:
                     other.grad = None
             if parameter.grad is not None:
                 parameter.grad.div_(count)
-        return sum(loss for loss, _ in parts), count
+        return loss, aside, int(count)
 
-    def _work(self, model: LlamaForCausalLM, queue: collections.deque[Batch]) -> tuple[float, int]:
-        total, count = 0.0, 0
+    def _work(
+        self, model: LlamaForCausalLM, queue: collections.deque[Batch], guidance: float
+    ) -> tuple[float, float, int]:
+        total, total_aside, total_count = 0.0, 0.0, 0
         while True:
             try:
                 batch = queue.popleft()
             except IndexError:
-                return total, count
-            loss, scored = loss_of(model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total, count = total + loss.item(), count + scored
+                return total, total_aside, total_count
+            wanted, loss, aside, count = loss_of(model, batch, guidance)
+            wanted.backward()  # type: ignore[no-untyped-call]
+            total, total_aside, total_count = total + loss, total_aside + aside, total_count + count
 
     def update(self, optimizers: list[torch.optim.Optimizer]) -> None:
         list(self.pool.map(lambda one: one.step(), optimizers))
@@ -237,8 +321,10 @@ def train(options: argparse.Namespace) -> None:
     tokenizer = Tokenizer.from_file(str(saved)) if saved.exists() else build_tokenizer()
     model = LlamaForCausalLM.from_pretrained(options.resume) if options.resume else build_model()
     model.to(torch.device(device)).float().train()  # type: ignore[arg-type]
+    model.set_attn_implementation("guided")
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
-    encode, longest = Encoder(tokenizer), 0
+    maker = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    text, longest = tokenizer.to_str(), 0
     stream: Iterator[Batch] = iter(())
     team = Team(model, options.threads if device == "cpu" else 1)
     optimizer = optimizers(model, options.matrix_lr, options.other_lr)
@@ -251,24 +337,25 @@ def train(options: argparse.Namespace) -> None:
         wanted = options.longest if options.resume else min(longest_at(done), options.longest)
         if wanted != longest:
             longest = wanted
-            stream = batches(encode, f"{options.seed} {longest}", options.batch, longest)
+            stream = batches(maker, text, f"{options.seed} {longest}", options.batch, longest)
         for group, rate in rates:
             group["lr"] = rate * lr_factor(done, step, options.decay)
         work = [next(stream).to(device) for _ in range(options.accumulate)]
-        loss, count = team.gradients(work)
+        loss, aside, count = team.gradients(work, options.guidance)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         team.update(optimizer)
         model.zero_grad(set_to_none=True)
         step, seen, scored = step + 1, seen + sum(batch.tokens.numel() for batch in work), scored + count
         if step % 20 == 0:
             print(
-                f"{step} {done:.1%} loss {loss / count:.4f} tokens {seen:,} scored {scored:,} "
-                f"{seen / (time.monotonic() - began):.0f}/s",
+                f"{step} {done:.1%} loss {loss / count:.4f} guide {aside / count:.4f} "
+                f"tokens {seen:,} scored {scored:,} {seen / (time.monotonic() - began):.0f}/s",
                 flush=True,
             )
         if time.monotonic() - saved_at > options.save_every * 60:
             save(model, tokenizer, out)
             saved_at = time.monotonic()
+    maker.shutdown(cancel_futures=True)
     save(model, tokenizer, out)
     print(f"done: {step} steps, {seen:,} tokens, {scored:,} of them scored", flush=True)
 
@@ -281,14 +368,17 @@ def main() -> None:
     parser.add_argument("--seed", default="1", help="a new one when resuming, for dialogues not seen yet")
     parser.add_argument("--matrix-lr", type=float, default=0.015)
     parser.add_argument("--other-lr", type=float, default=2.5e-3)
-    parser.add_argument("--decay", type=float, default=0.8)
+    parser.add_argument("--decay", type=float, default=0.6)
     parser.add_argument("--batch", type=int, default=1024, help="tokens of one forward pass")
     parser.add_argument("--accumulate", type=int, default=4, help="forward passes of one step")
+    parser.add_argument("--guidance", type=float, default=0.15, help="weight of the attention's own loss")
     parser.add_argument("--longest", type=int, default=768, help="tokens of the longest dialogue used")
     parser.add_argument("--save-every", type=float, default=5, help="minutes")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    AttentionInterface.register("guided", guided_attention)
+    AttentionMaskInterface.register("guided", sdpa_mask)
     train(options)
 
 

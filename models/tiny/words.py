@@ -56,9 +56,9 @@ def _syllable(rng: random.Random) -> str:
 
 
 def _made_up(rng: random.Random) -> str:
-    if rng.random() < 0.15:
-        return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 8)))
-    word = "".join(_syllable(rng) for _ in range(rng.choice((1, 2, 2, 2, 3, 3, 4))))
+    if rng.random() < 0.1:
+        return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 6)))
+    word = "".join(_syllable(rng) for _ in range(rng.choice((1, 2, 2, 2, 2, 3))))
     if rng.random() < 0.015:
         word = "".join(rng.choice(ACCENTS[c]) if c in ACCENTS and rng.random() < 0.4 else c for c in word)
     return word if len(word) > 2 else word + _syllable(rng)
