@@ -88,6 +88,10 @@ class ModelError(AiosError):
     """A model folder cannot be loaded; the reason names the file."""
 
 
+class BadSnapshot(AiosError):
+    """A kv file is not one, is damaged, or belongs to another model."""
+
+
 class WireError(AiosError):
     """A message between daemon and worker breaks the protocol."""
 

@@ -6,9 +6,11 @@ A policy can therefore be wrong but never lose a request. Called with the schedu
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from aiosd.errors import BadValue
-from aiosd.policies import Policy, View, edf, fair, fifo, las, priority, rr
+from aiosd.policies import Policy, View, edf, eviction, fair, fifo, las, priority, rr
+from aiosd.policies.eviction import Kept
 
 log = logging.getLogger(__name__)
 
@@ -63,3 +65,13 @@ class Chooser:
         if not self._warned:
             log.error("policy %s: %s; fifo decides instead", self.name, why)
         self._warned = True
+
+
+def victim(kept: Sequence[Kept]) -> int:
+    """What leaves a full memory; something is kept."""
+    id = eviction.victim(kept)
+    if all(one.id != id for one in kept):
+        log.error("eviction chose %r, which is not kept; the oldest goes", id)
+        id = min(one.id for one in kept)
+    assert id is not None
+    return id

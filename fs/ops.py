@@ -23,6 +23,7 @@ from aiosd.access import Caller
 from aiosd.errors import (
     AiosError,
     BadRequest,
+    BadSnapshot,
     BadValue,
     Busy,
     ConfigError,
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 
 ERRNO: dict[type[AiosError], int] = {
     BadRequest: errno.EINVAL,
+    BadSnapshot: errno.EINVAL,
     BadValue: errno.EINVAL,
     Busy: errno.EAGAIN,
     ConfigError: errno.EINVAL,

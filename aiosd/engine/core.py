@@ -61,6 +61,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
 class Core(Protocol):
     chunk: int  # prefill must end at multiples of it (or at the prompt's end); 1: anywhere
     kv_bytes_per_token: int
+    kv_block_dim: int  # which dimension of a KV tensor counts blocks
     info: dict[str, Any]
 
     def reserve(self, blocks: int) -> KV:

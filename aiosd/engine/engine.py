@@ -12,7 +12,8 @@ from collections.abc import Sequence as Tokens
 import numpy as np
 
 from aiosd.engine import sampler
-from aiosd.engine.core import Batch, Segment
+from aiosd.engine.conversations import Conversations, Snapshot
+from aiosd.engine.core import KV, Batch, Segment
 from aiosd.engine.kv import BLOCK, BlockPool, root
 from aiosd.engine.model import Model
 from aiosd.engine.sampler import Row, TokenLogprob
@@ -44,6 +45,7 @@ class Engine:
                 f"no room for {kv_bytes} bytes of KV: {why}", "give the worker less KV memory"
             ) from None
         self.pool = BlockPool(blocks)
+        self.conversations = Conversations(self.core, self._kv, self.pool)
         self.max_running = max_running
         self.prefill_tokens = max(prefill_tokens, self.core.chunk)
         self._waiting: deque[Sequence] = deque()
@@ -52,9 +54,17 @@ class Engine:
         self._steps = self._generated = self._hits = 0
 
     def add(
-        self, id: int, prompt: list[int], sampling: Sampling, *, owner: str, resume: Tokens[int] = ()
+        self,
+        id: int,
+        prompt: list[int],
+        sampling: Sampling,
+        *,
+        owner: str,
+        resume: Tokens[int] = (),
+        context: int = 0,
     ) -> None:
-        """`resume`: tokens of the answer made earlier; they are not emitted again.
+        """`resume`: tokens of the answer made earlier; they are not emitted again. `context`: the
+        conversation whose turn this is, and whose KV is kept when it ends; 0: none.
 
         Raises TooLong, and BadRequest for what are no tokens of this model.
         """
@@ -72,6 +82,7 @@ class Engine:
             self.model.eos,
             stream,
             root(owner),
+            context=context,
         )
         for token in resume:
             seq.accept(token)
@@ -101,6 +112,20 @@ class Engine:
             return ended
         rows = self.core.forward(self._batch(plan), self._kv).numpy()
         return ended + self._advance(plan, rows)
+
+    def snapshot(self, context: int) -> Snapshot | None:
+        """What is computed of a conversation, also in the middle of its turn."""
+        for seq in self._running:
+            if seq.context == context:
+                self._keep(seq)
+        return self.conversations.snapshot(context)
+
+    def restore(self, context: int, owner: str, tokens: list[int], prompt: int, kv: KV) -> int:
+        """The other way; gives the number of tokens whose KV found room. Raises BadSnapshot, BadRequest."""
+        if not all(0 <= t < self.model.vocab_size for t in tokens):
+            raise BadRequest(f"the file has tokens outside of 0 to {self.model.vocab_size - 1}")
+        self.conversations.make_room(-(-len(tokens) // BLOCK), self._busy)
+        return self.conversations.restore(context, owner, tokens, prompt, kv)
 
     @property
     def idle(self) -> bool:
@@ -145,6 +170,7 @@ class Engine:
         usable = self._reusable(seq, len(found) * BLOCK) // BLOCK
         self.pool.release(found[usable:])
         need = seq.blocks_for(len(seq.tokens)) - usable
+        self.conversations.make_room(need + len(self._running), self._busy)
         # One block ahead for each that runs: who is admitted should not push out somebody at once.
         if self.pool.available < need + len(self._running):
             self.pool.release(found[:usable])
@@ -199,6 +225,7 @@ class Engine:
         while len(seq.blocks) * BLOCK <= seq.computed:
             if seq not in self._running:
                 return False
+            self.conversations.make_room(1, self._busy)
             if not self._extend(seq):
                 self._push_out(self._running[-1])
         return seq in self._running
@@ -217,9 +244,19 @@ class Engine:
             )
         )
 
+    @property
+    def _busy(self) -> set[int]:
+        return {seq.context for seq in self._everyone()}
+
+    def _keep(self, seq: Sequence) -> None:
+        """A turn that was cut off in its prefill has less than its conversation had before."""
+        if seq.context and (seq.finish or seq.computed >= seq.prompt):
+            self.conversations.keep(seq.context, seq.tokens, seq.prompt, seq.keys[: seq.published])
+
     def _leave(self, seq: Sequence) -> None:
         if seq in self._running:
             self._running.remove(seq)
+            self._keep(seq)
             self.pool.release(seq.blocks)
             seq.blocks = seq.blocks[:0]
         else:

@@ -31,6 +31,7 @@ KINDS = {"full_attention", "sliding_attention"}
 
 class Foreign:
     chunk = 64
+    kv_block_dim = 0
 
     def __init__(self, folder: Folder, config: Any, device: str, dtype: torch.dtype) -> None:
         _refuse_unsupported(folder, config)

@@ -23,6 +23,7 @@ NORMS = ("norm1", "norm2", "q_norm", "k_norm")
 
 class FusedLlama:
     chunk = 1
+    kv_block_dim = 1
 
     def __init__(self, spec: Spec, weights: Weights, lib: ctypes.CDLL, threads: int) -> None:
         self._lib = lib
@@ -78,7 +79,8 @@ class FusedLlama:
 
     def reserve(self, blocks: int) -> KV:
         # Zeroed: attention multiplies unused slots of a block by zero, which must not meet a NaN.
-        shape = (blocks, self._lib.aiosd_kv_floats(self._model))
+        layers = self.spec.layers
+        shape = (layers, blocks, self._lib.aiosd_kv_floats(self._model) // layers)
         return [zeros(shape, torch.float32, torch.device("cpu"))]
 
     def forward(self, batch: Batch, kv: KV) -> torch.Tensor:
@@ -91,7 +93,7 @@ class FusedLlama:
         self._lib.aiosd_forward(
             self._model,
             kv[0].data_ptr(),
-            kv[0].shape[0],
+            kv[0].shape[1],
             len(tokens),
             _at(tokens),
             len(segments),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 BLOCK = 16  # tokens
 
@@ -22,6 +22,21 @@ def chain(previous: bytes, tokens: Sequence[int], tag: int = 0) -> bytes:
 
 def root(owner: str) -> bytes:
     return hashlib.blake2b(owner.encode(), digest_size=16, person=b"aiosd owner").digest()
+
+
+def block_keys(
+    last: bytes, tokens: Sequence[int], prompt: int, chunk: int, known: int = 0
+) -> Iterator[bytes]:
+    """Keys of the blocks that the tokens fill, from number `known` on; `last` is the key before, or the root.
+
+    With a chunk the KV of a token depends on how it was computed: blocks inside whole chunks of the
+    prompt are the same for every prompt that begins like it, the others only for this prompt length.
+    """
+    whole = prompt // chunk * chunk
+    for start in range(known * BLOCK, len(tokens) - BLOCK + 1, BLOCK):
+        tag = 0 if chunk == 1 or start + BLOCK <= whole else prompt
+        last = chain(last, tokens[start : start + BLOCK], tag)
+        yield last
 
 
 class BlockPool:

@@ -35,6 +35,7 @@ def lanewise_silu(x: torch.Tensor) -> torch.Tensor:
 
 class TorchLlama:
     chunk = 64
+    kv_block_dim = 1
 
     def __init__(self, spec: Spec, weights: Weights) -> None:
         self.spec = spec

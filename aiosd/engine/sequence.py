@@ -10,7 +10,7 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aiosd.engine.kv import BLOCK, chain
+from aiosd.engine.kv import BLOCK, block_keys
 from aiosd.engine.sampler import TokenLogprob
 from aiosd.engine.text import TextStream
 from aiosd.sampling import Sampling
@@ -45,12 +45,13 @@ class Sequence:
     limit: int  # length at which the context is full
     eos: frozenset[int]
     stream: TextStream
-    key: bytes  # of the newest full block whose key is made; at first that of the owner
+    root: bytes  # the owner's, from which the keys of the blocks are chained
     blocks: array[int] = field(default_factory=lambda: array("i"))
     keys: list[bytes] = field(default_factory=list)
     computed: int = 0  # tokens whose KV is in the blocks
     published: int = 0  # blocks others can find
     cached: int = 0
+    context: int = 0  # the conversation it is a turn of; 0: none
     finish: Finish | None = None
 
     @property
@@ -88,15 +89,8 @@ class Sequence:
         return text + self.stream.flush() if self.finish else text
 
     def full_keys(self, chunk: int) -> list[bytes]:
-        """Keys of the blocks that the known tokens fill.
-
-        With a chunk the KV of a token depends on how it was computed: blocks inside whole chunks of the
-        prompt are the same for every prompt that begins like it, the others only for this prompt length.
-        """
-        whole = self.prompt // chunk * chunk
-        while (len(self.keys) + 1) * BLOCK <= len(self.tokens):
-            start = len(self.keys) * BLOCK
-            tag = 0 if chunk == 1 or start + BLOCK <= whole else self.prompt
-            self.key = chain(self.key, self.tokens[start : start + BLOCK], tag)
-            self.keys.append(self.key)
+        """Keys of the blocks that the known tokens fill."""
+        self.keys += block_keys(
+            self.keys[-1] if self.keys else self.root, self.tokens, self.prompt, chunk, len(self.keys)
+        )
         return self.keys
