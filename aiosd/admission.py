@@ -6,9 +6,10 @@ mode bits, as the kernel checks paths. FUSE threads call; the lock is the schedu
 
 from __future__ import annotations
 
+import json
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiosd import access, response
 from aiosd.access import Caller, Permission, Permissions
@@ -50,7 +51,7 @@ class Admission:
         self.check_model(caller, spec.model)
         if spec.context:
             self.check_context(caller, spec.context)
-        return spec
+        return self._unfinished(spec)[0] if spec.resume else spec
 
     def check(self, caller: Caller, source: Source, size: int) -> None:
         """What can be refused before the request is whole: called by the write() that begins it."""
@@ -88,6 +89,25 @@ class Admission:
         if at is None or not access.may(caller, at, access.WRITE | access.EXECUTE):
             raise Denied(f"context {name} is not yours to continue", "ask its owner for w on its folder")
 
+    def _unfinished(self, spec: Spec) -> tuple[Spec, list[int], str]:
+        """What a request with `resume` goes on with: what was asked, and its tokens and text so far."""
+        context = self.scheduler.contexts.find(spec.context)
+        if context is None or not context.unfinished:
+            raise BadRequest("there is nothing to resume", "copy a kv file that has an unfinished answer")
+        raw = json.loads(context.unfinished)
+        asked = parse(json.dumps(raw["request"]).encode(), Defaults(spec.model))
+        whole = replace(spec, messages=asked.messages, tools=asked.tools, sampling=asked.sampling)
+        return whole, raw["tokens"], raw["text"]
+
+    def _kv_owner(self, caller: Caller, spec: Spec) -> str:
+        """Prefixes are shared within one user; a context of several, or from a file, has its own."""
+        context = self.scheduler.contexts.find(spec.context)
+        if context is None:
+            return ""
+        at = self.permissions.get(f"/contexts/{context.name}")
+        alone = at is not None and at.uid == caller.uid and not at.mode & 0o022
+        return context.salt or ("" if alone else f"context {context.id}")
+
     # submitting
 
     def submit(self, caller: Caller, source: Source, body: bytes, id: int | None = None) -> Request:
@@ -105,6 +125,10 @@ class Admission:
         agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
         number = id or self.scheduler.new_id()
         request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))
+        request.kv_owner = self._kv_owner(caller, spec)
+        if spec.resume and not hopeless:
+            _, request.tokens, request.text = self._unfinished(spec)
+            response.grow(request, request.text, [])
         self.scheduler.admit(request, hopeless)
         with self._lock:
             if id is None:

@@ -53,6 +53,7 @@ class Limits:
     agents_per_user: int = 20_000
     contexts_per_user: int = 20_000
     context_bytes: int = 8 << 20  # of the messages of one context
+    kv_bytes_per_user: int = 4 << 30  # of the KV of a user's contexts, wherever it is
     pending_bytes_per_user: int = 256 << 20  # of requests being written or waiting
     keep_requests: int = 100  # finished requests kept per agent
     disk_reserve_bytes: int = 8 << 20  # a request is refused when less is free under the state folder
@@ -62,7 +63,9 @@ class Limits:
 @dataclass(frozen=True)
 class EngineConfig:
     max_running: int = at_least(1, 64)  # requests in one batch of a worker
-    kv_bytes: int = at_least(1, 1 << 30)
+    kv_bytes: int = at_least(1, 1 << 30)  # of KV in a worker
+    host_kv_bytes: int = 1 << 30  # of KV of conversations that left the workers, in the daemon's memory
+    disk_kv_bytes: int = 8 << 30  # and on disk
     prefill_tokens: int = at_least(1, 512)  # prompt tokens computed beside the decodes of one step
     threads: int = 0  # 0: one per CPU the worker may use
     device: str = "auto"

@@ -5,8 +5,10 @@ A context grows by a whole turn when its request is done, never by half of one. 
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 from aiosd.errors import BadRequest, BadValue, Exists, NotFound, OverQuota
 from aiosd.spec import Message, message, read_json
@@ -16,21 +18,32 @@ from aiosd.store import Store
 @dataclass(slots=True, eq=False)
 class Context:
     name: str
+    id: int  # of this context and no later one of the same name
     tokens: int = 0  # of the rendered conversation after its last turn; 0: not known yet
-    worker: int | None = None  # where its KV was last
+    model: str = ""  # of its last turn
+    pinned: bool = False
+    salt: str = ""  # its KV came from a user's file and is for its own requests only
+    unfinished: str = ""  # JSON: an answer that a kv file was taken in the middle of
+    worker: int | None = None  # that holds its KV
 
 
 class Contexts:
     def __init__(self, store: Store, bytes_max: int) -> None:
         self._store, self._bytes_max = store, bytes_max
         self._lock = threading.Lock()
-        self._by_name = {name: Context(name, tokens) for name, tokens in store.contexts()}
+        self._by_name = {row[0]: Context(*row) for row in store.contexts()}
 
     def names(self) -> list[str]:
         return list(self._by_name)
 
+    def all(self) -> list[Context]:
+        return list(self._by_name.values())
+
     def find(self, name: str) -> Context | None:
         return self._by_name.get(name)
+
+    def by_id(self, id: int) -> Context | None:
+        return next((context for context in self.all() if context.id == id), None)
 
     def get(self, name: str) -> Context:
         try:
@@ -40,11 +53,22 @@ class Contexts:
 
     def add(self, name: str) -> Context:
         with self._lock:
-            if name in self._by_name:
-                raise Exists(f"context {name} exists")
-            self._store.add_context(name)
-            self._by_name[name] = Context(name)
+            self._check_free(name)
+            self._by_name[name] = Context(name, self._store.add_context(name))
             return self._by_name[name]
+
+    def fork(self, context: Context, name: str) -> Context:
+        """Another one with the same messages; from here on each goes its own way."""
+        with self._lock:
+            self.check(context)
+            self._check_free(name)
+            id = self._store.fork_context(context.name, name)
+            self._by_name[name] = Context(name, id, context.tokens, context.model)
+            return self._by_name[name]
+
+    def _check_free(self, name: str) -> None:
+        if name in self._by_name:
+            raise Exists(f"context {name} exists")
 
     def remove(self, name: str) -> None:
         with self._lock:
@@ -64,9 +88,20 @@ class Contexts:
             raise BadValue(f"a message is one line of JSON with role and content: {error}") from None
         with self._lock:
             self.check(context)
-            if self.size(context) + len(lines) > self._bytes_max:
-                raise OverQuota(f"a context has at most {self._bytes_max} bytes", "begin a new one")
+            self._check_size(self.size(context) + len(lines))
             self._store.append_messages(context.name, given)
+
+    def replace(self, context: Context, messages: list[Message], **facts: Any) -> None:
+        """Another conversation takes its place, whole. `facts`: of Context, stored ones."""
+        with self._lock:
+            self.check(context)
+            self._check_size(len(json.dumps(messages)))
+            self._store.replace_messages(context.name, messages)
+            self._set(context, facts)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._bytes_max:
+            raise OverQuota(f"a context has at most {self._bytes_max} bytes", "begin a new one")
 
     def size(self, context: Context) -> int:
         """Bytes of messages.jsonl."""
@@ -77,8 +112,19 @@ class Contexts:
         if self._by_name.get(context.name) is not context:
             raise NotFound(f"context {context.name} was removed")
 
-    def clear(self, context: Context) -> None:
+    def truncate(self, context: Context, count: int) -> None:
+        """Keeps the first `count` messages."""
         with self._lock:
             self.check(context)
-            self._store.clear_messages(context.name)
-            context.tokens = 0
+            self._store.truncate_messages(context.name, count)
+            self._set(context, {"tokens": 0, "unfinished": ""})
+
+    def set(self, context: Context, **facts: Any) -> None:
+        with self._lock:
+            self.check(context)
+            self._set(context, facts)
+
+    def _set(self, context: Context, facts: dict[str, Any]) -> None:
+        self._store.save_context(context.name, facts)
+        for key, value in facts.items():
+            setattr(context, key, value)

@@ -11,17 +11,20 @@ import logging
 import time
 from pathlib import Path
 
-from aiosd.access import Caller, Permissions
+from aiosd import access
+from aiosd.access import Caller, Permission, Permissions
 from aiosd.admission import Admission
 from aiosd.agents import Agent, Agents
 from aiosd.config import Config
-from aiosd.contexts import Contexts
-from aiosd.errors import AiosError, NotEmpty, NotFound, OverQuota
-from aiosd.models import Models, ModelState
+from aiosd.contexts import Context, Contexts
+from aiosd.errors import AiosError, BadValue, Busy, Denied, NotEmpty, NotFound, OverQuota
+from aiosd.models import NAME, Models, ModelState
 from aiosd.scheduler import Scheduler
 from aiosd.store import Store
 
 log = logging.getLogger(__name__)
+
+EVICT_S = 30.0
 
 
 class Kernel:
@@ -92,7 +95,23 @@ class Kernel:
         for request in self.scheduler.unfinished():
             if request.spec.context == name:
                 self.scheduler.cancel(request, "its context was removed")
+        context = self.contexts.get(name)
         self.contexts.remove(name)
+        self.scheduler.residency.drop(context)
+
+    def fork_context(self, context: Context, name: str, caller: Caller) -> None:
+        """mkdir, with the conversation of another; its KV is shared where both are the caller's."""
+        if not NAME.fullmatch(name):
+            raise BadValue(f"{name[:80]!r} is not a name", "fork NEW")
+        folder = self.permissions.get("/contexts")
+        if folder and not access.may(caller, folder, access.WRITE | access.EXECUTE):
+            raise Denied("contexts/ is not yours to make one in")
+        self._check_count("/contexts/", caller.uid, self.config.limits.contexts_per_user, "contexts")
+        new = self.contexts.fork(context, name)
+        self.permissions.set(f"/contexts/{name}", Permission(caller.uid, caller.gid, 0o700))
+        owner = self.permissions.get(f"/contexts/{context.name}")
+        if owner and owner.uid == caller.uid and not context.salt and not owner.mode & 0o022:
+            self.scheduler.residency.fork(context, new)
 
     def add_model(self, name: str, caller: Caller) -> None:
         self.models.add(name)
@@ -110,6 +129,17 @@ class Kernel:
     def _check_count(self, below: str, uid: int, most: int, what: str) -> None:
         if self.permissions.count(below, uid) >= most:
             raise OverQuota(f"you have {most} {what}", "rmdir some first")
+
+    def check_kv(self, uid: int, more: int = 0) -> None:
+        """Raises OverQuota when the KV of a user's contexts takes too much."""
+        most = self.config.limits.kv_bytes_per_user
+        held = 0
+        for context in self.contexts.all():
+            size = self.scheduler.residency.bytes(context)
+            at = self.permissions.get(f"/contexts/{context.name}") if size else None
+            held += size if at and at.uid == uid else 0
+        if held + more > most:
+            raise OverQuota(f"the KV of your contexts may take {most} bytes", "echo evict cold > ctl of some")
 
     # commands
 
@@ -137,7 +167,43 @@ class Kernel:
         self.cancel_all(agent, "its agent was reset")
         context = self.contexts.find(agent.settings.context)
         if context:
-            self.contexts.clear(context)
+            self.contexts.truncate(context, 0)
+
+    def command_context(self, context: Context, caller: Caller, verb: str, argument: str) -> None:
+        """Forking takes r on the context's folder, everything else w."""
+        self.contexts.check(context)
+        at = self.permissions.get(f"/contexts/{context.name}") or Permission(0, 0, 0o700)
+        if not access.may(caller, at, access.READ if verb == "fork" else access.WRITE):
+            raise Denied(f"context {context.name} is not yours to {verb[:40]}", "ask its owner")
+        if verb == "fork" and argument:
+            self.fork_context(context, argument, caller)
+        elif verb == "truncate" and argument.isdecimal() and len(argument) < 19:
+            self.contexts.truncate(context, int(argument))
+        elif verb in ("pin", "unpin") and not argument:
+            self.contexts.set(context, pinned=verb == "pin")
+            self.scheduler.residency.pin(context)
+        elif verb == "evict" and argument in ("", "host", "disk", "cold"):
+            self.evict(context, argument or "host")
+        else:
+            raise BadValue(
+                f"unknown command {verb[:40]!r}", "fork NEW, truncate N, pin, unpin, evict [host|disk|cold]"
+            )
+
+    def evict(self, context: Context, tier: str) -> None:
+        """Moves the KV down, and returns when it is there."""
+        if self.scheduler.turn(context) is not None:
+            raise Busy(f"context {context.name} has a turn going on", "try again when it is done")
+        residency = self.scheduler.residency
+        if tier == "cold":
+            residency.drop(context)
+            return
+        try:
+            residency.save(context, self.scheduler.pool.find(context.worker), evict=True).result(EVICT_S)
+        except TimeoutError:
+            raise Busy("the worker takes long to answer", "look at state later") from None
+        context.worker = None
+        if tier == "disk":
+            residency.swap.sink(context.id)
 
     def load_model(self, name: str, path: str) -> None:
         model = self.models.get(name)

@@ -1,7 +1,7 @@
 """The worker processes: started, listened to, restarted. Mechanism only: who runs where is the scheduler's.
 
-One listening thread a worker calls `events` (the scheduler); `send` is called by the scheduler's thread
-alone, so a worker sees Submit and Remove in the order they were decided.
+One listening thread a worker calls `events` (the scheduler). Submit and Remove are sent by the scheduler's
+thread alone, so a worker sees them in the order they were decided.
 """
 
 from __future__ import annotations
@@ -95,9 +95,12 @@ class Pool:
             self._end(worker)
         self.load(model)
 
-    def send(self, worker: Worker, message: wire.Message) -> None:
+    def find(self, id: int | None) -> Worker | None:
+        return self._workers.get(-1 if id is None else id)
+
+    def send(self, worker: Worker, message: wire.Message, file: int | None = None) -> None:
         with suppress(OSError):  # it died; its listener is about to tell
-            worker.channel.send(message)
+            worker.channel.send(message, file)
 
     def stop(self) -> None:
         self._stopping.set()

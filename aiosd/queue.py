@@ -97,6 +97,10 @@ class Queue:
         elif turns[0].id in self.waiting:
             self._refresh(turns[0])
 
+    def turn(self, context: str) -> Request | None:
+        turns = self._turns.get(context)
+        return turns[0] if turns else None
+
     def _refresh(self, request: Request) -> None:
         turns = self._turns.get(request.spec.context)
         first = turns is None or turns[0] is request

@@ -1,4 +1,7 @@
-"""How the next token is chosen: the parameters of one request. No torch; daemon and worker share it."""
+"""The parameters of one request: how its prompt is cut and its next token chosen.
+
+No torch; daemon and worker share it.
+"""
 
 from __future__ import annotations
 
@@ -21,3 +24,4 @@ class Sampling:
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     logprobs: int | None = None  # None: off; n: the n likeliest alternatives beside the chosen token
+    truncation: str = "disabled"  # auto: a conversation too long for the model loses its oldest turns

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from aiosd import response, wire
 from aiosd.agents import Agent, Agents
 from aiosd.config import Config
-from aiosd.contexts import Contexts
+from aiosd.contexts import Context, Contexts
 from aiosd.errors import AiosError, Busy, ShuttingDown, StoreFailed, StoreFull
 from aiosd.models import Model, Models
 from aiosd.policies import Job, View
@@ -29,8 +29,10 @@ from aiosd.policy import Chooser
 from aiosd.pool import Pool, Worker
 from aiosd.queue import Queue, view
 from aiosd.request import Request, State
+from aiosd.residency import Residency
 from aiosd.spec import Message
 from aiosd.store import Store
+from aiosd.swap import Swap
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ class Scheduler:
         self.chooser = Chooser(config.scheduler.policy)
         self.quantum_tokens = config.scheduler.quantum
         self.pool = Pool(config.engine, self)
+        swap = Swap(store.folder / "kv", config.engine.host_kv_bytes, config.engine.disk_kv_bytes)
+        self.residency = Residency(self.pool, contexts, swap)
         self._wake = threading.Condition()  # its lock guards the queue and every Request's changes
         self._queue = Queue()
         self._outbox: deque[Callable[[], None]] = deque()  # orders to workers, sent without the lock
@@ -70,6 +74,7 @@ class Scheduler:
                 self._finish(request, State.FAILED, "the request could not be understood")
         for name in self.agents.names():
             self.hold(self.agents.get(name))
+        self.residency.swap.start(context.id for context in self.contexts.all())
         self._thread.start()
 
     def stop(self) -> None:
@@ -83,6 +88,7 @@ class Scheduler:
             request.answer.end(ShuttingDown("the daemon stopped; the request goes on when it starts again"))
         if self._thread.ident is not None:
             self._thread.join()
+        self.residency.swap.stop()
 
     # admission
 
@@ -153,6 +159,16 @@ class Scheduler:
         """Something a decision depends on changed: policy, quantum, a worker."""
         with self._wake:
             self._stir()
+
+    def turn(self, context: Context) -> Request | None:
+        """The request that has the conversation now: the oldest unfinished one."""
+        with self._wake:
+            return self._queue.turn(context.name)
+
+    def progress(self, request: Request) -> tuple[list[int], str]:
+        """Its tokens so far, and the text of exactly those."""
+        with self._wake:
+            return list(request.tokens), request.text
 
     # the loop
 
@@ -238,6 +254,10 @@ class Scheduler:
 
     def _submit(self, request: Request, worker: Worker) -> None:
         spec = request.spec
+        context = self.contexts.find(spec.context)
+        owner = request.kv_owner or str(request.uid)
+        if context is not None:
+            self.residency.prepare(context, worker, owner)
         try:
             self.pool.send(
                 worker,
@@ -246,8 +266,9 @@ class Scheduler:
                     messages=self._messages(request),
                     tools=list(spec.tools),
                     sampling=asdict(spec.sampling),
-                    owner=str(request.uid),
+                    owner=owner,
                     resume=list(request.tokens),
+                    context=context.id if context else 0,
                 ),
             )
         except AiosError as error:  # the conversation is too large for a message, or cannot be read
@@ -285,6 +306,8 @@ class Scheduler:
                 if request := self._mine(worker, message.id):
                     reason = f"{message.reason}; {message.hint}" if message.hint else message.reason
                     self._finish(request, State.FAILED, reason)
+            case wire.Saved() | wire.NotSaved() | wire.Restored():
+                self.residency.said(worker, message)
             case wire.Removed():
                 if request := self._mine(worker, message.id):
                     self._requeue(request, State.PREEMPTED)
@@ -301,6 +324,7 @@ class Scheduler:
 
     def worker_died(self, worker: Worker) -> None:
         """What ran there runs again from its tokens; what has killed too many workers is failed."""
+        self.residency.worker_died(worker)
         with self._wake:
             orphans = [r for r in self._queue.running.values() if r.worker == worker.id]
         # one that its worker had not begun with is the likelier cause, and clears the others
@@ -345,13 +369,13 @@ class Scheduler:
                 self._stir()
 
     def _deliver(self, request: Request, made: wire.Tokens) -> None:
-        request.tokens += made.tokens
-        request.text += made.text
         request.logprobs += made.logprobs
-        request.usage.completion_tokens = len(request.tokens)
         if request.worker_visits == 1:  # later ones find what this request itself computed
             request.usage.cached_tokens = made.cached_tokens
         with self._wake:
+            request.tokens += made.tokens
+            request.text += made.text
+            request.usage.completion_tokens = len(request.tokens)
             self.counters["tokens"] += len(made.tokens)
             self._queue.ledger.charge(request, output_tokens=len(made.tokens))
         response.grow(request, made.text, made.logprobs)
@@ -375,6 +399,9 @@ class Scheduler:
             self._account(request)
         request.document = response.document(request)
         self._save(request)
+        context, worker = self.contexts.find(request.spec.context), self.pool.find(request.worker)
+        if context and worker and state is State.DONE:
+            self.residency.came(context, worker)
         with self._wake:  # only now: the next turn of the conversation reads what this one stored
             self._queue.end_turn(request)
             self._stir()
@@ -395,7 +422,7 @@ class Scheduler:
         context = self.contexts.find(request.spec.context)
         if context and request.state is State.DONE:
             context.tokens = request.usage.prompt_tokens + request.usage.completion_tokens
-            context.worker = request.worker
+            context.model, context.unfinished = request.spec.model, ""
 
     def _save(self, request: Request) -> None:
         with self._saving:

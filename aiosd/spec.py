@@ -32,6 +32,7 @@ class Spec:
     deadline_s: float | None = None  # seconds after submission
     json: bool = False  # answer as a JSON document instead of text
     stream: bool = False  # JSON only: one chunk a line as it is made
+    resume: bool = False  # JSON only: goes on with the unfinished answer that came with its context's kv
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
@@ -52,7 +53,7 @@ class Spec:
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 SAMPLING_KEYS = {f.name for f in fields(Sampling)}
-KEYS = {"messages", "model", "tools", "context", "nice", "deadline_s", "stream", "n", "user"} | (
+KEYS = {"messages", "model", "tools", "context", "nice", "deadline_s", "stream", "resume", "n", "user"} | (
     SAMPLING_KEYS | {"max_completion_tokens", "top_logprobs", "tool_choice", "prompt"}
 )
 NOT_YET = {
@@ -144,11 +145,14 @@ def parse_json(text: str, base: Spec) -> Spec:
             raise BadRequest(f"unknown key {key!r}", f"keys are {', '.join(sorted(KEYS))}")
     if raw.get("n") not in (None, 1):
         raise BadRequest("n is 1 here", "write one request for each answer")
+    resume = boolean(raw, "resume", False)
+    if resume and (said := {"messages", "prompt", "tools"} & raw.keys()):
+        raise BadRequest(f"resume goes on with what was asked: no {min(said)}")
     nice = integer(raw, "nice", base.nice, -20, 19)
     deadline_s = number(raw, "deadline_s", base.deadline_s, 0, 1e9)
     return replace(
         base,
-        messages=messages(raw),
+        messages=() if resume else messages(raw),
         tools=tools(raw),
         sampling=sampling(raw, base.sampling),
         model=string(raw, "model", base.model),
@@ -157,7 +161,17 @@ def parse_json(text: str, base: Spec) -> Spec:
         deadline_s=deadline_s,
         json=True,
         stream=boolean(raw, "stream", False),
+        resume=resume,
     )
+
+
+def as_asked(spec: Spec) -> Message:
+    """The request again in the shape of the API: `parse` of it gives an equal spec."""
+    asked: Message = {"messages": list(spec.messages), **asdict(spec.sampling)}
+    asked["stop"] = list(spec.sampling.stop)
+    if spec.tools:
+        asked["tools"] = list(spec.tools)
+    return asked
 
 
 def messages(raw: Message) -> tuple[Message, ...]:
@@ -229,7 +243,15 @@ def sampling(raw: Message, base: Sampling) -> Sampling:
         ignore_eos=boolean(raw, "ignore_eos", base.ignore_eos),
         stop=tuple(stop),
         logprobs=logprobs(raw, base.logprobs),
+        truncation=choice(raw, "truncation", base.truncation, "disabled", "auto"),
     )
+
+
+def choice(raw: Message, key: str, default: str, *choices: str) -> str:
+    value = string(raw, key, default)
+    if value not in choices:
+        raise BadRequest(f"{key} is one of {', '.join(choices)}")
+    return value
 
 
 def logprobs(raw: Message, base: int | None) -> int | None:

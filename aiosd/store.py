@@ -19,13 +19,15 @@ from aiosd.errors import StoreFailed, StoreFull
 from aiosd.request import Request, State, Usage
 from aiosd.spec import Message, Spec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
     requests INTEGER NOT NULL DEFAULT 0,
     prompt_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
     completion_tokens INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE contexts (name TEXT PRIMARY KEY, tokens INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE contexts (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE,
+    tokens INTEGER NOT NULL DEFAULT 0, model TEXT NOT NULL DEFAULT '', pinned INTEGER NOT NULL DEFAULT 0,
+    salt TEXT NOT NULL DEFAULT '', unfinished TEXT NOT NULL DEFAULT '');
 CREATE TABLE messages (context TEXT NOT NULL, seq INTEGER NOT NULL, body TEXT NOT NULL,
     PRIMARY KEY (context, seq)) WITHOUT ROWID;
 CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, uid INTEGER NOT NULL, agent TEXT NOT NULL,
@@ -41,6 +43,13 @@ CREATE TABLE permissions (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEG
     mode INTEGER NOT NULL);
 CREATE TABLE models (name TEXT PRIMARY KEY, path TEXT NOT NULL);
 """
+MIGRATION = f"""
+ALTER TABLE contexts RENAME TO old;
+{next(line for line in SCHEMA.split(";") if "TABLE contexts" in line)};
+INSERT INTO contexts (name, tokens) SELECT name, tokens FROM old;
+DROP TABLE old;
+"""  # from version 1
+CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
 FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
@@ -66,9 +75,10 @@ class Store:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version == SCHEMA_VERSION:
             return
-        if version:
+        if version > SCHEMA_VERSION:
             raise StoreFailed(f"{file} has version {version}; this aiosd reads {SCHEMA_VERSION}")
-        self._db.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+        change = MIGRATION if version else SCHEMA
+        self._db.executescript(f"BEGIN;{change}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -144,12 +154,28 @@ class Store:
             db.execute("DELETE FROM agents WHERE id=?", (id,))
             db.execute("DELETE FROM requests WHERE agent_id=?", (id,))
 
-    def contexts(self) -> list[tuple[str, int]]:
-        return self._rows("SELECT name, tokens FROM contexts")
+    def contexts(self) -> list[tuple[Any, ...]]:
+        return [
+            (*row[:4], bool(row[4]), *row[5:])
+            for row in self._rows(f"SELECT name, id, {', '.join(CONTEXT)} FROM contexts")
+        ]
 
-    def add_context(self, name: str) -> None:
+    def add_context(self, name: str) -> int:
         with self._transaction() as db:
-            db.execute("INSERT INTO contexts (name) VALUES (?)", (name,))
+            return db.execute("INSERT INTO contexts (name) VALUES (?)", (name,)).lastrowid or 0
+
+    def fork_context(self, name: str, new: str) -> int:
+        with self._transaction() as db:
+            same = "SELECT ?, tokens, model FROM contexts WHERE name=?"
+            added = db.execute(f"INSERT INTO contexts (name, tokens, model) {same}", (new, name))
+            db.execute("INSERT INTO messages SELECT ?, seq, body FROM messages WHERE context=?", (new, name))
+            return added.lastrowid or 0
+
+    def save_context(self, name: str, facts: dict[str, Any]) -> None:
+        assert facts.keys() <= set(CONTEXT)
+        with self._transaction() as db:
+            changes = ", ".join(f"{key}=?" for key in facts)
+            db.execute(f"UPDATE contexts SET {changes} WHERE name=?", (*facts.values(), name))
 
     def remove_context(self, name: str) -> None:
         with self._transaction() as db:
@@ -168,12 +194,12 @@ class Store:
         sql = "SELECT coalesce(sum(length(CAST(body AS BLOB)) + 1), 0) FROM messages WHERE context=?"
         return int(self._rows(sql, context)[0][0])
 
-    def append_messages(self, context: str, messages: list[Message], tokens: int | None = None) -> None:
+    def append_messages(self, context: str, messages: list[Message]) -> None:
         with self._transaction() as db:
-            self._append(db, context, messages, tokens)
+            self._append(db, context, messages)
 
     @staticmethod
-    def _append(db: sqlite3.Connection, context: str, messages: list[Message], tokens: int | None) -> None:
+    def _append(db: sqlite3.Connection, context: str, messages: list[Message]) -> None:
         (last,) = db.execute(
             "SELECT coalesce(max(seq),0) FROM messages WHERE context=?", (context,)
         ).fetchone()
@@ -181,13 +207,20 @@ class Store:
             "INSERT INTO messages VALUES (?,?,?)",
             [(context, last + 1 + i, json.dumps(m, ensure_ascii=False)) for i, m in enumerate(messages)],
         )
-        if tokens is not None:
-            db.execute("UPDATE contexts SET tokens=? WHERE name=?", (tokens, context))
 
-    def clear_messages(self, context: str) -> None:
+    def replace_messages(self, context: str, messages: list[Message]) -> None:
         with self._transaction() as db:
             db.execute("DELETE FROM messages WHERE context=?", (context,))
-            db.execute("UPDATE contexts SET tokens=0 WHERE name=?", (context,))
+            self._append(db, context, messages)
+
+    def truncate_messages(self, context: str, count: int) -> None:
+        """Keeps the first ones."""
+        with self._transaction() as db:
+            db.execute(
+                "DELETE FROM messages WHERE context=? AND seq NOT IN"
+                " (SELECT seq FROM messages WHERE context=? ORDER BY seq LIMIT ?)",
+                (context, context, count),
+            )
 
     def models(self) -> list[tuple[str, str]]:
         return self._rows("SELECT name, path FROM models")
@@ -237,8 +270,11 @@ class Store:
                 (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, request.agent_id),
             )
             if said:
-                total = usage.prompt_tokens + usage.completion_tokens
-                self._append(db, request.spec.context, said, total)
+                self._append(db, request.spec.context, said)
+                db.execute(
+                    "UPDATE contexts SET tokens=?, model=?, unfinished='' WHERE name=?",
+                    (usage.prompt_tokens + usage.completion_tokens, request.spec.model, request.spec.context),
+                )
             self._forget_old(db, request, keep)
 
     @staticmethod

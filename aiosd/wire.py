@@ -1,22 +1,26 @@
 """The protocol between daemon and worker: every message, on one screen, and how it travels.
 
-A frame is a 4-byte little-endian length and a JSON object `{"is": NAME, …fields}`. Bounded and typed on
-both sides: an unknown name, a missing or extra field or an oversized frame is a WireError, and the
-connection ends. The worker is trusted to compute, not to be correct.
+A frame is a 4-byte little-endian length and a JSON object `{"is": NAME, …fields}`; a message of WITH_FILE
+brings an open file (SCM_RIGHTS) with it. Bounded and typed on both sides: an unknown name, a missing or extra
+field or an oversized frame is a WireError, and the connection ends. The worker is trusted to compute, not
+to be correct.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import threading
+from collections import deque
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 from aiosd.errors import WireError
 
 FRAME_BYTES_MAX = 64 << 20
+CLOEXEC = socket.MSG_CMSG_CLOEXEC
 LENGTH = struct.Struct("<I")
 
 
@@ -42,6 +46,7 @@ class Submit:
     sampling: dict[str, Any]
     owner: str  # prefix blocks are shared within one owner only
     resume: list[int]  # tokens this request already has
+    context: int  # the conversation it is a turn of; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,37 @@ class Remove:
     """Cancel or preempt at the next token boundary; answered by Removed, unless it ended before."""
 
     id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Asks for a conversation's KV, and with `evict` to let it go; answered by Saved or NotSaved."""
+
+    context: int
+    evict: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """KV of a conversation comes back, in the file (aiosd.snapshot); answered by Restored."""
+
+    context: int
+    owner: str
+    check: bool  # it came from a user: it may hold anything
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How a conversation's KV is kept: pin, unpin, or drop."""
+
+    context: int
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    context: int
+    to: int
 
 
 # worker → daemon
@@ -96,6 +132,29 @@ class Removed:
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """The answer to Save, or, unasked and `evicted`, KV that had to make room."""
+
+    context: int
+    tokens: int
+    evicted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NotSaved:
+    """No KV of that conversation is here."""
+
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    context: int
+    tokens: int  # whose KV is there now
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """All that one step of the engine made, and how the engine stands."""
 
@@ -103,11 +162,13 @@ class Step:
     stats: dict[str, int]
 
 
-Message = Load | Submit | Remove | Ready | LoadFailed | Started | Refused | Removed | Step
-BY_NAME: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (Load, Submit, Remove, Ready, LoadFailed, Started, Refused, Removed, Step)
-}
-KINDS = {"int": int, "str": str, "list": list, "dict": dict}
+Message = (
+    Load | Submit | Remove | Save | Restore | Keep | Fork
+    | Ready | LoadFailed | Started | Refused | Removed | Saved | NotSaved | Restored | Step
+)  # fmt: skip
+BY_NAME: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Message)}
+WITH_FILE = (Restore, Saved)
+KINDS = {"int": int, "str": str, "bool": bool, "list": list, "dict": dict}
 
 
 def encode(message: Message) -> bytes:
@@ -155,11 +216,16 @@ class Channel:
         self._socket = sock
         self._sending = threading.Lock()
         self._buffer = bytearray()
+        self._files: deque[int] = deque()  # received, and not taken yet
 
-    def send(self, message: Message) -> None:
-        """Raises OSError when the other side is gone."""
+    def send(self, message: Message, file: int | None = None) -> None:
+        """Raises OSError when the other side is gone. `file` stays the caller's to close."""
         frame = encode(message)
+        assert isinstance(message, WITH_FILE) == (file is not None)
         with self._sending:
+            if file is not None:
+                socket.send_fds(self._socket, [frame[:1]], [file])
+                frame = frame[1:]
             self._socket.sendall(frame)
 
     def receive(self) -> Message | None:
@@ -173,17 +239,29 @@ class Channel:
         body = self._exactly(length)
         if body is None:
             raise WireError("the connection ended inside a frame")
-        return decode(body)
+        message = decode(body)
+        if isinstance(message, WITH_FILE) and not self._files:
+            raise WireError(f"{type(message).__name__} came without its file")
+        return message
+
+    def take_file(self) -> int:
+        """The file of the message just received; the caller closes it."""
+        return self._files.popleft()
 
     def close(self) -> None:
         self._socket.close()
+        while self._files:
+            os.close(self._files.popleft())
 
     def _exactly(self, size: int) -> bytes | None:
         while len(self._buffer) < size:
             try:
-                data = self._socket.recv(max(65536, size - len(self._buffer)))
+                data, files, _, _ = socket.recv_fds(
+                    self._socket, max(65536, size - len(self._buffer)), 4, CLOEXEC
+                )
             except ConnectionResetError:  # it was killed with messages of ours unread
                 return None
+            self._files += files
             if not data:
                 return None
             self._buffer += data

@@ -14,6 +14,9 @@ import signal
 import socket
 import threading
 import traceback
+from bisect import bisect_left
+from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -51,7 +54,9 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
         channel.send(wire.LoadFailed(f"{order.path}: {error!r}", "the journal has the traceback"))
         return
     model = engine.model
-    channel.send(wire.Ready({**model.info, "context_length": model.context_length, "pid": os.getpid()}))
+    facts = {"context_length": model.context_length, "identity": model.identity, "pid": os.getpid()}
+    facts |= {"kv_layout": model.kv_layout, "kv_bytes_per_token": model.kv_bytes_per_token}
+    channel.send(wire.Ready({**model.info, **facts}))
     Loop(channel, engine).run()
 
 
@@ -76,6 +81,7 @@ class Loop:
         self._channel, self._engine = channel, engine
         self._inbox = Inbox()
         self._live: set[int] = set()  # every Submit is answered by one end: a finish, Refused or Removed
+        engine.conversations.spill = partial(self._save, evicted=True)
 
     def run(self) -> NoReturn:
         threading.Thread(target=read, args=(self._channel, self._inbox), daemon=True).start()
@@ -95,6 +101,18 @@ class Loop:
                         return
                 case wire.Remove():
                     self._remove(message.id)
+                case wire.Save():
+                    self._save(message.context, message.evict)
+                    if message.evict:
+                        self._engine.conversations.drop(message.context)
+                case wire.Restore():
+                    self._restore(message, self._inbox.files.popleft())
+                case wire.Keep(how="drop"):
+                    self._engine.conversations.drop(message.context)
+                case wire.Keep():
+                    self._engine.conversations.pin(message.context, message.how == "pin")
+                case wire.Fork():
+                    self._engine.conversations.fork(message.context, message.to)
 
     def _submit(self, message: wire.Submit) -> None:
         if message.id in self._inbox.removed:  # not worth a look; its Remove is about to be answered
@@ -102,10 +120,18 @@ class Loop:
             return
         model = self._engine.model
         try:
-            check_length(message, model)
-            prompt = model.render(message.messages, message.tools or None)
+            if message.sampling["truncation"] != "auto":
+                check_length(message, model)
+            prompt = render(message, model)
             sampling = Sampling(**{**message.sampling, "stop": tuple(message.sampling["stop"])})
-            self._engine.add(message.id, prompt, sampling, owner=message.owner, resume=message.resume)
+            self._engine.add(
+                message.id,
+                prompt,
+                sampling,
+                owner=message.owner,
+                resume=message.resume,
+                context=message.context,
+            )
         except AiosError as error:
             self._channel.send(wire.Refused(message.id, str(error), error.hint))
         except Exception as error:  # noqa: BLE001 - no request may end the process that others run in
@@ -121,6 +147,32 @@ class Loop:
             self._live.discard(id)
             self._engine.remove(id)
             self._channel.send(wire.Removed(id))
+
+    def _save(self, context: int, evicted: bool) -> None:
+        from aiosd.engine import kvfile
+
+        written = kvfile.write(self._engine, context)
+        if written is None:
+            self._channel.send(wire.NotSaved(context))
+            return
+        file, tokens = written
+        try:
+            self._channel.send(wire.Saved(context, tokens, evicted), file)
+        finally:
+            os.close(file)
+
+    def _restore(self, message: wire.Restore, file: int) -> None:
+        from aiosd.engine import kvfile
+
+        tokens, error = 0, ""
+        try:
+            known, prompt, kv = kvfile.read(file, self._engine.model, message.check)
+            tokens = self._engine.restore(message.context, message.owner, known, prompt, kv)
+        except AiosError as refused:  # its next turn computes everything again
+            error = refused.explanation
+        finally:
+            os.close(file)
+        self._channel.send(wire.Restored(message.context, tokens, error))
 
     def _pack(self, output: Output) -> wire.Tokens:
         if output.finish:
@@ -141,6 +193,26 @@ class Inbox(queue.SimpleQueue[wire.Message]):
     def __init__(self) -> None:
         super().__init__()
         self.removed: set[int] = set()
+        self.files: deque[int] = deque()  # of the Restores that are still in it
+
+
+def render(message: wire.Submit, model: Model) -> list[int]:
+    """The prompt; with truncation the oldest turns go, never the system message, until an answer fits."""
+    tools = message.tools or None
+    prompt = model.render(message.messages, tools)
+    if message.sampling["truncation"] != "auto":
+        return prompt
+    room = model.context_length - min(message.sampling["max_tokens"], model.context_length // 4)
+    head = [m for m in message.messages[:1] if m["role"] == "system"]
+    turns = [i for i, m in enumerate(message.messages) if m["role"] == "user" and i > len(head)]
+
+    def since(turn: int) -> list[int]:
+        return model.render([*head, *message.messages[turn:]], tools)
+
+    if len(prompt) <= room or not turns:
+        return prompt
+    fits = bisect_left(turns, True, key=lambda turn: len(since(turn)) <= room)
+    return since(turns[min(fits, len(turns) - 1)])
 
 
 def check_length(message: wire.Submit, model: Model) -> None:
@@ -165,6 +237,8 @@ def read(channel: wire.Channel, inbox: Inbox) -> None:
         while (message := channel.receive()) is not None:
             if isinstance(message, wire.Remove):
                 inbox.removed.add(message.id)
+            elif isinstance(message, wire.Restore):
+                inbox.files.append(channel.take_file())
             inbox.put(message)
     finally:
         os._exit(0)  # also in the middle of a long step: nobody is there to hear its end

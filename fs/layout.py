@@ -22,6 +22,7 @@ from aiosd.agents import Agent
 from aiosd.contexts import Context
 from aiosd.errors import BadValue, NotAllowed, NotFound
 from aiosd.fs.files import AnswerFile, Control, Lines, Text, Value
+from aiosd.fs.kvfile import KvFile
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table, Tree
 from aiosd.kernel import Kernel
@@ -381,21 +382,19 @@ def context_files(kernel: Kernel, context: Context) -> Folder:
         contexts.check(context)
         return "".join(line + "\n" for line in kernel.store.message_lines(context.name))
 
-    def state() -> str:
-        """resident: a worker has its KV still; cold: the next turn computes it again."""
-        worker = next((w for w in kernel.scheduler.pool.workers() if w.id == context.worker), None)
-        return "resident\n" if worker and context.tokens else "cold\n"
-
     return Table(
         {
             "messages.jsonl": lambda: Lines(
                 get=lines,
                 bytes=partial(contexts.size, context),
                 append=partial(contexts.append, context),
-                clear=partial(contexts.clear, context),
+                clear=partial(contexts.truncate, context, 0),
             ),
             "tokens": lambda: Text(render=lambda: f"{context.tokens}\n"),
-            "state": lambda: Text(render=state),
+            "state": lambda: Text(render=lambda: f"{kernel.scheduler.residency.state(context)}\n"),
+            "model": lambda: Text(render=lambda: f"{context.model}\n"),
+            "ctl": lambda: Control(0o222, partial(kernel.command_context, context)),
+            "kv": lambda: KvFile(kernel=kernel, context=context),
         },
         0o700,
     )

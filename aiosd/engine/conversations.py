@@ -88,12 +88,12 @@ class Conversations:
 
     def snapshot(self, context: int) -> Snapshot | None:
         held = self._held.get(context)
-        return held and self._snapshot(held.tokens, held.prompt, held.blocks)
-
-    def _snapshot(self, tokens: list[int], prompt: int, blocks: list[int]) -> Snapshot:
+        if held is None:
+            return None
         dim = self._core.kv_block_dim
-        shapes = [(*t.shape[:dim], len(blocks), *t.shape[dim + 1 :]) for t in self._kv]
-        return Snapshot(tokens, prompt, torch.tensor(blocks), shapes, [t.dtype for t in self._kv])
+        shapes = [(*t.shape[:dim], len(held.blocks), *t.shape[dim + 1 :]) for t in self._kv]
+        blocks = torch.tensor(held.blocks, dtype=torch.long)
+        return Snapshot(held.tokens, held.prompt, blocks, shapes, [t.dtype for t in self._kv])
 
     def copy(self, snapshot: Snapshot, into: list[torch.Tensor]) -> None:
         """KV of a snapshot that was made just now, into memory of its shapes and dtypes."""

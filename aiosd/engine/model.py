@@ -17,6 +17,7 @@ from aiosd.engine.core import Core
 from aiosd.engine.family import read_weights, spec_of
 from aiosd.engine.folder import Folder
 from aiosd.engine.fused import FusedLlama
+from aiosd.engine.kv import BLOCK
 from aiosd.engine.llama import TorchLlama
 from aiosd.engine.ops import library
 from aiosd.engine.vocabulary import Vocabulary
@@ -42,6 +43,11 @@ class Model:
     @property
     def kv_bytes_per_token(self) -> int:
         return self.core.kv_bytes_per_token
+
+    @property
+    def kv_layout(self) -> str:
+        """Two engines of one model can exchange KV when this is the same."""
+        return f"{self.core.info['path']} {self.core.info['dtype']} {BLOCK}"
 
     @property
     def eos(self) -> frozenset[int]:

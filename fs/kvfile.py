@@ -1,0 +1,103 @@
+"""contexts/NAME/kv: the exact state of a conversation. `cp` out takes it, `cp` in puts it back."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from aiosd import snapshot
+from aiosd.contexts import Context
+from aiosd.errors import BadSnapshot
+from aiosd.fs.files import File, Handle, Opening, Unwatch
+from aiosd.kernel import Kernel
+from aiosd.portable import Export, restore
+
+
+@dataclass(slots=True)
+class KvFile(File):
+    mode: int = 0o600
+    kernel: Kernel = field(default=None)  # type: ignore[assignment]  # always given
+    context: Context = field(default=None)  # type: ignore[assignment]
+
+    def open(self, opening: Opening) -> Handle:
+        return Writing(self, opening) if opening.writes else Reading(self)
+
+
+class Reading(Handle):
+    """The state as it is at the first read."""
+
+    def __init__(self, kv: KvFile) -> None:
+        self._kv = kv
+        self._lock = threading.Lock()
+        self._export: Export | None = None
+        self._file: int | None = None
+
+    def read(self, size: int, offset: int) -> bytes | None:
+        with self._lock:
+            if not self._asked().came.done():
+                return None
+            if self._file is None:
+                self._file = self._asked().file()
+            return os.pread(self._file, size, offset)
+
+    def watch(self, callback: Callable[[], None]) -> Unwatch:
+        self._asked().came.add_done_callback(lambda _: callback())
+        return lambda: None
+
+    def readable(self) -> bool:
+        return self._asked().came.done()
+
+    def release(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+    def _asked(self) -> Export:
+        if self._export is None:
+            self._export = Export(self._kv.kernel.scheduler, self._kv.context)
+        return self._export
+
+
+class Writing(Handle):
+    """Nothing changes until the last byte is there and all of them are right."""
+
+    def __init__(self, kv: KvFile, opening: Opening) -> None:
+        self._kv, self._uid = kv, opening.caller.uid
+        self._lock = threading.Lock()
+        self._file: int | None = os.memfd_create("aios-kv-in")
+        self._beginning = bytearray()
+        self._written = 0
+        self._size: int | None = None
+        self._done = False
+
+    def write(self, data: bytes, offset: int) -> None:
+        with self._lock:
+            if self._file is None or offset != self._written:
+                raise BadSnapshot("a kv file is written from its beginning to its end", "use cp or cat")
+            if self._size is None:
+                self._begin(data)
+            if self._size is not None and self._written + len(data) > self._size:
+                raise BadSnapshot("the file is longer than its header says", snapshot.COPY_AGAIN)
+            os.pwrite(self._file, data, offset)
+            self._written += len(data)
+            if self._written == self._size:
+                restore(self._kv.kernel.scheduler, self._kv.context, self._file)
+                self._done = True
+
+    def _begin(self, data: bytes) -> None:
+        self._beginning += data
+        self._size = snapshot.size_of(self._beginning)
+        if self._size is not None:
+            self._kv.kernel.check_kv(self._uid, self._size)
+            self._beginning.clear()
+
+    def flush(self, pid: int) -> None:
+        if self._written and not self._done:
+            raise BadSnapshot("the file ends too early; nothing was changed", snapshot.COPY_AGAIN)
+
+    def release(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None

@@ -1,0 +1,410 @@
+"""Contexts over real worker processes: where their KV goes, and that it never changes a token."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from aiosd import portable, snapshot
+from aiosd.access import Caller, Permission
+from aiosd.admission import Source
+from aiosd.contexts import Context
+from aiosd.errors import AiosError, BadRequest, BadSnapshot, Busy, Denied, OverQuota
+from aiosd.kernel import Kernel
+from aiosd.request import Request, State
+from aiosd.store import Store
+from tests.running import wait_until
+from tests.t2_scheduler import LONG_S, ME, MakeKernel, ask, ended
+
+EVE = Caller(4242, 4242, os.getpid())
+DRAWN = {"temperature": 1.0, "seed": 5, "max_tokens": 40}
+
+
+def begin(kernel: Kernel, name: str = "talk", mode: int = 0o700) -> Context:
+    kernel.add_context(name, ME)
+    kernel.permissions.set(f"/contexts/{name}", Permission(ME.uid, ME.gid, mode))
+    return kernel.contexts.get(name)
+
+
+def turn(kernel: Kernel, text: str, context: str = "talk", **params: object) -> Request:
+    request = ended(ask(kernel, text, context, **{**DRAWN, **params}))
+    assert request.state is State.DONE, request.error
+    return request
+
+
+def state(kernel: Kernel, context: Context) -> str:
+    return kernel.scheduler.residency.state(context)
+
+
+def command(kernel: Kernel, context: Context, line: str, caller: Caller = ME) -> None:
+    verb, _, argument = line.partition(" ")
+    kernel.command_context(context, caller, verb, argument)
+
+
+def conversation(kernel: Kernel, between: Callable[[Context], None], name: str = "talk") -> list[list[int]]:
+    context = begin(kernel, name)
+    tokens = []
+    for text in ("tell me something long please", "and more of it", "and the end"):
+        tokens.append(turn(kernel, text, name).tokens)
+        between(context)
+    return tokens
+
+
+def taken(kernel: Kernel, context: Context) -> int:
+    export = portable.Export(kernel.scheduler, context)
+    export.came.result(LONG_S)
+    return export.file()
+
+
+def test_kv_goes_down_tier_by_tier_and_comes_back_with_the_same_tokens(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    expected = conversation(kernel, lambda context: None, "undisturbed")
+    seen = []
+
+    def down(tiers: list[str], context: Context) -> None:
+        assert state(kernel, context) == "resident"
+        for tier in tiers:
+            command(kernel, context, f"evict {tier}")
+            assert state(kernel, context) == tier
+            seen.append(tier)
+
+    for n, tiers in enumerate((["host"], ["disk"], ["host", "disk"], ["cold"], ["disk", "cold"])):
+        assert conversation(kernel, partial(down, tiers), f"c{n}") == expected
+    assert len(seen) == 21
+    assert not list(kernel.scheduler.residency.swap._folder.glob("*.new"))
+
+
+@pytest.mark.parametrize(("engine", "tiers"), [
+    ("kv_bytes = 80000", {"host"}),
+    ("kv_bytes = 80000\nhost_kv_bytes = 0", {"disk"}),
+    ("kv_bytes = 80000\nhost_kv_bytes = 0\ndisk_kv_bytes = 0", {"cold"}),
+])  # fmt: skip
+def test_budgets_move_the_least_recently_used(make_kernel: MakeKernel, engine: str, tiers: set[str]) -> None:
+    """The model's KV takes 512 bytes a token: a worker holds 156 tokens, four conversations more."""
+
+    def run(kernel: Kernel) -> tuple[list[Context], list[list[int]]]:
+        kernel.start()
+        contexts = [begin(kernel, f"c{i}") for i in range(4)]
+        turns = [(c, f"{c.name} asks {r}") for r in range(2) for c in contexts]
+        return contexts, [turn(kernel, text, c.name, max_tokens=9).tokens for c, text in turns]
+
+    small = make_kernel(f"[engine]\n{engine}\n")
+    contexts, tokens = run(small)
+    wait_until(lambda: {state(small, c) for c in contexts[:2]} == tiers, "the budget")
+    assert state(small, contexts[3]) == "resident"
+    small.stop()
+    ample = make_kernel("")
+    for context in contexts:
+        ample.remove_context(context.name)
+    assert run(ample)[1] == tokens
+
+
+def test_a_fork_goes_its_own_way_from_the_same_past(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    first = begin(kernel)
+    turn(kernel, "the beginning of all things " * 3)
+    command(kernel, first, "fork other")
+    other = kernel.contexts.get("other")
+    assert state(kernel, other) == "resident"
+    assert kernel.permissions.get("/contexts/other") == Permission(ME.uid, ME.gid, 0o700)
+    a, b = turn(kernel, "go left"), turn(kernel, "go left", "other")
+    assert a.tokens == b.tokens
+    assert min(a.usage.cached_tokens, b.usage.cached_tokens) > 90
+    c, d = turn(kernel, "and then", max_tokens=5), turn(kernel, "or else", "other", max_tokens=5)
+    assert len({c.usage.prompt_tokens, d.usage.prompt_tokens}) == 2
+    for tier in ("host", "disk"):
+        turn(kernel, "again", max_tokens=3)
+        command(kernel, first, f"evict {tier}")
+        command(kernel, first, f"fork {tier}")
+        assert state(kernel, kernel.contexts.get(tier)) == tier
+        command(kernel, first, "evict cold")
+        assert turn(kernel, "once more", tier).usage.cached_tokens > 60
+        kernel.remove_context(tier)
+    assert not list(kernel.scheduler.residency.swap._folder.iterdir())
+
+
+def test_who_may_do_what_with_a_context(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    context = begin(kernel, mode=0o700)
+    for line in ("fork mine", "truncate 0", "pin", "evict"):
+        with pytest.raises(Denied):
+            command(kernel, context, line, EVE)
+    kernel.permissions.set("/contexts/talk", Permission(ME.uid, EVE.gid, 0o750))
+    command(kernel, context, "fork mine", EVE)
+    assert kernel.permissions.get("/contexts/mine") == Permission(EVE.uid, EVE.gid, 0o700)
+    with pytest.raises(Denied):
+        command(kernel, context, "truncate 0", EVE)
+    for bad in ("fork", "fork .x", "fork a/b", "truncate", "truncate -1", "truncate x", "evict moon", "sing"):
+        with pytest.raises(AiosError):
+            command(kernel, context, bad)
+
+
+def test_kv_is_shared_within_a_user_and_with_nobody_else(make_kernel: MakeKernel) -> None:
+    """What another could learn by timing is what is computed and what is found: nothing may be found."""
+    kernel = make_kernel()
+    kernel.start()
+    begin(kernel)
+    secret = "my secret is long enough to fill some blocks of sixteen tokens each"
+    assert turn(kernel, secret, "").usage.cached_tokens == 0
+    assert turn(kernel, secret, "").usage.cached_tokens > 48
+    agent = kernel.agents.add("eves")
+    kernel.agents.change(agent, params={"max_tokens": 2})
+    probe = kernel.admission.submit(EVE, Source("/agents/eves/syscall/llm", agent), secret.encode())
+    assert ended(probe).usage.cached_tokens == 0
+    shared = begin(kernel, "shared", 0o777)
+    assert turn(kernel, secret, shared.name).usage.cached_tokens == 0, "a shared context has its own"
+
+
+def test_truncating_and_pinning(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    context = begin(kernel)
+    first = turn(kernel, "one")
+    turn(kernel, "two")
+    command(kernel, context, "pin")
+    command(kernel, context, "truncate 0")
+    assert (kernel.contexts.messages(context), context.tokens) == ([], 0)
+    assert turn(kernel, "one").tokens == first.tokens
+    command(kernel, context, "truncate 1")
+    assert [m["content"] for m in kernel.contexts.messages(context)] == ["one"]
+    assert Store(kernel.store.folder).contexts()[0][4] is True
+    command(kernel, context, "unpin")
+    assert not context.pinned
+
+
+def test_a_killed_worker_makes_contexts_cold_and_no_token_changes(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    expected = conversation(kernel, lambda context: None, "undisturbed")
+
+    def kill(context: Context) -> None:
+        os.kill(kernel.scheduler.pool.workers()[0].process.pid, signal.SIGKILL)
+        wait_until(lambda: state(kernel, context) == "cold", "the death")
+
+    assert conversation(kernel, kill) == expected
+
+
+def test_what_is_on_disk_is_found_by_the_next_daemon(make_kernel: MakeKernel) -> None:
+    before = make_kernel()
+    before.start()
+    context = begin(before)
+    turn(before, "remember this for a long, long time")
+    command(before, context, "evict disk")
+    begin(before, "other")
+    before.stop()
+    (before.store.folder / "kv" / "999.kv").write_bytes(b"of a context that is gone")
+    after = make_kernel()
+    after.start()
+    again = after.contexts.get("talk")
+    assert state(after, again) == "disk"
+    assert [f.name for f in (after.store.folder / "kv").iterdir()] == [f"{again.id}.kv"]
+    assert turn(after, "and?").usage.cached_tokens == 48
+    assert state(after, again) == "resident"
+
+
+def test_a_damaged_file_on_disk_costs_time_and_no_token(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    expected = conversation(kernel, lambda context: None, "undisturbed")
+
+    def damage(context: Context) -> None:
+        command(kernel, context, "evict disk")
+        with (kernel.store.folder / "kv" / f"{context.id}.kv").open("r+b") as file:
+            file.seek(-7, os.SEEK_END)
+            file.write(b"x")
+
+    assert conversation(kernel, damage) == expected
+
+
+def test_a_live_context_goes_to_another_machine_in_the_middle_of_an_answer(
+    make_kernel: MakeKernel, tmp_path: Path
+) -> None:
+    """Another state folder and other worker processes are another machine."""
+    here = make_kernel()
+    here.start()
+    context = begin(here)
+    turn(here, "the first turn, which is over")
+    running = ask(here, "the second one", "talk", logprobs=2, **{**DRAWN, "max_tokens": 200})
+    wait_until(lambda: len(running.tokens) > 20, "tokens", LONG_S)
+    file = taken(here, context)
+    expected = ended(running)
+    assert expected.state is State.DONE
+    config = replace(here.config, daemon=replace(here.config.daemon, state=str(tmp_path / "elsewhere")))
+    there = Kernel(config, Path(here.models.all()[0].path))
+    there.start()
+    try:
+        wait_until(lambda: bool(there.models.all()[0].info), "the model", LONG_S)
+        copy = begin(there, "copy")
+        portable.restore(there.scheduler, copy, file)
+        assert state(there, copy) == "host"
+        assert there.contexts.messages(copy)[0]["content"] == "the first turn, which is over"
+        agent = there.agents.add("goes-on")
+        source = Source("/agents/goes-on/syscall/llm", agent)
+        resumed = ended(there.admission.submit(ME, source, b'{"context":"copy","resume":true,"stream":true}'))
+        assert resumed.state is State.DONE, resumed.error
+        assert (resumed.tokens, resumed.text) == (expected.tokens, expected.text)
+        made = len(resumed.logprobs)
+        assert 0 < made < 180
+        assert resumed.logprobs == expected.logprobs[-made:]
+        assert resumed.usage.cached_tokens > 60
+        assert there.contexts.messages(copy) == here.contexts.messages(context)
+        assert not copy.unfinished
+        with pytest.raises(BadRequest, match="nothing to resume"):
+            there.admission.judge(ME, source, b'{"context":"copy","resume":true}')
+    finally:
+        there.stop()
+        os.close(file)
+
+
+def test_a_cold_context_has_a_kv_file_too(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    context, other = begin(kernel), begin(kernel, "other")
+    turn(kernel, "hello")
+    command(kernel, context, "evict cold")
+    portable.restore(kernel.scheduler, other, taken(kernel, context))
+    assert kernel.contexts.messages(other) == kernel.contexts.messages(context)
+    assert turn(kernel, "and?").tokens == turn(kernel, "and?", "other").tokens
+
+
+def altered(file: int, change: Callable[[bytearray], object], sealed: bool) -> int:
+    data = bytearray(os.pread(file, os.fstat(file).st_size, 0))
+    change(data)
+    new = os.memfd_create("altered")
+    os.write(new, data)
+    if sealed:
+        snapshot.seal(new)
+    return new
+
+
+def test_hostile_files_are_refused_with_the_reason_and_change_nothing(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    context, target = begin(kernel), begin(kernel, "target")
+    turn(kernel, "some conversation that fills a block")
+    file = taken(kernel, context)
+    size = os.fstat(file).st_size
+    identity = kernel.models.all()[0].info["identity"].encode()
+
+    def swap(old: bytes, new: bytes) -> Callable[[bytearray], object]:
+        def change(data: bytearray) -> None:
+            assert old in data
+            data[:] = data.replace(old, new, 1)
+
+        return change
+
+    cases: list[tuple[Callable[[bytearray], object], bool, str]] = [
+        (lambda d: d.clear(), False, "not a kv file"),
+        (lambda d: d.__delitem__(slice(size - 5, size)), False, "bytes and not"),
+        (lambda d: d.extend(b"more"), False, "bytes and not"),
+        (lambda d: d.__setitem__(size - 9, d[size - 9] ^ 1), False, "checksum"),
+        (swap(b'"about":"', b'"abouT":"'), True, "no sense"),
+        (swap(identity, b"0" * len(identity)), True, "not loaded here"),
+        (swap(b'"layout":"fused', b'"layout":"other'), True, "runs otherwise"),
+        (swap(b'"aios_kv":"1"', b'"aios_kv":"9"'), True, "version"),
+        (swap(b'"I32"', b'"F32"'), True, "other tensors"),
+        (swap(b'"role\\": \\"user', b'"role\\": \\"evil'), True, "role"),
+        (swap(b'"kv.0"', b'"kv.7"'), True, "other tensors"),
+        (swap(b'"prompt":"', b'"prompt":"9'), True, "longer than the tokens"),
+    ]
+    for change, sealed, why in cases:
+        bad = altered(file, change, sealed)
+        with pytest.raises(BadSnapshot, match=why):
+            portable.restore(kernel.scheduler, target, bad)
+        os.close(bad)
+    rng = random.Random(1)
+    for _ in range(200):
+        bad = altered(file, lambda d: d.__setitem__(rng.randrange(len(d)), rng.randrange(256)), False)
+        if os.pread(bad, size, 0) != os.pread(file, size, 0):
+            with pytest.raises(BadSnapshot):
+                portable.restore(kernel.scheduler, target, bad)
+        os.close(bad)
+    assert (kernel.contexts.messages(target), state(kernel, target)) == ([], "cold")
+    # what only a worker can find wrong costs the KV and nothing else
+    poisoned = altered(file, lambda d: d.__setitem__(slice(size - 4, size), b"\xff" * 4), True)
+    portable.restore(kernel.scheduler, target, poisoned)
+    assert turn(kernel, "well?", "target").tokens == turn(kernel, "well?").tokens
+
+
+def test_kv_from_a_file_stays_with_its_context(make_kernel: MakeKernel) -> None:
+    """A forged file can spoil its own context's answers, and nothing else of even the same user."""
+    kernel = make_kernel()
+    kernel.start()
+    context, target = begin(kernel), begin(kernel, "target")
+    honest = turn(kernel, "a question of many, many words", max_tokens=9)
+    file = taken(kernel, context)
+    command(kernel, context, "truncate 0")
+    command(kernel, context, "evict cold")
+    os.kill(kernel.scheduler.pool.workers()[0].process.pid, signal.SIGKILL)
+    header = snapshot.read(file)
+    forged = altered(
+        file,
+        lambda d: d.__setitem__(slice(header.kv[0].start, len(d)), bytes(len(d) - header.kv[0].start)),
+        True,
+    )
+    portable.restore(kernel.scheduler, target, forged)
+    turn(kernel, "more", "target", max_tokens=3)
+    assert turn(kernel, "a question of many, many words", max_tokens=9).tokens == honest.tokens
+
+
+def test_bounds_of_kv_and_of_moments(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel("[limits]\nkv_bytes_per_user = 20000\n")
+    kernel.start()
+    context = begin(kernel)
+    turn(kernel, "x" * 80)
+    with pytest.raises(OverQuota, match="20000"):
+        kernel.check_kv(ME.uid, 10000)
+    kernel.check_kv(EVE.uid, 10000)
+    with pytest.raises(OverQuota):
+        kernel.check_kv(EVE.uid, 20001)
+    running = ask(kernel, "y", "talk", max_tokens=500)
+    file = taken(kernel, context)
+    with pytest.raises(Busy, match="turn going on"):
+        command(kernel, context, "evict")
+    with pytest.raises(Busy, match="turn going on"):
+        portable.restore(kernel.scheduler, context, file)
+    kernel.scheduler.cancel(running)
+
+
+def test_a_conversation_too_long_fails_or_loses_its_oldest_turns(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    context = begin(kernel)
+    kernel.contexts.append(context, '{"role":"system","content":"be brief"}\n')
+    for i in range(8):
+        kernel.contexts.append(
+            context,
+            f'{{"role":"user","content":"turn {i} {"x" * 120}"}}\n{{"role":"assistant","content":"yes"}}\n',
+        )
+    failed = ended(ask(kernel, "now?", "talk", max_tokens=4))
+    assert failed.state is State.FAILED
+    assert "1024" in failed.error
+    cut = turn(kernel, "now?", truncation="auto", max_tokens=4)
+    assert 600 < cut.usage.prompt_tokens <= 1020
+    assert len(kernel.contexts.messages(context)) == 19, "the messages themselves all stay"
+
+
+def test_a_state_folder_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    db = sqlite3.connect(tmp_path / "aios.db")
+    db.executescript(
+        "DROP TABLE contexts;"
+        "CREATE TABLE contexts (name TEXT PRIMARY KEY, tokens INTEGER NOT NULL DEFAULT 0);"
+        "INSERT INTO contexts VALUES ('old', 7); INSERT INTO messages VALUES ('old', 1, '{}');"
+        "PRAGMA user_version=1"
+    )
+    db.close()
+    store = Store(tmp_path)
+    assert [row[:3] for row in store.contexts()] == [("old", 1, 7)]
+    assert store.messages("old") == [{}]
+    assert store.add_context("new") == 2
