@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from aiosd import access, response
 from aiosd.access import Caller, Permission, Permissions
 from aiosd.agents import Agent
-from aiosd.errors import BadRequest, Busy, Denied, NotAllowed, NotFound
+from aiosd.errors import BadRequest, Busy, Denied, NotAllowed, NotFound, OverQuota
 from aiosd.models import ModelState
 from aiosd.request import Request
 from aiosd.scheduler import Scheduler
@@ -51,17 +51,19 @@ class Admission:
         self.check_model(caller, spec.model)
         if spec.context:
             self.check_context(caller, spec.context)
+            self.check_kv(caller)
         return self._unfinished(spec)[0] if spec.resume else spec
 
     def check(self, caller: Caller, source: Source, size: int) -> None:
         """What can be refused before the request is whole: called by the write() that begins it."""
-        self.scheduler.check_room(caller.uid, size)
+        self.scheduler.check_room(caller, source.agent.name if source.agent else "", size)
         if source.agent:
             self.scheduler.agents.check(source.agent)
         defaults = self.defaults(source)
         self.check_model(caller, defaults.model)
         if defaults.context:
             self.check_context(caller, defaults.context)
+            self.check_kv(caller)
 
     def defaults(self, source: Source) -> Defaults:
         default_model = self.scheduler.models.default
@@ -108,12 +110,23 @@ class Admission:
         alone = at is not None and at.uid == caller.uid and not at.mode & 0o022
         return context.salt or ("" if alone else f"context {context.id}")
 
+    def check_kv(self, caller: Caller, more: int = 0) -> None:
+        """Raises OverQuota when the KV of a user's contexts takes too much, or would with `more` bytes."""
+        most, held = self.scheduler.quotas.of(caller).kv_bytes, 0
+        for context in self.scheduler.contexts.all():
+            size = self.scheduler.residency.bytes(context)
+            at = self.permissions.get(f"/contexts/{context.name}") if size else None
+            held += size if at and at.uid == caller.uid else 0
+        if held + more > most:
+            raise OverQuota(f"the KV of your contexts may take {most} bytes", "echo evict cold > ctl of some")
+
     # submitting
 
     def submit(self, caller: Caller, source: Source, body: bytes, id: int | None = None) -> Request:
         """Enqueues; what is wrong with the text now ends the request as failed, told to its readers."""
         if source.agent:
             self.scheduler.agents.check(source.agent)
+        self.scheduler.check_room(caller, source.agent.name if source.agent else "")
         self._claim(source, id)
         hopeless = ""
         try:
@@ -125,6 +138,7 @@ class Admission:
         agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
         number = id or self.scheduler.new_id()
         request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))
+        request.running_most = self.scheduler.quotas.of(caller).running_requests
         request.kv_owner = self._kv_owner(caller, spec)
         if spec.resume and not hopeless:
             _, request.tokens, request.text = self._unfinished(spec)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aiosd.errors import ConfigError
-from aiosd.policy import POLICIES
 
 DEFAULT_FILE = Path("/etc/aios/aiosd.toml")
 WORDS = {int: "a whole number", str: "text in quotes", bool: "true or false"}
@@ -41,7 +40,8 @@ class Daemon:
 
 @dataclass(frozen=True)
 class Scheduling:
-    policy: str = one_of("fifo", *POLICIES)
+    policy: str = "fair"
+    policies: str = "/etc/aios/policies"  # the administrator's own, files with rank and preempt
     quantum: int = at_least(1, 64)  # tokens a request may generate before another may take its place
 
 
@@ -49,15 +49,27 @@ class Scheduling:
 class Limits:
     request_bytes: int = 4 << 20
     queued_requests: int = 10_000
-    queued_requests_per_user: int = 2_000
-    agents_per_user: int = 20_000
-    contexts_per_user: int = 20_000
     context_bytes: int = 8 << 20  # of the messages of one context
-    kv_bytes_per_user: int = 4 << 30  # of the KV of a user's contexts, wherever it is
-    pending_bytes_per_user: int = 256 << 20  # of requests being written or waiting
     keep_requests: int = 100  # finished requests kept per agent
     disk_reserve_bytes: int = 8 << 20  # a request is refused when less is free under the state folder
     worker_deaths_per_request: int = 2
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Of one user; of one agent those marked so. In the tables of [quota] for some only what differs."""
+
+    queued_requests: int = 2_000  # also of an agent
+    running_requests: int = 0  # also of an agent; 0: as many as there is room for
+    tokens_per_minute: int = 0  # also of an agent; prompt and answer; 0: no bound
+    agents: int = 20_000
+    contexts: int = 20_000
+    kv_bytes: int = 4 << 30  # of KV of contexts, wherever it is
+    pending_bytes: int = 256 << 20  # of requests being written or waiting
+
+
+WHO = ("user", "group", "agent")
+OF_AGENTS = ("queued_requests", "running_requests", "tokens_per_minute")
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,8 @@ class Config:
     daemon: Daemon = field(default_factory=Daemon)
     scheduler: Scheduling = field(default_factory=Scheduling)
     limits: Limits = field(default_factory=Limits)
+    quota: Quota = field(default_factory=Quota)
+    quotas: Mapping[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)  # ("user", "ada")
     engine: EngineConfig = field(default_factory=EngineConfig)
     models: Mapping[str, ModelConfig] = field(default_factory=dict)
 
@@ -110,14 +124,17 @@ def _merge(config: Config, file: Path) -> Config:
         raise ConfigError(f"{file}: {error}") from None
     source = _Source(file, text)
     changed: dict[str, Any] = {}
+    sections = [name for name in _fields(Config) if name != "quotas"]
     for name, table in tables.items():
-        if name not in _fields(Config):
+        if name not in sections:
             raise ConfigError(
-                f"{source.at([name])}: unknown section [{name}]",
-                f"sections are {', '.join(_fields(Config))}",
+                f"{source.at([name])}: unknown section [{name}]", f"sections are {', '.join(sections)}"
             )
         if not isinstance(table, dict):
             raise ConfigError(f"{source.at([name])}: {name} is a section: write [{name}]")
+        if name == "quota":
+            some = {kind: table.pop(kind) for kind in WHO if kind in table}
+            changed["quotas"] = {**config.quotas, **_quotas(source, some)}
         if name == "models":
             changed[name] = {
                 **config.models,
@@ -133,6 +150,25 @@ def _model(source: _Source, name: str, table: object) -> ModelConfig:
     if not isinstance(table, dict) or "path" not in table:
         raise ConfigError(f"{source.at(where)}: a model needs a path", f'[models.{name}] path = "/folder"')
     return _section(source, where, ModelConfig(path=""), table)
+
+
+def _quotas(source: _Source, some: dict[str, Any]) -> dict[tuple[str, str], Mapping[str, int]]:
+    """[quota.user.NAME], [quota.group.NAME] and [quota.agent.NAME]."""
+    found: dict[tuple[str, str], Mapping[str, int]] = {}
+    for kind, by_name in some.items():
+        where = ["quota", kind]
+        if not isinstance(by_name, dict) or not all(isinstance(t, dict) for t in by_name.values()):
+            raise ConfigError(f"{source.at(where)}: write [quota.{kind}.NAME]")
+        for name, table in by_name.items():
+            _section(source, [*where, name], Quota(), table)
+            wrong = table.keys() - OF_AGENTS if kind == "agent" else ()
+            if wrong:
+                at = source.at([*where, name, min(wrong)])
+                raise ConfigError(
+                    f"{at}: {min(wrong)} is not of an agent", f"keys are {', '.join(OF_AGENTS)}"
+                )
+            found[kind, name] = table
+    return found
 
 
 def _section(source: _Source, where: list[str], now: Section, table: dict[str, Any]) -> Section:

@@ -19,6 +19,8 @@ from aiosd.config import Config
 from aiosd.contexts import Context, Contexts
 from aiosd.errors import AiosError, BadValue, Busy, Denied, NotEmpty, NotFound, OverQuota
 from aiosd.models import NAME, Models, ModelState
+from aiosd.policy import Chooser
+from aiosd.quota import Quotas
 from aiosd.scheduler import Scheduler
 from aiosd.store import Store
 
@@ -46,6 +48,8 @@ class Kernel:
 
     def reload(self, config: Config) -> None:
         """Takes over what can change while running; Models judges the new ones before anything else."""
+        folder = Path(config.scheduler.policies)
+        Chooser(config.scheduler.policy, folder)  # raises when there is no such policy
         added = self.models.reload(config)
         old, now = self.config, config
         if (old.daemon.mount, old.daemon.state) != (now.daemon.mount, now.daemon.state):
@@ -54,6 +58,8 @@ class Kernel:
             log.warning("[engine] applies to workers started from now on")
         self.config = self.scheduler.config = config
         self.scheduler.pool.engine = config.engine
+        self.scheduler.quotas = Quotas(config)
+        self.scheduler.chooser.load(folder)
         if old.scheduler.policy != now.scheduler.policy:
             self.scheduler.chooser.switch(now.scheduler.policy)
         if old.scheduler.quantum != now.scheduler.quantum:
@@ -77,7 +83,7 @@ class Kernel:
     # objects that users make and end
 
     def add_agent(self, name: str, caller: Caller) -> None:
-        self._check_count("/agents/", caller.uid, self.config.limits.agents_per_user, "agents")
+        self._check_count("/agents/", caller, "agents")
         self.agents.add(name)
 
     def remove_agent(self, name: str) -> None:
@@ -87,7 +93,7 @@ class Kernel:
         self.admission.forget(agent)
 
     def add_context(self, name: str, caller: Caller) -> None:
-        self._check_count("/contexts/", caller.uid, self.config.limits.contexts_per_user, "contexts")
+        self._check_count("/contexts/", caller, "contexts")
         self.contexts.add(name)
 
     def remove_context(self, name: str) -> None:
@@ -106,7 +112,7 @@ class Kernel:
         folder = self.permissions.get("/contexts")
         if folder and not access.may(caller, folder, access.WRITE | access.EXECUTE):
             raise Denied("contexts/ is not yours to make one in")
-        self._check_count("/contexts/", caller.uid, self.config.limits.contexts_per_user, "contexts")
+        self._check_count("/contexts/", caller, "contexts")
         new = self.contexts.fork(context, name)
         self.permissions.set(f"/contexts/{name}", Permission(caller.uid, caller.gid, 0o700))
         owner = self.permissions.get(f"/contexts/{context.name}")
@@ -126,20 +132,10 @@ class Kernel:
         self.scheduler.pool.unload(model)
         self.models.remove(name)
 
-    def _check_count(self, below: str, uid: int, most: int, what: str) -> None:
-        if self.permissions.count(below, uid) >= most:
+    def _check_count(self, below: str, caller: Caller, what: str) -> None:
+        most: int = getattr(self.scheduler.quotas.of(caller.with_groups()), what)
+        if self.permissions.count(below, caller.uid) >= most:
             raise OverQuota(f"you have {most} {what}", "rmdir some first")
-
-    def check_kv(self, uid: int, more: int = 0) -> None:
-        """Raises OverQuota when the KV of a user's contexts takes too much."""
-        most = self.config.limits.kv_bytes_per_user
-        held = 0
-        for context in self.contexts.all():
-            size = self.scheduler.residency.bytes(context)
-            at = self.permissions.get(f"/contexts/{context.name}") if size else None
-            held += size if at and at.uid == uid else 0
-        if held + more > most:
-            raise OverQuota(f"the KV of your contexts may take {most} bytes", "echo evict cold > ctl of some")
 
     # commands
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from aiosd.quota import Buckets
 from aiosd.request import Request
 
 INPUT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
@@ -19,6 +20,7 @@ class Ledger:
     def __init__(self) -> None:
         self.users: dict[int, float] = {}
         self.agents: dict[tuple[int, str], float] = {}
+        self.buckets = Buckets()
         self._seen_s: dict[tuple[int, str], float] = {}  # when an agent last ended a request
 
     def arrive(self, request: Request, present: Collection[int], now: float) -> None:
@@ -33,6 +35,8 @@ class Ledger:
         self._forget_idle(now)
 
     def charge(self, request: Request, *, input_tokens: int = 0, output_tokens: int = 0) -> None:
+        self.buckets.spend(request.uid, input_tokens + output_tokens)
+        self.buckets.spend(request.agent, input_tokens + output_tokens)
         service = input_tokens * INPUT_WEIGHT + output_tokens * OUTPUT_WEIGHT
         price = NICE_STEP**request.spec.nice
         self.users[request.uid] = self.users.get(request.uid, 0.0) + service * price

@@ -1,58 +1,68 @@
 """Asks the policy in force and checks its answer; a bad one, or one that raises, is answered by FIFO.
 
-A policy can therefore be wrong but never lose a request. Called with the scheduler's lock held.
+A policy can therefore be wrong but never lose a request. Administrators' policies are files of their own.
+Called with the scheduler's lock held.
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
+import os
+import stat
 from collections.abc import Sequence
+from pathlib import Path
 
 from aiosd.errors import BadValue
-from aiosd.policies import Policy, View, edf, eviction, fair, fifo, las, priority, rr
+from aiosd.policies import Job, Policy, View, edf, eviction, fair, fifo, las, priority, rr
 from aiosd.policies.eviction import Kept
 
 log = logging.getLogger(__name__)
 
-POLICIES: dict[str, Policy] = {
-    "fifo": Policy(fifo.pick, fifo.preempt),
-    "rr": Policy(rr.pick, rr.preempt),
-    "priority": Policy(priority.pick, priority.preempt),
-    "fair": Policy(fair.pick, fair.preempt),
-    "las": Policy(las.pick, las.preempt),
-    "edf": Policy(edf.pick, edf.preempt),
-}
+BUILT_IN = {
+    name: Policy(module.rank, module.preempt)
+    for name, module in {
+        "fifo": fifo, "rr": rr, "priority": priority, "fair": fair, "las": las, "edf": edf,
+    }.items()
+}  # fmt: skip
 
 
 class Chooser:
-    def __init__(self, name: str) -> None:
-        self.name = ""
+    def __init__(self, name: str, folder: Path) -> None:
+        self.policies, self.name = BUILT_IN, ""
+        self.load(folder)
         self.switch(name)
 
+    def load(self, folder: Path) -> None:
+        """The built-in policies and those of the folder; one in force that is gone or bad gives way."""
+        self.policies = BUILT_IN | read_all(folder)
+        if self.name and self.name not in self.policies:
+            log.error("policy %s is gone; fifo decides instead", self.name)
+            self.switch("fifo")
+
     def switch(self, name: str) -> None:
-        if name not in POLICIES:
-            raise BadValue(f"no policy {name[:40]!r}", f"policies are {', '.join(POLICIES)}")
+        self.check(name)
         if name != self.name:
             log.info("scheduling policy is %s", name)
         self.name = name
         self._warned = False
 
-    def pick(self, view: View) -> int:
-        """The id of one that waits; there is one."""
+    def check(self, name: str) -> None:
+        if name not in self.policies:
+            raise BadValue(f"no policy {name[:40]!r}", f"policies are {', '.join(self.policies)}")
+
+    def order(self, view: View, count: int) -> list[Job]:
+        """The next `count` of those that wait, best first."""
+        rank = self.policies[self.name].rank
         try:
-            id = POLICIES[self.name].pick(view)
+            return heapq.nsmallest(count, view.waiting, key=lambda job: rank(view, job))
         except Exception as error:  # noqa: BLE001 - a policy is foreign code: the queue goes on
             self._warn(repr(error))
-            id = fifo.pick(view)
-        if all(job.id != id for job in view.waiting):
-            self._warn(f"picked {id!r}, which does not wait")
-            id = fifo.pick(view)
-        assert id is not None
-        return id
+            return heapq.nsmallest(count, view.waiting, key=lambda job: fifo.rank(view, job))
 
     def preempt(self, view: View) -> int | None:
         try:
-            id = POLICIES[self.name].preempt(view)
+            id = self.policies[self.name].preempt(view)
         except Exception as error:  # noqa: BLE001 - as above
             self._warn(repr(error))
             return fifo.preempt(view)
@@ -65,6 +75,40 @@ class Chooser:
         if not self._warned:
             log.error("policy %s: %s; fifo decides instead", self.name, why)
         self._warned = True
+
+
+def read_all(folder: Path) -> dict[str, Policy]:
+    """Administrators' policies; one that cannot be trusted or used is left out, loudly."""
+    found: dict[str, Policy] = {}
+    for file in sorted(folder.glob("*.py")):
+        try:
+            if file.stem in BUILT_IN:
+                raise ValueError("a built-in policy has this name")
+            found[file.stem] = read_one(file)
+        except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises, the daemon starts
+            log.error("policy %s is not used: %s", file, error)
+    return found
+
+
+def read_one(file: Path) -> Policy:
+    """Code that runs in the daemon: from a file and a folder that only root or its user may write."""
+    check_owner(file.parent, os.stat(file.parent))
+    with file.open("rb") as opened:
+        check_owner(file, os.fstat(opened.fileno()))
+        code = compile(opened.read(), str(file), "exec")
+    made: dict[str, object] = {"__name__": f"aiosd_policy_{file.stem}"}
+    exec(code, made)
+    rank, preempt = made.get("rank"), made.get("preempt")
+    if not callable(rank) or not callable(preempt):
+        raise ValueError("it has no functions rank(view, job) and preempt(view)")
+    return Policy(rank, preempt)
+
+
+def check_owner(path: Path, status: os.stat_result) -> None:
+    if status.st_uid not in (0, os.geteuid()):
+        raise ValueError(f"{path} belongs to user {status.st_uid}; chown root it")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ValueError(f"{path} may be written by others; chmod go-w it")
 
 
 def victim(kept: Sequence[Kept]) -> int:

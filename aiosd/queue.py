@@ -8,12 +8,49 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
+from typing import TypeVar
 
 from aiosd.ledger import Ledger
 from aiosd.policies import Job
 from aiosd.request import Request, State
+
+WINDOW = 48  # jobs a policy chooses among
+WINDOW_S = 0.1  # how old its choice of these may be
+
+
+class Ready:
+    """The jobs of one model that may start now, and of very many those that may be next.
+
+    To rank all of 10,000 takes milliseconds, so a window of the best is ranked again only when it is used
+    up or old; what comes newly is in it at once.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: dict[int, Job] = {}
+        self._window: dict[int, Job] = {}
+        self._old_s = 0.0
+
+    def add(self, job: Job) -> None:
+        self.jobs[job.id] = self._window[job.id] = job
+
+    def pop(self, id: int) -> None:
+        self.jobs.pop(id, None)
+        self._window.pop(id, None)
+
+    def window(
+        self, now: float, may: Callable[[Job], bool], best: Callable[[list[Job], int], list[Job]]
+    ) -> list[Job]:
+        """`may`: who has room under his bound; `best`: the policy's order."""
+        if not self._window or now > self._old_s or len(self._window) > 2 * WINDOW:
+            chosen = [job for job in self.jobs.values() if may(job)]
+            if len(chosen) > WINDOW:
+                chosen = best(chosen, WINDOW)
+            # where nobody may start now, one stands for all until it is old
+            self._window = {job.id: job for job in chosen or list(self.jobs.values())[:1]}
+            self._old_s = now + WINDOW_S
+        return [job for job in self._window.values() if may(job)]
 
 
 class Queue:
@@ -23,7 +60,9 @@ class Queue:
         self.per_user: Counter[int] = Counter()  # unfinished requests
         self.pending_bytes: Counter[int] = Counter()  # by user: requests being written or unfinished
         self.ledger = Ledger()
-        self._ready: dict[str, dict[int, Job]] = {}  # by model: those that may start now
+        self.per_agent: Counter[str] = Counter()
+        self.running_of: Counter[int | str] = Counter()  # by user and by agent
+        self._ready: dict[str, Ready] = {}  # by model
         self._turns: dict[str, deque[Request]] = {}  # by context: unfinished requests, oldest first
         self._held: set[int] = set()  # paused agents, by id
 
@@ -36,12 +75,13 @@ class Queue:
     def get(self, id: int) -> Request | None:
         return self.running.get(id) or self.waiting.get(id)
 
-    def ready(self, model: str) -> dict[int, Job]:
-        return self._ready.setdefault(model, {})
+    def ready(self, model: str) -> Ready:
+        return self._ready.setdefault(model, Ready())
 
     def add(self, request: Request, startable: bool = True) -> None:
         self.ledger.arrive(request, self.per_user, time.monotonic())
         self.per_user[request.uid] += 1
+        self.per_agent[request.agent] += 1
         self.waiting[request.id] = request
         if request.spec.context:
             self._turns.setdefault(request.spec.context, deque()).append(request)
@@ -51,6 +91,7 @@ class Queue:
     def wait(self, request: Request) -> None:
         """Preempted, or its worker died: it queues again with the tokens it has."""
         del self.running[request.id]
+        self._count_running(request, -1)
         request.queued_s = time.monotonic()
         self.waiting[request.id] = request
         self._refresh(request)
@@ -59,6 +100,7 @@ class Queue:
         del self.waiting[request.id]
         self.ready(request.spec.model).pop(request.id)
         self.running[request.id] = request
+        self._count_running(request, 1)
         request.worker, request.slice_start = worker, len(request.tokens)
         request.state = State.RUNNING
         request.worker_visits += 1
@@ -66,18 +108,20 @@ class Queue:
 
     def remove(self, request: Request) -> bool:
         """False when it had ended before: every request ends once. `end_turn` is to follow."""
-        known = self.running.pop(request.id, None) or self.waiting.pop(request.id, None)
-        if known is None:
+        if self.running.pop(request.id, None):
+            self._count_running(request, -1)
+        elif self.waiting.pop(request.id, None) is None:
             return False
-        self.ready(request.spec.model).pop(request.id, None)
+        self.ready(request.spec.model).pop(request.id)
         self.ledger.leave(request, time.monotonic())
-        self.per_user[request.uid] -= 1
-        if not self.per_user[request.uid]:
-            del self.per_user[request.uid]
-        self.pending_bytes[request.uid] -= request.size_bytes
-        if self.pending_bytes[request.uid] <= 0:
-            del self.pending_bytes[request.uid]
+        add(self.per_user, request.uid, -1)
+        add(self.per_agent, request.agent, -1)
+        add(self.pending_bytes, request.uid, -request.size_bytes)
         return True
+
+    def _count_running(self, request: Request, change: int) -> None:
+        add(self.running_of, request.uid, change)
+        add(self.running_of, request.agent, change)
 
     def hold(self, agent_id: int, held: bool) -> None:
         """A held agent's requests wait; those that run go on to their end."""
@@ -105,9 +149,19 @@ class Queue:
         turns = self._turns.get(request.spec.context)
         first = turns is None or turns[0] is request
         if first and request.agent_id not in self._held:
-            self.ready(request.spec.model)[request.id] = view(request)
+            self.ready(request.spec.model).add(view(request))
         else:
-            self.ready(request.spec.model).pop(request.id, None)
+            self.ready(request.spec.model).pop(request.id)
+
+
+Key = TypeVar("Key")
+
+
+def add(counts: Counter[Key], key: Key, change: int) -> None:
+    """A count that came to nothing is not kept."""
+    counts[key] += change
+    if counts[key] <= 0:
+        del counts[key]
 
 
 def view(request: Request) -> Job:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 
 from aiosd import response, wire
+from aiosd.access import Caller
 from aiosd.agents import Agent, Agents
 from aiosd.config import Config
 from aiosd.contexts import Context, Contexts
@@ -27,7 +30,8 @@ from aiosd.policies import Job, View
 from aiosd.policies.placement import Seat, place
 from aiosd.policy import Chooser
 from aiosd.pool import Pool, Worker
-from aiosd.queue import Queue, view
+from aiosd.queue import Queue, add, view
+from aiosd.quota import UNBOUNDED, Quotas
 from aiosd.request import Request, State
 from aiosd.residency import Residency
 from aiosd.spec import Message
@@ -35,6 +39,9 @@ from aiosd.store import Store
 from aiosd.swap import Swap
 
 log = logging.getLogger(__name__)
+
+LATER = "try again when some are done"
+FORECAST_S = 0.5
 
 
 class Scheduler:
@@ -44,7 +51,8 @@ class Scheduler:
         self.config, self.store, self.agents, self.contexts, self.models = (
             config, store, agents, contexts, models,
         )  # fmt: skip
-        self.chooser = Chooser(config.scheduler.policy)
+        self.chooser = Chooser(config.scheduler.policy, Path(config.scheduler.policies))
+        self.quotas = Quotas(config)
         self.quantum_tokens = config.scheduler.quantum
         self.pool = Pool(config.engine, self)
         swap = Swap(store.folder / "kv", config.engine.host_kv_bytes, config.engine.disk_kv_bytes)
@@ -55,6 +63,9 @@ class Scheduler:
         self._ids = itertools.count(store.last_request_id() + 1)
         self._unsaved: dict[int, Request] = {}  # ended, but the disk was full
         self._saving = threading.Lock()
+        self._starts: deque[float] = deque(maxlen=64)  # when requests last started
+        self._forecast: dict[int, int] = {}
+        self._forecast_until_s = 0.0
         self._stirred = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -67,6 +78,7 @@ class Scheduler:
         """Takes up what an earlier daemon accepted and did not end, then runs."""
         for request in self.store.unfinished():
             request.state = State.QUEUED
+            request.running_most = self.quotas.of(Caller(request.uid, -1, 0)).running_requests
             self._queue.add(request)
             if self.models.find(request.spec.model) is None:
                 self._finish(request, State.FAILED, f"model {request.spec.model} is gone")
@@ -93,11 +105,10 @@ class Scheduler:
     # admission
 
     def admit(self, request: Request, hopeless: str = "") -> None:
-        """Accepts a request: after this it ends exactly once. Raises Busy, StoreFull.
+        """Accepts a request that check_room let in: after this it ends exactly once. Raises StoreFull.
 
         A `hopeless` one is known to be wrong: it ends as failed, with that reason.
         """
-        self.check_room(request.uid, 0)
         self.store.add_request(request)  # its bytes are reserved already
         with self._wake:
             self._queue.add(request, startable=not hopeless)
@@ -106,30 +117,40 @@ class Scheduler:
         if hopeless:
             self._finish(request, State.FAILED, hopeless)
 
-    def check_room(self, uid: int, size: int) -> None:
-        """What admit would refuse, for a write() that comes before it."""
-        limits = self.config.limits
+    def check_room(self, caller: Caller, agent: str, size: int = 0) -> None:
+        """Whether a user may enqueue one more, of so many bytes. Raises Busy, StoreFull, ShuttingDown."""
+        limits, quota, own = self.config.limits, self.quotas.of(caller), self.quotas.of_agent(agent)
         if self._stopping:
             raise ShuttingDown("the daemon is stopping")
         if len(self._queue) >= limits.queued_requests:
-            raise Busy(f"{len(self._queue)} requests wait", "try again when some are done")
-        if self._queue.per_user[uid] >= limits.queued_requests_per_user:
-            raise Busy(f"{self._queue.per_user[uid]} requests of yours wait", "try again when some are done")
-        if self._queue.pending_bytes[uid] + size > limits.pending_bytes_per_user:
-            raise Busy(
-                "the requests you write or have waiting take too many bytes", "try again when some are done"
-            )
+            raise Busy(f"{len(self._queue)} requests wait", LATER)
+        if self._queue.per_user[caller.uid] >= quota.queued_requests:
+            raise Busy(f"{self._queue.per_user[caller.uid]} requests of yours wait", LATER)
+        if self._queue.per_agent[agent] >= own.get("queued_requests", UNBOUNDED):
+            raise Busy(f"{self._queue.per_agent[agent]} requests of agent {agent} wait", LATER)
+        self._check_rate(caller.uid, quota.tokens_per_minute, "you have")
+        self._check_rate(agent, own.get("tokens_per_minute", UNBOUNDED), f"agent {agent} has")
+        self._check_bytes(caller, size)
         if self.store.free_bytes() < limits.disk_reserve_bytes + size:
             raise StoreFull(f"{self.store.folder}: the disk is full", "free some space there")
 
-    def reserve(self, uid: int, size: int) -> None:
-        """Bytes of a request being written; negative gives them back. Raises Busy, StoreFull."""
-        if size > 0:
-            self.check_room(uid, size)
+    def _check_bytes(self, caller: Caller, size: int) -> None:
+        if self._queue.pending_bytes[caller.uid] + size > self.quotas.of(caller).pending_bytes:
+            raise Busy("the requests you write or have waiting take too many bytes", LATER)
+
+    def _check_rate(self, who: int | str, per_minute: int, said: str) -> None:
         with self._wake:
-            self._queue.pending_bytes[uid] += size
-            if self._queue.pending_bytes[uid] <= 0:
-                del self._queue.pending_bytes[uid]
+            left = self._queue.ledger.buckets.left(who, per_minute, time.monotonic())
+        if left <= 0:
+            wait_s = math.ceil((1 - left) * 60 / per_minute) if per_minute else 60
+            raise Busy(f"{said} used the {per_minute} tokens of this minute", f"try again in {wait_s} s")
+
+    def reserve(self, caller: Caller, size: int) -> None:
+        """Bytes of a request being written; negative gives them back. Raises Busy."""
+        if size > 0:
+            self._check_bytes(caller, size)
+        with self._wake:
+            add(self._queue.pending_bytes, caller.uid, size)
 
     def new_id(self) -> int:
         return next(self._ids)
@@ -198,26 +219,59 @@ class Scheduler:
 
     def _fill(self, model: Model) -> None:
         """Gives free places to whom the policy picks."""
-        ready = self._queue.ready(model.name)
-        while ready and (seats := self._seats(model)):
-            request = self._queue.waiting[self.chooser.pick(self._view(ready, self._running(model)))]
+        while (seats := self._seats(model)) and (view := self._view(model, self._running(model))).waiting:
+            request = self._queue.waiting[self.chooser.order(view, 1)[0].id]
             chosen = place(seats, self._last_worker(request))
             worker = next((w for w in self.pool.ready(model) if w.id == chosen), None)
             if worker is None:  # it just died; worker_died or worker_ready will stir again
                 return
             self._queue.start(request, worker.id)
+            self._starts.append(time.monotonic())
             self._outbox.append(partial(self._submit, request, worker))
 
-    def _view(self, ready: Mapping[int, Job], running: Iterable[Request]) -> View:
-        ledger = self._queue.ledger
-        return View(
-            waiting=tuple(ready.values()),
-            running=tuple(map(view, running)),
-            now=time.monotonic(),
-            quantum_tokens=self.quantum_tokens,
-            users=MappingProxyType(ledger.users),
-            agents=MappingProxyType(ledger.agents),
-        )
+    def _view(self, model: Model, running: Iterable[Request], every: bool = False) -> View:
+        ledger, ready, now = self._queue.ledger, self._queue.ready(model.name), time.monotonic()
+
+        def seen(waiting: Iterable[Job]) -> View:
+            return View(
+                waiting=tuple(waiting),
+                running=tuple(map(view, running)),
+                now=now,
+                quantum_tokens=self.quantum_tokens,
+                users=MappingProxyType(ledger.users),
+                agents=MappingProxyType(ledger.agents),
+            )
+
+        if every:
+            return seen(ready.jobs.values())
+        return seen(ready.window(now, self._may_start, lambda jobs, n: self.chooser.order(seen(jobs), n)))
+
+    def _may_start(self, job: Job) -> bool:
+        """Whether its user and its agent have fewer running than they may."""
+        running, request = self._queue.running_of, self._queue.waiting[job.id]
+        most = self.quotas.of_agent(job.agent).get("running_requests", UNBOUNDED) if job.agent else UNBOUNDED
+        return running[job.uid] < request.running_most and running[job.agent] < most
+
+    def position(self, request: Request) -> tuple[int, float] | None:
+        """How many start before it, and in how many seconds it may; None: it cannot start yet, or runs.
+
+        A forecast: the policy's order now, at the pace of the last starts.
+        """
+        with self._wake:
+            now = time.monotonic()
+            if now > self._forecast_until_s:
+                self._forecast_until_s = now + FORECAST_S
+                self._forecast = {
+                    job.id: n
+                    for model in self.models.all()
+                    for n, job in enumerate(self.chooser.order(self._view(model, (), True), len(self._queue)))
+                }
+            ahead = self._forecast.get(request.id)
+            starts = list(self._starts)
+        if ahead is None or request.id not in self._queue.waiting:
+            return None
+        pace_s = (now - starts[0]) / len(starts) if starts else 0.0
+        return ahead, (ahead + 1) * pace_s
 
     def _last_worker(self, request: Request) -> int | None:
         """Where KV of this request may still be: its own, or its conversation's."""
@@ -226,17 +280,18 @@ class Scheduler:
 
     def _preempt(self, model: Model) -> None:
         """Asks the policy once for every place whether a waiting request should have it."""
-        ready = self._queue.ready(model.name)
-        if not ready or self._seats(model):
+        if not self._queue.ready(model.name).jobs or self._seats(model):
             return
         staying = {r.id: r for r in self._running(model) if not r.leaving}
         leaving = len(self._running(model)) - len(staying)
-        for _ in range(min(len(ready) - leaving, len(staying))):
-            id = self.chooser.preempt(self._view(ready, staying.values()))
+        for _ in range(len(staying)):
+            seen = self._view(model, staying.values())
+            id = self.chooser.preempt(seen) if len(seen.waiting) > leaving else None
             if id is None:
                 return
             request = staying.pop(id)
             request.leaving = True
+            leaving += 1
             self._send(request.worker, wire.Remove(id))
 
     def _seats(self, model: Model) -> list[Seat]:

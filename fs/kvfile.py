@@ -63,7 +63,7 @@ class Writing(Handle):
     """Nothing changes until the last byte is there and all of them are right."""
 
     def __init__(self, kv: KvFile, opening: Opening) -> None:
-        self._kv, self._uid = kv, opening.caller.uid
+        self._kv, self._caller = kv, opening.caller
         self._lock = threading.Lock()
         self._file: int | None = os.memfd_create("aios-kv-in")
         self._beginning = bytearray()
@@ -89,7 +89,7 @@ class Writing(Handle):
         self._beginning += data
         self._size = snapshot.size_of(self._beginning)
         if self._size is not None:
-            self._kv.kernel.check_kv(self._uid, self._size)
+            self._kv.kernel.admission.check_kv(self._caller, self._size)
             self._beginning.clear()
 
     def flush(self, pid: int) -> None:

@@ -27,7 +27,6 @@ from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table, Tree
 from aiosd.kernel import Kernel
 from aiosd.models import Model, ModelState
-from aiosd.policy import POLICIES
 from aiosd.pool import Worker
 from aiosd.request import Request, State
 
@@ -121,7 +120,7 @@ def scheduler_files(kernel: Kernel) -> dict[str, Factory]:
 
     return {
         "policy": lambda: Value(get=lambda: scheduler.chooser.name, set=set_policy),
-        "policies": lambda: Text(render=lambda: "".join(f"{name}\n" for name in POLICIES)),
+        "policies": lambda: Text(render=lambda: "".join(f"{name}\n" for name in scheduler.chooser.policies)),
         "quantum": lambda: Value(get=lambda: str(scheduler.quantum_tokens), set=set_quantum),
         "queue": lambda: Text(render=partial(queue, kernel)),
         "stats": lambda: Text(render=lambda: table(**scheduler.counters, busy_s=round(scheduler.busy_s, 3))),
@@ -130,11 +129,16 @@ def scheduler_files(kernel: Kernel) -> dict[str, Factory]:
 
 def queue(kernel: Kernel) -> str:
     """Everybody may see how long the queue is; what is asked is seen by nobody here."""
-    header = ["ID", "STATE", "UID", "AGENT", "MODEL", "WORKER", "TOKENS", "WAITED_S"]
+    header = ["ID", "STATE", "UID", "AGENT", "MODEL", "WORKER", "TOKENS", "WAITED_S", "AHEAD", "STARTS_IN_S"]
     now = time.time()
+
+    def forecast(request: Request) -> tuple[object, object]:
+        place = kernel.scheduler.position(request)
+        return (place[0], f"{place[1]:.1f}") if place else ("-", "-")
+
     rows = [
         [r.id, r.state, r.uid, r.agent or "-", r.spec.model, "-" if r.worker is None else r.worker,
-         len(r.tokens), f"{(r.started_s or now) - r.submitted_s:.1f}"]
+         len(r.tokens), f"{(r.started_s or now) - r.submitted_s:.1f}", *forecast(r)]
         for r in kernel.scheduler.unfinished()
     ]  # fmt: skip
     return columns(header, rows)
@@ -339,7 +343,7 @@ def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
     return Table(
         {
             "request": lambda: Text(0o400, render=lambda: asked(request)),
-            "state": lambda: Text(0o400, render=lambda: f"{request.state}\n"),
+            "state": lambda: Text(0o400, render=partial(request_state, kernel, request)),
             "response": lambda: AnswerFile(0o400, request),
             "response.json": lambda: Text(0o400, render=lambda: request.document),
             "error": lambda: Text(0o400, render=lambda: f"{request.error}\n" if request.error else ""),
@@ -355,6 +359,12 @@ def asked(request: Request) -> str:
     if not request.spec.json:
         return "".join(m["content"] + "\n" for m in request.spec.messages)
     return json.dumps(asdict(request.spec), ensure_ascii=False) + "\n"
+
+
+def request_state(kernel: Kernel, request: Request) -> str:
+    """The state, and of one that waits how many start before it and in how many seconds it may start."""
+    place = kernel.scheduler.position(request)
+    return f"{request.state}\n" if place is None else f"{request.state} {place[0]} {place[1]:.1f}\n"
 
 
 def request_usage(request: Request) -> str:

@@ -1,13 +1,14 @@
 """Decisions, one small pure file each: who is next, who yields.
 
-A policy sees an immutable View and answers with an id. No clock, no I/O, no log: the same view gives the same
-answer. The mechanism (aiosd.policy) checks every answer and falls back to FIFO on a bad one.
+A policy sees an immutable View and answers with a rank or an id. No clock, no I/O, no log: the same view
+gives the same answer. The mechanism (aiosd.policy) checks every answer and falls back to FIFO on a bad one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that a decision may depend on. `running` are those on the places that are asked about."""
+    """All that a decision may depend on. `waiting`: of very many, the best and the newest.
+
+    `running` are those on the places that are asked about.
+    """
 
     waiting: Sequence[Job]
     running: Sequence[Job]
@@ -38,8 +42,8 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`pick`: who starts next; None only when nobody waits. `preempt`: the running job that yields its place
-    to a waiting one, or None; asked only when all places are taken."""
+    """`rank`: anything that can be compared; the least of those that wait starts next. `preempt`: the running
+    job that yields its place to a waiting one, or None; asked only when all places are taken."""
 
-    pick: Callable[[View], int | None]
+    rank: Callable[[View, Job], Any]
     preempt: Callable[[View], int | None]

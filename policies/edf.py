@@ -12,11 +12,6 @@ def rank(view: View, job: Job) -> tuple[float, int]:
     return job.deadline_s if reachable and job.deadline_s is not None else math.inf, job.id
 
 
-def pick(view: View) -> int | None:
-    best = min(view.waiting, key=lambda job: rank(view, job), default=None)
-    return best.id if best else None
-
-
 def preempt(view: View) -> int | None:
     best = min(view.waiting, key=lambda job: rank(view, job), default=None)
     last = max(view.running, key=lambda job: rank(view, job), default=None)

@@ -13,11 +13,6 @@ def rank(view: View, job: Job) -> tuple[float, float, int]:
     return view.users.get(job.uid, 0.0), *las.rank(view, job)
 
 
-def pick(view: View) -> int | None:
-    best = min(view.waiting, key=lambda job: rank(view, job), default=None)
-    return best.id if best else None
-
-
 def preempt(view: View) -> int | None:
     """Between users a spent quantum yields to less service; within one user las decides."""
     best = min(view.waiting, key=lambda job: rank(view, job), default=None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from aiosd.policies import View
+from aiosd.policies import Job, View
 
 
-def pick(view: View) -> int | None:
-    return min((job.id for job in view.waiting), default=None)
+def rank(view: View, job: Job) -> int:
+    return job.id
 
 
 def preempt(view: View) -> int | None:

@@ -23,11 +23,6 @@ def rank(view: View, job: Job) -> tuple[float, int]:
     return level(view, job) - math.floor((view.now - job.queued_s) / AGEING_S), job.id
 
 
-def pick(view: View) -> int | None:
-    best = min(view.waiting, key=lambda job: rank(view, job), default=None)
-    return best.id if best else None
-
-
 def preempt(view: View) -> int | None:
     best = min(view.waiting, key=lambda job: rank(view, job), default=None)
     spent = [job for job in view.running if job.slice_tokens >= view.quantum_tokens]

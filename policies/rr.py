@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from aiosd.policies import View
+from aiosd.policies import Job, View
 
 
-def pick(view: View) -> int | None:
-    longest = min(view.waiting, key=lambda job: (job.queued_s, job.id), default=None)
-    return longest.id if longest else None
+def rank(view: View, job: Job) -> tuple[float, int]:
+    return job.queued_s, job.id
 
 
 def preempt(view: View) -> int | None:

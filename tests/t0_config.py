@@ -18,7 +18,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_every_key_has_a_default(tmp_path: Path) -> None:
     config = load(write(tmp_path, ""))
-    assert config.scheduler.policy == "fifo"
+    assert config.scheduler.policy == "fair"
     assert config.limits.request_bytes == 4 << 20
 
 
@@ -43,7 +43,10 @@ def test_drop_ins_win_in_name_order(tmp_path: Path) -> None:
         ("[models.a]\nreplicas = 2\n", 1, "needs a path"),
         ("[models.a]\npath = '/a'\nreplica = 2\n", 3, "unknown key 'replica'"),
         ("[daemon]\nlog_level = 'loud'\n", 2, "is one of debug"),
-        ("[scheduler]\npolicy = 'best'\n", 2, "is one of fifo"),
+        ("[quota]\nuser = 3\n", 2, r"write \[quota.user.NAME\]"),
+        ("[quota]\n[quota.user.ada]\nqueue = 1\n", 3, "unknown key 'queue'"),
+        ("[quota.group.staff]\nkv_bytes = -1\n", 2, "is at least 0"),
+        ("[quota.agent.ada]\nqueued_requests = 1\nkv_bytes = 1\n", 3, "kv_bytes is not of an agent"),
         ("scheduler = 5\n", 1, "is a section"),
     ],
 )

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosd import policy
 from aiosd.errors import BadValue
 from aiosd.ledger import OUTPUT_WEIGHT, Ledger
 from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, rr
 from aiosd.policies.placement import Seat, place
-from aiosd.policy import POLICIES, Chooser
+from aiosd.policy import BUILT_IN, Chooser, read_all
 from aiosd.request import Request
 from aiosd.sampling import Sampling
 from aiosd.spec import Spec
+
+NOWHERE = Path("/nonexistent")
 
 
 def job(id: int, queued_s: float = 0.0, slice_tokens: int = 0, **facts: object) -> Job:
@@ -34,6 +38,17 @@ def view(
     agents: Mapping[tuple[int, str], float] | None = None,
 ) -> View:
     return View(waiting, running, now, quantum, users or {}, agents or {})
+
+
+class Ranks(Protocol):
+    @property
+    def rank(self) -> Callable[[View, Job], Any]: ...
+
+
+def first(policy: Ranks, seen: View) -> int | None:
+    """Who starts next."""
+    best = min(seen.waiting, key=lambda job: policy.rank(seen, job), default=None)
+    return best.id if best else None
 
 
 JOBS = st.lists(
@@ -53,26 +68,26 @@ JOBS = st.lists(
 )
 
 
-@given(JOBS, JOBS, st.integers(1, 99), st.sampled_from(sorted(POLICIES)))
+@given(JOBS, JOBS, st.integers(1, 99), st.sampled_from(sorted(BUILT_IN)))
 def test_every_policy_answers_with_an_id_it_was_shown(
     waiting: list[Job], running: list[Job], quantum: int, name: str
 ) -> None:
     seen = view(waiting, running, quantum=quantum, users={0: 5.0, 1: 7.0}, agents={(0, "a"): 300.0})
-    picked = POLICIES[name].pick(seen)
+    picked = first(BUILT_IN[name], seen)
     assert (picked is None) == (not waiting)
     assert picked is None or picked in {j.id for j in waiting}
-    yields = POLICIES[name].preempt(seen)
+    yields = BUILT_IN[name].preempt(seen)
     assert yields is None or yields in {j.id for j in running}
     assert yields is None or waiting
 
 
 def test_fifo_takes_who_came_first_and_never_preempts() -> None:
-    assert fifo.pick(view([job(5), job(2), job(9)])) == 2
+    assert first(fifo, view([job(5), job(2), job(9)])) == 2
     assert fifo.preempt(view([job(5)], [job(1, slice_tokens=999)], quantum=1)) is None
 
 
 def test_rr_takes_who_waits_longest_and_preempts_a_spent_quantum_only() -> None:
-    assert rr.pick(view([job(5, 3.0), job(2, 4.0)])) == 5
+    assert first(rr, view([job(5, 3.0), job(2, 4.0)])) == 5
     running = [job(1, slice_tokens=7), job(2, slice_tokens=12), job(3, slice_tokens=10)]
     assert rr.preempt(view([job(5)], running)) == 2
     assert rr.preempt(view([job(5)], running, quantum=20)) is None
@@ -80,9 +95,9 @@ def test_rr_takes_who_waits_longest_and_preempts_a_spent_quantum_only() -> None:
 
 
 def test_priority_takes_the_lowest_nice_and_ageing_saves_the_others() -> None:
-    assert priority.pick(view([job(1, 9.0), job(2, 9.0, nice=-5)])) == 2
+    assert first(priority, view([job(1, 9.0), job(2, 9.0, nice=-5)])) == 2
     patient = job(1, 0.0, nice=19)
-    assert priority.pick(view([patient, job(2, 99.0)], now=100.0)) == 1
+    assert first(priority, view([patient, job(2, 99.0)], now=100.0)) == 1
     low = job(3, nice=5, slice_tokens=1)
     assert priority.preempt(view([job(4, 10.0)], [low])) == 3, "a better one at once"
     assert priority.preempt(view([job(4, 10.0, nice=6)], [low])) is None
@@ -96,8 +111,8 @@ def test_priority_takes_the_lowest_nice_and_ageing_saves_the_others() -> None:
 def test_las_takes_the_run_that_got_least_and_ageing_saves_the_long_one() -> None:
     long, short = job(1, 10.0, agent="long"), job(2, 10.0, agent="short")
     got = {(0, "long"): 5000.0, (0, "short"): 15.0}
-    assert las.pick(view([long, short], agents=got)) == 2
-    assert las.pick(view([replace(long, queued_s=-200.0), short], agents=got)) == 1
+    assert first(las, view([long, short], agents=got)) == 2
+    assert first(las, view([replace(long, queued_s=-200.0), short], agents=got)) == 1
     running = replace(long, slice_tokens=10)
     assert las.preempt(view([short], [running], agents=got)) == 1
     assert las.preempt(view([short], [replace(running, slice_tokens=9)], agents=got)) is None
@@ -106,9 +121,9 @@ def test_las_takes_the_run_that_got_least_and_ageing_saves_the_long_one() -> Non
 
 def test_fair_takes_the_user_who_got_least_then_his_least_served_agent() -> None:
     mine, his = job(1, 10.0, uid=1), job(2, 10.0, uid=2)
-    assert fair.pick(view([mine, his], users={1: 50.0, 2: 49.0})) == 2
+    assert first(fair, view([mine, his], users={1: 50.0, 2: 49.0})) == 2
     other = job(3, 10.0, uid=2, agent="fresh")
-    assert fair.pick(view([his, other], users={2: 49.0}, agents={(2, "a2"): 900.0})) == 3
+    assert first(fair, view([his, other], users={2: 49.0}, agents={(2, "a2"): 900.0})) == 3
     running = replace(mine, slice_tokens=10)
     assert fair.preempt(view([his], [running], users={1: 50.0, 2: 49.0})) == 1
     assert fair.preempt(view([his], [running], users={1: 49.0, 2: 50.0})) is None
@@ -118,9 +133,9 @@ def test_edf_takes_the_earliest_deadline_that_can_be_met_and_still_serves_the_ot
     soon, later, missed, none = (
         job(i, deadline_s=d) for i, d in enumerate([12.0, 15.0, 5.0, None], 1)
     )  # fmt: skip
-    assert edf.pick(view([none, missed, later, soon])) == 1
-    assert edf.pick(view([none, missed, later])) == 2
-    assert edf.pick(view([none, missed])) == 3, "then in order of arrival"
+    assert first(edf, view([none, missed, later, soon])) == 1
+    assert first(edf, view([none, missed, later])) == 2
+    assert first(edf, view([none, missed])) == 3, "then in order of arrival"
     assert edf.preempt(view([soon], [later, none])) == 4
     assert edf.preempt(view([later], [soon])) is None
 
@@ -140,7 +155,7 @@ def test_fair_keeps_two_backlogged_users_within_the_papers_bound(
         ledger.arrive(users[uid], [u for u in users if u != uid], 0.0)
     waiting = [job(1, uid=0), job(2, uid=1)]
     for _, length in arrivals:
-        picked = fair.pick(view(waiting, users=ledger.users))
+        picked = first(fair, view(waiting, users=ledger.users))
         uid = next(j.uid for j in waiting if j.id == picked)
         ledger.charge(users[uid], input_tokens=length)
         ledger.charge(users[uid], output_tokens=batch)
@@ -176,25 +191,55 @@ def test_a_job_goes_where_its_kv_is_else_to_the_least_loaded() -> None:
     assert place([], 0) is None
 
 
-def boom(_: View) -> int:
+def boom(*_: object) -> int:
     raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("answer", [lambda _: 99, lambda _: None, lambda _: "x", boom])
+@pytest.mark.parametrize("answer", [lambda *_: 99, lambda *_: "x", boom])
 def test_a_bad_policy_is_answered_by_fifo_and_said_once(
-    answer: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    answer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(policy.POLICIES, "bad", Policy(answer, answer))  # type: ignore[arg-type]
-    chooser = Chooser("bad")
+    monkeypatch.setitem(BUILT_IN, "bad", Policy(boom, answer))
+    chooser = Chooser("bad", NOWHERE)
     seen = view([job(7), job(4)], [job(1)])
-    assert chooser.pick(seen) == 4
-    assert chooser.pick(seen) == 4
+    assert [j.id for j in chooser.order(seen, 1)] == [4]
+    assert [j.id for j in chooser.order(seen, 9)] == [4, 7]
     assert chooser.preempt(seen) is None
     assert sum("fifo decides" in r.message for r in caplog.records) == 1
 
 
+LIFO = "def rank(view, job): return -job.id\ndef preempt(view): return None\n"
+
+
+def test_administrators_policies_are_used_when_nobody_else_can_write_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tmp_path.chmod(0o755)
+    for name, text in {
+        "lifo": LIFO, "open": LIFO, "broken": "def rank(", "half": "def rank(view, job): ...", "fifo": LIFO,
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}.py").write_text(text)
+        (tmp_path / f"{name}.py").chmod(0o666 if name == "open" else 0o644)
+    assert list(read_all(tmp_path)) == ["lifo"]
+    said = " ".join(r.message for r in caplog.records)
+    for why in ("chmod go-w", "never closed", "no functions rank", "built-in policy has this name"):
+        assert why in said
+    chooser = Chooser("lifo", tmp_path)
+    assert chooser.order(view([job(1), job(2)]), 1)[0].id == 2
+    (tmp_path / "lifo.py").unlink()
+    chooser.load(tmp_path)
+    assert chooser.name == "fifo"
+    (tmp_path / "lifo.py").write_text(LIFO)
+    tmp_path.chmod(0o777)
+    assert read_all(tmp_path) == {}
+    if os.geteuid() == 0:
+        tmp_path.chmod(0o755)
+        os.chown(tmp_path / "lifo.py", 4242, 4242)
+        assert read_all(tmp_path) == {}
+
+
 def test_an_unknown_policy_is_refused_and_the_old_one_stays() -> None:
-    chooser = Chooser("rr")
+    chooser = Chooser("rr", NOWHERE)
     with pytest.raises(BadValue, match="no policy"):
         chooser.switch("best")
     assert chooser.name == "rr"

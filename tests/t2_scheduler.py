@@ -214,7 +214,7 @@ def test_ids_are_never_used_twice_even_when_their_agent_is_gone(make_kernel: Mak
 
 
 def test_a_user_at_his_bound_is_told_to_try_again(make_kernel: MakeKernel) -> None:
-    kernel = make_kernel("[limits]\nqueued_requests_per_user = 3\n")
+    kernel = make_kernel("[quota]\nqueued_requests = 3\n")
     for _ in range(3):
         ask(kernel, "x")
     with pytest.raises(Busy, match="3 requests of yours"):

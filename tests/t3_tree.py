@@ -38,7 +38,7 @@ LLM = "/agents/ada/syscall/llm"
 
 @pytest.fixture
 def kernel(make_kernel: Callable[..., Kernel]) -> Kernel:
-    return make_kernel("[limits]\nagents_per_user = 3\nrequest_bytes = 1000\n")
+    return make_kernel("[limits]\nrequest_bytes = 1000\n[quota]\nagents = 3\n")
 
 
 @pytest.fixture
@@ -443,7 +443,7 @@ def test_what_could_not_be_submitted_is_kept_and_never_answered_by_another_reque
 
 
 def test_bytes_being_written_are_bounded_by_user_and_given_back(make_kernel: Callable[..., Kernel]) -> None:
-    kernel = make_kernel("[limits]\npending_bytes_per_user = 1000\n")
+    kernel = make_kernel("[quota]\npending_bytes = 1000\n")
     tree = layout.build(kernel)
     tree.make(tree.find("/agents"), "ada", ME, 0o700)
     first = opened(tree, LLM, os.O_WRONLY)

@@ -1,0 +1,78 @@
+"""How much each user and agent may have: from [quota], its tables for some, and what was used of a rate.
+
+A user's own table decides; else the most generous of his groups'; else [quota] itself. An agent's table
+bounds it besides. Any thread may ask; Buckets are the scheduler's, under its lock.
+"""
+
+from __future__ import annotations
+
+import grp
+import pwd
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from aiosd.access import Caller
+from aiosd.config import Config, Quota
+
+UNBOUNDED = 1 << 62
+RATES = ("running_requests", "tokens_per_minute")  # 0 means that there is no bound
+
+
+class Quotas:
+    def __init__(self, config: Config) -> None:
+        self._default = config.quota
+        self._by_uid = self._numbers(config, "user", lambda name: pwd.getpwnam(name).pw_uid)
+        self._by_gid = self._numbers(config, "group", lambda name: grp.getgrnam(name).gr_gid)
+        self._by_agent = {name: table for (kind, name), table in config.quotas.items() if kind == "agent"}
+
+    @staticmethod
+    def _numbers(config: Config, wanted: str, number: Callable[[str], int]) -> dict[int, Any]:
+        """Names of users and groups as ids, once: asking for a name may take a network."""
+        found = {}
+        for (kind, name), table in config.quotas.items():
+            if kind == wanted:
+                with suppress(KeyError):  # nobody of that name here
+                    found[int(name) if name.isdecimal() else number(name)] = table
+        return found
+
+    def of(self, caller: Caller) -> Quota:
+        """Zeros that mean no bound are a large number here."""
+        tables = [self._by_gid[g] for g in {caller.gid, *caller.groups} if g in self._by_gid]
+        chosen: dict[str, int] = {}
+        for table in tables:
+            for key, value in table.items():
+                chosen[key] = max(chosen.get(key, 0), bound(key, value))
+        chosen |= self._by_uid.get(caller.uid, {})
+        quota = replace(self._default, **chosen)
+        return replace(quota, **{key: bound(key, getattr(quota, key)) for key in RATES})
+
+    def of_agent(self, name: str) -> dict[str, int]:
+        return {key: bound(key, value) for key, value in self._by_agent.get(name, {}).items()}
+
+
+def bound(key: str, value: int) -> int:
+    return UNBOUNDED if key in RATES and value == 0 else value
+
+
+class Buckets:
+    """Token buckets: a minute's worth to begin with, filled again evenly. Spending may overdraw one."""
+
+    def __init__(self) -> None:
+        self._left: dict[object, tuple[float, float]] = {}  # tokens and when that was
+
+    def left(self, who: object, per_minute: int, now: float) -> float:
+        if per_minute >= UNBOUNDED:
+            self._left.pop(who, None)
+            return float(per_minute)
+        tokens, at = self._left.get(who, (float(per_minute), now))
+        tokens = min(float(per_minute), tokens + (now - at) * per_minute / 60)
+        self._left[who] = (tokens, now)
+        return tokens
+
+    def spend(self, who: object, tokens: int) -> None:
+        """Of those that were asked about: the others have no bound."""
+        if who in self._left:
+            left, at = self._left[who]
+            self._left[who] = (left - tokens, at)

@@ -1,0 +1,116 @@
+"""What a user or an agent may have at once, and in a minute; and how a queue looks that is long."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+import pytest
+
+from aiosd.access import Caller
+from aiosd.admission import Source
+from aiosd.config import Config, Quota
+from aiosd.errors import BadValue, Busy
+from aiosd.quota import UNBOUNDED, Buckets, Quotas
+from aiosd.request import State
+from tests.running import wait_until
+from tests.t2_scheduler import LONG_S, ME, MakeKernel, ask, ended
+
+EVE = Caller(4242, 4242, os.getpid())
+
+
+def test_a_users_table_wins_over_his_groups_and_the_most_generous_group_over_the_default() -> None:
+    root = pwd.getpwuid(0).pw_name
+    tables = {
+        ("user", root): {"contexts": 7},
+        ("user", "nobody-of-this-name"): {"contexts": 1},
+        ("group", "4242"): {"contexts": 5, "running_requests": 2},
+        ("group", "4243"): {"contexts": 6, "running_requests": 0},
+        ("agent", "ada"): {"tokens_per_minute": 0, "queued_requests": 3},
+    }
+    quotas = Quotas(Config(quota=Quota(contexts=9, running_requests=4), quotas=tables))
+    assert quotas.of(Caller(0, 4242, 1)).contexts == 7
+    assert quotas.of(EVE).contexts == 5
+    assert quotas.of(EVE).running_requests == 2
+    both = quotas.of(Caller(1, 4242, 1, frozenset({4243})))
+    assert (both.contexts, both.running_requests) == (6, UNBOUNDED)
+    assert quotas.of(Caller(1, 1, 1)) == Quota(contexts=9, running_requests=4, tokens_per_minute=UNBOUNDED)
+    assert quotas.of_agent("ada") == {"tokens_per_minute": UNBOUNDED, "queued_requests": 3}
+    assert quotas.of_agent("bob") == {}
+
+
+def test_a_bucket_fills_evenly_and_can_be_overdrawn() -> None:
+    buckets = Buckets()
+    buckets.spend("ada", 5)  # nobody asked for her bound yet
+    assert buckets.left("ada", 60, 0.0) == 60
+    buckets.spend("ada", 90)
+    assert buckets.left("ada", 60, 10.0) == -20
+    assert buckets.left("ada", 60, 35.0) == 5
+    assert buckets.left("ada", 60, 900.0) == 60
+    assert buckets.left("ada", UNBOUNDED, 900.0) > 1 << 60
+
+
+def test_tokens_a_minute_are_refused_at_admission_and_what_runs_goes_on(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel("[quota]\ntokens_per_minute = 50\n[quota.agent.a2]\ntokens_per_minute = 20\n")
+    kernel.start()
+    first = ask(kernel, "x" * 30, max_tokens=40)
+    assert ended(first).state is State.DONE
+    with pytest.raises(Busy, match="you have used the 50 tokens") as refused:
+        ask(kernel, "x")
+    assert "try again in" in refused.value.hint
+    agent = kernel.agents.add("a2")
+    source = Source("/agents/a2/syscall/llm", agent)
+    request = kernel.admission.submit(EVE, source, b'{"prompt":"xx","max_tokens":9,"ignore_eos":true}')
+    assert ended(request).state is State.DONE
+    with pytest.raises(Busy, match="agent a2 has used the 20"):
+        kernel.admission.check(EVE, source, 1)
+
+
+def test_a_user_at_his_running_bound_waits_and_others_pass(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel(f"[quota.user.{ME.uid}]\nrunning_requests = 2\n")
+    kernel.start()
+    mine = [ask(kernel, f"mine {i}", max_tokens=300) for i in range(5)]
+    wait_until(lambda: sum(r.state is State.RUNNING for r in mine) == 2, "two to run", LONG_S)
+    agent = kernel.agents.add("eve")
+    body = b'{"prompt":"x","max_tokens":3}'
+    hers = kernel.admission.submit(EVE, Source("/agents/eve/syscall/llm", agent), body)
+    assert ended(hers).state is State.DONE
+    assert sum(r.state is State.RUNNING for r in mine) <= 2
+    assert [ended(r).state for r in mine] == [State.DONE] * 5
+
+
+def test_queued_requests_of_an_agent(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel("[quota.agent.a0]\nqueued_requests = 1\n")
+    ask(kernel, "x")
+    agent = kernel.agents.get("a0")
+    with pytest.raises(Busy, match="1 requests of agent a0"):
+        kernel.admission.submit(ME, Source("/agents/a0/syscall/llm", agent), b"y")
+    ask(kernel, "of another agent")
+
+
+def test_the_place_in_a_queue_is_the_policys(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel("[scheduler]\npolicy = 'priority'\n[engine]\nmax_running = 1\n")
+    kernel.start()
+    running = ask(kernel, "x", max_tokens=600)
+    wait_until(lambda: bool(running.tokens), "a token", LONG_S)
+    late, soon = ask(kernel, "y", max_tokens=1), ask(kernel, "z", max_tokens=1)
+    agent = kernel.agents.add("low")
+    kernel.agents.change(agent, nice=5)
+    last = kernel.admission.submit(ME, Source("/agents/low/syscall/llm", agent), b"w")
+    wait_until(lambda: kernel.scheduler.position(last) is not None, "the forecast")
+    places = [kernel.scheduler.position(r) for r in (running, late, soon, last)]
+    assert [p and p[0] for p in places] == [None, 0, 1, 2]
+    assert all(p is None or p[1] >= 0 for p in places)
+
+
+def test_a_long_queue_is_served_whole_and_new_short_runs_are_seen_at_once(make_kernel: MakeKernel) -> None:
+    """More than a policy is shown at a time."""
+    kernel = make_kernel("[scheduler]\npolicy = 'las'\n[engine]\nmax_running = 4\n")
+    kernel.start()
+    many = [ask(kernel, f"{i}", max_tokens=3) for i in range(150)]
+    assert [ended(r).state for r in many] == [State.DONE] * 150
+
+
+def test_a_policy_that_does_not_exist_is_no_reload(make_kernel: MakeKernel) -> None:
+    with pytest.raises(BadValue, match="no policy 'best'"):
+        make_kernel("[scheduler]\npolicy = 'best'\n")
