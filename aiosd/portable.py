@@ -52,7 +52,7 @@ class Export:
 def about(scheduler: Scheduler, context: Context) -> str:
     request = scheduler.turn(context)
     unfinished = None
-    if request is not None and request.tokens:
+    if request is not None:
         tokens, text = scheduler.progress(request)
         unfinished = {"request": as_asked(request.spec), "tokens": tokens, "text": text}
     elif context.unfinished:

@@ -141,10 +141,10 @@ def read(fd: int) -> Header:
 
 def size_of(data: bytes | bytearray) -> int | None:
     """Bytes of the whole file, told from its beginning; None: more has to come. Raises BadSnapshot."""
-    beginning = data[8:SUM_AT]
-    if beginning != OPENING[: len(beginning)]:
+    beginning, known = data[8:SUM_AT], int.from_bytes(data[:8], "little") if len(data) >= 8 else 0
+    if beginning != OPENING[: len(beginning)] or known > HEADER_BYTES_MAX:
         raise BadSnapshot(NOT_ONE, OUT_OF)
-    if len(data) < SUM_AT or len(data) < 8 + int.from_bytes(data[:8], "little") <= 8 + HEADER_BYTES_MAX:
+    if len(data) < max(SUM_AT, 8 + known):
         return None
     return parse(data).size
 
