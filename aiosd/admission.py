@@ -138,7 +138,7 @@ class Admission:
         agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
         number = id or self.scheduler.new_id()
         request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))
-        request.running_most = self.scheduler.quotas.of(caller).running_requests
+        request.running_most = self.scheduler.quotas.running(caller, agent)
         request.kv_owner = self._kv_owner(caller, spec)
         if spec.resume and not hopeless:
             _, request.tokens, request.text = self._unfinished(spec)

@@ -138,6 +138,8 @@ def arguments() -> argparse.ArgumentParser:
     command("cancel", cancel, "end an unfinished request").add_argument("id")
     policy_parser = command("policy", policy, "show or switch the scheduling policy")
     policy_parser.add_argument("name", nargs="?")
+    trace_parser = command("trace", trace, "what each request did when, as JSON or as a picture")
+    trace_parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: svg, png or pdf")
     model = command("model", models, "add, load, unload or remove a model").add_subparsers(required=True)
     add = model.add_parser("add", help="serve a folder with a Hugging Face model")
     add.add_argument("path", type=Path)
@@ -211,6 +213,23 @@ def policy(files: Files, options: argparse.Namespace) -> None:
     now = files.read("scheduler/policy").strip()
     for name in files.read("scheduler/policies").split():
         print(f"{'*' if name == now else ' '} {name}")
+
+
+def trace(files: Files, options: argparse.Namespace) -> None:
+    text = files.read("scheduler/trace.json")
+    if options.plot is None:
+        print(text, end="")
+        return
+    try:
+        from aiosd.plot import plot
+
+        plot(json.loads(text), options.plot)
+    except ImportError:
+        raise Failed(
+            "drawing needs matplotlib: pip install aiosd[plot], or apt install python3-matplotlib"
+        ) from None
+    except ValueError as error:  # a suffix that is no format
+        raise Failed(f"{options.plot}: {error}") from None
 
 
 def model_add(files: Files, options: argparse.Namespace) -> None:

@@ -8,49 +8,58 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain, islice
 from typing import TypeVar
 
 from aiosd.ledger import Ledger
 from aiosd.policies import Job
 from aiosd.request import Request, State
 
-WINDOW = 48  # jobs a policy chooses among
-WINDOW_S = 0.1  # how old its choice of these may be
+Order = Callable[[list[Job], int], list[Job]]
+RANKED = 512  # of very many jobs the best, which a policy has put in order
+SHOWN = 32  # of these and of the newest it is shown so many for a decision
+OLD_S = 0.1  # how long an order holds at least
 
 
 class Ready:
-    """The jobs of one model that may start now, and of very many those that may be next.
+    """The jobs of one model that may start now, and those of them that a policy has to look at.
 
-    To rank all of 10,000 takes milliseconds, so a window of the best is ranked again only when it is used
-    up or old; what comes newly is in it at once.
+    To rank all of 10,000 takes milliseconds. So the best of an order that was made a moment ago compete
+    with what has come since; it is made again when it is used up, or old.
     """
 
     def __init__(self) -> None:
         self.jobs: dict[int, Job] = {}
-        self._window: dict[int, Job] = {}
+        self._best: dict[int, Job] = {}
+        self._new: dict[int, Job] = {}
         self._old_s = 0.0
 
     def add(self, job: Job) -> None:
-        self.jobs[job.id] = self._window[job.id] = job
+        self.jobs[job.id] = self._new[job.id] = job
+        self._best.pop(job.id, None)
 
     def pop(self, id: int) -> None:
-        self.jobs.pop(id, None)
-        self._window.pop(id, None)
+        for jobs in (self.jobs, self._best, self._new):
+            jobs.pop(id, None)
 
-    def window(
-        self, now: float, may: Callable[[Job], bool], best: Callable[[list[Job], int], list[Job]]
-    ) -> list[Job]:
-        """`may`: who has room under his bound; `best`: the policy's order."""
-        if not self._window or now > self._old_s or len(self._window) > 2 * WINDOW:
-            chosen = [job for job in self.jobs.values() if may(job)]
-            if len(chosen) > WINDOW:
-                chosen = best(chosen, WINDOW)
-            # where nobody may start now, one stands for all until it is old
-            self._window = {job.id: job for job in chosen or list(self.jobs.values())[:1]}
-            self._old_s = now + WINDOW_S
-        return [job for job in self._window.values() if may(job)]
+    def shown(self, now: float, held: Collection[int | str], order: Order) -> list[Job]:
+        """`held`: users and agents who have as many running as they may; `order`: the policy's."""
+        if len(self.jobs) <= 2 * SHOWN:
+            return free(self.jobs.values(), held)
+        if now > self._old_s or len(self._new) > SHOWN or not (self._best or self._new):
+            began = time.monotonic()
+            jobs = free(self.jobs.values(), held)
+            self._best, self._new = {job.id: job for job in order(jobs, RANKED)}, {}
+            self._old_s = now + max(OLD_S, 20 * (time.monotonic() - began))
+        best = islice((job for job in self._best.values() if job.uid not in held), SHOWN)
+        return free(chain(best, self._new.values()), held)
+
+
+def free(jobs: Iterable[Job], held: Collection[int | str]) -> list[Job]:
+    if not held:
+        return list(jobs)
+    return [job for job in jobs if job.uid not in held and job.agent not in held]
 
 
 class Queue:
@@ -62,6 +71,7 @@ class Queue:
         self.ledger = Ledger()
         self.per_agent: Counter[str] = Counter()
         self.running_of: Counter[int | str] = Counter()  # by user and by agent
+        self.held_back: set[int | str] = set()  # those of them who have as many as they may
         self._ready: dict[str, Ready] = {}  # by model
         self._turns: dict[str, deque[Request]] = {}  # by context: unfinished requests, oldest first
         self._held: set[int] = set()  # paused agents, by id
@@ -120,8 +130,11 @@ class Queue:
         return True
 
     def _count_running(self, request: Request, change: int) -> None:
-        add(self.running_of, request.uid, change)
-        add(self.running_of, request.agent, change)
+        both: tuple[int | str, int | str] = (request.uid, request.agent)
+        for who, most in zip(both, request.running_most, strict=True):
+            add(self.running_of, who, change)
+            full = who != "" and self.running_of[who] >= most
+            (self.held_back.add if full else self.held_back.discard)(who)
 
     def hold(self, agent_id: int, held: bool) -> None:
         """A held agent's requests wait; those that run go on to their end."""

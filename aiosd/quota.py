@@ -48,6 +48,10 @@ class Quotas:
         quota = replace(self._default, **chosen)
         return replace(quota, **{key: bound(key, getattr(quota, key)) for key in RATES})
 
+    def running(self, caller: Caller, agent: str) -> tuple[int, int]:
+        """How many requests of the user, and of the agent, may run at once."""
+        return self.of(caller).running_requests, self.of_agent(agent).get("running_requests", UNBOUNDED)
+
     def of_agent(self, name: str) -> dict[str, int]:
         return {key: bound(key, value) for key, value in self._by_agent.get(name, {}).items()}
 

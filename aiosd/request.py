@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from aiosd.errors import AiosError
+from aiosd.quota import UNBOUNDED
 from aiosd.spec import Spec
 
 
@@ -124,7 +125,7 @@ class Request:
     computing: bool = False  # its worker has begun with it
     worker_deaths: int = 0
     worker: int | None = None
-    running_most: int = 0  # how many of its user's requests may run at once
+    running_most: tuple[int, int] = (UNBOUNDED, UNBOUNDED)  # of its user's and of its agent's, at once
     kv_owner: str = ""  # whose prefixes its KV is shared with; empty: its user's
     leaving: bool = False  # its worker was told to let it go, and has not answered yet
     document: str = ""  # response.json, once it has ended

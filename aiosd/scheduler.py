@@ -37,6 +37,7 @@ from aiosd.residency import Residency
 from aiosd.spec import Message
 from aiosd.store import Store
 from aiosd.swap import Swap
+from aiosd.trace import Span, Trace
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Scheduler:
         self._ids = itertools.count(store.last_request_id() + 1)
         self._unsaved: dict[int, Request] = {}  # ended, but the disk was full
         self._saving = threading.Lock()
+        self.trace = Trace()
         self._starts: deque[float] = deque(maxlen=64)  # when requests last started
         self._forecast: dict[int, int] = {}
         self._forecast_until_s = 0.0
@@ -78,7 +80,7 @@ class Scheduler:
         """Takes up what an earlier daemon accepted and did not end, then runs."""
         for request in self.store.unfinished():
             request.state = State.QUEUED
-            request.running_most = self.quotas.of(Caller(request.uid, -1, 0)).running_requests
+            request.running_most = self.quotas.running(Caller(request.uid, -1, 0), request.agent)
             self._queue.add(request)
             if self.models.find(request.spec.model) is None:
                 self._finish(request, State.FAILED, f"model {request.spec.model} is gone")
@@ -112,6 +114,7 @@ class Scheduler:
         self.store.add_request(request)  # its bytes are reserved already
         with self._wake:
             self._queue.add(request, startable=not hopeless)
+            self.trace.enter(request, "queued")
             self.counters["admitted"] += 1
             self._stir()
         if hopeless:
@@ -186,6 +189,10 @@ class Scheduler:
         with self._wake:
             return self._queue.turn(context.name)
 
+    def spans(self) -> list[Span]:
+        with self._wake:
+            return self.trace.spans()
+
     def progress(self, request: Request) -> tuple[list[int], str]:
         """Its tokens so far, and the text of exactly those."""
         with self._wake:
@@ -226,6 +233,7 @@ class Scheduler:
             if worker is None:  # it just died; worker_died or worker_ready will stir again
                 return
             self._queue.start(request, worker.id)
+            self.trace.enter(request, "prefill")
             self._starts.append(time.monotonic())
             self._outbox.append(partial(self._submit, request, worker))
 
@@ -244,13 +252,8 @@ class Scheduler:
 
         if every:
             return seen(ready.jobs.values())
-        return seen(ready.window(now, self._may_start, lambda jobs, n: self.chooser.order(seen(jobs), n)))
-
-    def _may_start(self, job: Job) -> bool:
-        """Whether its user and its agent have fewer running than they may."""
-        running, request = self._queue.running_of, self._queue.waiting[job.id]
-        most = self.quotas.of_agent(job.agent).get("running_requests", UNBOUNDED) if job.agent else UNBOUNDED
-        return running[job.uid] < request.running_most and running[job.agent] < most
+        held = self._queue.held_back
+        return seen(ready.shown(now, held, lambda jobs, n: self.chooser.order(seen(jobs), n)))
 
     def position(self, request: Request) -> tuple[int, float] | None:
         """How many start before it, and in how many seconds it may; None: it cannot start yet, or runs.
@@ -390,7 +393,7 @@ class Scheduler:
                 self._finish(request, State.FAILED, f"{request.worker_deaths} workers died while running it")
             else:
                 request.worker = None
-                self._requeue(request, State.QUEUED)
+                self._requeue(request, State.QUEUED, "queued")
 
     def model_failed(self, model: Model) -> None:
         with self._wake:
@@ -404,7 +407,7 @@ class Scheduler:
             request = self._queue.running.get(id)
         return request if request and request.worker == worker.id else None
 
-    def _requeue(self, request: Request, state: State) -> None:
+    def _requeue(self, request: Request, state: State, span: str = "preempted") -> None:
         with self._wake:
             if request.id not in self._queue.running:
                 return
@@ -413,6 +416,7 @@ class Scheduler:
                 self.counters["preemptions"] += 1
             request.leaving, request.state = False, state
             self._queue.wait(request)
+            self.trace.enter(request, span)
             self._stir()
 
     def _deliver_step(self, worker: Worker, step: wire.Step) -> None:
@@ -428,6 +432,7 @@ class Scheduler:
         if request.worker_visits == 1:  # later ones find what this request itself computed
             request.usage.cached_tokens = made.cached_tokens
         with self._wake:
+            self.trace.decodes(request)
             request.tokens += made.tokens
             request.text += made.text
             request.usage.completion_tokens = len(request.tokens)
@@ -435,7 +440,7 @@ class Scheduler:
             self._queue.ledger.charge(request, output_tokens=len(made.tokens))
         response.grow(request, made.text, made.logprobs)
         if made.finish == "preempted":
-            self._requeue(request, State.PREEMPTED)
+            self._requeue(request, State.PREEMPTED, "swapped")
         elif made.finish:
             request.finish_reason = made.finish
             self._finish(request, State.DONE)
@@ -450,6 +455,7 @@ class Scheduler:
             if request.worker is not None and state is not State.DONE:
                 self._send(request.worker, wire.Remove(request.id))
             request.state, request.error, request.finished_s = state, error, time.time()
+            self.trace.leave(request)
             self.counters[state.value] += 1
             self._account(request)
         request.document = response.document(request)

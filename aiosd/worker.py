@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from aiosd.engine import Engine, Model, Output, TokenLogprob
 
 LONGEST_TOKEN = 64
+PROMPTS_KEPT = 1024
 
 
 def main() -> None:
@@ -81,6 +82,7 @@ class Loop:
         self._channel, self._engine = channel, engine
         self._inbox = Inbox()
         self._live: set[int] = set()  # every Submit is answered by one end: a finish, Refused or Removed
+        self._prompts: dict[int, list[int]] = {}  # of what runs, and of what was preempted and may come back
         engine.conversations.spill = partial(self._save, evicted=True)
 
     def run(self) -> NoReturn:
@@ -122,7 +124,7 @@ class Loop:
         try:
             if message.sampling["truncation"] != "auto":
                 check_length(message, model)
-            prompt = render(message, model)
+            prompt = self._prompts.pop(message.id, None) or render(message, model)
             sampling = Sampling(**{**message.sampling, "stop": tuple(message.sampling["stop"])})
             self._engine.add(
                 message.id,
@@ -139,6 +141,7 @@ class Loop:
             self._channel.send(wire.Refused(message.id, f"cannot be computed: {error!r}"[:300], ""))
         else:
             self._live.add(message.id)
+            self._prompts[message.id] = prompt
             self._channel.send(wire.Started(message.id, len(prompt)))
 
     def _remove(self, id: int) -> None:
@@ -147,6 +150,8 @@ class Loop:
             self._live.discard(id)
             self._engine.remove(id)
             self._channel.send(wire.Removed(id))
+            while len(self._prompts) > PROMPTS_KEPT:
+                del self._prompts[next(iter(self._prompts))]
 
     def _save(self, context: int, evicted: bool) -> None:
         from aiosd.engine import kvfile
@@ -177,6 +182,8 @@ class Loop:
     def _pack(self, output: Output) -> wire.Tokens:
         if output.finish:
             self._live.discard(output.id)
+        if output.finish in ("stop", "length"):
+            self._prompts.pop(output.id, None)
         return wire.Tokens(
             id=output.id,
             tokens=list(output.tokens),

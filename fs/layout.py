@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from aiosd import __version__, agents
+from aiosd import __version__, agents, trace
 from aiosd.access import Caller
 from aiosd.admission import Source, check_nice
 from aiosd.agents import Agent
@@ -124,6 +124,7 @@ def scheduler_files(kernel: Kernel) -> dict[str, Factory]:
         "quantum": lambda: Value(get=lambda: str(scheduler.quantum_tokens), set=set_quantum),
         "queue": lambda: Text(render=partial(queue, kernel)),
         "stats": lambda: Text(render=lambda: table(**scheduler.counters, busy_s=round(scheduler.busy_s, 3))),
+        "trace.json": lambda: Text(render=lambda: trace.document(scheduler.spans())),
     }
 
 

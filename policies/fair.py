@@ -14,12 +14,20 @@ def rank(view: View, job: Job) -> tuple[float, float, int]:
 
 
 def preempt(view: View) -> int | None:
-    """Between users a spent quantum yields to less service; within one user las decides."""
+    """Between users a spent quantum yields to less service, and any place once the gap is a quantum's worth;
+    within one user las decides."""
     best = min(view.waiting, key=lambda job: rank(view, job), default=None)
-    spent = [job for job in view.running if job.slice_tokens >= view.quantum_tokens]
-    worst = max(spent, key=lambda job: rank(view, job), default=None)
-    if best is None or worst is None:
+    if best is None:
+        return None
+    got = view.users.get(best.uid, 0.0)
+
+    def yields(job: Job) -> bool:
+        gap = view.users.get(job.uid, 0.0) - got
+        return job.slice_tokens >= view.quantum_tokens or (job.uid != best.uid and gap > view.quantum_tokens)
+
+    worst = max(filter(yields, view.running), key=lambda job: rank(view, job), default=None)
+    if worst is None:
         return None
     if best.uid != worst.uid:
-        return worst.id if view.users.get(best.uid, 0.0) < view.users.get(worst.uid, 0.0) else None
+        return worst.id if got < view.users.get(worst.uid, 0.0) else None
     return worst.id if las.rank(view, best)[0] < las.level(view, worst) else None

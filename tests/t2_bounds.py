@@ -89,7 +89,7 @@ def test_queued_requests_of_an_agent(make_kernel: MakeKernel) -> None:
 
 
 def test_the_place_in_a_queue_is_the_policys(make_kernel: MakeKernel) -> None:
-    kernel = make_kernel("[scheduler]\npolicy = 'priority'\n[engine]\nmax_running = 1\n")
+    kernel = make_kernel("[scheduler]\npolicy = 'priority'\nquantum = 1000\n[engine]\nmax_running = 1\n")
     kernel.start()
     running = ask(kernel, "x", max_tokens=600)
     wait_until(lambda: bool(running.tokens), "a token", LONG_S)

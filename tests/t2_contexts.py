@@ -358,15 +358,15 @@ def test_kv_from_a_file_stays_with_its_context(make_kernel: MakeKernel) -> None:
 
 
 def test_bounds_of_kv_and_of_moments(make_kernel: MakeKernel) -> None:
-    kernel = make_kernel("[quota]\nkv_bytes = 20000\n")
+    kernel = make_kernel("[quota]\nkv_bytes = 100000\n")
     kernel.start()
     context = begin(kernel)
     turn(kernel, "x" * 80)
-    with pytest.raises(OverQuota, match="20000"):
-        kernel.admission.check_kv(ME, 10000)
-    kernel.admission.check_kv(EVE, 10000)
+    with pytest.raises(OverQuota, match="100000"):
+        kernel.admission.check_kv(ME, 50000)
+    kernel.admission.check_kv(EVE, 100000)
     with pytest.raises(OverQuota):
-        kernel.admission.check_kv(EVE, 20001)
+        kernel.admission.check_kv(EVE, 100001)
     running = ask(kernel, "y", "talk", max_tokens=500)
     file = taken(kernel, context)
     with pytest.raises(Busy, match="turn going on"):

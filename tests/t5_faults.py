@@ -188,7 +188,7 @@ def test_sighup_takes_over_a_good_configuration_and_keeps_the_old_on_a_bad_one(
     file.write_text("[scheduler]\npolicy = 'rr'\nquantums = 5\n")
     daemon.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "aiosd.toml:3: unknown key" in daemon.log.read_text(), "the refusal")
-    assert daemon.read("scheduler/policy") == "fifo\n"
+    assert daemon.read("scheduler/policy") == "fair\n"
     file.write_text("[scheduler]\npolicy = 'rr'\nquantum = 5\n[quota]\nqueued_requests = 0\n")
     daemon.process.send_signal(signal.SIGHUP)
     wait_until(lambda: daemon.read("scheduler/policy") == "rr\n", "the reload")

@@ -1,0 +1,324 @@
+"""make bench-sched: what scheduling costs and brings, with real worker processes.
+
+Policies replay one load in one run, taking turns; contexts are swapped, agents grow to 2,000, and 10,000
+requests are queued. Writes bench/results/sched.json and prints tables. The tree is not mounted here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import statistics
+import tempfile
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiosd.access import Caller, Permission
+from aiosd.admission import Source
+from aiosd.config import Config, Daemon, EngineConfig, Quota, Scheduling
+from aiosd.kernel import Kernel
+from aiosd.models import ModelState
+from aiosd.policy import BUILT_IN
+from aiosd.request import Request, State
+from tests import random_model
+
+RESULT = Path(__file__).parent / "results" / "sched.json"
+PLACES = 8  # requests a worker runs at once
+
+
+@dataclass
+class Agent:
+    """A run: its steps one after the other, each a request and then a wait for a tool."""
+
+    name: str
+    uid: int
+    steps: int
+    tokens: int  # of an answer
+    prompt: int  # characters
+    starts_s: float
+    tool_s: float
+    done_s: float = 0.0  # when its last step ended, after the load began
+    waits: list[float] = field(default_factory=list)
+
+    @property
+    def completion_s(self) -> float:
+        return self.done_s - self.starts_s
+
+
+@contextlib.contextmanager
+def kernel(model: Path, **engine: Any) -> Iterator[Kernel]:
+    with tempfile.TemporaryDirectory() as folder:
+        quota = Quota(queued_requests=20_000, **engine.pop("quota", {}))
+        settings = EngineConfig(**{"max_running": PLACES, **engine})
+        made = Kernel(
+            Config(daemon=Daemon(state=folder), engine=settings, quota=quota, scheduler=Scheduling("fifo")),
+            model,
+        )
+        made.start()
+        try:
+            while made.models.all()[0].state is not ModelState.READY:
+                time.sleep(0.01)
+            yield made
+        finally:
+            made.stop()
+
+
+def submit(k: Kernel, agent: str, uid: int, body: dict[str, object]) -> Request:
+    found = k.agents.find(agent) or k.agents.add(agent)
+    caller = Caller(uid, uid, os.getpid())
+    text = json.dumps({"ignore_eos": True, **body}).encode()
+    return k.admission.submit(caller, Source(f"/agents/{agent}/syscall/llm", found), text)
+
+
+def wait(request: Request) -> None:
+    ended = threading.Event()
+
+    def changed() -> None:
+        if request.answer.ended:
+            ended.set()
+
+    unwatch = request.answer.watch(changed)
+    while not request.answer.ended:
+        ended.wait(1)
+    unwatch()
+    assert request.state is State.DONE, request.error
+
+
+def play(k: Kernel, agents: list[Agent]) -> float:
+    """Runs a load to its end; gives its seconds. Every agent is a thread, as a program would be."""
+    began = time.monotonic()
+
+    def live(agent: Agent) -> None:
+        time.sleep(agent.starts_s)
+        for step in range(agent.steps):
+            asked = time.monotonic()
+            prompt = f"{agent.name} step {step} ".ljust(agent.prompt, "x")
+            wait(submit(k, agent.name, agent.uid, {"prompt": prompt, "max_tokens": agent.tokens}))
+            agent.waits.append(time.monotonic() - asked)
+            if step < agent.steps - 1:
+                time.sleep(agent.tool_s)
+        agent.done_s = time.monotonic() - began
+
+    threads = [threading.Thread(target=live, args=(agent,)) for agent in agents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for agent in agents:
+        k.agents.remove(agent.name)
+    return time.monotonic() - began
+
+
+def mixed(seed: int) -> list[Agent]:
+    """64 agents of one user: 16 long batch agents are there first, 48 short chats come among them."""
+    rng = random.Random(seed)
+    batch = [Agent(f"batch{i}", 1000, 3, rng.randint(200, 300), 200, 0.0, 0.05) for i in range(16)]
+    chats = [
+        Agent(
+            f"chat{i}",
+            1000,
+            rng.randint(1, 3),
+            rng.randint(8, 24),
+            60,
+            rng.uniform(0.1, 3),
+            rng.uniform(0.02, 0.2),
+        )
+        for i in range(48)
+    ]
+    return batch + chats
+
+
+def policies(model: Path, rounds: int) -> list[dict[str, Any]]:
+    seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in BUILT_IN}
+    with kernel(model) as k:
+        k.scheduler.quantum_tokens = 32
+        for round in range(rounds):
+            for name in BUILT_IN:
+                k.scheduler.chooser.switch(name)
+                agents = mixed(round)
+                took = play(k, agents)
+                tokens = sum(a.steps * a.tokens for a in agents)
+                chats = [a.completion_s for a in agents if a.name.startswith("chat")]
+                seen[name].append(
+                    (statistics.mean(a.completion_s for a in agents), statistics.mean(chats), tokens / took)
+                )
+    middle = {
+        name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in seen.items()
+    }
+    fifo = middle["fifo"]
+    return [
+        {"policy": name, "mean completion, s": jct, "of fifo's": jct / fifo[0], "chats only, s": chat,
+         "tokens/s": rate, "throughput of fifo's": rate / fifo[2]}
+        for name, (jct, chat, rate) in middle.items()
+    ]  # fmt: skip
+
+
+def fairness(model: Path, rounds: int) -> list[dict[str, Any]]:
+    """A user with one agent beside one with 63. Half of the machine is twice the time it takes alone."""
+    seen: dict[str, list[float]] = {"alone": [], "fair": [], "fifo": []}
+    with kernel(model) as k:
+        k.scheduler.quantum_tokens = 16
+        for _ in range(rounds):
+            for name in seen:
+                k.scheduler.chooser.switch("fifo" if name == "alone" else name)
+                others = [Agent(f"other{i}", 2000, 4, 64, 60, 0.0, 0.0) for i in range(63)]
+                mine = Agent("mine", 1000, 8, 40, 60, 0.3, 0.05)
+                play(k, [mine, *others] if name != "alone" else [mine])
+                seen[name].append(statistics.mean(mine.waits))
+    half = 2 * statistics.median(seen["alone"])
+    return [
+        {"one agent": name if name == "alone" else f"beside 63, {name}", "answer, s": statistics.median(runs),
+         "of half the machine's": statistics.median(runs) / half}
+        for name, runs in seen.items()
+    ]  # fmt: skip
+
+
+def growth(model: Path) -> list[dict[str, Any]]:
+    rows = []
+    with kernel(model, max_running=64) as k:
+        k.scheduler.chooser.switch("fair")
+        for count in (1, 8, 64, 512, 2000):
+            agents = [Agent(f"g{i}", 1000 + i % 50, 1, 8, 20, 0.0, 0.0) for i in range(count)]
+            busy = k.scheduler.busy_s
+            took = play(k, agents)
+            rows.append(
+                {"agents": count, "total, s": took, "per request, ms": took / count * 1e3,
+                 "deciding, ms per request": (k.scheduler.busy_s - busy) / count * 1e3}
+            )  # fmt: skip
+    return rows
+
+
+def queue_cost(model: Path, count: int = 10_000) -> list[dict[str, Any]]:
+    """Nothing runs: the model has no place until all wait."""
+    rows = []
+    with kernel(model) as k:
+        k.scheduler.pool.unload(k.models.all()[0])
+        k.models.all()[0].state = ModelState.LOADING
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        for i in range(count):
+            submit(k, f"a{i % 1000}", 1000 + i % 50, {"prompt": f"question {i}", "max_tokens": 4})
+        held = (tracemalloc.get_traced_memory()[0] - before) / count
+        tracemalloc.stop()
+        scheduler, model_ = k.scheduler, k.models.all()[0]
+        for name in BUILT_IN:
+            scheduler.chooser.switch(name)
+            with scheduler._wake:
+                began = time.perf_counter()
+                for _ in range(1000):
+                    view = scheduler._view(model_, ())
+                    scheduler.chooser.order(view, 1)
+                    scheduler._queue.ready(model_.name).pop(view.waiting[0].id)
+                took = (time.perf_counter() - began) / 1000
+                for request in scheduler._queue.waiting.values():
+                    scheduler._queue._refresh(request)
+            rows.append(
+                {"policy": name, "one decision, us": took * 1e6, "queued": count, "bytes a request": held}
+            )
+    return rows
+
+
+def restoring(model: Path, tokens: int = 1000, times: int = 7) -> list[dict[str, Any]]:
+    """The next turn of a conversation whose KV is here or there. Somebody else's prompt fills the worker's
+    memory in between, so that nothing is found by chance; the model has the shape of S (engine_models.py)."""
+    took: dict[str, list[float]] = {tier: [] for tier in ("resident", "host", "disk", "cold")}
+    caller = Caller(0, 0, os.getpid())
+    with kernel(model) as k:
+        room = (2 * tokens + 400) * int(k.models.all()[0].info["kv_bytes_per_token"])
+    with kernel(model, kv_bytes=room) as k:
+        for n, tier in enumerate(list(took) * times):
+            k.add_context(f"c{n}", caller)
+            k.permissions.set(f"/contexts/c{n}", Permission(0, 0, 0o700))
+            context = k.contexts.get(f"c{n}")
+            wait(
+                submit(k, "a", 0, {"prompt": f"{n}:".ljust(tokens, "x"), "max_tokens": 1, "context": f"c{n}"})
+            )
+            if tier != "resident":
+                k.evict(context, tier)
+            for letter in "uvw":
+                prompt = f"{letter}{n}:".ljust(tokens + 300, letter)
+                wait(submit(k, "b", 1, {"prompt": prompt, "max_tokens": 1}))
+            assert k.scheduler.residency.state(context) == tier
+            began = time.perf_counter()
+            wait(submit(k, "a", 0, {"prompt": "z", "max_tokens": 1, "context": f"c{n}"}))
+            took[tier].append(time.perf_counter() - began)
+            k.remove_context(f"c{n}")
+    middle = {tier: statistics.median(t) * 1e3 for tier, t in took.items()}
+    base = middle["resident"]
+    return [
+        {"KV was": tier, "turn of one token, ms": ms, "more than resident, ms": ms - base,
+         "of computing again": (ms - base) / (middle["cold"] - base)}
+        for tier, ms in middle.items()
+    ]  # fmt: skip
+
+
+def preempting(model: Path, times: int = 5, tokens: int = 200) -> list[dict[str, Any]]:
+    """Two requests share one place: turn by turn (rr), or one after the other (fifo)."""
+    took: dict[str, list[float]] = {"fifo": [], "rr": []}
+    preemptions = 0
+    with kernel(model, max_running=1) as k:
+        k.scheduler.quantum_tokens = 10
+        for n in range(times):
+            for name in took:
+                k.scheduler.chooser.switch(name)
+                began = time.perf_counter()
+                both = [
+                    submit(
+                        k, f"p{i}", 0, {"prompt": f"{n} {i} {name} ".ljust(300, "x"), "max_tokens": tokens}
+                    )
+                    for i in range(2)
+                ]
+                for request in both:
+                    wait(request)
+                took[name].append(time.perf_counter() - began)
+                preemptions = sum(request.preemptions for request in both) or preemptions
+    fifo, rr = (statistics.median(took[name]) for name in ("fifo", "rr"))
+    step, pair = fifo / (2 * tokens), (rr - fifo) / preemptions
+    return [
+        {"preemptions": preemptions, "decode step, ms": step * 1e3, "preempt and resume, ms": pair * 1e3,
+         "in decode steps": pair / step}
+    ]  # fmt: skip
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    print(f"\n{title}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
+    for row in rows:
+        print("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", help="policies, fairness, growth, queue, restoring or preempting")
+    options = parser.parse_args()
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        model = random_model.make(Path(scratch) / "random", context_length=4096)
+        larger = random_model.make(Path(scratch) / "larger", hidden=256, layers=6, context_length=4096)
+        parts: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
+            "policies": ("64 agents, 16 of them long", lambda: policies(larger, options.rounds)),
+            "fairness": ("Fair shares", lambda: fairness(larger, options.rounds)),
+            "growth": ("More and more agents", lambda: growth(model)),
+            "queue": ("A long queue", lambda: queue_cost(model)),
+            "restoring": ("A conversation of 1,000 tokens comes back", lambda: restoring(larger)),
+            "preempting": ("A place is shared", lambda: preempting(larger)),
+        }
+        for name, (title, measure) in parts.items():
+            if options.only in (None, name):
+                results[name] = measure()
+                show(title, results[name])
+    if options.only is None:
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
