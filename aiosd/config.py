@@ -80,6 +80,7 @@ class EngineConfig:
     disk_kv_bytes: int = 8 << 30  # and on disk
     prefill_tokens: int = at_least(1, 512)  # prompt tokens computed beside the decodes of one step
     threads: int = 0  # 0: one per CPU the worker may use
+    deterministic: bool = True  # answers do not depend on the batch, bit by bit (CPU, float32)
     device: str = "auto"
     dtype: str = "auto"
 

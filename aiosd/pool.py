@@ -143,6 +143,7 @@ class Pool:
                 max_running=e.max_running,
                 prefill_tokens=e.prefill_tokens,
                 threads=e.threads,
+                deterministic=e.deterministic,
             ),
         )
         thread = threading.Thread(target=self._listen, args=(worker,), name=f"worker-{id}", daemon=True)

@@ -36,6 +36,7 @@ class Load:
     max_running: int
     prefill_tokens: int
     threads: int
+    deterministic: bool
 
 
 @dataclass(frozen=True, slots=True)

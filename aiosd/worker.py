@@ -69,7 +69,13 @@ def load_engine(order: wire.Load) -> Engine:
     device = order.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(Path(order.path), device=device, dtype=order.dtype, threads=order.threads or None)
+    model = load(
+        Path(order.path),
+        device=device,
+        dtype=order.dtype,
+        threads=order.threads or None,
+        deterministic=order.deterministic,
+    )
     return Engine(
         model, kv_bytes=order.kv_bytes, max_running=order.max_running, prefill_tokens=order.prefill_tokens
     )

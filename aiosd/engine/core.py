@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+CHUNK = 64  # tokens of prefill that are computed in one way, where that matters
 KV = list[torch.Tensor]  # laid out as the core likes; belongs to one engine
 
 
@@ -33,7 +34,10 @@ class Segment:
         """Where attention has to be cut so that a row's arithmetic never depends on the batch.
 
         Multiples of the chunk inside the prompt, single tokens behind it (the rule of the torch path).
+        With a chunk of 1 nobody asks for that, and it is done at once.
         """
+        if chunk == 1:
+            return [(self.start, self.end)]
         cuts = [
             at for at in range(self.start, min(self.end, self.prompt)) if at % chunk == 0 or at == self.start
         ]

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from aiosd.engine.core import KV, Batch, Segment
+from aiosd.engine.core import CHUNK, KV, Batch, Segment
 from aiosd.engine.folder import COPY_AGAIN, Folder
 from aiosd.engine.kv import BLOCK
 from aiosd.engine.paged import NAME, TRIED_BLOCKS, UNKNOWN, Layer, Step, running
@@ -30,10 +30,11 @@ KINDS = {"full_attention", "sliding_attention"}
 
 
 class Foreign:
-    chunk = 64
     kv_block_dim = 0
 
-    def __init__(self, folder: Folder, config: Any, device: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, folder: Folder, config: Any, device: str, dtype: torch.dtype, deterministic: bool
+    ) -> None:
         _refuse_unsupported(folder, config)
         self.layers: dict[int, Layer] = {}
         self.model = _load(folder, device, dtype)
@@ -45,7 +46,9 @@ class Foreign:
         ).tolist()
         with torch.inference_mode():
             eager = self._eager(tokens[:40])
-            if self.device.type == "cpu" and dtype == torch.float32:
+            exact = deterministic and self.device.type == "cpu" and dtype == torch.float32
+            self.chunk = CHUNK if exact else 1
+            if exact:
                 make_rowwise(self.model)
             try:
                 kv = self._measure(text, tokens[:40], eager)
@@ -55,13 +58,13 @@ class Foreign:
                 ) from None
             # longrope switches its frequencies at a length: right for one sequence at a time only
             alone = "longrope" in str(getattr(text, "rope_parameters", None))
-            self.together = not alone and self._rows_are_independent(tokens, kv)
+            self.together = not alone and (not exact or self._rows_are_independent(tokens, kv))
         self.kv_bytes_per_token = sum(layer.bytes_per_token for layer in self.layers.values())
         self.info: dict[str, Any] = {
             "path": "transformers",
             "dtype": str(dtype).removeprefix("torch."),
             "device": device,
-            "exact": self.device.type == "cpu" and dtype == torch.float32,
+            "exact": exact,
             "batched": self.together,
         }
 
@@ -120,16 +123,14 @@ class Foreign:
             self.layers[i].window is None for i, k in enumerate(kinds) if k == "sliding_attention"
         ):
             raise ModelError("does not let its attention be replaced", UNKNOWN)
-        exact = next(iter(self.layers.values())).dtype == torch.float32
-        limit = (1e-3 if exact else 0.2) * max(1.0, float(eager.abs().max()))
+        float32 = next(iter(self.layers.values())).dtype == torch.float32
+        limit = (1e-3 if float32 else 0.2) * max(1.0, float(eager.abs().max()))
         if not float((paged - eager).abs().max()) <= limit:
             raise ModelError("gives other results with a paged KV", UNKNOWN)
         return kv
 
     def _rows_are_independent(self, tokens: list[int], kv: KV) -> bool:
         """Does a sequence get the same bits alone and among others, in prefill and in decoding?"""
-        if self.device.type != "cpu":
-            return True  # no promise there, and one sequence at a time would be slow
         each = 6  # blocks of a sequence
 
         def part(sequence: int, start: int, n: int) -> Segment:

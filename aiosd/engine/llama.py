@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
-from aiosd.engine.core import KV, Batch, Segment, zeros
+from aiosd.engine.core import CHUNK, KV, Batch, Segment, zeros
 from aiosd.engine.family import Spec, Weights
 from aiosd.engine.kv import BLOCK
 from aiosd.engine.linear import Linear
@@ -34,10 +34,9 @@ def lanewise_silu(x: torch.Tensor) -> torch.Tensor:
 
 
 class TorchLlama:
-    chunk = 64
     kv_block_dim = 1
 
-    def __init__(self, spec: Spec, weights: Weights) -> None:
+    def __init__(self, spec: Spec, weights: Weights, deterministic: bool) -> None:
         self.spec = spec
         self.embedding = weights.embedding
         self.norm = weights.norm
@@ -45,11 +44,13 @@ class TorchLlama:
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         self.layers = [_Layer(spec, layer) for layer in weights.layers]
         self.kv_bytes_per_token = spec.layers * 2 * spec.kv_heads * spec.head_dim * self.dtype.itemsize
+        exact = deterministic and self.device.type == "cpu" and self.dtype == torch.float32
+        self.chunk = CHUNK if exact else 1
         self.info: dict[str, Any] = {
             "path": "torch",
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
-            "exact": self.device.type == "cpu" and self.dtype == torch.float32,
+            "exact": exact,
         }
         self._cos = self._sin = torch.empty(0, spec.head_dim, device=self.device)
 

@@ -64,14 +64,20 @@ class Model:
 
 
 def load(
-    path: Path, *, device: str = "cpu", dtype: str = "auto", threads: int | None = None, core: str = "auto"
+    path: Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    threads: int | None = None,
+    core: str = "auto",
+    deterministic: bool = True,
 ) -> Model:
     """`device`: cpu, cuda, cuda:N, or auto (accelerate spreads the model over all GPUs).
 
     `dtype`: auto is float32 on the CPU, what the weights are in or else bfloat16 on a GPU. `threads`: for the
     process, since torch has one pool; idle ones sleep (OMP_WAIT_POLICY, team.h). `core`: auto, or fused,
     torch, foreign to insist on one, as tests and benchmarks do. `info["exact"]` of the result says whether
-    answers are free of the batch bit by bit: on the CPU in float32.
+    answers are free of the batch bit by bit: on the CPU in float32, if `deterministic`.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -79,7 +85,7 @@ def load(
     folder = Folder(Path(path))
     config = _config(folder)
     vocabulary = Vocabulary(folder.path, folder.config)
-    made = _core(folder, config, device, _dtype(dtype, device, config), core)
+    made = _core(folder, config, device, _dtype(dtype, device, config), core, deterministic)
     text = config.get_text_config()
     info = {
         "architecture": (config.architectures or [config.model_type])[0],
@@ -131,14 +137,16 @@ def _dtype(name: str, device: str, config: Any) -> torch.dtype:
     return made
 
 
-def _core(folder: Folder, config: Any, device: str, dtype: torch.dtype, wanted: str) -> Core:
+def _core(
+    folder: Folder, config: Any, device: str, dtype: torch.dtype, wanted: str, deterministic: bool
+) -> Core:
     spec = spec_of(config)
     if spec is None or wanted == "foreign" or device == "auto":
         if wanted in ("fused", "torch"):
             raise ModelError(f"{folder.path}: no own forward pass for this architecture", "use core='auto'")
         from aiosd.engine.foreign import Foreign  # imports much of transformers: not for everyone
 
-        return Foreign(folder, config, device, dtype)
+        return Foreign(folder, config, device, dtype, deterministic)
     weights = read_weights(folder, spec, torch.device(device), dtype)
     if wanted != "torch" and device == "cpu" and dtype == torch.float32 and (lib := library()) is not None:
         return FusedLlama(spec, weights, lib, torch.get_num_threads())
@@ -146,4 +154,4 @@ def _core(folder: Folder, config: Any, device: str, dtype: torch.dtype, wanted: 
         raise ModelError(
             "the fused operations are not usable here", "build them with `python -m aiosd.engine.build`"
         )
-    return TorchLlama(spec, weights)
+    return TorchLlama(spec, weights, deterministic)
