@@ -81,6 +81,7 @@ class EngineConfig:
     prefill_tokens: int = at_least(1, 512)  # prompt tokens computed beside the decodes of one step
     threads: int = 0  # 0: one per CPU the worker may use
     deterministic: bool = True  # answers do not depend on the batch, bit by bit (CPU, float32)
+    quantization: str = one_of("none", "none", "int8")
     device: str = "auto"
     dtype: str = "auto"
 

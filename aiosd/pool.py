@@ -144,6 +144,7 @@ class Pool:
                 prefill_tokens=e.prefill_tokens,
                 threads=e.threads,
                 deterministic=e.deterministic,
+                quantization=e.quantization,
             ),
         )
         thread = threading.Thread(target=self._listen, args=(worker,), name=f"worker-{id}", daemon=True)

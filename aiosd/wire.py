@@ -37,6 +37,7 @@ class Load:
     prefill_tokens: int
     threads: int
     deterministic: bool
+    quantization: str
 
 
 @dataclass(frozen=True, slots=True)

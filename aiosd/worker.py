@@ -75,6 +75,7 @@ def load_engine(order: wire.Load) -> Engine:
         dtype=order.dtype,
         threads=order.threads or None,
         deterministic=order.deterministic,
+        quantization=order.quantization,
     )
     return Engine(
         model, kv_bytes=order.kv_bytes, max_running=order.max_running, prefill_tokens=order.prefill_tokens

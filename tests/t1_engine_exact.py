@@ -31,6 +31,7 @@ CORES = [
     ("llama", "fused"),
     ("llama-odd", "fused"),
     ("qwen3", "fused"),
+    ("llama-odd", "int8"),
     ("llama", "torch"),
     ("llama-odd", "torch"),
     ("qwen2", "torch"),
@@ -44,7 +45,7 @@ DRAWN = Sampling(max_tokens=24, ignore_eos=True, logprobs=2, temperature=1.0, to
 
 
 def get(name: str, core: str) -> Model:
-    if core == "fused" and library() is None:
+    if core in ("fused", "int8") and library() is None:
         pytest.skip("compiled operations are not built")
     return model(name, core)
 

@@ -153,7 +153,11 @@ def folder(name: str) -> Path:
 
 @functools.cache
 def model(name: str, core: str = "auto") -> Model:
-    made = load(folder(name), core=core, threads=2)  # the compiled operations keep their two
+    """`core`: int8 is the fused one with weights of 8 bits."""
+    quantization = core if core == "int8" else "none"
+    made = load(
+        folder(name), core="auto" if core == "int8" else core, threads=2, quantization=quantization
+    )  # the compiled operations keep their two
     torch.set_num_threads(1)
     return made
 

@@ -25,7 +25,9 @@ class FusedLlama:
     chunk = 1
     kv_block_dim = 1
 
-    def __init__(self, spec: Spec, weights: Weights, lib: ctypes.CDLL, threads: int) -> None:
+    def __init__(
+        self, spec: Spec, weights: Weights, lib: ctypes.CDLL, threads: int, quantization: str
+    ) -> None:
         self._lib = lib
         self.spec = spec
         self._stride = -(-spec.vocab // 16) * 16
@@ -45,7 +47,9 @@ class FusedLlama:
         reals = array("f", [spec.eps, spec.rope_scale])
         held = [t.contiguous() for t in (spec.inv_freq, weights.embedding, weights.norm, weights.head)]
         self._model = ctypes.c_void_p(
-            lib.aiosd_new(_at(dims), _at(reals), *(t.data_ptr() for t in held), threads)
+            lib.aiosd_new(
+                _at(dims), _at(reals), *(t.data_ptr() for t in held), threads, quantization == "int8"
+            )
         )
         self._free = weakref.finalize(self, lib.aiosd_free, self._model)
         for i, layer in enumerate(weights.layers):
@@ -57,6 +61,7 @@ class FusedLlama:
             "device": "cpu",
             "exact": True,
             "threads": threads,
+            "quantization": quantization,
         }
 
     def _give(self, i: int, layer: dict[str, torch.Tensor | None]) -> None:

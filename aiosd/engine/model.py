@@ -47,7 +47,8 @@ class Model:
     @property
     def kv_layout(self) -> str:
         """Two engines of one model can exchange KV when this is the same."""
-        return f"{self.core.info['path']} {self.core.info['dtype']} {BLOCK}"
+        facts = (self.core.info.get(key, "none") for key in ("path", "dtype", "quantization"))
+        return " ".join([*facts, str(BLOCK)])
 
     @property
     def eos(self) -> frozenset[int]:
@@ -71,13 +72,15 @@ def load(
     threads: int | None = None,
     core: str = "auto",
     deterministic: bool = True,
+    quantization: str = "none",
 ) -> Model:
     """`device`: cpu, cuda, cuda:N, or auto (accelerate spreads the model over all GPUs).
 
     `dtype`: auto is float32 on the CPU, what the weights are in or else bfloat16 on a GPU. `threads`: for the
     process, since torch has one pool; idle ones sleep (OMP_WAIT_POLICY, team.h). `core`: auto, or fused,
     torch, foreign to insist on one, as tests and benchmarks do. `info["exact"]` of the result says whether
-    answers are free of the batch bit by bit: on the CPU in float32, if `deterministic`.
+    answers are free of the batch bit by bit: on the CPU in float32, if `deterministic`. `quantization`: none,
+    or int8 for weights of 8 bits with a scale for each output (fused core only).
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -85,7 +88,7 @@ def load(
     folder = Folder(Path(path))
     config = _config(folder)
     vocabulary = Vocabulary(folder.path, folder.config)
-    made = _core(folder, config, device, _dtype(dtype, device, config), core, deterministic)
+    made = _core(folder, config, device, _dtype(dtype, device, config), core, deterministic, quantization)
     text = config.get_text_config()
     info = {
         "architecture": (config.architectures or [config.model_type])[0],
@@ -138,20 +141,31 @@ def _dtype(name: str, device: str, config: Any) -> torch.dtype:
 
 
 def _core(
-    folder: Folder, config: Any, device: str, dtype: torch.dtype, wanted: str, deterministic: bool
+    folder: Folder,
+    config: Any,
+    device: str,
+    dtype: torch.dtype,
+    wanted: str,
+    deterministic: bool,
+    quantization: str,
 ) -> Core:
+    if quantization != "none":
+        wanted = "fused"
     spec = spec_of(config)
     if spec is None or wanted == "foreign" or device == "auto":
         if wanted in ("fused", "torch"):
-            raise ModelError(f"{folder.path}: no own forward pass for this architecture", "use core='auto'")
+            raise ModelError(
+                f"{folder.path}: no own forward pass for this architecture", "no core or quantization then"
+            )
         from aiosd.engine.foreign import Foreign  # imports much of transformers: not for everyone
 
         return Foreign(folder, config, device, dtype, deterministic)
     weights = read_weights(folder, spec, torch.device(device), dtype)
     if wanted != "torch" and device == "cpu" and dtype == torch.float32 and (lib := library()) is not None:
-        return FusedLlama(spec, weights, lib, torch.get_num_threads())
+        return FusedLlama(spec, weights, lib, torch.get_num_threads(), quantization)
     if wanted == "fused":
         raise ModelError(
-            "the fused operations are not usable here", "build them with `python -m aiosd.engine.build`"
+            "the fused operations are not usable here: they need a CPU and float32",
+            "build them with `python -m aiosd.engine.build`, or use no quantization",
         )
     return TorchLlama(spec, weights, deterministic)

@@ -23,13 +23,14 @@ constexpr i64 QUERIES = 24;  // query vectors of one attention task
 // --- products -----------------------------------------------------------------------------------------
 
 // y[m][n] += sum over k of x[m][k] * w[n][k], for M rows and N panels of 16 outputs each; k runs upward.
-// `first`: start from zero. A panel holds 16 outputs of one k together, `step` floats from k to k + 1.
-template <int M, int N>
-inline void tile(const float* x, i64 ldx, const float* const* w, i64 step, i64 depth, float* const* y, i64 ldy, bool first) {
+// `first`: start from zero. A panel holds 16 outputs of one k together, `step` numbers from k to k + 1: floats,
+// or bytes, which become floats as they are loaded.
+template <typename T, int M, int N>
+inline void tile(const float* x, i64 ldx, const T* const* w, i64 step, i64 depth, float* const* y, i64 ldy, bool first) {
   V acc[M][N];
   for (int m = 0; m < M; m++)
     for (int n = 0; n < N; n++) acc[m][n] = first ? all(0.0f) : load(y[n] + m * ldy);
-  const float* p[N];
+  const T* p[N];
   for (int n = 0; n < N; n++) p[n] = w[n];
   for (i64 k = 0; k < depth; k++) {
     V b[N];
@@ -43,8 +44,10 @@ inline void tile(const float* x, i64 ldx, const float* const* w, i64 step, i64 d
     for (int n = 0; n < N; n++) store(y[n] + m * ldy, acc[m][n]);
 }
 
-using Tile = void (*)(const float*, i64, const float* const*, i64, i64, float* const*, i64, bool);
-template <int N> constexpr Tile TILES[] = {nullptr, tile<1, N>, tile<2, N>, tile<3, N>, tile<4, N>, tile<5, N>, tile<6, N>};
+template <typename T> using Tile = void (*)(const float*, i64, const T* const*, i64, i64, float* const*, i64, bool);
+template <typename T, int N>
+constexpr Tile<T> TILES[] = {nullptr,       tile<T, 1, N>, tile<T, 2, N>, tile<T, 3, N>,
+                             tile<T, 4, N>, tile<T, 5, N>, tile<T, 6, N>};
 
 // Panels side by side: few rows leave registers for more of them, and one alone would wait for itself.
 inline int width(i64 rows, i64 panels) {
@@ -53,7 +56,8 @@ inline int width(i64 rows, i64 panels) {
   return n;
 }
 
-inline void product(const float* x, i64 ldx, i64 rows, const float* const* w, i64 step, i64 panels, i64 depth,
+template <typename T>
+inline void product(const float* x, i64 ldx, i64 rows, const T* const* w, i64 step, i64 panels, i64 depth,
                     float* const* y, i64 ldy, bool first) {
   for (i64 m = 0; m < rows; m += MR) {
     i64 count = rows - m < MR ? rows - m : MR;
@@ -61,7 +65,7 @@ inline void product(const float* x, i64 ldx, i64 rows, const float* const* w, i6
       int n = width(count, panels - p);
       float* out[4];
       for (int i = 0; i < n; i++) out[i] = y[p + i] + m * ldy;
-      Tile f = n == 4 ? TILES<4>[count] : n == 2 ? TILES<2>[count] : TILES<1>[count];
+      Tile<T> f = n == 4 ? TILES<T, 4>[count] : n == 2 ? TILES<T, 2>[count] : TILES<T, 1>[count];
       f(x + m * ldx, ldx, w + p, step, depth, out, ldy, first);
       p += n;
     }
@@ -72,22 +76,35 @@ inline void product(const float* x, i64 ldx, i64 rows, const float* const* w, i6
 
 struct Linear {
   i64 inputs = 0, panels = 0;
-  Floats weight, bias;
+  Floats weight, bias, scale;      // scale: of each output, where the weights are bytes
+  std::vector<int8_t> bytes;
   bool has_bias = false;
 
   // weight: [outputs][inputs]. `gated`: the first half of the outputs gates the second; their panels alternate.
-  void pack(const float* w, const float* b, i64 outputs, i64 in, bool gated) {
+  // `int8`: weights are the nearest of 255 multiples of their output's scale; activations stay float.
+  void pack(const float* w, const float* b, i64 outputs, i64 in, bool gated, bool int8) {
     inputs = in;
     i64 half = gated ? outputs / 2 : outputs, each = up(half, W) / W;
     panels = gated ? 2 * each : each;
-    float* to = weight.reserve(panels * W * in);
+    float* to = int8 ? nullptr : weight.reserve(panels * W * in);
+    float* scales = int8 ? scale.reserve(panels * W) : nullptr;
+    if (int8) bytes.assign(panels * W * in, 0);
     float* tob = b ? bias.reserve(panels * W) : nullptr;
     has_bias = b;
     for (i64 p = 0; p < panels; p++)
       for (i64 j = 0; j < W; j++) {
         i64 at = (gated ? p / 2 : p) * W + j, row = at + (gated && p % 2 ? half : 0);
         if (at >= half) continue;
-        for (i64 k = 0; k < in; k++) to[(p * in + k) * W + j] = w[row * in + k];
+        if (int8) {
+          float most = 0.0f;
+          for (i64 k = 0; k < in; k++) most = std::fmax(most, std::fabs(w[row * in + k]));
+          scales[p * W + j] = most / 127.0f;
+          float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+          for (i64 k = 0; k < in; k++)
+            bytes[(p * in + k) * W + j] = int8_t(std::nearbyint(w[row * in + k] * inverse));
+        } else {
+          for (i64 k = 0; k < in; k++) to[(p * in + k) * W + j] = w[row * in + k];
+        }
         if (b) tob[p * W + j] = b[row];
       }
   }
@@ -110,6 +127,7 @@ struct Model {
   std::vector<Layer> layer;
   Floats embedding, final_norm;
   Linear head;
+  bool int8 = false;
   float* kv = nullptr;  // [layers][blocks][kv_heads]: keys [dim][16], then values [16][dim padded]
   i64 blocks = 0;
   Floats x, h, qkv, att, add, gate_up, act, cos, sin;
@@ -145,6 +163,16 @@ struct Model {
   void multiply(const Linear& lin, const float* in, i64 ldx, i64 count, float* out, i64 ldy, float* gated);
 };
 
+// Bytes as floats, once for all rows of a task: a large batch is bound by arithmetic and not by memory.
+void w_from_bytes(const int8_t* const* bytes, const float** w, i64 panels, i64 depth) {
+  thread_local Floats buffer;
+  float* to = buffer.reserve(GROUP * DEEP * W);
+  for (i64 p = 0; p < panels; p++) {
+    w[p] = to + p * DEEP * W;
+    for (i64 k = 0; k < depth; k++) store(to + (p * DEEP + k) * W, load(bytes[p] + k * W));
+  }
+}
+
 // out = in * weights + bias; with `gated`, silu(gate) * up of it goes there.
 void Model::multiply(const Linear& lin, const float* in, i64 ldx, i64 count, float* out, i64 ldy, float* gated) {
   i64 groups = (lin.panels + GROUP - 1) / GROUP, parts = (count + ROWS - 1) / ROWS;
@@ -156,11 +184,25 @@ void Model::multiply(const Linear& lin, const float* in, i64 ldx, i64 count, flo
     float* y[GROUP];
     for (i64 p = 0; p < panels; p++) y[p] = out + m0 * ldy + (p0 + p) * W;
     for (i64 k = 0; k < lin.inputs; k += depth) {
-      const float* w[GROUP];
-      for (i64 p = 0; p < panels; p++) w[p] = lin.weight.get() + ((p0 + p) * lin.inputs + k) * W;
       i64 d = lin.inputs - k < depth ? lin.inputs - k : depth;
-      product(in + m0 * ldx + k, ldx, m1 - m0, w, W, panels, d, y, ldy, k == 0);
+      const float* w[GROUP];
+      const int8_t* b[GROUP];
+      for (i64 p = 0; p < panels; p++) {
+        i64 at = ((p0 + p) * lin.inputs + k) * W;
+        w[p] = lin.weight.get() + at;
+        b[p] = lin.bytes.data() + at;
+      }
+      if (!lin.bytes.empty() && m1 - m0 > MR) w_from_bytes(b, w, panels, d);
+      if (lin.bytes.empty() || m1 - m0 > MR)
+        product(in + m0 * ldx + k, ldx, m1 - m0, w, W, panels, d, y, ldy, k == 0);
+      else
+        product(in + m0 * ldx + k, ldx, m1 - m0, b, W, panels, d, y, ldy, k == 0);
     }
+    if (lin.scale.get())
+      for (i64 p = 0; p < panels; p++) {
+        V s = load(lin.scale.get() + (p0 + p) * W);
+        for (i64 m = 0; m < m1 - m0; m++) store(y[p] + m * ldy, load(y[p] + m * ldy) * s);
+      }
     if (lin.has_bias)
       for (i64 p = 0; p < panels; p++) {
         V b = load(lin.bias.get() + (p0 + p) * W);
@@ -374,25 +416,27 @@ void copy_padded(Floats& to, const float* from, i64 rows, i64 width) {
 
 extern "C" {
 
-int aiosd_abi() { return 1; }
+int aiosd_abi() { return 2; }
 
 // dims: layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary; reals: eps, scale of cos and sin.
 void* aiosd_new(const i64* dims, const float* reals, const float* inv_freq, const float* embedding,
-                const float* final_norm, const float* head, int threads) {
+                const float* final_norm, const float* head, int threads, int int8) {
   auto* m = new Model(dims, threads);
   m->eps = reals[0];
   m->rope_scale = reals[1];
   m->inv_freq.assign(inv_freq, inv_freq + m->dim / 2);
   copy_padded(m->embedding, embedding, m->vocab, m->hidden);
   copy_padded(m->final_norm, final_norm, 1, m->hidden);
-  m->head.pack(head, nullptr, m->vocab, m->hidden, false);
+  m->int8 = int8;
+  m->head.pack(head, nullptr, m->vocab, m->hidden, false, int8);
   return m;
 }
 
 void aiosd_free(void* model) { delete static_cast<Model*>(model); }
 
 void aiosd_linear(void* model, int layer, int which, const float* weight, const float* bias, i64 outputs, i64 inputs) {
-  static_cast<Model*>(model)->layer[layer].linear[which].pack(weight, bias, outputs, inputs, which == GATE_UP);
+  auto* m = static_cast<Model*>(model);
+  m->layer[layer].linear[which].pack(weight, bias, outputs, inputs, which == GATE_UP, m->int8);
 }
 
 void aiosd_norm(void* model, int layer, int which, const float* weight, i64 width) {

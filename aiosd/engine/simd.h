@@ -21,6 +21,9 @@ inline i64 up(i64 n, i64 to) { return (n + to - 1) / to * to; }
 constexpr int MR = 6, NR = 4;  // register tile: MR rows by NR panels
 struct V { __m512 v; };
 inline V load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline V load(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 inline void store(float* p, V a) { _mm512_storeu_ps(p, a.v); }
 inline V all(float x) { return {_mm512_set1_ps(x)}; }
 inline V operator+(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -40,6 +43,10 @@ inline __m256 high(V a) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_
 constexpr int MR = 6, NR = 1;
 struct V { __m256 a, b; };
 inline V load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline __m256 load8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline V load(const int8_t* p) { return {load8(p), load8(p + 8)}; }
 inline void store(float* p, V x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
 inline V all(float x) { __m256 y = _mm256_set1_ps(x); return {y, y}; }
 inline V operator+(V x, V y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
