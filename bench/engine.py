@@ -8,9 +8,12 @@ hits all of them. Prints a table and writes bench/results/engine.json.
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.util
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -35,8 +38,8 @@ Prompts = list[list[int]]
 Side = Callable[[Prompts], float]  # seconds
 
 
-def ours(path: Path, core: str) -> Side:
-    model = load(path, core=core)
+def ours(path: Path, core: str, quantization: str = "none") -> Side:
+    model = load(path, core=core, quantization=quantization)
     sampling = Sampling(max_tokens=NEW, ignore_eos=True)
 
     def run(prompts: Prompts) -> float:
@@ -98,28 +101,52 @@ def continuous(model: Any) -> Side:
     return run
 
 
-def sides_of(path: Path) -> dict[str, Side]:
+def sides_of(path: Path, wanted: str) -> dict[str, Side]:
     def theirs() -> Any:
         new: Any = AutoModelForCausalLM
         return new.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").eval()
 
-    model = theirs()
-    return {
-        "aiosd, fused": ours(path, "fused"),
-        "aiosd, torch": ours(path, "torch"),
-        "transformers generate, one by one": generate(model, batched=False),
-        "transformers generate, static batch": generate(model, batched=True),
-        "transformers continuous batching": continuous(theirs()),  # it changes its model's attention
+    @functools.cache
+    def model() -> Any:
+        return theirs()
+
+    makers: dict[str, Callable[[], Side]] = {
+        "aiosd, fused": lambda: ours(path, "fused"),
+        "aiosd, int8": lambda: ours(path, "fused", "int8"),
+        "aiosd, torch": lambda: ours(path, "torch"),
+        "transformers generate, one by one": lambda: generate(model(), batched=False),
+        "transformers generate, static batch": lambda: generate(model(), batched=True),
+        "transformers continuous batching": lambda: continuous(theirs()),  # it changes its model's attention
     }
+    if importlib.util.find_spec("llama_cpp"):
+        from bench.llama_cpp_peer import side
+
+        threads = torch.get_num_threads()
+        makers["llama.cpp, F32"] = lambda: side(path, "F32", threads, NEW)
+        makers["llama.cpp, Q8_0"] = lambda: side(path, "Q8_0", threads, NEW)
+    return {name: make() for name, make in makers.items() if re.search(wanted, name)}
 
 
-def measure(name: str, length: int, requests: list[int], rounds: int) -> dict[str, dict[int, list[float]]]:
+def bandwidth() -> float:
+    """Bytes a second that all threads together read from memory."""
+    data = torch.ones(1 << 28)  # 1 GiB: no cache holds it
+    took = []
+    for _ in range(5):
+        start = time.perf_counter()
+        data.sum()
+        took.append(time.perf_counter() - start)
+    return data.nbytes / min(took)
+
+
+def measure(
+    name: str, length: int, requests: list[int], rounds: int, wanted: str
+) -> dict[str, dict[int, list[float]]]:
     """Tokens per second of each run, by side and number of requests."""
     path = path_of(name)
     rng = np.random.default_rng(0)
     vocab = SHAPES[name]["vocab_size"]
     prompts = [rng.integers(3, vocab, length).tolist() for _ in range(max(requests))]
-    sides = sides_of(path)
+    sides = sides_of(path, wanted)
     for warm_up in sides.values():
         warm_up(prompts[:2])
     rates: dict[str, dict[int, list[float]]] = {side: {n: [] for n in requests} for side in sides}
@@ -157,6 +184,7 @@ def machine() -> dict[str, Any]:
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "bytes_read_per_second": bandwidth(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -174,6 +202,8 @@ def main() -> None:
     )
     parser.add_argument("--requests", default="1,4,16,64")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sides", default="", metavar="REGEX", help="only these")
+    parser.add_argument("--result", type=Path, default=RESULTS / "engine.json")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--keep", action="store_true", help="keep what engine.json has of other models")
     options = parser.parse_args()
@@ -181,15 +211,15 @@ def main() -> None:
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     RESULTS.mkdir(exist_ok=True)
-    old = RESULTS / "engine.json"
+    old: Path = options.result
     results = json.loads(old.read_text())["tokens_per_second"] if options.keep and old.exists() else {}
     for part in options.models.split(","):
         name, length, *only = part.split(":")
         requests = [int(n) for n in (only[0].split("/") if only else options.requests.split(","))]
         label = f"{name} P{length}, N={'/'.join(map(str, requests))}"
-        results[label] = measure(name, int(length), requests, options.rounds)
+        results[label] = measure(name, int(length), requests, options.rounds, options.sides)
         report = {"machine": machine(), "new_tokens": NEW, "tokens_per_second": results}
-        (RESULTS / "engine.json").write_text(json.dumps(report, indent=1) + "\n")
+        old.write_text(json.dumps(report, indent=1) + "\n")
     print("\n" + table(results) + "\n\n* one run: it takes longer than 20 s")
 
 

@@ -1,0 +1,145 @@
+"""llama.cpp as a peer of bench.engine: the same random weights as GGUF, decoded by its own library.
+
+Needs `pip install llama-cpp-python gguf`; bench.engine leaves it out where they are not there. The batching
+is what its server does: prompts in batches of up to 2,048 tokens, then a token for every request a step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import llama_cpp as c
+import numpy as np
+from safetensors.numpy import load_file
+
+NAMES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+TOP = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+BATCH = 2048
+
+
+def convert(folder: Path, kind: str) -> Path:
+    """`kind`: F32 or Q8_0."""
+    file = folder / f"{kind}.gguf"
+    if file.exists():
+        return file
+    config = json.loads((folder / "config.json").read_text())
+    made = gguf.GGUFWriter(str(file), "llama")
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    made.add_vocab_size(config["vocab_size"])
+    made.add_context_length(config["max_position_embeddings"])
+    made.add_embedding_length(config["hidden_size"])
+    made.add_block_count(config["num_hidden_layers"])
+    made.add_feed_forward_length(config["intermediate_size"])
+    made.add_head_count(heads)
+    made.add_head_count_kv(kv_heads)
+    made.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    made.add_rope_freq_base(10000.0)
+    made.add_rope_dimension_count(config["hidden_size"] // heads)
+    made.add_tokenizer_model("none")
+    wanted = gguf.GGMLQuantizationType[kind]
+    for key, stored in load_file(folder / "model.safetensors").items():
+        weight = np.ascontiguousarray(stored, np.float32)
+        if "q_proj" in key or "k_proj" in key:  # rotated as pairs of neighbours there, as halves here
+            halves = weight.reshape(heads if "q_proj" in key else kv_heads, 2, -1, weight.shape[1])
+            weight = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
+        if weight.ndim == 1 or kind == "F32":
+            made.add_tensor(name_of(key), weight)
+        else:
+            made.add_tensor(name_of(key), gguf.quants.quantize(weight, wanted), raw_dtype=wanted)
+    made.write_header_to_file()
+    made.write_kv_data_to_file()
+    made.write_tensors_to_file()
+    made.close()
+    return file
+
+
+def name_of(key: str) -> str:
+    bare = key.removesuffix(".weight")
+    if bare in TOP:
+        return TOP[bare] + ".weight"
+    _, _, layer, rest = bare.split(".", 3)
+    return f"blk.{layer}.{NAMES[rest]}.weight"
+
+
+def side(folder: Path, kind: str, threads: int, new: int) -> Callable[[list[list[int]]], float]:
+    c.llama_log_set(_quiet, None)
+    model = c.llama_model_load_from_file(os.fsencode(convert(folder, kind)), c.llama_model_default_params())
+    vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(model))
+
+    def run(prompts: list[list[int]]) -> float:
+        options = c.llama_context_default_params()
+        room = -(-(max(map(len, prompts)) + new) // 256) * 256
+        options.n_ctx, options.n_seq_max = room * len(prompts), len(prompts)
+        options.n_batch, options.n_ubatch = BATCH, 512
+        options.n_threads = options.n_threads_batch = threads
+        context = c.llama_init_from_model(model, options)
+        batch = c.llama_batch_init(BATCH, 0, 1)
+        try:
+            began = time.perf_counter()
+            last = _prefill(context, batch, prompts, vocab)
+            for step in range(new - 1):
+                batch.n_tokens = 0
+                for i, token in enumerate(last):
+                    _add(batch, token, len(prompts[i]) + step, i, wanted=True)
+                assert c.llama_decode(context, batch) == 0
+                last = [_likeliest(context, i, vocab) for i in range(len(last))]
+            return time.perf_counter() - began
+        finally:
+            c.llama_batch_free(batch)
+            c.llama_free(context)
+
+    return run
+
+
+def _prefill(context: Any, batch: Any, prompts: list[list[int]], vocab: int) -> list[int]:
+    """The first new token of each."""
+    last: list[int] = [0] * len(prompts)
+    ends: list[tuple[int, int]] = []  # (row, prompt) whose logits the batch gives
+
+    def flush() -> None:
+        assert c.llama_decode(context, batch) == 0
+        for row, prompt in ends:
+            last[prompt] = _likeliest(context, row, vocab)
+        ends.clear()
+        batch.n_tokens = 0
+
+    batch.n_tokens = 0
+    for i, prompt in enumerate(prompts):
+        for at, token in enumerate(prompt):
+            if batch.n_tokens == BATCH:
+                flush()
+            if at == len(prompt) - 1:
+                ends.append((batch.n_tokens, i))
+            _add(batch, token, at, i, wanted=at == len(prompt) - 1)
+    flush()
+    return last
+
+
+def _add(batch: Any, token: int, position: int, sequence: int, wanted: bool) -> None:
+    n = batch.n_tokens
+    batch.token[n], batch.pos[n], batch.n_seq_id[n], batch.logits[n] = token, position, 1, wanted
+    batch.seq_id[n][0] = sequence
+    batch.n_tokens = n + 1
+
+
+def _likeliest(context: Any, row: int, vocab: int) -> int:
+    return int(np.ctypeslib.as_array(c.llama_get_logits_ith(context, row), (vocab,)).argmax())
+
+
+@c.llama_log_callback  # type: ignore[untyped-decorator]
+def _quiet(level: int, text: bytes, data: Any) -> None:
+    pass
