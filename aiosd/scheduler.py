@@ -222,7 +222,10 @@ class Scheduler:
     def _decide(self) -> None:
         for model in self.models.all():
             self._fill(model)
-            self._preempt(model)
+            for _ in range(len(self._queue.running)):
+                if not self._preempt(model):
+                    break
+                self._fill(model)
 
     def _fill(self, model: Model) -> None:
         """Gives free places to whom the policy picks."""
@@ -281,26 +284,27 @@ class Scheduler:
         context = self.contexts.find(request.spec.context)
         return request.worker if request.worker is not None or context is None else context.worker
 
-    def _preempt(self, model: Model) -> None:
-        """Asks the policy once for every place whether a waiting request should have it."""
+    def _preempt(self, model: Model) -> bool:
+        """Asks the policy whether a waiting request should have a place; True: one is being vacated.
+
+        Its worker hears of both in one go, so that the place is not empty in between.
+        """
         if not self._queue.ready(model.name).jobs or self._seats(model):
-            return
-        staying = {r.id: r for r in self._running(model) if not r.leaving}
-        leaving = len(self._running(model)) - len(staying)
-        for _ in range(len(staying)):
-            seen = self._view(model, staying.values())
-            id = self.chooser.preempt(seen) if len(seen.waiting) > leaving else None
-            if id is None:
-                return
-            request = staying.pop(id)
-            request.leaving = True
-            leaving += 1
-            self._send(request.worker, wire.Remove(id))
+            return False
+        staying = [r for r in self._running(model) if not r.leaving]
+        seen = self._view(model, staying)
+        id = self.chooser.preempt(seen) if seen.waiting else None
+        if id is None:
+            return False
+        request = self._queue.running[id]
+        request.leaving = True
+        self._send(request.worker, wire.Remove(id))
+        return True
 
     def _seats(self, model: Model) -> list[Seat]:
         load = {worker.id: 0 for worker in self.pool.ready(model)}
         for request in self._queue.running.values():
-            if request.worker in load:
+            if request.worker in load and not request.leaving:
                 load[request.worker] += 1
         most = self.config.engine.max_running
         return [Seat(worker, n) for worker, n in load.items() if n < most]
