@@ -62,6 +62,7 @@ class Quota:
     queued_requests: int = 2_000  # also of an agent
     running_requests: int = 0  # also of an agent; 0: as many as there is room for
     tokens_per_minute: int = 0  # also of an agent; prompt and answer; 0: no bound
+    open_files: int = 4096  # below the mount; not of root
     agents: int = 20_000
     contexts: int = 20_000
     kv_bytes: int = 4 << 30  # of KV of contexts, wherever it is

@@ -88,6 +88,10 @@ class ModelError(AiosError):
     """A model folder cannot be loaded; the reason names the file."""
 
 
+class TooManyOpen(AiosError):
+    """A user has as many files of the mount open as he may."""
+
+
 class BadSnapshot(AiosError):
     """A kv file is not one, is damaged, or belongs to another model."""
 

@@ -18,6 +18,7 @@ from aiosd.agents import Agent, Agents
 from aiosd.config import Config
 from aiosd.contexts import Context, Contexts
 from aiosd.errors import AiosError, BadValue, Busy, Denied, NotEmpty, NotFound, OverQuota
+from aiosd.events import Events
 from aiosd.models import NAME, Models, ModelState
 from aiosd.policy import Chooser
 from aiosd.quota import Quotas
@@ -38,7 +39,8 @@ class Kernel:
         self.agents = Agents(self.store)
         self.contexts = Contexts(self.store, config.limits.context_bytes)
         self.models = Models(config, self.store, model)
-        self.scheduler = Scheduler(config, self.store, self.agents, self.contexts, self.models)
+        self.events = Events(self.permissions)
+        self.scheduler = Scheduler(config, self.store, self.agents, self.contexts, self.models, self.events)
         self.admission = Admission(self.scheduler, self.permissions)
 
     def start(self) -> None:
@@ -85,16 +87,19 @@ class Kernel:
     def add_agent(self, name: str, caller: Caller) -> None:
         self._check_count("/agents/", caller, "agents")
         self.agents.add(name)
+        self.events.emit("agent", f"/agents/{name}", caller.uid, agent=name, state="made")
 
     def remove_agent(self, name: str) -> None:
         agent = self.agents.get(name)
         self.agents.remove(name)  # from here on nothing more is admitted for it
         self.cancel_all(agent, "its agent was removed")
+        self._emit_removed("agent", f"/agents/{name}", agent=name)
         self.admission.forget(agent)
 
     def add_context(self, name: str, caller: Caller) -> None:
         self._check_count("/contexts/", caller, "contexts")
         self.contexts.add(name)
+        self.events.emit("context", f"/contexts/{name}", caller.uid, context=name, state="made")
 
     def remove_context(self, name: str) -> None:
         self.contexts.get(name)
@@ -104,6 +109,11 @@ class Kernel:
         context = self.contexts.get(name)
         self.contexts.remove(name)
         self.scheduler.residency.drop(context)
+        self._emit_removed("context", f"/contexts/{name}", context=name)
+
+    def _emit_removed(self, kind: str, path: str, **facts: object) -> None:
+        owner = self.permissions.get(path)
+        self.events.emit(kind, path, owner.uid if owner else 0, **facts, state="removed")
 
     def fork_context(self, context: Context, name: str, caller: Caller) -> None:
         """mkdir, with the conversation of another; its KV is shared where both are the caller's."""

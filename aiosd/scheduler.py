@@ -25,6 +25,7 @@ from aiosd.agents import Agent, Agents
 from aiosd.config import Config
 from aiosd.contexts import Context, Contexts
 from aiosd.errors import AiosError, Busy, ShuttingDown, StoreFailed, StoreFull
+from aiosd.events import Events
 from aiosd.models import Model, Models
 from aiosd.policies import Job, View
 from aiosd.policies.placement import Seat, place
@@ -47,10 +48,16 @@ FORECAST_S = 0.5
 
 class Scheduler:
     def __init__(
-        self, config: Config, store: Store, agents: Agents, contexts: Contexts, models: Models
+        self,
+        config: Config,
+        store: Store,
+        agents: Agents,
+        contexts: Contexts,
+        models: Models,
+        events: Events,
     ) -> None:
-        self.config, self.store, self.agents, self.contexts, self.models = (
-            config, store, agents, contexts, models,
+        self.config, self.store, self.agents, self.contexts, self.models, self.events = (
+            config, store, agents, contexts, models, events,
         )  # fmt: skip
         self.chooser = Chooser(config.scheduler.policy, Path(config.scheduler.policies))
         self.quotas = Quotas(config)
@@ -112,6 +119,7 @@ class Scheduler:
         A `hopeless` one is known to be wrong: it ends as failed, with that reason.
         """
         self.store.add_request(request)  # its bytes are reserved already
+        self._tell(request)
         with self._wake:
             self._queue.add(request, startable=not hopeless)
             self.trace.enter(request, "queued")
@@ -355,7 +363,18 @@ class Scheduler:
     # up: from a worker
 
     def worker_ready(self, worker: Worker) -> None:
+        self.events.emit("worker", worker=worker.id, model=worker.model.name, state="ready")
         self.stir()
+
+    def _tell(self, request: Request) -> None:
+        self.events.emit(
+            "request",
+            f"/agents/{request.agent}" if request.agent else "/",
+            request.uid,
+            id=request.id,
+            agent=request.agent,
+            state=request.state,
+        )
 
     def worker_said(self, worker: Worker, message: wire.Message) -> None:
         match message:
@@ -383,10 +402,12 @@ class Scheduler:
                 self._queue.ledger.charge(request, input_tokens=prompt_tokens)
             request.usage.prompt_tokens = prompt_tokens
             request.computing = True
+        self._tell(request)
 
     def worker_died(self, worker: Worker) -> None:
         """What ran there runs again from its tokens; what has killed too many workers is failed."""
         self.residency.worker_died(worker)
+        self.events.emit("worker", worker=worker.id, model=worker.model.name, state="ended")
         with self._wake:
             orphans = [r for r in self._queue.running.values() if r.worker == worker.id]
         # one that its worker had not begun with is the likelier cause, and clears the others
@@ -402,6 +423,7 @@ class Scheduler:
     def model_failed(self, model: Model) -> None:
         with self._wake:
             lost = [r for r in self._queue if r.spec.model == model.name]
+        self.events.emit("model", model=model.name, state="failed")
         for request in lost:
             self._finish(request, State.FAILED, f"model {model.name}: {model.error}")
 
@@ -422,6 +444,7 @@ class Scheduler:
             self._queue.wait(request)
             self.trace.enter(request, span)
             self._stir()
+        self._tell(request)
 
     def _deliver_step(self, worker: Worker, step: wire.Step) -> None:
         for tokens in step.outputs:
@@ -471,6 +494,7 @@ class Scheduler:
             self._queue.end_turn(request)
             self._stir()
         response.end(request)
+        self._tell(request)
         level = logging.INFO if state is State.DONE else logging.WARNING
         why = f": {error}" if error else ""
         facts = {"AIOS_REQUEST": request.id, "AIOS_AGENT": request.agent, "AIOS_UID": request.uid}

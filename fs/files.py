@@ -7,6 +7,7 @@ caller waits on `watch`. Every open file is a Handle; FUSE may call one from sev
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -203,6 +204,48 @@ class LinesHandle(Snapshot):
             return data.decode()
         except UnicodeDecodeError:
             raise BadValue("not UTF-8 text") from None
+
+
+@dataclass(slots=True)
+class Stream(File):
+    """Lines that come while it is open: `since(position, caller)` gives text and the next position."""
+
+    mode: int = 0o444
+    next: Callable[[], int] = int
+    since: Callable[[int, Caller], tuple[str, int]] = lambda position, caller: ("", position)
+    subscribe: Callable[[Callable[[], None]], Unwatch] = lambda callback: lambda: None
+
+    def open(self, opening: Opening) -> Handle:
+        return StreamHandle(self, opening.caller)
+
+
+class StreamHandle(Handle):
+    """Not a place to seek in: each read gives what has come since the one before."""
+
+    def __init__(self, file: Stream, caller: Caller) -> None:
+        self._file, self._caller = file, caller
+        self._lock = threading.Lock()
+        self._position = file.next()
+        self._unread = b""
+
+    def read(self, size: int, offset: int) -> bytes | None:
+        with self._lock:
+            self._fetch()
+            data, self._unread = self._unread[:size], self._unread[size:]
+        return data or None
+
+    def watch(self, callback: Callable[[], None]) -> Unwatch:
+        return self._file.subscribe(callback)
+
+    def readable(self) -> bool:
+        with self._lock:
+            self._fetch()
+            return bool(self._unread)
+
+    def _fetch(self) -> None:
+        if not self._unread:
+            text, self._position = self._file.since(self._position, self._caller)
+            self._unread = text.encode()
 
 
 @dataclass(slots=True)

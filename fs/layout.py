@@ -15,13 +15,13 @@ from pathlib import Path
 
 import psutil
 
-from aiosd import __version__, agents, trace
+from aiosd import __version__, agents, metrics, trace
 from aiosd.access import Caller
 from aiosd.admission import Source, check_nice
 from aiosd.agents import Agent
 from aiosd.contexts import Context
 from aiosd.errors import BadValue, NotAllowed, NotFound
-from aiosd.fs.files import AnswerFile, Control, Lines, Text, Value
+from aiosd.fs.files import AnswerFile, Control, Lines, Stream, Text, Value
 from aiosd.fs.kvfile import KvFile
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table, Tree
@@ -39,6 +39,10 @@ def build(kernel: Kernel) -> Tree:
         "README": lambda: Text(render=lambda: README),
         "version": lambda: Text(render=lambda: __version__ + "\n"),
         "status": lambda: Text(render=partial(status, kernel)),
+        "metrics": lambda: Text(render=partial(metrics.exposition, kernel)),
+        "events.jsonl": lambda: Stream(
+            next=lambda: kernel.events.next, since=kernel.events.since, subscribe=kernel.events.watch
+        ),
         "models": lambda: Collection(
             kernel.models.names, partial(model_folder, kernel), kernel.add_model, kernel.remove_model
         ),
@@ -66,7 +70,10 @@ def build(kernel: Kernel) -> Tree:
         s = os.statvfs(kernel.config.daemon.state)
         return s.f_bavail * s.f_frsize, s.f_blocks * s.f_frsize
 
-    return Tree(Table(entries), kernel.permissions, space, kernel.explain)
+    def open_most(caller: Caller) -> int:
+        return kernel.scheduler.quotas.of(caller).open_files
+
+    return Tree(Table(entries), kernel.permissions, space, kernel.explain, open_most)
 
 
 def table(**rows: object) -> str:

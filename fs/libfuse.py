@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 lib = ctypes.CDLL(fuse._libfuse._name)  # CDLL, never PyDLL: libfuse calls back with a lock of its own held
 
 FILE_INFO = ctypes.POINTER(fuse.fuse_file_info)
+READS_ONLY = 2  # _IOC_READ without _IOC_WRITE: a buffer goes back that nothing was copied into
 INTERRUPT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 
 
@@ -151,7 +152,7 @@ class Server(fuse.FUSE):  # type: ignore[misc]
             given = getattr(
                 operations, field.removeprefix("f") if field in ("ftruncate", "fgetattr") else field, None
             )
-            if given is None:
+            if given is None and field != "ioctl":
                 continue
             if hasattr(prototype, "argtypes"):
                 given = prototype(partial(self._guard, getattr(self, field)))
@@ -173,6 +174,13 @@ class Server(fuse.FUSE):  # type: ignore[misc]
         except Exception:
             log.exception("FUSE operation %s", getattr(function, "__name__", function))
             return -errno.EIO
+
+    def ioctl(self, path: object, command: int, arg: object, info: object, flags: int, data: int) -> int:
+        """No file has any. Without this libfuse 2.9 hands its callers what malloc(3) gave it: our memory."""
+        size = command >> 16 & 0x3FFF
+        if command >> 30 == READS_ONLY and size and data:
+            ctypes.memset(data, 0, size)
+        return -errno.ENOTTY
 
     def poll(self, path: bytes | None, info: Any, handle: int | None, events: Any) -> int:
         events[0] = self.operations("poll", None, info.contents, PollHandle(handle) if handle else None)

@@ -13,6 +13,7 @@ import os
 import select
 import stat
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -41,6 +42,7 @@ from aiosd.errors import (
     StoreFull,
     TooBig,
     TooLong,
+    TooManyOpen,
     WireError,
     WouldBlock,
 )  # fmt: skip
@@ -70,6 +72,7 @@ ERRNO: dict[type[AiosError], int] = {
     StoreFull: errno.ENOSPC,
     TooBig: errno.EFBIG,
     TooLong: errno.E2BIG,
+    TooManyOpen: errno.EMFILE,
     WireError: errno.EIO,
     WouldBlock: errno.EAGAIN,
 }
@@ -104,8 +107,10 @@ class Ops:
         self._tree = tree
         self._interrupts = Interrupts()
         self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
         self._open: dict[int, Open] = {}
         self._folders: dict[int, Folder] = {}
+        self._opened_by: Counter[int] = Counter()  # open files of each user
 
     def __call__(self, operation: str, path: str | None, *arguments: Any) -> Any:
         try:
@@ -229,10 +234,19 @@ class Ops:
         if not isinstance(found.node, File):
             raise NotAllowed("a folder")
         opening = Opening(self._caller().with_groups(), info.flags, path)
+        self._check_open(opening.caller)
         handle = found.node.open(opening)
         info.fh = next(self._numbers)
+        with self._lock:
+            self._opened_by[opening.caller.uid] += 1
         info.direct_io = 1  # sizes are not known before a read
         self._open[info.fh] = Open(found.node, handle, opening)
+
+    def _check_open(self, caller: Caller) -> None:
+        """Each open file may hold a thread that waits in a read."""
+        most = self._tree.open_most(caller)
+        if caller.uid not in (0, os.geteuid()) and self._opened_by[caller.uid] >= most:
+            raise TooManyOpen(f"you have {most} files of this mount open", "close some first")
 
     def read(self, path: str | None, size: int, offset: int, info: Any) -> bytes:
         opened = self._open[info.fh]
@@ -288,6 +302,8 @@ class Ops:
 
     def release(self, path: str | None, info: Any) -> None:
         opened = self._open.pop(info.fh)
+        with self._lock:
+            self._opened_by[opened.opening.caller.uid] -= 1
         opened.end_poll()
         try:
             opened.handle.release()

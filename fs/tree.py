@@ -116,8 +116,10 @@ class Tree:
         permissions: Permissions,
         space: Callable[[], tuple[int, int]],
         explain: Callable[[str, AiosError], None],
+        open_most: Callable[[Caller], int],
     ) -> None:
         self._root, self._permissions, self.space, self.explain = root, permissions, space, explain
+        self.open_most = open_most
         self._born_s = time.time()
         self._owner = Permission(os.geteuid(), os.getegid(), 0)
 

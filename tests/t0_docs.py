@@ -20,7 +20,7 @@ from aiosd import ctl, spec
 from aiosd.access import Caller
 from aiosd.config import Config, Daemon, ModelConfig
 from aiosd.fs import layout
-from aiosd.fs.files import AnswerFile, Control, File, Lines, Text, Value
+from aiosd.fs.files import AnswerFile, Control, File, Lines, Stream, Text, Value
 from aiosd.fs.kvfile import KvFile
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Folder, Link, Node
@@ -164,7 +164,8 @@ def test_the_completion_knows_every_command() -> None:
 
 KINDS: dict[type[Node], set[str]] = {
     Folder: {"folder"}, Link: {"link"}, Text: {"text", "table", "JSON"}, Value: {"value", "prose"},
-    Control: {"ctl"}, Lines: {"JSON lines"}, AnswerFile: {"answer"}, Transaction: {"transaction"},
+    Stream: {"JSON lines"}, Control: {"ctl"}, Lines: {"JSON lines"}, AnswerFile: {"answer"},
+    Transaction: {"transaction"},
     KvFile: {"file"},
 }  # fmt: skip
 

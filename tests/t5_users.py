@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 from collections.abc import Iterator
 
@@ -117,3 +118,14 @@ def test_the_queue_shows_that_others_wait_and_not_what_they_ask(aios: Daemon, ad
     seen = as_user(aios, BOB, "cat scheduler/queue").stdout
     assert "ada" in seen
     assert "secret" not in seen
+
+
+def test_ioctl_gives_nothing_of_the_daemons_memory(aios: Daemon) -> None:
+    """libfuse 2.9 answers an ioctl that nobody handles with a buffer that nobody has written to."""
+    with (aios.root / "version").open() as file:
+        for size in (8, 512, 4096, 16000):
+            for direction in (1, 2, 3):
+                data = bytearray(1 << 14)
+                with pytest.raises(OSError, match="Inappropriate ioctl"):
+                    fcntl.ioctl(file, direction << 30 | size << 16 | 0x7801, data, True)
+                assert not any(data), f"{size} bytes in direction {direction}"
