@@ -1,0 +1,85 @@
+"""events.jsonl and metrics on the real mount: who sees what, and that the official parser agrees."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.running import Daemon, wait_until
+from tests.t5_users import ALICE, BOB, as_user
+
+pytestmark = [pytest.mark.mount, pytest.mark.root]
+
+
+@contextmanager
+def listening(aios: Daemon, uid: int) -> Iterator[list[dict[str, Any]]]:
+    """What a `cat` of that user's prints while the block runs; whole afterwards."""
+    found: list[dict[str, Any]] = []
+    command = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", "cat", "events.jsonl"]
+    with subprocess.Popen(command, cwd=aios.root, stdout=subprocess.PIPE) as reader:
+        time.sleep(0.3)  # it opens the file: what was before is not its
+        yield found
+        time.sleep(0.5)
+        reader.terminate()
+        assert reader.stdout is not None
+        found += map(json.loads, reader.stdout.read().splitlines())
+
+
+def test_everybody_sees_his_own_and_what_he_may_read(aios: Daemon) -> None:
+    with listening(aios, ALICE) as alices, listening(aios, BOB) as bobs, listening(aios, 0) as roots:
+        script = "mkdir agents/ev contexts/ev; echo 'Repeat: mango' > agents/ev/syscall/llm"
+        assert as_user(aios, ALICE, f"{script}; cat agents/ev/syscall/llm").stdout == "mango\n"
+        assert as_user(aios, BOB, "echo 'Repeat: secret' > models/tiny/llm; cat models/tiny/llm").stdout
+    with listening(aios, BOB) as shared:
+        (aios.root / "agents/ev").chmod(0o755)
+        as_user(aios, ALICE, "echo 'Repeat: plum' > agents/ev/syscall/llm; cat agents/ev/syscall/llm")
+    as_user(aios, ALICE, "rmdir agents/ev contexts/ev")
+    mine = [e for e in alices if e["event"] == "request"]
+    assert [e["state"] for e in mine] == ["queued", "running", "done"]
+    assert {e["agent"] for e in mine} == {"ev"}
+    made = [(e["event"], e["state"]) for e in alices if e["event"] in ("agent", "context")]
+    assert made == [("agent", "made"), ("context", "made")]
+    assert [e["state"] for e in bobs] == ["queued", "running", "done"]
+    assert {e["agent"] for e in bobs} == {""}
+    assert len(roots) == len(alices) + len(bobs)
+    assert [e["state"] for e in shared] == ["queued", "running", "done"]
+
+
+def test_it_can_be_polled_and_read_without_blocking(aios: Daemon) -> None:
+    fd = os.open(aios.root / "events.jsonl", os.O_RDONLY | os.O_NONBLOCK)
+    poll = select.epoll()
+    poll.register(fd, select.EPOLLIN)
+    try:
+        with pytest.raises(BlockingIOError):
+            os.read(fd, 4096)
+        assert poll.poll(0.1) == []
+        (aios.root / "contexts/polled").mkdir()
+        assert poll.poll(5)
+        assert json.loads(os.read(fd, 4096))["context"] == "polled"
+        (aios.root / "contexts/polled").rmdir()
+        wait_until(lambda: b"removed" in os.read(fd, 4096), "the next line")
+    finally:
+        poll.close()
+        os.close(fd)
+
+
+def test_metrics_are_what_prometheus_reads(aios: Daemon) -> None:
+    aios.sh("mkdir agents/m; echo hi > agents/m/syscall/llm; cat agents/m/syscall/llm; rmdir agents/m")
+    text = aios.read("metrics")
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    samples = {(s.name, *s.labels.values()): s.value for f in families.values() for s in f.samples}
+    assert samples["aios_requests_total", "done"] >= 1
+    assert samples["aios_model_ready", "tiny"] == 1
+    assert samples["aios_worker_kv_bytes_limit", "0", "tiny"] > 1 << 29
+    assert 0 < samples["process_resident_memory_bytes",] < 1 << 30
+    assert families["aios_requests"].type == "counter"
+    assert all(family.documentation and family.samples for family in families.values())
