@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from aiosd import access, response
@@ -16,6 +17,7 @@ from aiosd.access import Caller, Permission, Permissions
 from aiosd.agents import Agent
 from aiosd.errors import BadRequest, Busy, Denied, NotAllowed, NotFound, OverQuota
 from aiosd.models import ModelState
+from aiosd.queue import add
 from aiosd.request import Request
 from aiosd.scheduler import Scheduler
 from aiosd.spec import Defaults, Spec, parse
@@ -38,6 +40,7 @@ class Admission:
         self.permissions = permissions
         self._lock = threading.Lock()
         self._newest: dict[tuple[int, str, int | None], int] = {}
+        self._incoming_kv: Counter[int] = Counter()  # by user: bytes of kv files being written
         self._drafts: dict[str, dict[int, None]] = {}  # by agent: allocated ids, oldest first
 
     # judging
@@ -112,13 +115,20 @@ class Admission:
 
     def check_kv(self, caller: Caller, more: int = 0) -> None:
         """Raises OverQuota when the KV of a user's contexts takes too much, or would with `more` bytes."""
-        most, held = self.scheduler.quotas.of(caller).kv_bytes, 0
+        most, held = self.scheduler.quotas.of(caller).kv_bytes, self._incoming_kv[caller.uid]
         for context in self.scheduler.contexts.all():
             size = self.scheduler.residency.bytes(context)
             at = self.permissions.get(f"/contexts/{context.name}") if size else None
             held += size if at and at.uid == caller.uid else 0
         if held + more > most:
             raise OverQuota(f"the KV of your contexts may take {most} bytes", "echo evict cold > ctl of some")
+
+    def reserve_kv(self, caller: Caller, size: int) -> None:
+        """Bytes of kv files being written; negative gives them back. Raises OverQuota."""
+        if size > 0:
+            self.check_kv(caller, size)
+        with self._lock:
+            add(self._incoming_kv, caller.uid, size)
 
     # submitting
 

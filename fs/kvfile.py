@@ -67,7 +67,7 @@ class Writing(Handle):
         self._lock = threading.Lock()
         self._file: int | None = os.memfd_create("aios-kv-in")
         self._beginning = bytearray()
-        self._written = 0
+        self._written = self._reserved = 0
         self._size: int | None = None
         self._done = False
 
@@ -75,6 +75,8 @@ class Writing(Handle):
         with self._lock:
             if self._file is None or offset != self._written:
                 raise BadSnapshot("a kv file is written from its beginning to its end", "use cp or cat")
+            self._kv.kernel.admission.reserve_kv(self._caller, len(data))
+            self._reserved += len(data)
             if self._size is None:
                 self._begin(data)
             if self._size is not None and self._written + len(data) > self._size:
@@ -89,7 +91,7 @@ class Writing(Handle):
         self._beginning += data
         self._size = snapshot.size_of(self._beginning)
         if self._size is not None:
-            self._kv.kernel.admission.check_kv(self._caller, self._size)
+            self._kv.kernel.admission.check_kv(self._caller, self._size - self._reserved)
             self._beginning.clear()
 
     def flush(self, pid: int) -> None:
@@ -101,3 +103,4 @@ class Writing(Handle):
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
+                self._kv.kernel.admission.reserve_kv(self._caller, -self._reserved)
