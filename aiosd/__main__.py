@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -73,6 +74,8 @@ def serve(config: Config, options: argparse.Namespace) -> int:
     signal.signal(signal.SIGUSR1, lambda *_: None)  # only breaks a wait of libfuse at the end
 
     threading.excepthook = die
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # kv files and clients take one each
     folder = Path(config.daemon.mount)
     mount.clear_stale(folder)
     made_here = not folder.exists()

@@ -11,6 +11,7 @@ import os
 import threading
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 from aiosd import access, response
 from aiosd.access import Caller, Permission, Permissions
@@ -55,6 +56,7 @@ class Admission:
         if spec.context:
             self.check_context(caller, spec.context)
             self.check_kv(caller)
+            spec = replace(spec, context_id=self.scheduler.contexts.get(spec.context).id)
         return self._unfinished(spec)[0] if spec.resume else spec
 
     def check(self, caller: Caller, source: Source, size: int) -> None:
@@ -94,24 +96,21 @@ class Admission:
         if at is None or not access.may(caller, at, access.WRITE | access.EXECUTE):
             raise Denied(f"context {name} is not yours to continue", "ask its owner for w on its folder")
 
-    def _unfinished(self, spec: Spec) -> tuple[Spec, list[int], str]:
+    def _unfinished(self, spec: Spec) -> tuple[Spec, dict[str, Any]]:
         """What a request with `resume` goes on with: what was asked, and its tokens and text so far."""
         context = self.scheduler.contexts.find(spec.context)
         if context is None or not context.unfinished:
             raise BadRequest("there is nothing to resume", "copy a kv file that has an unfinished answer")
+        if self.scheduler.turn(context) is not None:
+            raise BadRequest("the context has a turn going on", "resume when it is done")
         raw = json.loads(context.unfinished)
+        if raw["tokens"] and raw["model"] != self.scheduler.models.get(spec.model).info.get("identity"):
+            raise BadRequest(f"what is to be resumed was not begun by model {spec.model}", "name that model")
         asked = parse(json.dumps(raw["request"]).encode(), Defaults(spec.model))
-        whole = replace(spec, messages=asked.messages, tools=asked.tools, sampling=asked.sampling)
-        return whole, raw["tokens"], raw["text"]
-
-    def _kv_owner(self, caller: Caller, spec: Spec) -> str:
-        """Prefixes are shared within one user; a context of several, or from a file, has its own."""
-        context = self.scheduler.contexts.find(spec.context)
-        if context is None:
-            return ""
-        at = self.permissions.get(f"/contexts/{context.name}")
-        alone = at is not None and at.uid == caller.uid and not at.mode & 0o022
-        return context.salt or ("" if alone else f"context {context.id}")
+        whole = replace(
+            spec, messages=asked.messages, tools=asked.tools, sampling=asked.sampling, system=raw["system"]
+        )
+        return whole, raw
 
     def check_kv(self, caller: Caller, more: int = 0) -> None:
         """Raises OverQuota when the KV of a user's contexts takes too much, or would with `more` bytes."""
@@ -137,22 +136,20 @@ class Admission:
         if source.agent:
             self.scheduler.agents.check(source.agent)
         self.scheduler.check_room(caller, source.agent.name if source.agent else "")
-        self._claim(source, id)
         hopeless = ""
         try:
             spec = self.judge(caller, source, body)
-        except (BadRequest, NotFound, Denied) as error:
+        except (BadRequest, NotFound, Denied, OverQuota) as error:
             hopeless = error.explanation
             d = self.defaults(source)
             spec = Spec((), d.sampling, d.model, json=body[:1] == b"{")
+        self._claim(source, id)
         agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
         number = id or self.scheduler.new_id()
         request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))
         request.running_most = self.scheduler.quotas.running(caller, agent)
-        request.kv_owner = self._kv_owner(caller, spec)
         if spec.resume and not hopeless:
-            _, request.tokens, request.text = self._unfinished(spec)
-            response.grow(request, request.text, [])
+            self._resume(caller, request)
         self.scheduler.admit(request, hopeless)
         with self._lock:
             if id is None:
@@ -160,8 +157,23 @@ class Admission:
         self._withdraw_if_removed(source, request)
         return request
 
+    def _resume(self, caller: Caller, request: Request) -> None:
+        """Takes the unfinished answer over, once. Its bytes count as if they had been written."""
+        context = self.scheduler.contexts.get(request.spec.context)
+        _, so_far = self._unfinished(request.spec)
+        size = len(context.unfinished)
+        self.scheduler.check_disk(size)
+        self.scheduler.reserve(caller, size)
+        self.scheduler.contexts.set(context, unfinished="")
+        request.size_bytes += size
+        request.tokens, request.text = so_far["tokens"], so_far["text"]
+        response.grow(request, request.text, [])
+
     def _withdraw_if_removed(self, source: Source, request: Request) -> None:
-        """The agent may have been removed a moment ago: the request ends, and nothing of it is kept."""
+        """Agent or context may have been removed a moment ago: then the request ends."""
+        spec = request.spec
+        if spec.context and self.scheduler.contexts.of(spec) is None:
+            self.scheduler.cancel(request, "its context was removed")
         if source.agent is None:
             return
         try:

@@ -10,8 +10,9 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from aiosd.access import Permission, Permissions
 from aiosd.errors import BadRequest, BadValue, Exists, NotFound, OverQuota
-from aiosd.spec import Message, message, read_json
+from aiosd.spec import Message, Spec, message, read_json
 from aiosd.store import Store
 
 
@@ -28,8 +29,8 @@ class Context:
 
 
 class Contexts:
-    def __init__(self, store: Store, bytes_max: int) -> None:
-        self._store, self._bytes_max = store, bytes_max
+    def __init__(self, store: Store, permissions: Permissions, bytes_max: int) -> None:
+        self._store, self._permissions, self._bytes_max = store, permissions, bytes_max
         self._lock = threading.Lock()
         self._by_name = {row[0]: Context(*row) for row in store.contexts()}
 
@@ -44,6 +45,16 @@ class Contexts:
 
     def by_id(self, id: int) -> Context | None:
         return next((context for context in self.all() if context.id == id), None)
+
+    def of(self, spec: Spec) -> Context | None:
+        """The one a request was made for: a later one of the same name is another's conversation."""
+        context = self._by_name.get(spec.context)
+        return context if context is not None and context.id == spec.context_id else None
+
+    def owner(self, context: Context) -> tuple[int, bool]:
+        """(uid, whether nobody else may continue it)"""
+        at = self._permissions.get(f"/contexts/{context.name}") or Permission(0, 0, 0)
+        return at.uid, not at.mode & 0o022
 
     def get(self, name: str) -> Context:
         try:
@@ -88,14 +99,16 @@ class Contexts:
             raise BadValue(f"a message is one line of JSON with role and content: {error}") from None
         with self._lock:
             self.check(context)
-            self._check_size(self.size(context) + len(lines))
+            self._check_size(self.size(context) + len(lines.encode()))
             self._store.append_messages(context.name, given)
+            if context.unfinished:  # what it was an answer to is not the conversation any more
+                self._set(context, {"unfinished": ""})
 
     def replace(self, context: Context, messages: list[Message], **facts: Any) -> None:
         """Another conversation takes its place, whole. `facts`: of Context, stored ones."""
         with self._lock:
             self.check(context)
-            self._check_size(len(json.dumps(messages)))
+            self._check_size(sum(len(json.dumps(m, ensure_ascii=False).encode()) + 1 for m in messages))
             self._store.replace_messages(context.name, messages)
             self._set(context, facts)
 

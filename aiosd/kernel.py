@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import grp
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from aiosd.store import Store
 
 log = logging.getLogger(__name__)
 
-EVICT_S = 30.0
+EVICT_S = 5.0
 
 
 class Kernel:
@@ -37,7 +38,7 @@ class Kernel:
         self.store = Store(Path(config.daemon.state))
         self.permissions = Permissions(self.store)
         self.agents = Agents(self.store)
-        self.contexts = Contexts(self.store, config.limits.context_bytes)
+        self.contexts = Contexts(self.store, self.permissions, config.limits.context_bytes)
         self.models = Models(config, self.store, model)
         self.events = Events(self.permissions)
         self.scheduler = Scheduler(config, self.store, self.agents, self.contexts, self.models, self.events)
@@ -102,12 +103,11 @@ class Kernel:
         self.events.emit("context", f"/contexts/{name}", caller.uid, context=name, state="made")
 
     def remove_context(self, name: str) -> None:
-        self.contexts.get(name)
-        for request in self.scheduler.unfinished():
-            if request.spec.context == name:
-                self.scheduler.cancel(request, "its context was removed")
         context = self.contexts.get(name)
-        self.contexts.remove(name)
+        self.contexts.remove(name)  # from here on nothing more is admitted for it
+        for request in self.scheduler.unfinished():
+            if request.spec.context_id == context.id:
+                self.scheduler.cancel(request, "its context was removed")
         self.scheduler.residency.drop(context)
         self._emit_removed("context", f"/contexts/{name}", context=name)
 
@@ -123,10 +123,10 @@ class Kernel:
         if folder and not access.may(caller, folder, access.WRITE | access.EXECUTE):
             raise Denied("contexts/ is not yours to make one in")
         self._check_count("/contexts/", caller, "contexts")
+        self.scheduler.check_disk(self.contexts.size(context))
         new = self.contexts.fork(context, name)
         self.permissions.set(f"/contexts/{name}", Permission(caller.uid, caller.gid, 0o700))
-        owner = self.permissions.get(f"/contexts/{context.name}")
-        if owner and owner.uid == caller.uid and not context.salt and not owner.mode & 0o022:
+        if self.contexts.owner(context) == (caller.uid, True) and not context.salt:
             self.scheduler.residency.fork(context, new)
 
     def add_model(self, name: str, caller: Caller) -> None:
@@ -204,7 +204,9 @@ class Kernel:
             residency.drop(context)
             return
         try:
-            residency.save(context, self.scheduler.pool.find(context.worker), evict=True).result(EVICT_S)
+            kv = residency.save(context, self.scheduler.pool.find(context.worker), evict=True).result(EVICT_S)
+            if kv is not None:  # the answer to somebody's question who did not want it evicted
+                os.close(kv)
         except TimeoutError:
             raise Busy("the worker takes long to answer", "look at state later") from None
         context.worker = None

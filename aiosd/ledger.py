@@ -21,13 +21,15 @@ class Ledger:
         self.users: dict[int, float] = {}
         self.agents: dict[tuple[int, str], float] = {}
         self.buckets = Buckets()
+        self._last = -1  # the user who was served last
         self._seen_s: dict[tuple[int, str], float] = {}  # when an agent last ended a request
 
     def arrive(self, request: Request, present: Collection[int], now: float) -> None:
         """`present`: the users with unfinished requests, this one's not counted."""
         uid, run = request.uid, (request.uid, request.agent)
         if uid not in present:
-            floor = min((self.users.get(u, 0.0) for u in present), default=0.0)
+            last = self.users.get(self._last, 0.0)  # nobody is there: the level of who was last
+            floor = min((self.users.get(u, 0.0) for u in present), default=last)
             self.users[uid] = max(self.users.get(uid, 0.0), floor)
         if now - self._seen_s.get(run, now) > RUN_IDLE_S:
             self.agents.pop(run, None)
@@ -45,6 +47,7 @@ class Ledger:
 
     def leave(self, request: Request, now: float) -> None:
         self._seen_s[request.uid, request.agent] = now
+        self._last = request.uid
 
     def _forget_idle(self, now: float) -> None:
         """Bounded by the agents of the last minute or so, not by all that ever were."""

@@ -214,5 +214,10 @@ class Pool:
             model.state = ModelState.LOADING
         # the first restart is at once: only a worker that dies again and again is made to wait
         pause_s = 0.0 if deaths == 1 else min(RESTART_S_MAX, RESTART_S_MIN * 2**deaths)
-        if not self._stopping.wait(pause_s) and model.state is not ModelState.ABSENT:
-            self.load(model)
+        while not self._stopping.wait(pause_s) and model.state is not ModelState.ABSENT:
+            try:
+                self.load(model)
+                return
+            except OSError as error:  # no process or no descriptor to be had
+                log.error("a worker for model %s cannot be started yet: %s", model.name, error)
+                pause_s = RESTART_S_MAX

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from itertools import chain, islice
 from typing import TypeVar
 
@@ -43,7 +43,7 @@ class Ready:
         for jobs in (self.jobs, self._best, self._new):
             jobs.pop(id, None)
 
-    def shown(self, now: float, held: Collection[int | str], order: Order) -> list[Job]:
+    def shown(self, now: float, held: Set[int | str], order: Order) -> list[Job]:
         """`held`: users and agents who have as many running as they may; `order`: the policy's."""
         if len(self.jobs) <= 2 * SHOWN:
             return free(self.jobs.values(), held)
@@ -52,7 +52,7 @@ class Ready:
             jobs = free(self.jobs.values(), held)
             self._best, self._new = {job.id: job for job in order(jobs, RANKED)}, {}
             self._old_s = now + max(OLD_S, 20 * (time.monotonic() - began))
-        best = islice((job for job in self._best.values() if job.uid not in held), SHOWN)
+        best = islice((job for job in self._best.values() if not {job.uid, job.agent} & held), SHOWN)
         return free(chain(best, self._new.values()), held)
 
 
@@ -73,7 +73,7 @@ class Queue:
         self.running_of: Counter[int | str] = Counter()  # by user and by agent
         self.held_back: set[int | str] = set()  # those of them who have as many as they may
         self._ready: dict[str, Ready] = {}  # by model
-        self._turns: dict[str, deque[Request]] = {}  # by context: unfinished requests, oldest first
+        self._turns: dict[int, deque[Request]] = {}  # by context: unfinished requests, oldest first
         self._held: set[int] = set()  # paused agents, by id
 
     def __len__(self) -> int:
@@ -93,8 +93,8 @@ class Queue:
         self.per_user[request.uid] += 1
         self.per_agent[request.agent] += 1
         self.waiting[request.id] = request
-        if request.spec.context:
-            self._turns.setdefault(request.spec.context, deque()).append(request)
+        if request.spec.context_id:
+            self._turns.setdefault(request.spec.context_id, deque()).append(request)
         if startable:
             self._refresh(request)
 
@@ -145,21 +145,21 @@ class Queue:
 
     def end_turn(self, request: Request) -> None:
         """Lets the next request of the same context start."""
-        turns = self._turns.get(request.spec.context)
+        turns = self._turns.get(request.spec.context_id)
         if turns is None:
             return
         turns.remove(request)
         if not turns:
-            del self._turns[request.spec.context]
+            del self._turns[request.spec.context_id]
         elif turns[0].id in self.waiting:
             self._refresh(turns[0])
 
-    def turn(self, context: str) -> Request | None:
+    def turn(self, context: int) -> Request | None:
         turns = self._turns.get(context)
         return turns[0] if turns else None
 
     def _refresh(self, request: Request) -> None:
-        turns = self._turns.get(request.spec.context)
+        turns = self._turns.get(request.spec.context_id)
         first = turns is None or turns[0] is request
         if first and request.agent_id not in self._held:
             self.ready(request.spec.model).add(view(request))

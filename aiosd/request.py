@@ -126,7 +126,6 @@ class Request:
     worker_deaths: int = 0
     worker: int | None = None
     running_most: tuple[int, int] = (UNBOUNDED, UNBOUNDED)  # of its user's and of its agent's, at once
-    kv_owner: str = ""  # whose prefixes its KV is shared with; empty: its user's
     leaving: bool = False  # its worker was told to let it go, and has not answered yet
     document: str = ""  # response.json, once it has ended
     answer: Answer = field(default_factory=Answer)

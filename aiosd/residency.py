@@ -23,7 +23,7 @@ class Residency:
     def __init__(self, pool: Pool, contexts: Contexts, swap: Swap) -> None:
         self._pool, self._contexts, self.swap = pool, contexts, swap
         self._lock = threading.Lock()
-        self._asked: dict[tuple[int, int], list[Future[None]]] = {}  # by worker and context
+        self._asked: dict[tuple[int, int], list[Future[int | None]]] = {}  # by worker and context
 
     def state(self, context: Context) -> str:
         return self.swap.tier(context.id) if context.worker is None else "resident"
@@ -68,9 +68,12 @@ class Residency:
         context.worker = None
         self.swap.drop(context.id)
 
-    def save(self, context: Context, worker: Worker | None, evict: bool = False) -> Future[None]:
-        """Asks the worker for the KV; when the result is there, it is in Swap, as far as there is any."""
-        done: Future[None] = Future()
+    def save(self, context: Context, worker: Worker | None, evict: bool = False) -> Future[int | None]:
+        """Asks the worker for the KV: the result is its file, for the caller to close, if there is any.
+
+        With `evict` it is in Swap then, and the result None.
+        """
+        done: Future[int | None] = Future()
         if worker is None:
             done.set_result(None)
             return done
@@ -86,13 +89,12 @@ class Residency:
         match message:
             case wire.Saved():
                 file = worker.channel.take_file()
-                if context is None:
+                if message.evicted:
+                    self._evicted(worker, context, file)
+                    file = None
+                self._answered(worker, message.context, file)
+                if file is not None:
                     os.close(file)
-                else:
-                    self.swap.put(context.id, file, checked=not context.salt)
-                    if message.evicted and context.worker == worker.id:
-                        context.worker = None
-                self._answered(worker, message.context)
             case wire.NotSaved():
                 if context is not None and context.worker == worker.id:
                     context.worker = None
@@ -114,11 +116,21 @@ class Residency:
         for id in lost:
             self._answered(worker, id)
 
-    def _answered(self, worker: Worker, context: int) -> None:
+    def _evicted(self, worker: Worker, context: Context | None, file: int | None) -> None:
+        if context is not None and context.worker == worker.id:
+            context.worker = None
+        if context is not None and file is not None:
+            self.swap.put(context.id, file, checked=not context.salt)
+            if self._contexts.by_id(context.id) is None:  # removed meanwhile
+                self.swap.drop(context.id)
+        elif file is not None:
+            os.close(file)
+
+    def _answered(self, worker: Worker, context: int, file: int | None = None) -> None:
         with self._lock:
             waiting = self._asked.pop((worker.id, context), [])
         for done in waiting:
-            done.set_result(None)
+            done.set_result(None if file is None else os.dup(file))
 
     def _tell(self, context: Context, message: wire.Message) -> None:
         if worker := self._pool.find(context.worker):

@@ -63,7 +63,10 @@ class Scheduler:
         self.quotas = Quotas(config)
         self.quantum_tokens = config.scheduler.quantum
         self.pool = Pool(config.engine, self)
-        swap = Swap(store.folder / "kv", config.engine.host_kv_bytes, config.engine.disk_kv_bytes)
+        engine = config.engine
+        swap = Swap(
+            store.folder / "kv", engine.host_kv_bytes, engine.disk_kv_bytes, config.limits.disk_reserve_bytes
+        )
         self.residency = Residency(self.pool, contexts, swap)
         self._wake = threading.Condition()  # its lock guards the queue and every Request's changes
         self._queue = Queue()
@@ -142,7 +145,11 @@ class Scheduler:
         self._check_rate(caller.uid, quota.tokens_per_minute, "you have")
         self._check_rate(agent, own.get("tokens_per_minute", UNBOUNDED), f"agent {agent} has")
         self._check_bytes(caller, size)
-        if self.store.free_bytes() < limits.disk_reserve_bytes + size:
+        self.check_disk(size)
+
+    def check_disk(self, size: int) -> None:
+        """Raises StoreFull when so many bytes more would leave less than the reserve."""
+        if self.store.free_bytes() < self.config.limits.disk_reserve_bytes + size:
             raise StoreFull(f"{self.store.folder}: the disk is full", "free some space there")
 
     def _check_bytes(self, caller: Caller, size: int) -> None:
@@ -195,7 +202,7 @@ class Scheduler:
     def turn(self, context: Context) -> Request | None:
         """The request that has the conversation now: the oldest unfinished one."""
         with self._wake:
-            return self._queue.turn(context.name)
+            return self._queue.turn(context.id)
 
     def spans(self) -> list[Span]:
         with self._wake:
@@ -289,7 +296,7 @@ class Scheduler:
 
     def _last_worker(self, request: Request) -> int | None:
         """Where KV of this request may still be: its own, or its conversation's."""
-        context = self.contexts.find(request.spec.context)
+        context = self.contexts.of(request.spec)
         return request.worker if request.worker is not None or context is None else context.worker
 
     def _preempt(self, model: Model) -> bool:
@@ -306,7 +313,7 @@ class Scheduler:
             return False
         request = self._queue.running[id]
         request.leaving = True
-        self._send(request.worker, wire.Remove(id))
+        self._send(request.worker, wire.Remove(id, keep=True))
         return True
 
     def _seats(self, model: Model) -> list[Seat]:
@@ -324,10 +331,15 @@ class Scheduler:
 
     def _submit(self, request: Request, worker: Worker) -> None:
         spec = request.spec
-        context = self.contexts.find(spec.context)
-        owner = request.kv_owner or str(request.uid)
+        context = self.contexts.of(spec)
+        if spec.context and context is None:
+            self._finish(request, State.FAILED, "its context was removed")
+            return
+        owner, held = str(request.uid), 0
         if context is not None:
+            owner = self._kv_owner(request, context)
             self.residency.prepare(context, worker, owner)
+            held = context.id if self.owns(request, context) else 0
         try:
             self.pool.send(
                 worker,
@@ -338,16 +350,26 @@ class Scheduler:
                     sampling=asdict(spec.sampling),
                     owner=owner,
                     resume=list(request.tokens),
-                    context=context.id if context else 0,
+                    context=held,
                 ),
             )
         except AiosError as error:  # the conversation is too large for a message, or cannot be read
             self._finish(request, State.FAILED, error.explanation)
 
+    def owns(self, request: Request, context: Context) -> bool:
+        """KV, which `kv` files hold, is kept of turns by the context's own user: a guest's prompt has his
+        agent's system prompt and tools in it, which are not for others to read."""
+        return self.contexts.owner(context)[0] == request.uid
+
+    def _kv_owner(self, request: Request, context: Context) -> str:
+        """Prefixes are shared within one user; a context of several, or from a file, has its own."""
+        alone = self.contexts.owner(context) == (request.uid, True)
+        return context.salt or (str(request.uid) if alone else f"context {context.id}")
+
     def _messages(self, request: Request) -> list[Message]:
         """System prompt, the conversation so far, and what is asked now."""
         spec = request.spec
-        context = self.contexts.find(spec.context)
+        context = self.contexts.of(spec)
         before = self.contexts.messages(context) if context else []
         whole = [*before, *spec.messages]
         if spec.system and not any(m["role"] == "system" for m in whole):
@@ -376,10 +398,28 @@ class Scheduler:
             state=request.state,
         )
 
-    def worker_said(self, worker: Worker, message: wire.Message) -> None:
+    def worker_said(self, worker: Worker, message: wire.Message | wire.Tokens) -> None:
+        """What one message breaks is its request's trouble: others run in this process."""
+        try:
+            self._heed(worker, message)
+        except Exception:
+            log.exception("worker %d: %s", worker.id, type(message).__name__)
+            if request := self._mine(worker, getattr(message, "id", -1)):
+                self._finish(
+                    request, State.FAILED, "the daemon could not handle its answer; the log says why"
+                )
+
+    def _heed(self, worker: Worker, message: wire.Message | wire.Tokens) -> None:
         match message:
             case wire.Step():
-                self._deliver_step(worker, message)
+                for tokens in message.outputs:
+                    self.worker_said(worker, tokens)
+                with self._wake:
+                    if self._queue.waiting:
+                        self._stir()
+            case wire.Tokens():
+                if request := self._mine(worker, message.id):
+                    self._deliver(request, message)
             case wire.Started():
                 if request := self._mine(worker, message.id):
                     self._started(request, message.prompt_tokens)
@@ -446,14 +486,6 @@ class Scheduler:
             self._stir()
         self._tell(request)
 
-    def _deliver_step(self, worker: Worker, step: wire.Step) -> None:
-        for tokens in step.outputs:
-            if request := self._mine(worker, tokens.id):
-                self._deliver(request, tokens)
-        with self._wake:
-            if self._queue.waiting:
-                self._stir()
-
     def _deliver(self, request: Request, made: wire.Tokens) -> None:
         request.logprobs += made.logprobs
         if request.worker_visits == 1:  # later ones find what this request itself computed
@@ -480,15 +512,15 @@ class Scheduler:
             if not self._queue.remove(request):
                 return False
             if request.worker is not None and state is not State.DONE:
-                self._send(request.worker, wire.Remove(request.id))
+                self._send(request.worker, wire.Remove(request.id, keep=False))
             request.state, request.error, request.finished_s = state, error, time.time()
             self.trace.leave(request)
             self.counters[state.value] += 1
             self._account(request)
         request.document = response.document(request)
         self._save(request)
-        context, worker = self.contexts.find(request.spec.context), self.pool.find(request.worker)
-        if context and worker and state is State.DONE:
+        context, worker = self.contexts.of(request.spec), self.pool.find(request.worker)
+        if context and worker and state is State.DONE and self.owns(request, context):
             self.residency.came(context, worker)
         with self._wake:  # only now: the next turn of the conversation reads what this one stored
             self._queue.end_turn(request)
@@ -508,7 +540,7 @@ class Scheduler:
             model.account(request.usage)
         if agent := self.agents.find(request.agent):
             agent.account(request)
-        context = self.contexts.find(request.spec.context)
+        context = self.contexts.of(request.spec)
         if context and request.state is State.DONE:
             context.tokens = request.usage.prompt_tokens + request.usage.completion_tokens
             context.model, context.unfinished = request.spec.model, ""
@@ -521,7 +553,7 @@ class Scheduler:
     def _save_all(self) -> None:
         for late in list(self._unsaved.values()):
             said: list[Message] = []
-            if late.state is State.DONE and self.contexts.find(late.spec.context):
+            if late.state is State.DONE and self.contexts.of(late.spec):
                 said = [*late.spec.messages, {"role": "assistant", "content": late.text}]
             try:
                 self.store.finish_request(late, said, self.config.limits.keep_requests)

@@ -1,8 +1,9 @@
 """A context's exact state as one file: safetensors that any tool opens, with a checksum of itself inside.
 
-Tensors: `tokens` int32 [tokens], and `kv.0`, `kv.1`, … as the engine's core lays them out, whole blocks of
-the first of these tokens. Beside them, in __metadata__: the model's identity, the layout, the prompt's length
-and `about`, the daemon's own JSON (messages, an unfinished answer). No torch; files are descriptors.
+Tensors: `about`, the daemon's own JSON as bytes (messages, an unfinished answer); `tokens` int32; and `kv.0`,
+`kv.1`, … as the engine's core lays them out, whole blocks of the first of these tokens. The header is small
+and every number in it is bounded: it is read before anybody knows who wrote it. No torch; files are
+descriptors.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from aiosd.errors import BadRequest, BadSnapshot
 from aiosd.spec import read_json
 
 VERSION = "1"
-HEADER_BYTES_MAX = 32 << 20
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4}
+HEADER_BYTES_MAX = 64 << 10
+DIMENSIONS_MAX, NUMBER_MAX = 8, 1 << 40
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "U8": 1}
 # The checksum stands at a fixed place: SHA-256 of the file with zeros there.
 OPENING = b'{"__metadata__":{"sha256":"'
 SUM_AT, SUM_SIZE = 8 + len(OPENING), 64
 NO_SUM = "0" * SUM_SIZE
+ALIGNED = 64
 COPY_AGAIN = "copy the file again"
 NOT_ONE, OUT_OF = "this is not a kv file of aiosd", "copy one out of contexts/NAME/kv"
 
@@ -48,7 +51,6 @@ class Meta:
     model: str  # identity; empty: no KV is in the file
     layout: str  # of the KV tensors, as Model.info has it
     prompt: int  # tokens of the prompt, among `tokens`
-    about: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +65,27 @@ class Header:
 
     @property
     def kv(self) -> list[Tensor]:
-        return [self.tensors[f"kv.{i}"] for i in range(len(self.tensors) - 1)]
+        return [self.tensors[f"kv.{i}"] for i in range(len(self.tensors) - 2)]
 
 
-def layout(meta: Meta, tensors: dict[str, Tensor]) -> tuple[bytes, Header]:
-    """The file's first bytes, and where each tensor goes behind them. The checksum is not made yet."""
+def layout(meta: Meta, about: bytes, tensors: dict[str, Tensor]) -> tuple[bytes, Header]:
+    """The file's beginning, `about` included, and where each tensor goes; the checksum comes last."""
+    about += b" " * (-len(about) % ALIGNED)  # so that what is mapped behind it is aligned
     at, placed = 0, {}
-    for name, tensor in tensors.items():
+    for name, tensor in {"about": Tensor("U8", (len(about),)), **tensors}.items():
         placed[name] = (tensor, at, at + tensor.bytes)
         at += tensor.bytes
     facts = {"sha256": NO_SUM, "format": "pt", "aios_kv": VERSION, "model": meta.model}
-    facts |= {"layout": meta.layout, "prompt": str(meta.prompt), "about": meta.about}
+    facts |= {"layout": meta.layout, "prompt": str(meta.prompt)}
     entries = {
         name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [start, end]}
         for name, (t, start, end) in placed.items()
     }
     text = json.dumps({"__metadata__": facts, **entries}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 64)  # so that what is mapped is aligned
+    text += b" " * (-(8 + len(text)) % ALIGNED)
     first = 8 + len(text)
     spread = {n: Tensor(t.dtype, t.shape, first + s, first + e) for n, (t, s, e) in placed.items()}
-    return len(text).to_bytes(8, "little") + text, Header(meta, spread, first + at)
+    return len(text).to_bytes(8, "little") + text + about, Header(meta, spread, first + at)
 
 
 def seal(fd: int) -> None:
@@ -92,12 +95,13 @@ def seal(fd: int) -> None:
     os.pwrite(fd, digest.encode(), SUM_AT)
 
 
-def copy(source: int, target: int, about: str) -> int:
+def copy(source: int, target: int, about: bytes) -> int:
     """The file with another `about`, sealed, into an empty one; gives its size."""
     old = read(source)
-    first, new = layout(replace(old.meta, about=about), old.tensors)
-    os.pwrite(target, first, 0)
-    os.lseek(target, len(first), os.SEEK_SET)
+    rest = {name: tensor for name, tensor in old.tensors.items() if name != "about"}
+    beginning, new = layout(old.meta, about, rest)
+    os.pwrite(target, beginning, 0)
+    os.lseek(target, len(beginning), os.SEEK_SET)
     at = old.tensors["tokens"].start
     while at < old.size:
         at += os.sendfile(target, source, at, old.size - at)
@@ -105,12 +109,18 @@ def copy(source: int, target: int, about: str) -> int:
     return new.size
 
 
+def about(fd: int, header: Header) -> bytes:
+    place = header.tensors["about"]
+    return os.pread(fd, place.bytes, place.start)
+
+
 def verify(fd: int, header: Header) -> None:
-    """Raises BadSnapshot when a byte is not what it was."""
+    """Raises BadSnapshot when a byte is not what it was. A file that was never sealed passes."""
     with mapped(fd) as data:
         if len(data) != header.size:
             raise BadSnapshot(f"the file has {len(data)} bytes and not {header.size}", COPY_AGAIN)
-        if data[SUM_AT : SUM_AT + SUM_SIZE] != _sum(data).encode():
+        given = data[SUM_AT : SUM_AT + SUM_SIZE]
+        if given != NO_SUM.encode() and given != _sum(data).encode():
             raise BadSnapshot("the checksum is wrong: the file was changed or damaged", COPY_AGAIN)
 
 
@@ -156,23 +166,29 @@ def parse(data: bytes | bytearray) -> Header:
         raise BadSnapshot(NOT_ONE, OUT_OF)
     try:
         raw = read_json(data[8 : 8 + size].decode())
-        assert isinstance(raw, dict)
         facts = raw.pop("__metadata__")
-        meta = Meta(facts["model"], facts["layout"], int(facts["prompt"]), facts["about"])
+        model, made, prompt, version = (facts[key] for key in ("model", "layout", "prompt", "aios_kv"))
+        meta = Meta(str(model), str(made), number(int(prompt)))
         tensors = {name: _tensor(entry, 8 + size) for name, entry in raw.items()}
-        version = facts["aios_kv"]
-    except (BadRequest, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError, AssertionError):
+    except (BadRequest, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise BadSnapshot("the header of the file makes no sense", COPY_AGAIN) from None
     if version != VERSION:
-        raise BadSnapshot(f"the file has version {version!r:.20}; this aiosd reads {VERSION}")
+        raise BadSnapshot(f"the file has version {str(version)[:20]!r}; this aiosd reads {VERSION}")
     return Header(meta, tensors, _checked(meta, tensors, 8 + size))
 
 
+def number(value: object) -> int:
+    """Small enough that no arithmetic with a few of them takes long."""
+    if type(value) is not int or not 0 <= value < NUMBER_MAX:
+        raise ValueError
+    return value
+
+
 def _tensor(entry: Any, first: int) -> Tensor:
-    start, end = entry["data_offsets"]
-    shape = tuple(int(n) for n in entry["shape"])
-    made = Tensor(str(entry["dtype"]), shape, first + int(start), first + int(end))
-    if min(shape, default=0) < 0 or made.end - made.start != made.bytes:
+    start, end = map(number, entry["data_offsets"])
+    shape = tuple(map(number, entry["shape"][: DIMENSIONS_MAX + 1]))
+    made = Tensor(str(entry["dtype"]), shape, first + start, first + end)
+    if len(shape) > DIMENSIONS_MAX or end - start != made.bytes:
         raise ValueError
     return made
 
@@ -184,12 +200,12 @@ def _checked(meta: Meta, tensors: dict[str, Tensor], first: int) -> int:
         if tensor.start != at:
             raise BadSnapshot("the tensors of the file overlap or leave gaps", COPY_AGAIN)
         at = tensor.end
-    tokens = tensors.get("tokens")
-    names = ["tokens", *(f"kv.{i}" for i in range(len(tensors) - 1))]
-    if tokens is None or list(tensors) != names or tokens.dtype != "I32" or len(tokens.shape) != 1:
-        raise BadSnapshot("the file has other tensors than tokens, kv.0, kv.1, …", COPY_AGAIN)
-    if not all(isinstance(text, str) for text in (meta.model, meta.layout, meta.about)):
-        raise BadSnapshot("the header of the file makes no sense", COPY_AGAIN)
-    if not 0 <= meta.prompt <= tokens.shape[0]:
+    names = ["about", "tokens", *(f"kv.{i}" for i in range(len(tensors) - 2))]
+    if list(tensors) != names or any(
+        tensors[name].dtype != dtype or len(tensors[name].shape) != 1
+        for name, dtype in (("about", "U8"), ("tokens", "I32"))
+    ):
+        raise BadSnapshot("the file has other tensors than about, tokens, kv.0, kv.1, …", COPY_AGAIN)
+    if meta.prompt > tensors["tokens"].shape[0]:
         raise BadSnapshot("the prompt is longer than the tokens", COPY_AGAIN)
     return at

@@ -26,6 +26,7 @@ class Spec:
     sampling: Sampling
     model: str
     context: str = ""  # empty: the request stands alone
+    context_id: int = 0  # of that context and no later one of its name
     system: str = ""
     tools: tuple[Message, ...] = ()
     nice: int = 0
@@ -80,7 +81,8 @@ def parse(body: bytes, defaults: Defaults) -> Spec:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise BadRequest(f"byte {error.start} is not UTF-8 text") from None
-    base = Spec((), defaults.sampling, defaults.model, defaults.context, defaults.system, nice=defaults.nice)
+    d = defaults
+    base = Spec((), d.sampling, d.model, d.context, system=d.system, nice=d.nice)
     if body[:1] == b"{":
         return parse_json(text, base)
     if "\0" in text:

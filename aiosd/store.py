@@ -270,11 +270,13 @@ class Store:
                 (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, request.agent_id),
             )
             if said:
-                self._append(db, request.spec.context, said)
-                db.execute(
-                    "UPDATE contexts SET tokens=?, model=?, unfinished='' WHERE name=?",
-                    (usage.prompt_tokens + usage.completion_tokens, request.spec.model, request.spec.context),
-                )
+                grown = db.execute(
+                    "UPDATE contexts SET tokens=?, model=?, unfinished='' WHERE name=? AND id=?",
+                    (usage.prompt_tokens + usage.completion_tokens, request.spec.model, request.spec.context,
+                     request.spec.context_id),
+                )  # fmt: skip
+                if grown.rowcount:  # it may have been removed, and made again by another
+                    self._append(db, request.spec.context, said)
             self._forget_old(db, request, keep)
 
     @staticmethod

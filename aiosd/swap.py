@@ -7,6 +7,7 @@ thread may call; one thread of its own does the moving.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiosd import snapshot
-from aiosd.errors import AiosError
 from aiosd.policies.eviction import Kept
 from aiosd.policy import victim
 
@@ -29,12 +29,14 @@ class Image:
     bytes: int
     used: int
     file: int | None  # in memory; None: on disk
-    checked: bool = True  # made here; one that a user wrote may hold anything
+    checked: bool = True  # made here, in memory; what a user wrote may hold anything, and a disk may fail
 
 
 class Swap:
-    def __init__(self, folder: Path, host_bytes: int, disk_bytes: int) -> None:
+    def __init__(self, folder: Path, host_bytes: int, disk_bytes: int, reserve_bytes: int) -> None:
         self._folder, self.host_bytes, self.disk_bytes = folder, host_bytes, disk_bytes
+        self._reserve_bytes = reserve_bytes  # of the disk, for others
+        self._moving = threading.Lock()
         self._images: dict[int, Image] = {}
         self._clock = itertools.count()
         self._changed = threading.Condition()
@@ -47,7 +49,7 @@ class Swap:
         ids = set(known)
         for path in self._folder.iterdir():
             if path.suffix == ".kv" and path.stem.isdecimal() and int(path.stem) in ids:
-                self._images[int(path.stem)] = Image(path.stat().st_size, next(self._clock), None, False)
+                self._images[int(path.stem)] = Image(path.stat().st_size, next(self._clock), None)
             else:
                 path.unlink()
         self._thread.start()
@@ -78,7 +80,7 @@ class Swap:
             self._changed.notify_all()
 
     def take(self, context: int) -> tuple[int, bool] | None:
-        """(descriptor, whether it was made here), for the caller to close. A damaged file is dropped."""
+        """(descriptor, whether it needs no check), for the caller to close."""
         with self._changed:
             image = self._images.get(context)
             if image is None:
@@ -87,19 +89,11 @@ class Swap:
             try:
                 if image.file is not None:
                     return os.dup(image.file), image.checked
-                file = os.open(self._path(context), os.O_RDONLY | os.O_CLOEXEC)
+                return os.open(self._path(context), os.O_RDONLY | os.O_CLOEXEC), False
             except OSError as error:
                 log.error("KV of context %d cannot be read: %s", context, error)
                 self._drop(context)
                 return None
-        try:
-            snapshot.verify(file, snapshot.read(file))
-        except AiosError as error:
-            log.error("%s: %s", self._path(context), error)
-            os.close(file)
-            self.drop(context)
-            return None
-        return file, image.checked
 
     def drop(self, context: int) -> None:
         with self._changed:
@@ -165,29 +159,35 @@ class Swap:
                     for id, i in self._images.items()
                     if (i.file is None) == (tier == "disk")
                 ]
-            move(victim(kept))
+            if kept:  # the last one may have gone by itself
+                move(victim(kept))
 
     def _to_disk(self, context: int) -> None:
-        """Written aside, sealed and renamed: a file on disk is whole."""
-        with self._changed:
-            image = self._images.get(context)
-            if image is None or image.file is None:
-                return
-            file = os.dup(image.file)
-        aside = self._folder / f"{context}.new"
-        try:
-            with aside.open("w+b") as out:  # its folder is private
-                size = snapshot.copy(file, out.fileno(), about="")
-        except OSError as error:
-            log.error("KV of context %d cannot go to disk: %s", context, error)
-            self.drop(context)
-            return
-        finally:
-            os.close(file)
-        with self._changed:
-            if self._images.get(context) is not image or image.file is None:  # it changed meanwhile
-                aside.unlink()
-                return
-            aside.rename(self._path(context))
-            os.close(image.file)
-            image.file, image.bytes = None, size
+        """Written aside, sealed and renamed: a file on disk is whole. What finds no room there is dropped."""
+        with self._moving:  # one at a time: the file aside is one for all
+            with self._changed:
+                image = self._images.get(context)
+                if image is None or image.file is None:
+                    return
+                file = os.dup(image.file)
+            aside = self._folder / "new"
+            try:
+                self._check_disk(image.bytes)
+                with aside.open("w+b") as out:  # its folder is private
+                    size = snapshot.copy(file, out.fileno(), about=b"")
+                with self._changed:
+                    if self._images.get(context) is image and image.file is not None:
+                        aside.rename(self._path(context))
+                        os.close(image.file)
+                        image.file, image.bytes = None, size
+            except OSError as error:
+                log.error("KV of context %d cannot go to disk: %s", context, error)
+                self.drop(context)
+            finally:
+                os.close(file)
+                aside.unlink(missing_ok=True)
+
+    def _check_disk(self, size: int) -> None:
+        status = os.statvfs(self._folder)
+        if status.f_bavail * status.f_frsize < size + self._reserve_bytes:
+            raise OSError(errno.ENOSPC, "the disk is nearly full")

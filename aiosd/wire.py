@@ -53,9 +53,10 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Cancel or preempt at the next token boundary; answered by Removed, unless it ended before."""
+    """Preempt (`keep`) or cancel at the next token boundary; answered by Removed, unless it ended before."""
 
     id: int
+    keep: bool  # its conversation's KV
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,14 +242,12 @@ class Channel:
         body = self._exactly(length)
         if body is None:
             raise WireError("the connection ended inside a frame")
-        message = decode(body)
-        if isinstance(message, WITH_FILE) and not self._files:
-            raise WireError(f"{type(message).__name__} came without its file")
-        return message
+        return decode(body)
 
-    def take_file(self) -> int:
-        """The file of the message just received; the caller closes it."""
-        return self._files.popleft()
+    def take_file(self) -> int | None:
+        """The file of the message just received, for the caller to close; None: this process had no
+        descriptor left to receive it with."""
+        return self._files.popleft() if self._files else None
 
     def close(self) -> None:
         self._socket.close()

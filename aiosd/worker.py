@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from aiosd import wire
-from aiosd.errors import AiosError, ModelError, TooLong
+from aiosd.errors import AiosError, BadSnapshot, ModelError, TooLong
 from aiosd.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
         return
     model = engine.model
     facts = {"context_length": model.context_length, "identity": model.identity, "pid": os.getpid()}
-    facts |= {"kv_layout": model.kv_layout, "kv_bytes_per_token": model.kv_bytes_per_token}
+    facts |= {"kv_shapes": model.kv_shapes, "kv_layout": model.kv_layout}
+    facts |= {"kv_bytes_per_token": model.kv_bytes_per_token}
     channel.send(wire.Ready({**model.info, **facts}))
     Loop(channel, engine).run()
 
@@ -101,7 +102,7 @@ class Loop:
                 self._channel.send(wire.Step([self._pack(o) for o in outputs], self._engine.stats))
 
     def _obey_waiting(self) -> None:
-        """One request is rendered between two steps: those that run wait for no more than that."""
+        """One thing that takes long between two steps: those that run wait for no more than that."""
         while self._engine.idle or not self._inbox.empty():
             match message := self._inbox.get():
                 case wire.Submit():
@@ -109,13 +110,17 @@ class Loop:
                     if not self._engine.idle:
                         return
                 case wire.Remove():
-                    self._remove(message.id)
+                    self._remove(message)
                 case wire.Save():
                     self._save(message.context, message.evict)
                     if message.evict:
                         self._engine.conversations.drop(message.context)
+                    if not self._engine.idle:
+                        return
                 case wire.Restore():
                     self._restore(message, self._inbox.files.popleft())
+                    if not self._engine.idle:
+                        return
                 case wire.Keep(how="drop"):
                     self._engine.conversations.drop(message.context)
                 case wire.Keep():
@@ -151,11 +156,12 @@ class Loop:
             self._prompts[message.id] = prompt
             self._channel.send(wire.Started(message.id, len(prompt)))
 
-    def _remove(self, id: int) -> None:
+    def _remove(self, order: wire.Remove) -> None:
+        id = order.id
         self._inbox.removed.discard(id)
         if id in self._live:
             self._live.discard(id)
-            self._engine.remove(id)
+            self._engine.remove(id, order.keep)
             self._channel.send(wire.Removed(id))
             while len(self._prompts) > PROMPTS_KEPT:
                 del self._prompts[next(iter(self._prompts))]
@@ -173,17 +179,23 @@ class Loop:
         finally:
             os.close(file)
 
-    def _restore(self, message: wire.Restore, file: int) -> None:
+    def _restore(self, message: wire.Restore, file: int | None) -> None:
         from aiosd.engine import kvfile
 
         tokens, error = 0, ""
         try:
+            if file is None:
+                raise BadSnapshot("its file was lost on the way: this process has too many open")
             known, prompt, kv = kvfile.read(file, self._engine.model, message.check)
             tokens = self._engine.restore(message.context, message.owner, known, prompt, kv)
         except AiosError as refused:  # its next turn computes everything again
             error = refused.explanation
+        except Exception as refused:  # noqa: BLE001 - a file may hold anything, and others run in this process
+            traceback.print_exc()
+            error = repr(refused)[:300]
         finally:
-            os.close(file)
+            if file is not None:
+                os.close(file)
         self._channel.send(wire.Restored(message.context, tokens, error))
 
     def _pack(self, output: Output) -> wire.Tokens:
@@ -207,7 +219,7 @@ class Inbox(queue.SimpleQueue[wire.Message]):
     def __init__(self) -> None:
         super().__init__()
         self.removed: set[int] = set()
-        self.files: deque[int] = deque()  # of the Restores that are still in it
+        self.files: deque[int | None] = deque()  # of the Restores that are still in it
 
 
 def render(message: wire.Submit, model: Model) -> list[int]:

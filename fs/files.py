@@ -17,6 +17,7 @@ from aiosd.request import Request
 
 Unwatch = Callable[[], None]
 CTL_BYTES_MAX = 64 << 10
+COMMANDS_MAX = 64  # of one write
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,8 @@ class ControlHandle(Handle):
         commands = [line.split(maxsplit=1) for line in lines if line.strip()]
         if not commands:
             raise BadValue("no command")
+        if len(commands) > COMMANDS_MAX:
+            raise TooBig(f"a write has at most {COMMANDS_MAX} commands")
         for verb, *argument in commands:
             self._file.run(self._caller, verb, argument[0].strip() if argument else "")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiosd import snapshot
+from aiosd.access import Caller
 from aiosd.contexts import Context
 from aiosd.errors import BadSnapshot
 from aiosd.fs.files import File, Handle, Opening, Unwatch
@@ -22,14 +23,15 @@ class KvFile(File):
     context: Context = field(default=None)  # type: ignore[assignment]
 
     def open(self, opening: Opening) -> Handle:
-        return Writing(self, opening) if opening.writes else Reading(self)
+        return Writing(self, opening) if opening.writes else Reading(self, opening.caller)
 
 
 class Reading(Handle):
     """The state as it is at the first read."""
 
-    def __init__(self, kv: KvFile) -> None:
-        self._kv = kv
+    def __init__(self, kv: KvFile, caller: Caller) -> None:
+        self._kv, self._caller = kv, caller
+        self._reserved = 0
         self._lock = threading.Lock()
         self._export: Export | None = None
         self._file: int | None = None
@@ -40,6 +42,8 @@ class Reading(Handle):
                 return None
             if self._file is None:
                 self._file = self._asked().file()
+                self._reserved = os.fstat(self._file).st_size
+                self._kv.kernel.admission.reserve_kv(self._caller, self._reserved)
             return os.pread(self._file, size, offset)
 
     def watch(self, callback: Callable[[], None]) -> Unwatch:
@@ -50,8 +54,11 @@ class Reading(Handle):
         return self._asked().came.done()
 
     def release(self) -> None:
+        if self._export is not None:
+            self._export.close()
         if self._file is not None:
             os.close(self._file)
+            self._kv.kernel.admission.reserve_kv(self._caller, -self._reserved)
 
     def _asked(self) -> Export:
         if self._export is None:
@@ -65,7 +72,7 @@ class Writing(Handle):
     def __init__(self, kv: KvFile, opening: Opening) -> None:
         self._kv, self._caller = kv, opening.caller
         self._lock = threading.Lock()
-        self._file: int | None = os.memfd_create("aios-kv-in")
+        self._file: int | None = None
         self._beginning = bytearray()
         self._written = self._reserved = 0
         self._size: int | None = None
@@ -73,7 +80,7 @@ class Writing(Handle):
 
     def write(self, data: bytes, offset: int) -> None:
         with self._lock:
-            if self._file is None or offset != self._written:
+            if offset != self._written:
                 raise BadSnapshot("a kv file is written from its beginning to its end", "use cp or cat")
             self._kv.kernel.admission.reserve_kv(self._caller, len(data))
             self._reserved += len(data)
@@ -81,6 +88,8 @@ class Writing(Handle):
                 self._begin(data)
             if self._size is not None and self._written + len(data) > self._size:
                 raise BadSnapshot("the file is longer than its header says", snapshot.COPY_AGAIN)
+            if self._file is None:
+                self._file = os.memfd_create("aios-kv-in")
             os.pwrite(self._file, data, offset)
             self._written += len(data)
             if self._written == self._size:
@@ -102,5 +111,4 @@ class Writing(Handle):
         with self._lock:
             if self._file is not None:
                 os.close(self._file)
-                self._file = None
                 self._kv.kernel.admission.reserve_kv(self._caller, -self._reserved)

@@ -137,3 +137,31 @@ def test_kv_of_another_shape_is_refused(wrong: str) -> None:
     with pytest.raises((BadSnapshot, BadRequest)):
         e.restore(1, "ada", tokens, 40, kv)
     assert e.pool.held == 0
+
+
+def test_those_that_wait_for_room_do_not_wait_for_each_others_conversations() -> None:
+    """Both hold KV, both want more than is free: one of them has to let its own go."""
+    m = get("llama", "fused")
+    e = engine(m, tokens=28 * BLOCK)
+    for context, length in ((1, 100), (2, 180)):
+        e.add(context, prompt(length, context), replace(TURN, max_tokens=2), owner="ada", context=context)
+        drain(e, context)
+    e.add(9, prompt(60, 9), replace(TURN, max_tokens=60), owner="eve")
+    e.step()
+    e.add(3, prompt(380, 5), replace(TURN, max_tokens=3), owner="ada", context=1)
+    e.add(4, prompt(230, 6), replace(TURN, max_tokens=3), owner="ada", context=2)
+    e.add(5, prompt(5, 7), replace(TURN, max_tokens=3), owner="bob")
+    ended = {output.id for _ in range(400) for output in e.step() if output.finish}
+    assert ended == {9, 3, 4, 5}
+    assert e.idle
+
+
+def test_a_cancelled_turn_leaves_nothing_held() -> None:
+    m = get("llama", "fused")
+    e = engine(m)
+    e.add(1, prompt(100), TURN, owner="ada", context=1)
+    e.step()
+    e.step()
+    e.remove(1, keep=False)
+    assert e.pool.held == 0
+    assert e.snapshot(1) is None

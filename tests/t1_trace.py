@@ -52,7 +52,7 @@ def test_preempted_requests_show_as_such(make_kernel: MakeKernel) -> None:
     assert [ended(r).state for r in both] == [State.DONE] * 2
     spans = sorted(kernel.scheduler.spans(), key=lambda s: s.began_s)
     for request in both:
-        mine = [s for s in spans if s.request is request]
+        mine = [s for s in spans if s.request == request.id]
         assert [mine[0].name, mine[-1].name] == ["queued", "decode"]
         assert sum(s.name == "preempted" for s in mine) == request.preemptions > 1
         assert all(a.ended_s <= b.began_s for a, b in pairwise(mine))

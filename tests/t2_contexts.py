@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from aiosd import portable, snapshot
 from aiosd.access import Caller, Permission
@@ -308,13 +309,17 @@ def test_hostile_files_are_refused_with_the_reason_and_change_nothing(make_kerne
         (lambda d: d.__delitem__(slice(size - 5, size)), False, "bytes and not"),
         (lambda d: d.extend(b"more"), False, "bytes and not"),
         (lambda d: d.__setitem__(size - 9, d[size - 9] ^ 1), False, "checksum"),
-        (swap(b'"about":"', b'"abouT":"'), True, "no sense"),
+        (swap(b'"model":"', b'"mODEL":"'), True, "no sense"),
+        (swap(b'"prompt":"', b'"prompt":"9e999'), True, "no sense"),
+        (swap(b'"shape":[', b'"shape":[' + b"9" * 50), True, "no sense"),
         (swap(identity, b"0" * len(identity)), True, "not loaded here"),
         (swap(b'"layout":"fused', b'"layout":"other'), True, "runs otherwise"),
         (swap(b'"aios_kv":"1"', b'"aios_kv":"9"'), True, "version"),
         (swap(b'"I32"', b'"F32"'), True, "other tensors"),
-        (swap(b'"role\\": \\"user', b'"role\\": \\"evil'), True, "role"),
+        (swap(b'"role": "user', b'"role": "evil'), True, "role"),
+        (swap(b'"unfinished": null', b'"unfinished": 1234'), True, "no sense"),
         (swap(b'"kv.0"', b'"kv.7"'), True, "other tensors"),
+        (swap(b'"F32"', b'"I32"'), True, "not the shape"),
         (swap(b'"prompt":"', b'"prompt":"9'), True, "longer than the tokens"),
     ]
     for change, sealed, why in cases:
@@ -355,6 +360,95 @@ def test_kv_from_a_file_stays_with_its_context(make_kernel: MakeKernel) -> None:
     portable.restore(kernel.scheduler, target, forged)
     turn(kernel, "more", "target", max_tokens=3)
     assert turn(kernel, "a question of many, many words", max_tokens=9).tokens == honest.tokens
+
+
+@pytest.mark.parametrize("tokens", ["{}", '""', "null", "[1.5]", "[true]", '["1"]', "5"])
+def test_an_unfinished_answer_has_numbers_for_tokens(tokens: str) -> None:
+    unfinished = f'{{"request":{{"prompt":"x"}},"system":"","text":"","model":"","tokens":{tokens}}}'
+    with pytest.raises(BadSnapshot, match="no sense"):
+        portable.judged(f'{{"messages":[],"unfinished":{unfinished}}}'.encode())
+
+
+def test_what_is_resumed_is_resumed_once_and_by_its_own_model(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    context, target = begin(kernel), begin(kernel, "target")
+    agent = kernel.agents.add("asks")
+    source = Source("/agents/asks/syscall/llm", agent)
+    kernel.agents.change(agent, system="you are a pirate", params={"ignore_eos": True, "max_tokens": 90})
+    body = b'{"prompt":"go on and on","context":"talk"}'
+    running = kernel.admission.submit(ME, source, body)
+    wait_until(lambda: len(running.tokens) > 20, "tokens", LONG_S)
+    file = taken(kernel, context)
+    expected = ended(running)
+    kernel.agents.change(agent, system="")
+    portable.restore(kernel.scheduler, target, file)
+    resume = b'{"context":"target","resume":true}'
+    again = kernel.admission.submit(ME, source, resume)
+    twice = ended(kernel.admission.submit(ME, source, resume))
+    assert ended(again).tokens == expected.tokens, "with the system prompt it began with"
+    assert twice.state is State.FAILED
+    portable.restore(kernel.scheduler, target, file)
+    kernel.contexts.append(target, '{"role":"user","content":"wait"}\n')
+    with pytest.raises(BadRequest, match="nothing to resume"):
+        kernel.admission.judge(ME, source, resume)
+    portable.restore(kernel.scheduler, target, file)
+    target.unfinished = target.unfinished.replace(kernel.models.all()[0].info["identity"], "another")
+    with pytest.raises(BadRequest, match="not begun by model"):
+        kernel.admission.judge(ME, source, resume)
+
+
+def test_a_guests_prompt_is_not_in_the_owners_kv_file(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    context = begin(kernel, mode=0o777)
+    turn(kernel, "hello all", max_tokens=4)
+    vocabulary = Tokenizer.from_file(str(kernel.models.all()[0].path / "tokenizer.json"))
+    secret = " ".join(map(str, vocabulary.encode("code is 4711").ids))
+    agent = kernel.agents.add("guest")
+    kernel.agents.change(agent, system="the code is 4711", params={"max_tokens": 300, "ignore_eos": True})
+    source = Source("/agents/guest/syscall/llm", agent)
+    guest = kernel.admission.submit(EVE, source, b'{"prompt":"what now?","context":"talk"}')
+    wait_until(lambda: len(guest.tokens) > 5, "tokens", LONG_S)
+    files = [taken(kernel, context)]
+    assert ended(guest).state is State.DONE
+    files.append(taken(kernel, context))
+    for file in files:
+        header = snapshot.read(file)
+        place = header.tensors["tokens"]
+        tokens = memoryview(os.pread(file, place.bytes, place.start)).cast("i").tolist()
+        assert secret not in " ".join(map(str, tokens))
+        assert b'"unfinished": null' in snapshot.about(file, header)
+
+
+def test_a_request_belongs_to_the_context_it_was_made_for(make_kernel: MakeKernel) -> None:
+    """Removed and made again by another, the name is another conversation."""
+    kernel = make_kernel()
+    kernel.start()
+    context = begin(kernel)
+    agent = kernel.agents.add("held")
+    kernel.pause(agent, True)
+    source = Source("/agents/held/syscall/llm", agent)
+    held = kernel.admission.submit(ME, source, b'{"prompt":"mine","context":"talk"}')
+    kernel.contexts.remove("talk")  # as if it crossed the request's admission
+    begin(kernel)
+    assert turn(kernel, "another's").state is State.DONE, "it does not wait for the old one's turn"
+    kernel.pause(agent, False)
+    assert ended(held).state is State.FAILED
+    assert "context was removed" in held.error
+    assert len(kernel.contexts.messages(kernel.contexts.get("talk"))) == 2
+    assert context.id != kernel.contexts.get("talk").id
+
+
+def test_reading_kv_costs_no_quota_afterwards(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    context = begin(kernel)
+    turn(kernel, "hello")
+    before = kernel.scheduler.residency.bytes(context)
+    os.close(taken(kernel, context))
+    assert kernel.scheduler.residency.bytes(context) == before
+    assert state(kernel, context) == "resident"
 
 
 def test_bounds_of_kv_and_of_moments(make_kernel: MakeKernel) -> None:

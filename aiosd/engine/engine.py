@@ -95,10 +95,11 @@ class Engine:
         else:
             self._waiting.append(seq)
 
-    def remove(self, id: int) -> None:
-        """Cancel or preempt between two steps. Unknown ids (it ended meanwhile) are ignored."""
+    def remove(self, id: int, keep: bool = True) -> None:
+        """Preempt, or without `keep` cancel, between two steps. Unknown ids (it has ended) are ignored."""
         for seq in self._everyone():
             if seq.id == id:
+                seq.context = seq.context if keep else 0
                 self._leave(seq)
         self._ended = [o for o in self._ended if o.id != id]
 
@@ -124,7 +125,8 @@ class Engine:
         """The other way; gives the number of tokens whose KV found room. Raises BadSnapshot, BadRequest."""
         if not all(0 <= t < self.model.vocab_size for t in tokens):
             raise BadRequest(f"the file has tokens outside of 0 to {self.model.vocab_size - 1}")
-        self.conversations.make_room(-(-len(tokens) // BLOCK), self._busy)
+        blocks = kv[0].shape[self.core.kv_block_dim] if kv and kv[0].dim() > self.core.kv_block_dim else 0
+        self.conversations.make_room(blocks, self._busy)
         return self.conversations.restore(context, owner, tokens, prompt, kv)
 
     @property
@@ -170,7 +172,9 @@ class Engine:
         usable = self._reusable(seq, len(found) * BLOCK) // BLOCK
         self.pool.release(found[usable:])
         need = seq.blocks_for(len(seq.tokens)) - usable
-        self.conversations.make_room(need + len(self._running), self._busy)
+        room = need + len(self._running)
+        for busy in (self._busy | {seq.context}, self._busy):  # its own, when nothing else helps
+            self.conversations.make_room(room, busy)
         # One block ahead for each that runs: who is admitted should not push out somebody at once.
         if self.pool.available < need + len(self._running):
             self.pool.release(found[:usable])
@@ -246,7 +250,8 @@ class Engine:
 
     @property
     def _busy(self) -> set[int]:
-        return {seq.context for seq in self._everyone()}
+        """Those that run. Of those that wait KV may go: it comes back, or is computed again."""
+        return {seq.context for seq in self._running}
 
     def _keep(self, seq: Sequence) -> None:
         """A turn that was cut off in its prefill has less than its conversation had before."""

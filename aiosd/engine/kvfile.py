@@ -26,8 +26,8 @@ def write(engine: Engine, context: int) -> tuple[int, int] | None:
     tensors = {"tokens": snapshot.Tensor("I32", (len(shot.tokens),))}
     for i, (shape, dtype) in enumerate(zip(shot.shapes, shot.dtypes, strict=True)):
         tensors[f"kv.{i}"] = snapshot.Tensor(DTYPES[dtype], shape)
-    meta = snapshot.Meta(engine.model.identity, engine.model.kv_layout, shot.prompt, about="")
-    first, header = snapshot.layout(meta, tensors)
+    meta = snapshot.Meta(engine.model.identity, engine.model.kv_layout, shot.prompt)
+    first, header = snapshot.layout(meta, b"", tensors)
     file = os.memfd_create("aios-kv")
     try:
         os.ftruncate(file, header.size)
@@ -45,6 +45,8 @@ def write(engine: Engine, context: int) -> tuple[int, int] | None:
 def read(file: int, model: Model, check: bool) -> tuple[list[int], int, KV]:
     """Tokens, prompt's length and KV. Raises BadSnapshot, also when the file is another model's."""
     header = snapshot.read(file)
+    if check:
+        snapshot.verify(file, header)
     if header.meta.model != model.identity or header.meta.layout != model.kv_layout:
         raise BadSnapshot("the file belongs to another model or another way to run it")
     with suppress(ValueError):

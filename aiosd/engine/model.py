@@ -47,8 +47,19 @@ class Model:
     @property
     def kv_layout(self) -> str:
         """Two engines of one model can exchange KV when this is the same."""
-        facts = (self.core.info.get(key, "none") for key in ("path", "dtype", "quantization"))
-        return " ".join([*facts, str(BLOCK)])
+        info = self.core.info
+        device = str(info["device"]).partition(":")[0]
+        exact = "exact" if info["exact"] else "loose"
+        return f"{info['path']} {info['dtype']} {info.get('quantization', 'none')} {device} {exact} {BLOCK}"
+
+    @property
+    def kv_shapes(self) -> list[tuple[str, list[int]]]:
+        """Dtype and shape of each KV tensor, with the dimension that counts blocks as -1."""
+        dim = self.core.kv_block_dim
+        return [
+            (str(t.dtype).removeprefix("torch."), [*t.shape[:dim], -1, *t.shape[dim + 1 :]])
+            for t in self.core.reserve(1)
+        ]
 
     @property
     def eos(self) -> frozenset[int]:
