@@ -32,6 +32,13 @@ def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_model.make(tmp_path_factory.mktemp("models") / "random")
 
 
+@pytest.fixture(scope="session")
+def slow_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a millisecond a token: for what is to happen in the middle of an answer."""
+    folder = tmp_path_factory.mktemp("models") / "slow"
+    return random_model.make(folder, hidden=256, layers=6)
+
+
 @pytest.fixture
 def make_kernel(tmp_path: Path, random_llama: Path) -> Iterator[Callable[..., Kernel]]:
     """Kernels on one state folder; `text` is TOML. Not started."""

@@ -228,10 +228,10 @@ def test_a_damaged_file_on_disk_costs_time_and_no_token(make_kernel: MakeKernel)
 
 
 def test_a_live_context_goes_to_another_machine_in_the_middle_of_an_answer(
-    make_kernel: MakeKernel, tmp_path: Path
+    make_kernel: MakeKernel, slow_llama: Path, tmp_path: Path
 ) -> None:
     """Another state folder and other worker processes are another machine."""
-    here = make_kernel()
+    here = make_kernel("", slow_llama)
     here.start()
     context = begin(here)
     turn(here, "the first turn, which is over")
@@ -369,8 +369,10 @@ def test_an_unfinished_answer_has_numbers_for_tokens(tokens: str) -> None:
         portable.judged(f'{{"messages":[],"unfinished":{unfinished}}}'.encode())
 
 
-def test_what_is_resumed_is_resumed_once_and_by_its_own_model(make_kernel: MakeKernel) -> None:
-    kernel = make_kernel()
+def test_what_is_resumed_is_resumed_once_and_by_its_own_model(
+    make_kernel: MakeKernel, slow_llama: Path
+) -> None:
+    kernel = make_kernel("", slow_llama)
     kernel.start()
     context, target = begin(kernel), begin(kernel, "target")
     agent = kernel.agents.add("asks")
@@ -398,8 +400,8 @@ def test_what_is_resumed_is_resumed_once_and_by_its_own_model(make_kernel: MakeK
         kernel.admission.judge(ME, source, resume)
 
 
-def test_a_guests_prompt_is_not_in_the_owners_kv_file(make_kernel: MakeKernel) -> None:
-    kernel = make_kernel()
+def test_a_guests_prompt_is_not_in_the_owners_kv_file(make_kernel: MakeKernel, slow_llama: Path) -> None:
+    kernel = make_kernel("", slow_llama)
     kernel.start()
     context = begin(kernel, mode=0o777)
     turn(kernel, "hello all", max_tokens=4)

@@ -134,8 +134,11 @@ def test_a_killed_worker_is_replaced_and_its_requests_go_on_with_the_right_token
     assert kernel.scheduler.pool.restarts == 1
 
 
-def test_a_request_that_kills_its_workers_is_failed_and_others_are_not(make_kernel: MakeKernel) -> None:
-    kernel = make_kernel("[engine]\nmax_running = 1\n[limits]\nworker_deaths_per_request = 1\n")
+def test_a_request_that_kills_its_workers_is_failed_and_others_are_not(
+    make_kernel: MakeKernel, slow_llama: Path
+) -> None:
+    text = "[engine]\nmax_running = 1\n[limits]\nworker_deaths_per_request = 1\n"
+    kernel = make_kernel(text, slow_llama)
     kernel.start()
     poisoned = ask(kernel, "poison", max_tokens=900)
     innocent = ask(kernel, "hello", max_tokens=5)
