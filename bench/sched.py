@@ -120,20 +120,13 @@ def play(k: Kernel, agents: list[Agent]) -> float:
 def mixed(seed: int) -> list[Agent]:
     """64 agents of one user: 16 long batch agents are there first, 48 short chats come among them."""
     rng = random.Random(seed)
-    batch = [Agent(f"batch{i}", 1000, 3, rng.randint(200, 300), 200, 0.0, 0.05) for i in range(16)]
-    chats = [
-        Agent(
-            f"chat{i}",
-            1000,
-            rng.randint(1, 3),
-            rng.randint(8, 24),
-            60,
-            rng.uniform(0.1, 3),
-            rng.uniform(0.02, 0.2),
-        )
-        for i in range(48)
-    ]
-    return batch + chats
+    batch = [Agent(f"batch{i}", 1000, 2, rng.randint(1200, 1800), 200, 0.0, 0.05) for i in range(16)]
+
+    def chat(i: int) -> Agent:
+        steps, tokens = rng.randint(1, 3), rng.randint(8, 24)
+        return Agent(f"chat{i}", 1000, steps, tokens, 60, rng.uniform(0.1, 6), rng.uniform(0.02, 0.2))
+
+    return batch + [chat(i) for i in range(48)]
 
 
 def policies(model: Path, rounds: int) -> list[dict[str, Any]]:
@@ -260,31 +253,31 @@ def restoring(model: Path, tokens: int = 1000, times: int = 7) -> list[dict[str,
     ]  # fmt: skip
 
 
-def preempting(model: Path, times: int = 5, tokens: int = 200) -> list[dict[str, Any]]:
+def preempting(name: str, model: Path, times: int, tokens: int) -> list[dict[str, Any]]:
     """Two requests share one place: turn by turn (rr), or one after the other (fifo)."""
     took: dict[str, list[float]] = {"fifo": [], "rr": []}
     preemptions = 0
     with kernel(model, max_running=1) as k:
         k.scheduler.quantum_tokens = 10
         for n in range(times):
-            for name in took:
-                k.scheduler.chooser.switch(name)
+            for policy in took:
+                k.scheduler.chooser.switch(policy)
                 began = time.perf_counter()
                 both = [
                     submit(
-                        k, f"p{i}", 0, {"prompt": f"{n} {i} {name} ".ljust(300, "x"), "max_tokens": tokens}
+                        k, f"p{i}", 0, {"prompt": f"{n} {i} {policy} ".ljust(300, "x"), "max_tokens": tokens}
                     )
                     for i in range(2)
                 ]
                 for request in both:
                     wait(request)
-                took[name].append(time.perf_counter() - began)
+                took[policy].append(time.perf_counter() - began)
                 preemptions = sum(request.preemptions for request in both) or preemptions
-    fifo, rr = (statistics.median(took[name]) for name in ("fifo", "rr"))
+    fifo, rr = (statistics.median(took[policy]) for policy in ("fifo", "rr"))
     step, pair = fifo / (2 * tokens), (rr - fifo) / preemptions
     return [
-        {"preemptions": preemptions, "decode step, ms": step * 1e3, "preempt and resume, ms": pair * 1e3,
-         "in decode steps": pair / step}
+        {"shape": name, "preemptions": preemptions, "decode step, ms": step * 1e3,
+         "preempt and resume, ms": pair * 1e3, "in decode steps": pair / step}
     ]  # fmt: skip
 
 
@@ -303,13 +296,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = random_model.make(Path(scratch) / "random", context_length=4096)
         larger = random_model.make(Path(scratch) / "larger", hidden=256, layers=6, context_length=4096)
+        large = random_model.make(Path(scratch) / "large", hidden=768, layers=12, context_length=4096)
         parts: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
             "policies": ("64 agents, 16 of them long", lambda: policies(larger, options.rounds)),
             "fairness": ("Fair shares", lambda: fairness(larger, options.rounds)),
             "growth": ("More and more agents", lambda: growth(model)),
             "queue": ("A long queue", lambda: queue_cost(model)),
             "restoring": ("A conversation of 1,000 tokens comes back", lambda: restoring(larger)),
-            "preempting": ("A place is shared", lambda: preempting(larger)),
+            "preempting": (
+                "A place is shared",
+                lambda: preempting("S", larger, 5, 200) + preempting("M", large, 3, 60),
+            ),
         }
         for name, (title, measure) in parts.items():
             if options.only in (None, name):

@@ -165,3 +165,27 @@ def test_a_cancelled_turn_leaves_nothing_held() -> None:
     e.remove(1, keep=False)
     assert e.pool.held == 0
     assert e.snapshot(1) is None
+
+
+def test_a_preempted_request_keeps_its_kv_while_nobody_needs_the_room() -> None:
+    m = get("llama", "fused")
+    expected = alone(m, prompt(100), TURN)
+    e = engine(m, tokens=16 * BLOCK)
+    for pressure in (False, True):
+        answer = Answer()
+        e.add(1, prompt(100), TURN, owner="ada")
+        while len(answer.tokens) < 5:
+            for output in e.step():
+                answer.take(output)
+        e.remove(1)
+        assert e.pool.held == 7
+        if pressure:  # another needs all of the room
+            e.add(2, prompt(230), replace(TURN, max_tokens=2), owner="eve")
+            drain(e, 2)
+        steps = e.stats["steps"]
+        e.add(1, prompt(100), TURN, owner="ada", resume=answer.tokens)
+        rest = drain(e, 1)
+        assert answer.tokens + rest.tokens == expected.tokens
+        assert answer.logprobs + rest.logprobs == expected.logprobs
+        assert (e.stats["steps"] - steps == len(rest.tokens)) or pressure
+        assert e.pool.held == 0

@@ -128,7 +128,7 @@ def interrupted(m: Model, sampling: Sampling, rng: random.Random, lose_kv: bool,
             for output in e.step():
                 if output.id == 1:
                     answer.take(output)
-        e.remove(1)
+        e.remove(1, keep=not lose_kv)
     return answer
 
 

@@ -50,6 +50,7 @@ class Engine:
         self.prefill_tokens = max(prefill_tokens, self.core.chunk)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # oldest first
+        self._parked: dict[int, Sequence] = {}  # preempted, with their KV while nobody needs the room
         self._ended: list[Output] = []  # to be told at the next step
         self._steps = self._generated = self._hits = 0
 
@@ -72,6 +73,13 @@ class Engine:
         if not prompt or not all(0 <= t < self.model.vocab_size for t in (*prompt, *resume)):
             raise BadRequest(f"the prompt is empty or has tokens outside of 0 to {self.model.vocab_size - 1}")
         assert all(s.id != id for s in self._everyone())
+        parked = self._parked.pop(id, None)
+        if parked and parked.tokens == [*prompt, *resume] and parked.same_as(sampling, root(owner)):
+            parked.context = context
+            self._waiting.append(parked)
+            return
+        if parked:
+            self._strip(parked)
         stream = TextStream(self.model.vocabulary, sampling.stop, sampling.min_tokens)
         seq = Sequence(
             id,
@@ -98,7 +106,11 @@ class Engine:
     def remove(self, id: int, keep: bool = True) -> None:
         """Preempt, or without `keep` cancel, between two steps. Unknown ids (it has ended) are ignored."""
         for seq in self._everyone():
-            if seq.id == id:
+            if seq.id == id and keep and seq in self._running:
+                self._running.remove(seq)
+                self._keep(seq)
+                self._parked[id] = seq
+            elif seq.id == id:
                 seq.context = seq.context if keep else 0
                 self._leave(seq)
         self._ended = [o for o in self._ended if o.id != id]
@@ -126,7 +138,7 @@ class Engine:
         if not all(0 <= t < self.model.vocab_size for t in tokens):
             raise BadRequest(f"the file has tokens outside of 0 to {self.model.vocab_size - 1}")
         blocks = kv[0].shape[self.core.kv_block_dim] if kv and kv[0].dim() > self.core.kv_block_dim else 0
-        self.conversations.make_room(blocks, self._busy)
+        self._make_room(blocks, self._busy)
         return self.conversations.restore(context, owner, tokens, prompt, kv)
 
     @property
@@ -167,6 +179,8 @@ class Engine:
 
     def _place(self, seq: Sequence) -> bool:
         """Take cached blocks and new ones for all known tokens; False, and nothing taken, if they lack."""
+        if seq.blocks:
+            return self._continue(seq)
         keys = seq.full_keys(self.core.chunk)[: (len(seq.tokens) - 1) // BLOCK]
         found = self.pool.find(keys)
         usable = self._reusable(seq, len(found) * BLOCK) // BLOCK
@@ -174,7 +188,7 @@ class Engine:
         need = seq.blocks_for(len(seq.tokens)) - usable
         room = need + len(self._running)
         for busy in (self._busy | {seq.context}, self._busy):  # its own, when nothing else helps
-            self.conversations.make_room(room, busy)
+            self._make_room(room, busy, seq)
         # One block ahead for each that runs: who is admitted should not push out somebody at once.
         if self.pool.available < need + len(self._running):
             self.pool.release(found[:usable])
@@ -186,6 +200,33 @@ class Engine:
         for _ in range(need):
             self._extend(seq)
         return True
+
+    def _continue(self, seq: Sequence) -> bool:
+        """One that was parked has its blocks still."""
+        need = seq.blocks_for(len(seq.tokens)) - len(seq.blocks)
+        self._make_room(need + len(self._running), self._busy | {seq.context}, seq)
+        if self.pool.available < need + len(self._running):
+            self._strip(seq)
+            return self._place(seq)
+        for _ in range(need):
+            self._extend(seq)
+        return True
+
+    def _make_room(self, blocks: int, busy: set[int], but: Sequence | None = None) -> None:
+        """First those go that were preempted, the oldest first, then conversations."""
+        holding = [*self._parked.values(), *(s for s in reversed(self._waiting) if s is not but and s.blocks)]
+        for seq in holding:
+            if self.pool.available >= blocks:
+                return
+            self._parked.pop(seq.id, None)
+            self._strip(seq)
+        self.conversations.make_room(blocks, busy)
+
+    def _strip(self, seq: Sequence) -> None:
+        """Its KV goes; what others can find of it may still be found."""
+        self.pool.release(seq.blocks)
+        seq.blocks = seq.blocks[:0]
+        seq.computed = seq.published = 0
 
     def _reusable(self, seq: Sequence, found: int) -> int:
         """With a chunk, prefill may only begin at one of its multiples (Sequence.full_keys)."""
@@ -229,7 +270,7 @@ class Engine:
         while len(seq.blocks) * BLOCK <= seq.computed:
             if seq not in self._running:
                 return False
-            self.conversations.make_room(1, self._busy)
+            self._make_room(1, self._busy)
             if not self._extend(seq):
                 self._push_out(self._running[-1])
         return seq in self._running
@@ -266,6 +307,7 @@ class Engine:
             seq.blocks = seq.blocks[:0]
         else:
             self._waiting.remove(seq)
+            self._strip(seq)
 
     # --- one step ---
 

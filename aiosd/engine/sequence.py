@@ -72,6 +72,9 @@ class Sequence:
         """End tokens may not be drawn before min_tokens."""
         return tuple(self.eos) if self.generated < self.sampling.min_tokens else ()
 
+    def same_as(self, sampling: Sampling, root: bytes) -> bool:
+        return self.sampling == sampling and self.root == root
+
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // BLOCK)
 
