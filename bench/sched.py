@@ -296,7 +296,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = random_model.make(Path(scratch) / "random", context_length=4096)
         larger = random_model.make(Path(scratch) / "larger", hidden=256, layers=6, context_length=4096)
-        large = random_model.make(Path(scratch) / "large", hidden=768, layers=12, context_length=4096)
         parts: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
             "policies": ("64 agents, 16 of them long", lambda: policies(larger, options.rounds)),
             "fairness": ("Fair shares", lambda: fairness(larger, options.rounds)),
