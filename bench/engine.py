@@ -38,8 +38,8 @@ Prompts = list[list[int]]
 Side = Callable[[Prompts], float]  # seconds
 
 
-def ours(path: Path, core: str, quantization: str = "none") -> Side:
-    model = load(path, core=core, quantization=quantization)
+def ours(path: Path, core: str, quantization: str = "none", deterministic: bool = True) -> Side:
+    model = load(path, core=core, quantization=quantization, deterministic=deterministic)
     sampling = Sampling(max_tokens=NEW, ignore_eos=True)
 
     def run(prompts: Prompts) -> float:
@@ -114,6 +114,8 @@ def sides_of(path: Path, wanted: str) -> dict[str, Side]:
         "aiosd, fused": lambda: ours(path, "fused"),
         "aiosd, int8": lambda: ours(path, "fused", "int8"),
         "aiosd, torch": lambda: ours(path, "torch"),
+        "aiosd, transformers' modules": lambda: ours(path, "foreign"),
+        "aiosd, transformers' modules, not deterministic": lambda: ours(path, "foreign", deterministic=False),
         "transformers generate, one by one": lambda: generate(model(), batched=False),
         "transformers generate, static batch": lambda: generate(model(), batched=True),
         "transformers continuous batching": lambda: continuous(theirs()),  # it changes its model's attention

@@ -304,7 +304,7 @@ def main() -> None:
             "restoring": ("A conversation of 1,000 tokens comes back", lambda: restoring(larger)),
             "preempting": (
                 "A place is shared",
-                lambda: preempting("S", larger, 5, 200) + preempting("M", large, 3, 60),
+                lambda: preempting("S", larger, 5, 200),
             ),
         }
         for name, (title, measure) in parts.items():
