@@ -166,11 +166,11 @@ def measure(
 
 def table(results: dict[str, dict[str, dict[int, list[float]]]]) -> str:
     lines = ["| tokens/s | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
-    for label in next(iter(results.values())):
+    for label in {side: None for rates in results.values() for side in rates}:
         cells = []
         for rates in results.values():
             values = ["–" if not v else f"{statistics.median(v):.0f}{'*' if len(v) < 3 else ''}"
-                      for v in rates[label].values()]  # fmt: skip
+                      for v in rates.get(label, {}).values()]  # fmt: skip
             cells.append("/".join(values))
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
