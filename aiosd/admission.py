@@ -40,6 +40,7 @@ class Admission:
         self.scheduler = scheduler
         self.permissions = permissions
         self._lock = threading.Lock()
+        self._submitting = threading.Lock()
         self._newest: dict[tuple[int, str, int | None], int] = {}
         self._incoming_kv: Counter[int] = Counter()  # by user: bytes of kv files being written
         self._drafts: dict[str, dict[int, None]] = {}  # by agent: allocated ids, oldest first
@@ -124,50 +125,58 @@ class Admission:
 
     def reserve_kv(self, caller: Caller, size: int) -> None:
         """Bytes of kv files being written; negative gives them back. Raises OverQuota."""
-        if size > 0:
-            self.check_kv(caller, size)
         with self._lock:
+            if size > 0:
+                self.check_kv(caller, size)
             add(self._incoming_kv, caller.uid, size)
 
     # submitting
 
     def submit(self, caller: Caller, source: Source, body: bytes, id: int | None = None) -> Request:
         """Enqueues; what is wrong with the text now ends the request as failed, told to its readers."""
-        if source.agent:
-            self.scheduler.agents.check(source.agent)
-        self.scheduler.check_room(caller, source.agent.name if source.agent else "")
-        hopeless = ""
-        try:
-            spec = self.judge(caller, source, body)
-        except (BadRequest, NotFound, Denied, OverQuota) as error:
-            hopeless = error.explanation
-            d = self.defaults(source)
-            spec = Spec((), d.sampling, d.model, json=body[:1] == b"{")
-        self._claim(source, id)
-        agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
-        number = id or self.scheduler.new_id()
-        request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))
-        request.running_most = self.scheduler.quotas.running(caller, agent)
-        if spec.resume and not hopeless:
-            self._resume(caller, request)
-        self.scheduler.admit(request, hopeless)
+        with self._submitting:  # what was judged still holds when the request is in the queue
+            request = self._submit(caller, source, body, id)
         with self._lock:
             if id is None:
                 self._newest[self._shared(source, caller.uid)] = request.id
         self._withdraw_if_removed(source, request)
         return request
 
-    def _resume(self, caller: Caller, request: Request) -> None:
-        """Takes the unfinished answer over, once. Its bytes count as if they had been written."""
-        context = self.scheduler.contexts.get(request.spec.context)
-        _, so_far = self._unfinished(request.spec)
-        size = len(context.unfinished)
+    def _submit(self, caller: Caller, source: Source, body: bytes, id: int | None) -> Request:
+        if source.agent:
+            self.scheduler.agents.check(source.agent)
+        self.scheduler.check_room(caller, source.agent.name if source.agent else "")
+        hopeless, begun = "", None
+        try:
+            spec = self.judge(caller, source, body)
+            begun = self._unfinished(spec)[1] if spec.resume else None
+        except (BadRequest, NotFound, Denied, OverQuota) as error:
+            hopeless = error.explanation
+            d = self.defaults(source)
+            spec = Spec((), d.sampling, d.model, json=body[:1] == b"{")
+        agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
+        number = id or self.scheduler.new_id()
+        request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))
+        request.running_most = self.scheduler.quotas.running(caller, agent)
+        more = self._resume(caller, request, begun) if begun else 0
+        try:
+            self._claim(source, id)
+            self.scheduler.admit(request, hopeless)
+        except BaseException:
+            self.scheduler.reserve(caller, -more)
+            raise
+        return request
+
+    def _resume(self, caller: Caller, request: Request, begun: dict[str, Any]) -> int:
+        """Goes on with an unfinished answer, which its context keeps until the turn is done. Gives its bytes,
+        which count as if they had been written."""
+        request.tokens, request.text = begun["tokens"], begun["text"]
+        size = len(json.dumps(begun))
         self.scheduler.check_disk(size)
         self.scheduler.reserve(caller, size)
-        self.scheduler.contexts.set(context, unfinished="")
         request.size_bytes += size
-        request.tokens, request.text = so_far["tokens"], so_far["text"]
         response.grow(request, request.text, [])
+        return size
 
     def _withdraw_if_removed(self, source: Source, request: Request) -> None:
         """Agent or context may have been removed a moment ago: then the request ends."""

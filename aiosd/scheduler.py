@@ -165,9 +165,9 @@ class Scheduler:
 
     def reserve(self, caller: Caller, size: int) -> None:
         """Bytes of a request being written; negative gives them back. Raises Busy."""
-        if size > 0:
-            self._check_bytes(caller, size)
         with self._wake:
+            if size > 0:
+                self._check_bytes(caller, size)
             add(self._queue.pending_bytes, caller.uid, size)
 
     def new_id(self) -> int:

@@ -33,6 +33,7 @@ class Reading(Handle):
         self._kv, self._caller = kv, caller
         self._reserved = 0
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
         self._export: Export | None = None
         self._file: int | None = None
 
@@ -41,9 +42,14 @@ class Reading(Handle):
             if not self._asked().came.done():
                 return None
             if self._file is None:
-                self._file = self._asked().file()
-                self._reserved = os.fstat(self._file).st_size
-                self._kv.kernel.admission.reserve_kv(self._caller, self._reserved)
+                file = self._asked().file()
+                size = os.fstat(file).st_size
+                try:
+                    self._kv.kernel.admission.reserve_kv(self._caller, size)
+                except BaseException:
+                    os.close(file)
+                    raise
+                self._file, self._reserved = file, size
             return os.pread(self._file, size, offset)
 
     def watch(self, callback: Callable[[], None]) -> Unwatch:
@@ -58,12 +64,13 @@ class Reading(Handle):
             self._export.close()
         if self._file is not None:
             os.close(self._file)
-            self._kv.kernel.admission.reserve_kv(self._caller, -self._reserved)
+        self._kv.kernel.admission.reserve_kv(self._caller, -self._reserved)
 
     def _asked(self) -> Export:
-        if self._export is None:
-            self._export = Export(self._kv.kernel.scheduler, self._kv.context)
-        return self._export
+        with self._asking:
+            if self._export is None:
+                self._export = Export(self._kv.kernel.scheduler, self._kv.context)
+            return self._export
 
 
 class Writing(Handle):
@@ -111,4 +118,4 @@ class Writing(Handle):
         with self._lock:
             if self._file is not None:
                 os.close(self._file)
-                self._kv.kernel.admission.reserve_kv(self._caller, -self._reserved)
+            self._kv.kernel.admission.reserve_kv(self._caller, -self._reserved)

@@ -386,6 +386,9 @@ def test_what_is_resumed_is_resumed_once_and_by_its_own_model(
     kernel.agents.change(agent, system="")
     portable.restore(kernel.scheduler, target, file)
     resume = b'{"context":"target","resume":true}'
+    dropped = kernel.admission.submit(ME, source, resume)
+    kernel.scheduler.cancel(dropped)
+    assert ended(dropped).state is State.CANCELLED, "and the unfinished answer is still there"
     again = kernel.admission.submit(ME, source, resume)
     twice = ended(kernel.admission.submit(ME, source, resume))
     assert ended(again).tokens == expected.tokens, "with the system prompt it began with"

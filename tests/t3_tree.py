@@ -15,6 +15,7 @@ from aiosd.access import Caller, Permission
 from aiosd.errors import (
     AiosError,
     BadRequest,
+    BadSnapshot,
     BadValue,
     Busy,
     Denied,
@@ -456,6 +457,17 @@ def test_bytes_being_written_are_bounded_by_user_and_given_back(make_kernel: Cal
         opened(tree, LLM, os.O_WRONLY).write(b"x" * 900, 0)
     kernel.scheduler.cancel(requests(kernel)[0])
     opened(tree, LLM, os.O_WRONLY).write(b"x" * 900, 0)
+
+
+def test_a_refused_kv_file_gives_its_bytes_back(make_kernel: Callable[..., Kernel]) -> None:
+    kernel = make_kernel("[quota]\nkv_bytes = 1000\n")
+    tree = layout.build(kernel)
+    tree.make(tree.find("/contexts"), "chat", ME, 0o700)
+    for _ in range(3):
+        handle = opened(tree, "/contexts/chat/kv", os.O_WRONLY)
+        with pytest.raises(BadSnapshot):
+            handle.write(b"\xff" * 900, 0)
+        handle.release()
 
 
 def test_a_context_is_bounded(make_kernel: Callable[..., Kernel]) -> None:
