@@ -8,6 +8,8 @@ objects users made or changed. Knows no FUSE; called by the tree and by request 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,12 +34,16 @@ class Caller:
         return replace(self, groups=self._groups())
 
     def _groups(self) -> frozenset[int]:
-        try:
-            status = Path(f"/proc/{self.pid}/status").read_text()
-        except OSError:  # ended already, or in a pid namespace we cannot see
-            return frozenset()
-        listed = next(line for line in status.splitlines() if line.startswith("Groups:"))
-        return frozenset(map(int, listed.split()[1:]))
+        return frozenset(map(int, proc_status(self.pid, "Groups")))
+
+
+def proc_status(pid: int, key: str) -> list[str]:
+    """One line of proc_pid_status(5); empty when it has ended, or is in a pid namespace we cannot see."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return []
+    return next((line.split()[1:] for line in status.splitlines() if line.startswith(f"{key}:")), [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,7 @@ class Permissions:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
+        self.making = threading.RLock()  # held while an object is made or ended, so that it has its owner
         self._by_path = {path: Permission(uid, gid, mode) for path, uid, gid, mode in store.permissions()}
 
     def get(self, path: str) -> Permission | None:
@@ -75,6 +82,16 @@ class Permissions:
         self._store.save_permission(path, permission.uid, permission.gid, permission.mode)
         with self._lock:
             self._by_path[path] = permission
+
+    @contextmanager
+    def made(self, path: str, caller: Caller, mode: int) -> Iterator[None]:
+        """An object is made inside: it has its owner before it is there. `making` is held."""
+        self.set(path, Permission(caller.uid, caller.gid, mode))
+        try:
+            yield
+        except BaseException:
+            self.forget(path)
+            raise
 
     def change(
         self, path: str, now: Permission, *, uid: int = -1, gid: int = -1, mode: int | None = None
@@ -89,6 +106,10 @@ class Permissions:
                 mode=now.mode if mode is None else mode,
             ),
         )
+
+    def paths(self) -> list[str]:
+        with self._lock:
+            return list(self._by_path)
 
     def count(self, below: str, uid: int) -> int:
         """How many objects a user has directly in a folder."""

@@ -30,6 +30,8 @@ class Settings:
     nice: int = 0
     system: str = ""
     paused: bool = False
+    pid: int = 0  # the process it ends with; 0: with none
+    pid_started_s: float = 0.0
     params: dict[str, Any] = field(default_factory=dict)  # sampling keys of the chat-completion API
 
     @property
@@ -95,9 +97,10 @@ class Agents:
         if self._by_name.get(agent.name) is not agent:
             raise NotFound(f"agent {agent.name} was removed")
 
-    def remove(self, name: str) -> None:
+    def remove(self, agent: Agent) -> None:
         with self._lock:
-            agent = self._by_name.pop(name)
+            self.check(agent)
+            del self._by_name[agent.name]
             self._store.remove_agent(agent.id)
 
     def change(self, agent: Agent, **settings: Any) -> None:

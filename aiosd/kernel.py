@@ -10,16 +10,18 @@ import grp
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from aiosd import access
+from aiosd import access, lifetime
 from aiosd.access import Caller, Permission, Permissions
 from aiosd.admission import Admission
 from aiosd.agents import Agent, Agents
 from aiosd.config import Config
 from aiosd.contexts import Context, Contexts
-from aiosd.errors import AiosError, BadValue, Busy, Denied, NotEmpty, NotFound, OverQuota
+from aiosd.errors import AiosError, BadValue, Busy, Denied, Exists, NotEmpty, NotFound, OverQuota
 from aiosd.events import Events
+from aiosd.lifetime import Lifetimes
 from aiosd.models import NAME, Models, ModelState
 from aiosd.policy import Chooser
 from aiosd.quota import Quotas
@@ -43,11 +45,25 @@ class Kernel:
         self.events = Events(self.permissions)
         self.scheduler = Scheduler(config, self.store, self.agents, self.contexts, self.models, self.events)
         self.admission = Admission(self.scheduler, self.permissions)
+        self.lifetimes = Lifetimes(self._end_with_process)
+        self._forget_gone()
 
     def start(self) -> None:
         self.scheduler.start()
+        for name in self.agents.names():
+            self._watch(self.agents.get(name))
+        self.lifetimes.start()
         for model in self.models.all():
             self.scheduler.pool.load(model)
+
+    def _forget_gone(self) -> None:
+        """Owners and modes of objects that a killed daemon was about to make, or had just ended."""
+        there = {"agents": self.agents.names(), "contexts": self.contexts.names()}
+        known = {kind: set(names) for kind, names in there.items()}
+        for path in self.permissions.paths():
+            _, kind, *name = path.split("/")
+            if name and kind in known and name[0] not in known[kind]:
+                self.permissions.forget(f"/{kind}/{name[0]}")
 
     def reload(self, config: Config) -> None:
         """Takes over what can change while running; Models judges the new ones before anything else."""
@@ -72,6 +88,7 @@ class Kernel:
         self.scheduler.stir()
 
     def stop(self) -> None:
+        self.lifetimes.stop()
         self.scheduler.stop()
         self.store.close()
 
@@ -83,33 +100,67 @@ class Kernel:
         except KeyError:
             return None
 
-    # objects that users make and end
+    # objects that users make and end, one at a time
 
-    def add_agent(self, name: str, caller: Caller) -> None:
-        self._check_count("/agents/", caller, "agents")
-        self.agents.add(name)
-        self.events.emit("agent", f"/agents/{name}", caller.uid, agent=name, state="made")
+    def add_agent(self, name: str, caller: Caller, mode: int = 0o700) -> None:
+        path = f"/agents/{name}"
+        with self.permissions.making:
+            self._check_new(self.agents.find(name), path, caller)
+            with self.permissions.made(path, caller, mode):
+                self.agents.add(name)
+        self.events.emit("agent", path, caller.uid, agent=name, state="made")
 
     def remove_agent(self, name: str) -> None:
-        agent = self.agents.get(name)
-        self.agents.remove(name)  # from here on nothing more is admitted for it
-        self.cancel_all(agent, "its agent was removed")
-        self._emit_removed("agent", f"/agents/{name}", agent=name)
-        self.admission.forget(agent)
+        self._remove_agent(self.agents.get(name), "its agent was removed")
 
-    def add_context(self, name: str, caller: Caller) -> None:
-        self._check_count("/contexts/", caller, "contexts")
-        self.contexts.add(name)
-        self.events.emit("context", f"/contexts/{name}", caller.uid, context=name, state="made")
+    def _remove_agent(self, agent: Agent, why: str) -> None:
+        path = f"/agents/{agent.name}"
+        with self.permissions.making:
+            self.agents.remove(agent)  # from here on nothing more is admitted for it
+            self.lifetimes.free(agent)
+            self.cancel_all(agent, why)
+            self._emit_removed("agent", path, agent=agent.name)
+            self.admission.forget(agent)
+            self.permissions.forget(path)
+
+    def bind_agent(self, agent: Agent, caller: Caller, text: str) -> None:
+        """The agent ends with that process; an empty text unbinds it."""
+        pid = lifetime.check(caller, text) if text else 0
+        self.agents.change(agent, pid=pid, pid_started_s=lifetime.started(pid) if pid else 0.0)
+        self._watch(agent)
+
+    def _watch(self, agent: Agent) -> None:
+        self.lifetimes.free(agent)
+        try:
+            if agent.settings.pid:
+                self.lifetimes.bind(agent, agent.settings.pid, agent.settings.pid_started_s)
+        except BadValue:  # it has ended already
+            self._end_with_process(agent)
+
+    def _end_with_process(self, agent: Agent) -> None:
+        log.info("agent %s ends with process %d", agent.name, agent.settings.pid)
+        with suppress(NotFound):  # removed meanwhile
+            self._remove_agent(agent, "its agent ended with its process")
+
+    def add_context(self, name: str, caller: Caller, mode: int = 0o700) -> None:
+        path = f"/contexts/{name}"
+        with self.permissions.making:
+            self._check_new(self.contexts.find(name), path, caller)
+            with self.permissions.made(path, caller, mode):
+                self.contexts.add(name)
+        self.events.emit("context", path, caller.uid, context=name, state="made")
 
     def remove_context(self, name: str) -> None:
-        context = self.contexts.get(name)
-        self.contexts.remove(name)  # from here on nothing more is admitted for it
-        for request in self.scheduler.unfinished():
-            if request.spec.context_id == context.id:
-                self.scheduler.cancel(request, "its context was removed")
-        self.scheduler.residency.drop(context)
-        self._emit_removed("context", f"/contexts/{name}", context=name)
+        path = f"/contexts/{name}"
+        with self.permissions.making:
+            context = self.contexts.get(name)
+            self.contexts.remove(name)  # from here on nothing more is admitted for it
+            for request in self.scheduler.unfinished():
+                if request.spec.context_id == context.id:
+                    self.scheduler.cancel(request, "its context was removed")
+            self.scheduler.residency.drop(context)
+            self._emit_removed("context", path, context=name)
+            self.permissions.forget(path)
 
     def _emit_removed(self, kind: str, path: str, **facts: object) -> None:
         owner = self.permissions.get(path)
@@ -122,15 +173,21 @@ class Kernel:
         folder = self.permissions.get("/contexts")
         if folder and not access.may(caller, folder, access.WRITE | access.EXECUTE):
             raise Denied("contexts/ is not yours to make one in")
-        self._check_count("/contexts/", caller, "contexts")
-        self.scheduler.check_disk(self.contexts.size(context))
-        new = self.contexts.fork(context, name)
-        self.permissions.set(f"/contexts/{name}", Permission(caller.uid, caller.gid, 0o700))
+        path = f"/contexts/{name}"
+        with self.permissions.making:
+            self._check_new(self.contexts.find(name), path, caller)
+            self.scheduler.check_disk(self.contexts.size(context))
+            with self.permissions.made(path, caller, 0o700):
+                new = self.contexts.fork(context, name)
         if self.contexts.owner(context) == (caller.uid, True) and not context.salt:
             self.scheduler.residency.fork(context, new)
 
-    def add_model(self, name: str, caller: Caller) -> None:
-        self.models.add(name)
+    def add_model(self, name: str, caller: Caller, mode: int = 0o700) -> None:
+        with self.permissions.making:
+            if self.models.find(name):
+                raise Exists(f"model {name} exists")
+            with self.permissions.made(f"/models/{name}", caller, mode):
+                self.models.add(name)
 
     def remove_model(self, name: str) -> None:
         model = self.models.get(name)
@@ -140,11 +197,18 @@ class Kernel:
             if request.spec.model == name:
                 self.scheduler.cancel(request, f"model {name} was removed")
         self.scheduler.pool.unload(model)
-        self.models.remove(name)
+        with self.permissions.making:
+            self.models.remove(name)
+            self.permissions.forget(f"/models/{name}")
 
-    def _check_count(self, below: str, caller: Caller, what: str) -> None:
+    def _check_new(self, there: object, path: str, caller: Caller) -> None:
+        """Raises Exists, OverQuota."""
+        folder, name = path.rsplit("/", 1)
+        if there:
+            raise Exists(f"{name} exists")
+        what = folder.strip("/")
         most: int = getattr(self.scheduler.quotas.of(caller.with_groups()), what)
-        if self.permissions.count(below, caller.uid) >= most:
+        if self.permissions.count(folder + "/", caller.uid) >= most:
             raise OverQuota(f"you have {most} {what}", "rmdir some first")
 
     # commands

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aiosd.access import Caller, Permission
+from aiosd.access import Caller
 from aiosd.admission import Source
 from aiosd.config import Config, Daemon, EngineConfig, Quota, Scheduling
 from aiosd.kernel import Kernel
@@ -113,7 +113,7 @@ def play(k: Kernel, agents: list[Agent]) -> float:
     for thread in threads:
         thread.join()
     for agent in agents:
-        k.agents.remove(agent.name)
+        k.remove_agent(agent.name)
     return time.monotonic() - began
 
 
@@ -132,7 +132,6 @@ def mixed(seed: int) -> list[Agent]:
 def policies(model: Path, rounds: int) -> list[dict[str, Any]]:
     seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in BUILT_IN}
     with kernel(model) as k:
-        k.scheduler.quantum_tokens = 32
         for round in range(rounds):
             for name in BUILT_IN:
                 k.scheduler.chooser.switch(name)
@@ -229,7 +228,6 @@ def restoring(model: Path, tokens: int = 1000, times: int = 7) -> list[dict[str,
     with kernel(model, kv_bytes=room) as k:
         for n, tier in enumerate(list(took) * times):
             k.add_context(f"c{n}", caller)
-            k.permissions.set(f"/contexts/c{n}", Permission(0, 0, 0o700))
             context = k.contexts.get(f"c{n}")
             wait(
                 submit(k, "a", 0, {"prompt": f"{n}:".ljust(tokens, "x"), "max_tokens": 1, "context": f"c{n}"})
@@ -292,7 +290,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="policies, fairness, growth, queue, restoring or preempting")
     options = parser.parse_args()
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = json.loads(RESULT.read_text()) if options.only else {}
     with tempfile.TemporaryDirectory() as scratch:
         model = random_model.make(Path(scratch) / "random", context_length=4096)
         larger = random_model.make(Path(scratch) / "larger", hidden=256, layers=6, context_length=4096)
@@ -311,9 +309,8 @@ def main() -> None:
             if options.only in (None, name):
                 results[name] = measure()
                 show(title, results[name])
-    if options.only is None:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(results, indent=2) + "\n")
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

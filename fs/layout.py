@@ -271,6 +271,7 @@ def agent_folder(kernel: Kernel, name: str) -> Folder | None:
         "params.json": lambda: Value(
             get=lambda: json.dumps(settings.params), set=lambda _, text: change(params=agents.params(text))
         ),
+        "pid": lambda: Value(get=lambda: str(settings.pid or ""), set=partial(kernel.bind_agent, agent)),
         "usage": lambda: Text(render=lambda: table(requests=agent.requests, **asdict(agent.usage))),
         "log.jsonl": lambda: Text(0o400, render=lambda: "".join(agent.log)),
         "syscall": lambda: Table({"llm": lambda: Transaction(0o600, kernel.admission, source)}),

@@ -83,10 +83,10 @@ EXPECTED = (Interrupted, WouldBlock, RequestFailed, NotFound)  # an answer, not 
 class Open:
     """What one fh stands for."""
 
-    __slots__ = ("handle", "node", "opening", "polled", "watch")
+    __slots__ = ("found", "handle", "opening", "polled", "watch")
 
-    def __init__(self, node: File, handle: Handle, opening: Opening) -> None:
-        self.node, self.handle, self.opening = node, handle, opening
+    def __init__(self, found: Found, handle: Handle, opening: Opening) -> None:
+        self.found, self.handle, self.opening = found, handle, opening
         self.polled: PollHandle | None = None
         self.watch: Unwatch = lambda: None  # ends the poll's watch
 
@@ -138,9 +138,7 @@ class Ops:
     # names
 
     def getattr(self, path: str | None, info: Any = None) -> dict[str, int]:
-        if path is None:
-            path = self._open[info.fh].opening.path
-        found = self._tree.find(path)
+        found = self._open[info.fh].found if path is None else self._find(path)
         node, perm = found.node, found.permission
         kind = next(bits for type_, bits in KINDS if isinstance(node, type_))
         return {
@@ -240,7 +238,7 @@ class Ops:
         with self._lock:
             self._opened_by[opening.caller.uid] += 1
         info.direct_io = 1  # sizes are not known before a read
-        self._open[info.fh] = Open(found.node, handle, opening)
+        self._open[info.fh] = Open(found, handle, opening)
 
     def _check_open(self, caller: Caller) -> None:
         """Each open file may hold a thread that waits in a read."""
@@ -273,7 +271,7 @@ class Ops:
 
     def truncate(self, path: str | None, length: int, info: Any = None) -> None:
         # by descriptor the file that was opened, though another may have its name by now
-        node = self._tree.find(path).node if info is None and path else self._open[info.fh].node
+        node = self._tree.find(path).node if info is None and path else self._open[info.fh].found.node
         if isinstance(node, File) and length == 0:
             node.truncate()
 
@@ -311,6 +309,16 @@ class Ops:
             self._tree.explain(opened.opening.path, error)
 
     # helpers of the above
+
+    def _find(self, path: str) -> Found:
+        """A file that is open can be asked for (fstat) after its object was removed."""
+        try:
+            return self._tree.find(path)
+        except NotFound:
+            for opened in list(self._open.values()):
+                if opened.opening.path == path:
+                    return opened.found
+            raise
 
     def _folder(self, path: str) -> Folder:
         node = self._tree.find(path).node

@@ -44,11 +44,11 @@ class TransactionHandle(Handle):
         self._lock = threading.Lock()
         self._draft = Draft(file.admission, file.source, opening.caller)
         self._private = opening.reads and opening.writes
-        self._request: Request | None = None
         self._mine = False  # written through this open file; else the newest when it was opened
         self._start = self._next = 0  # file positions: where the answer begins, where a sequential read is
         newest = self._admission.newest(self._source, opening.caller.uid) if opening.reads else None
         self._newest = newest
+        self._request: Request | None = None if newest is None else self._admission.scheduler.find(newest)
 
     # writing
 

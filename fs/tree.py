@@ -41,7 +41,7 @@ class Folder:
     def child(self, name: str) -> Node | None:
         raise NotImplementedError
 
-    def make(self, name: str, caller: Caller) -> None:
+    def make(self, name: str, caller: Caller, mode: int) -> None:
         raise NotAllowed("nothing can be made in this folder")
 
     def remove(self, name: str) -> None:
@@ -73,7 +73,7 @@ class Collection(Folder):
         self,
         names: Callable[[], Iterable[str]],
         child: Callable[[str], Node | None],
-        make: Callable[[str, Caller], None] | None = None,
+        make: Callable[[str, Caller, int], None] | None = None,
         remove: Callable[[str], None] | None = None,
         mode: int = 0o755,
         gid: int | None = None,
@@ -87,12 +87,12 @@ class Collection(Folder):
     def child(self, name: str) -> Node | None:
         return self._child(name)
 
-    def make(self, name: str, caller: Caller) -> None:
+    def make(self, name: str, caller: Caller, mode: int) -> None:
         if self._make is None:
             raise NotAllowed("objects appear here by themselves")
         if not NAME.fullmatch(name):
             raise BadValue(f"{name[:80]!r} is not a name", "1 to 64 of A-Z a-z 0-9 . _ - and no dot in front")
-        self._make(name, caller)
+        self._make(name, caller, mode)
 
     def remove(self, name: str) -> None:
         if self._remove is None:
@@ -147,9 +147,7 @@ class Tree:
             raise NotFound(f"{parent.path}: not a folder")
         if parent.node.child(name) is not None:
             raise Exists(f"{name} exists")
-        parent.node.make(name, caller)
-        path = f"{parent.path.rstrip('/')}/{name}"
-        self._permissions.set(path, Permission(caller.uid, caller.gid, mode & 0o700))
+        parent.node.make(name, caller, mode & 0o700)
 
     def remove(self, parent: Found, name: str) -> None:
         if not isinstance(parent.node, Folder):
@@ -157,7 +155,6 @@ class Tree:
         if not isinstance(parent.node.child(name), Folder):
             raise NotFound(f"{name}: no such folder")
         parent.node.remove(name)
-        self._permissions.forget(f"{parent.path.rstrip('/')}/{name}")
 
     def chmod(self, found: Found, mode: int) -> None:
         self._permissions.change(found.path, found.permission, mode=mode)

@@ -129,3 +129,13 @@ def test_ioctl_gives_nothing_of_the_daemons_memory(aios: Daemon) -> None:
                 with pytest.raises(OSError, match="Inappropriate ioctl"):
                     fcntl.ioctl(file, direction << 30 | size << 16 | 0x7801, data, True)
                 assert not any(data), f"{size} bytes in direction {direction}"
+
+
+def test_root_of_a_user_namespace_is_the_user_outside(aios: Daemon, ada: str) -> None:
+    """As in a rootless container: what it makes is the user's, and what is others' stays theirs."""
+    script = f"id -u; mkdir agents/boxed && cat agents/boxed/state; cat {ada}/state; chown 5 agents/boxed"
+    done = as_user(aios, BOB, f"unshare --user --map-root-user bash -c '{script}'; stat -c %u agents/boxed")
+    as_user(aios, BOB, "rmdir agents/boxed")
+    assert done.stdout == f"0\nidle\n{BOB}\n"
+    assert "Permission denied" in done.stderr
+    assert "chown" in done.stderr
