@@ -32,6 +32,7 @@ class Daemon:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "aiosd", *map(str, options), "--model", str(self._model)],
                 cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
             )  # fmt: skip
         wait_until(lambda: (self.root / "status").exists() or self._ended(), "the mount")
         if ready:

@@ -105,7 +105,8 @@ class Chaos:
         self.daemon.start(ready=False)
 
     def restart_daemon(self) -> None:
-        assert self.daemon.stop() == 0
+        status = self.daemon.stop()
+        assert status == 0, f"exit status {status}"
         self.daemon.start(ready=False)
 
     def switch_policy(self) -> None:
@@ -163,6 +164,9 @@ def torment(folder: Path, model: Path, seconds: float, seed: int) -> Counter[str
         chaos.did["requests"] = len(chaos.accepted)
         assert daemon.stop() == 0
         return chaos.did
+    except BaseException:
+        print("the daemon's log ends with:\n" + daemon.log.read_text()[-8000:])
+        raise
     finally:
         daemon.clean()
 
