@@ -34,7 +34,7 @@ class Daemon:
                 cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env={**os.environ, "PYTHONFAULTHANDLER": "1"},
             )  # fmt: skip
-        wait_until(lambda: (self.root / "status").exists() or self._ended(), "the mount")
+        wait_until(lambda: self._ended() or self._serves(), "the mount")
         if ready:
             wait_until(lambda: self.model_state() == "ready", "the model", START_S)
         return self
@@ -75,6 +75,10 @@ class Daemon:
         return subprocess.run(
             ["bash", "-c", script], cwd=self.root, capture_output=True, text=True, timeout=120, env=env
         )
+
+    def _serves(self) -> bool:
+        """This one: of a mount whose daemon was killed, the kernel still knows the names for a second."""
+        return self.process is not None and self.table("status")["pid"] == str(self.process.pid)
 
     def _ended(self) -> bool:
         if self.process and self.process.poll() is not None:
