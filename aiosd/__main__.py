@@ -100,10 +100,11 @@ def wait(signals: set[signal.Signals], server: Server, reload: Callable[[], None
     """Until SIGTERM, SIGINT, or the tree was unmounted from outside; the exit status."""
     while True:
         got = signal.sigtimedwait(signals, 1.0)
-        if got is not None and got.si_signo == signal.SIGHUP:
+        number = got.si_signo if got else 0  # of an interrupted wait Python may give garbage
+        if number == signal.SIGHUP:
             reload()
-        elif got is not None:
-            log.info("%s: stopping", signal.Signals(got.si_signo).name)
+        elif number in signals:
+            log.info("%s: stopping", signal.Signals(number).name)
             return 0
         elif not server.serving:
             log.error("the tree was unmounted from outside: stopping")

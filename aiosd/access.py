@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,13 +36,15 @@ class Caller:
         return frozenset(map(int, proc_status(self.pid, "Groups")))
 
 
-def proc_status(pid: int, key: str) -> list[str]:
+def proc_status(pid: int, key: str) -> list[bytes]:
     """One line of proc_pid_status(5); empty when it has ended, or is in a pid namespace we cannot see."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            status = file.read()
     except OSError:
         return []
-    return next((line.split()[1:] for line in status.splitlines() if line.startswith(f"{key}:")), [])
+    _, _, line = status.partition(f"\n{key}:".encode())
+    return line.partition(b"\n")[0].split()
 
 
 @dataclass(frozen=True, slots=True)

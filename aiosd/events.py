@@ -10,11 +10,11 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiosd import access
 from aiosd.access import Caller, Permissions
+from aiosd.watchers import Watchers
 
 KEPT = 10_000
 
@@ -22,7 +22,7 @@ KEPT = 10_000
 @dataclass(frozen=True, slots=True)
 class Event:
     number: int
-    line: str
+    facts: dict[str, object]
     path: str  # of the object whose readers may see it; empty: everybody
     uid: int  # whose it is; he sees it too
 
@@ -32,7 +32,8 @@ class Events:
         self._permissions = permissions
         self._lock = threading.Lock()
         self._kept: deque[Event] = deque(maxlen=KEPT)
-        self._watchers: list[Callable[[], None]] = []
+        self._watchers = Watchers()
+        self.watch = self._watchers.add
         self._next = 0
 
     @property
@@ -40,13 +41,11 @@ class Events:
         return self._next
 
     def emit(self, event: str, path: str = "", uid: int = 0, **facts: object) -> None:
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, ensure_ascii=False)
+        whole = {"time": round(time.time(), 3), "event": event, **facts}
         with self._lock:
-            self._kept.append(Event(self._next, line + "\n", path, uid))
+            self._kept.append(Event(self._next, whole, path, uid))
             self._next += 1
-            watchers = list(self._watchers)
-        for callback in watchers:
-            callback()
+        self._watchers.tell()
 
     def since(self, number: int, caller: Caller) -> tuple[str, int]:
         """Lines from that event on, and the number to ask for next."""
@@ -55,21 +54,11 @@ class Events:
             found = [event for event in self._kept if event.number >= number] if number < self._next else []
             last = self._next
         lost = json.dumps({"event": "lost", "count": first - number}) + "\n" if first > number else ""
-        return lost + "".join(e.line for e in found if self._sees(caller, e)), last
+        lines = [json.dumps(e.facts, ensure_ascii=False) + "\n" for e in found if self._sees(caller, e)]
+        return lost + "".join(lines), last
 
     def _sees(self, caller: Caller, event: Event) -> bool:
         if not event.path or caller.uid in (0, event.uid):
             return True
         at = self._permissions.get(event.path)
         return at is not None and access.may(caller, at, access.READ | access.EXECUTE)
-
-    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
-        with self._lock:
-            self._watchers.append(callback)
-
-        def unwatch() -> None:
-            with self._lock:
-                if callback in self._watchers:
-                    self._watchers.remove(callback)
-
-        return unwatch

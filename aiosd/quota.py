@@ -11,6 +11,7 @@ import pwd
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from aiosd.access import Caller
@@ -25,6 +26,7 @@ class Quotas:
         self._default = config.quota
         self._by_uid = self._numbers(config, "user", lambda name: pwd.getpwnam(name).pw_uid)
         self._by_gid = self._numbers(config, "group", lambda name: grp.getgrnam(name).gr_gid)
+        self._of = lru_cache(1024)(self._made)  # asked several times a request
         self._by_agent = {name: table for (kind, name), table in config.quotas.items() if kind == "agent"}
 
     @staticmethod
@@ -37,14 +39,21 @@ class Quotas:
                     found[int(name) if name.isdecimal() else number(name)] = table
         return found
 
+    @property
+    def asks_groups(self) -> bool:
+        return bool(self._by_gid)
+
     def of(self, caller: Caller) -> Quota:
         """Zeros that mean no bound are a large number here."""
-        tables = [self._by_gid[g] for g in {caller.gid, *caller.groups} if g in self._by_gid]
+        return self._of(caller.uid, caller.groups | {caller.gid} if self._by_gid else frozenset())
+
+    def _made(self, uid: int, groups: frozenset[int]) -> Quota:
+        tables = [self._by_gid[g] for g in groups if g in self._by_gid]
         chosen: dict[str, int] = {}
         for table in tables:
             for key, value in table.items():
                 chosen[key] = max(chosen.get(key, 0), bound(key, value))
-        chosen |= self._by_uid.get(caller.uid, {})
+        chosen |= self._by_uid.get(uid, {})
         quota = replace(self._default, **chosen)
         return replace(quota, **{key: bound(key, getattr(quota, key)) for key in RATES})
 

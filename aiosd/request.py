@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from aiosd.errors import AiosError
 from aiosd.quota import UNBOUNDED
 from aiosd.spec import Spec
+from aiosd.watchers import Watchers
 
 
 class State(StrEnum):
@@ -37,7 +37,8 @@ class Answer:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bytes = bytearray()
-        self._watchers: list[Callable[[], None]] = []
+        self._watchers = Watchers()
+        self.watch = self._watchers.add
         self.ended = False
         self.error: AiosError | None = None
 
@@ -46,12 +47,12 @@ class Answer:
             if not data or self.ended:  # a worker's last words may cross a cancel
                 return
             self._bytes += data
-        self._notify()
+        self._watchers.tell()
 
     def end(self, error: AiosError | None = None) -> None:
         with self._lock:
             self.ended, self.error = True, error
-        self._notify()
+        self._watchers.tell()
 
     def read(self, size: int, offset: int) -> bytes | None:
         """None: nothing there yet. Raises the error of a failed request once its text is read."""
@@ -71,24 +72,6 @@ class Answer:
     @property
     def size(self) -> int:
         return len(self._bytes)
-
-    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """`callback` runs at every change, on the thread that makes it; the result stops that."""
-        with self._lock:
-            self._watchers.append(callback)
-
-        def unwatch() -> None:
-            with self._lock:
-                if callback in self._watchers:
-                    self._watchers.remove(callback)
-
-        return unwatch
-
-    def _notify(self) -> None:
-        with self._lock:
-            watchers = list(self._watchers)
-        for callback in watchers:
-            callback()
 
 
 @dataclass(slots=True)

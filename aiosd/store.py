@@ -10,6 +10,7 @@ import json
 import os
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from aiosd.request import Request, State, Usage
 from aiosd.spec import Message, Spec
 
 SCHEMA_VERSION = 2
+FORGET_SHARE = 16  # a sixteenth more requests may be kept than are asked for
 SCHEMA = """
 CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
     requests INTEGER NOT NULL DEFAULT 0,
@@ -57,6 +59,9 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.RLock()
+        self._ended: Counter[tuple[int, int]] = (
+            Counter()
+        )  # requests of an agent since old ones were forgotten
         file = folder / "aios.db"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -82,16 +87,21 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._statements() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _statements(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-                    raise
+                yield self._db
             except sqlite3.Error as error:
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF in FULL:
                     raise StoreFull(f"{self.folder}: {error}", "free some space there") from None
@@ -242,7 +252,7 @@ class Store:
 
     def add_request(self, request: Request) -> None:
         """From here on the request is accepted: it ends once, whatever happens to the daemon."""
-        with self._transaction() as db:
+        with self._statements() as db:  # one statement is a transaction by itself
             db.execute(
                 "INSERT INTO requests (id, uid, agent, agent_id, file, state, spec, submitted_s)"
                 " VALUES (?,?,?,?,?,?,?,?)",
@@ -279,11 +289,15 @@ class Store:
                     self._append(db, request.spec.context, said)
             self._forget_old(db, request, keep)
 
-    @staticmethod
-    def _forget_old(db: sqlite3.Connection, request: Request, keep: int) -> None:
-        """Keeps the newest of an agent, or of a user where no agent was used."""
+    def _forget_old(self, db: sqlite3.Connection, request: Request, keep: int) -> None:
+        """Keeps the newest of an agent, or of a user where no agent was used, and a few more: it looks at
+        all that are kept, and so does it only now and then."""
         same = "agent_id=? AND (agent_id<>0 OR uid=?)"
         who = (request.agent_id, request.uid)
+        self._ended[who] += 1
+        if self._ended[who] < keep // FORGET_SHARE:
+            return
+        del self._ended[who]
         db.execute(
             f"DELETE FROM requests WHERE {same} AND finished_s IS NOT NULL AND id <"
             f" (SELECT min(id) FROM (SELECT id FROM requests WHERE {same} ORDER BY id DESC LIMIT ?))",

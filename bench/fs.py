@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import http.client
 import importlib.util
+import itertools
 import json
 import os
 import selectors
@@ -39,6 +40,7 @@ CLIENTS = 4
 READERS = 2000
 WAITING = 1000
 AGENTS = 10_000
+GREEDY = 61001  # a user
 Side = dict[str, Callable[[], None]]  # by operation: one of it
 Sides = dict[str, Callable[[], Side]]  # made by each client for itself
 
@@ -221,6 +223,64 @@ def waiting(daemon: Daemon) -> dict[str, Any]:
     return {"requests of one thread": WAITING, "s": time.perf_counter() - began}
 
 
+def besieged(daemon: Daemon) -> dict[str, Any]:
+    """A user takes all that is allowed, then asks for more without a pause; another reads `status`."""
+    (daemon.root / "agents").chmod(0o1777)
+    (daemon.root / "contexts").chmod(0o1777)
+    fork = get_context("fork")
+    full, storm, calls = fork.Event(), fork.Event(), fork.Value("i")
+
+    def until_refused(call: Callable[[int], None]) -> None:
+        with contextlib.suppress(OSError):
+            for n in itertools.count():
+                call(n)
+
+    def take_all() -> None:
+        os.setresuid(GREEDY, GREEDY, GREEDY)
+        root = daemon.root
+        (root / "agents/greedy").mkdir()
+        (root / "agents/greedy/ctl").write_text("pause")
+        until_refused(lambda n: (root / f"agents/greedy{n}").mkdir())
+        until_refused(lambda n: (root / f"contexts/greedy{n}").mkdir())
+        until_refused(lambda n: (root / "agents/greedy/syscall/llm").write_bytes(b"x" * 1000))
+        held: list[int] = []
+        until_refused(lambda n: held.append(os.open(root / "agents/greedy/syscall/llm", os.O_RDONLY)))
+        for fd in held:
+            threading.Thread(target=os.read, args=(fd, 1), daemon=True).start()
+        full.set()
+        storm.wait()
+        while True:
+            with contextlib.suppress(OSError):
+                (root / "agents/more").mkdir()
+            calls.value += 1
+
+    def status_s() -> float:
+        took = []
+        for _ in range(2000):
+            began = time.perf_counter()
+            read_file(daemon.root / "status")
+            took.append(time.perf_counter() - began)
+        return statistics.median(took)
+
+    threading.stack_size(256 << 10)
+    alone = status_s()
+    greedy = fork.Process(target=take_all, daemon=True)
+    greedy.start()
+    full.wait()
+    time.sleep(1)
+    beside = status_s()
+    storm.set()
+    stormed = status_s()
+    greedy.kill()
+    greedy.join()
+    return {
+        "status alone, ms": alone * 1e3,
+        "beside a user at every limit, times": beside / alone,
+        "while that user makes calls without a pause, times": stormed / alone,
+        "such calls": calls.value,
+    }
+
+
 def listing(daemon: Daemon) -> dict[str, Any]:
     for n in range(AGENTS):
         (daemon.root / f"agents/x{n}").mkdir()
@@ -251,8 +311,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder = Path(scratch)
+        folder.chmod(0o755)
         model = random_model.make(folder / "random")
-        config = f"[quota]\nagents = {AGENTS + 1}\nqueued_requests = 5000\n"
+        config = f"[quota.user.root]\nagents = {AGENTS + 1}\nqueued_requests = 5000\n"
         daemon = Daemon(folder / "aiosd", model, config).start()
         stack.callback(daemon.clean)
         (daemon.root / "agents/a").mkdir()
@@ -275,7 +336,8 @@ def main() -> None:
             row.setdefault("worker's part, ms", 0.0)
         for rows in results.values():
             table(rows)
-        for name, measure in (("readers", readers), ("one thread", waiting), ("many agents", listing)):
+        parts = {"besieged": besieged, "readers": readers, "one thread": waiting, "many agents": listing}
+        for name, measure in parts.items():
             results[name] = measure(daemon)
             print("\n| what | |\n|---|---|")
             for what, value in results[name].items():

@@ -10,12 +10,13 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from aiosd.access import Caller
 from aiosd.errors import BadValue, NotAllowed, TooBig
 from aiosd.request import Request
+from aiosd.watchers import Unwatch
 
-Unwatch = Callable[[], None]
 CTL_BYTES_MAX = 64 << 10
 COMMANDS_MAX = 64  # of one write
 
@@ -66,6 +67,7 @@ class File:
     """A name in the tree; `mode` is the default until somebody chmods it."""
 
     mode: int = 0o444
+    asks_groups: ClassVar[bool] = True  # whether it matters of which groups the opener is
 
     def open(self, opening: Opening) -> Handle:
         raise NotImplementedError
@@ -90,6 +92,7 @@ class Snapshot(Handle):
 
 @dataclass(slots=True)
 class Text(File):
+    asks_groups = False
     render: Callable[[], str] = str
 
     def open(self, opening: Opening) -> Handle:

@@ -11,9 +11,10 @@ from aiosd import snapshot
 from aiosd.access import Caller
 from aiosd.contexts import Context
 from aiosd.errors import BadSnapshot
-from aiosd.fs.files import File, Handle, Opening, Unwatch
+from aiosd.fs.files import File, Handle, Opening
 from aiosd.kernel import Kernel
 from aiosd.portable import Export, restore
+from aiosd.watchers import Unwatch
 
 
 @dataclass(slots=True)

@@ -70,10 +70,7 @@ def build(kernel: Kernel) -> Tree:
         s = os.statvfs(kernel.config.daemon.state)
         return s.f_bavail * s.f_frsize, s.f_blocks * s.f_frsize
 
-    def open_most(caller: Caller) -> int:
-        return kernel.scheduler.quotas.of(caller).open_files
-
-    return Tree(Table(entries), kernel.permissions, space, kernel.explain, open_most)
+    return Tree(Table(entries), kernel.permissions, space, kernel.explain, lambda: kernel.scheduler.quotas)
 
 
 def table(**rows: object) -> str:

@@ -46,9 +46,10 @@ from aiosd.errors import (
     WireError,
     WouldBlock,
 )  # fmt: skip
-from aiosd.fs.files import File, Handle, Opening, Unwatch
+from aiosd.fs.files import File, Handle, Opening
 from aiosd.fs.libfuse import Interrupts, PollHandle
 from aiosd.fs.tree import Folder, Found, Link, Tree
+from aiosd.watchers import Unwatch
 
 log = logging.getLogger(__name__)
 
@@ -231,8 +232,11 @@ class Ops:
         found = self._tree.find(path)
         if not isinstance(found.node, File):
             raise NotAllowed("a folder")
-        opening = Opening(self._caller().with_groups(), info.flags, path)
-        self._check_open(opening.caller)
+        caller = self._caller()
+        if found.node.asks_groups or self._tree.quotas().asks_groups:
+            caller = caller.with_groups()
+        opening = Opening(caller, info.flags, path)
+        self._check_open(caller)
         handle = found.node.open(opening)
         info.fh = next(self._numbers)
         with self._lock:
@@ -242,7 +246,7 @@ class Ops:
 
     def _check_open(self, caller: Caller) -> None:
         """Each open file may hold a thread that waits in a read."""
-        most = self._tree.open_most(caller)
+        most = self._tree.quotas().of(caller).open_files
         if caller.uid not in (0, os.geteuid()) and self._opened_by[caller.uid] >= most:
             raise TooManyOpen(f"you have {most} files of this mount open", "close some first")
 

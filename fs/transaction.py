@@ -17,9 +17,10 @@ from pathlib import Path
 from aiosd.access import Caller
 from aiosd.admission import Admission, Source
 from aiosd.errors import AiosError, BadRequest, Busy, TooBig
-from aiosd.fs.files import File, Handle, Opening, Unwatch
+from aiosd.fs.files import File, Handle, Opening
 from aiosd.request import Request
 from aiosd.spec import NotJson
+from aiosd.watchers import Unwatch
 
 
 @dataclass(slots=True)

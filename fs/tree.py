@@ -16,6 +16,7 @@ from typing import NamedTuple
 from aiosd.access import Caller, Permission, Permissions
 from aiosd.errors import AiosError, BadValue, Exists, NotAllowed, NotFound
 from aiosd.fs.files import File
+from aiosd.quota import Quotas
 
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
 
@@ -116,10 +117,10 @@ class Tree:
         permissions: Permissions,
         space: Callable[[], tuple[int, int]],
         explain: Callable[[str, AiosError], None],
-        open_most: Callable[[Caller], int],
+        quotas: Callable[[], Quotas],
     ) -> None:
         self._root, self._permissions, self.space, self.explain = root, permissions, space, explain
-        self.open_most = open_most
+        self.quotas = quotas
         self._born_s = time.time()
         self._owner = Permission(os.geteuid(), os.getegid(), 0)
 
