@@ -8,6 +8,7 @@ objects users made or changed. Knows no FUSE; called by the tree and by request 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -74,7 +75,11 @@ class Permissions:
         self._store = store
         self._lock = threading.Lock()
         self.making = threading.RLock()  # held while an object is made or ended, so that it has its owner
-        self._by_path = {path: Permission(uid, gid, mode) for path, uid, gid, mode in store.permissions()}
+        self._by_path: dict[str, Permission] = {}
+        self._below: dict[str, set[str]] = {}  # paths by the object they are of
+        self._owned: Counter[tuple[str, int]] = Counter()  # objects, by the folder they are in and user
+        for path, uid, gid, mode in store.permissions():
+            self._put(path, Permission(uid, gid, mode))
 
     def get(self, path: str) -> Permission | None:
         return self._by_path.get(path)
@@ -82,7 +87,19 @@ class Permissions:
     def set(self, path: str, permission: Permission) -> None:
         self._store.save_permission(path, permission.uid, permission.gid, permission.mode)
         with self._lock:
+            self._put(path, permission)
+
+    def _put(self, path: str, permission: Permission | None) -> None:
+        """The count of what a user owns goes with it. `get` takes no lock: a path is never missing between."""
+        before, folder = self._by_path.get(path), path.rpartition("/")[0]
+        if before:
+            self._owned[folder, before.uid] -= 1
+        if permission:
+            self._owned[folder, permission.uid] += 1
             self._by_path[path] = permission
+            self._below.setdefault(object_of(path), set()).add(path)
+        else:
+            self._by_path.pop(path, None)
 
     @contextmanager
     def made(self, path: str, caller: Caller, mode: int) -> Iterator[None]:
@@ -112,19 +129,18 @@ class Permissions:
         with self._lock:
             return list(self._by_path)
 
-    def count(self, below: str, uid: int) -> int:
+    def count(self, folder: str, uid: int) -> int:
         """How many objects a user has directly in a folder."""
-        with self._lock:
-            return sum(
-                1
-                for path, permission in self._by_path.items()
-                if permission.uid == uid and path.startswith(below) and "/" not in path[len(below) :]
-            )
+        return self._owned[folder, uid]
 
     def forget(self, path: str) -> None:
         """Drop an object and everything below it."""
         self._store.forget_permissions(path)
         with self._lock:
-            below = path + "/"
-            for known in [p for p in self._by_path if p == path or p.startswith(below)]:
-                del self._by_path[known]
+            for known in self._below.pop(path, ()):
+                self._put(known, None)
+
+
+def object_of(path: str) -> str:
+    """/agents/ada of /agents/ada/syscall/llm"""
+    return "/".join(path.split("/")[:3])

@@ -208,7 +208,7 @@ class Kernel:
             raise Exists(f"{name} exists")
         what = folder.strip("/")
         most: int = getattr(self.scheduler.quotas.of(caller.with_groups()), what)
-        if self.permissions.count(folder + "/", caller.uid) >= most:
+        if self.permissions.count(folder, caller.uid) >= most:
             raise OverQuota(f"you have {most} {what}", "rmdir some first")
 
     # commands

@@ -133,10 +133,8 @@ class Store:
 
     def forget_permissions(self, path: str) -> None:
         with self._transaction() as db:
-            db.execute(
-                "DELETE FROM permissions WHERE path=? OR substr(path,1,?)=?",
-                (path, len(path) + 1, path + "/"),
-            )
+            below = (path + "/", path + "0")  # all that begins with the former: 0 comes after / in ASCII
+            db.execute("DELETE FROM permissions WHERE path=? OR path>? AND path<?", (path, *below))
 
     # agents, contexts, models
 

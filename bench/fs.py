@@ -230,7 +230,7 @@ def besieged(daemon: Daemon) -> dict[str, Any]:
     fork = get_context("fork")
     full, storm, calls = fork.Event(), fork.Event(), fork.Value("i")
 
-    def until_refused(call: Callable[[int], None]) -> None:
+    def until_refused(call: Callable[[int], object]) -> None:
         with contextlib.suppress(OSError):
             for n in itertools.count():
                 call(n)
