@@ -90,7 +90,7 @@ class Permissions:
             self._put(path, permission)
 
     def _put(self, path: str, permission: Permission | None) -> None:
-        """The count of what a user owns goes with it. `get` takes no lock: a path is never missing between."""
+        """With what is counted. `get` takes no lock: at no time is a path missing that stays."""
         before, folder = self._by_path.get(path), path.rpartition("/")[0]
         if before:
             self._owned[folder, before.uid] -= 1

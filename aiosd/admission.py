@@ -33,6 +33,7 @@ class Source:
     file: str  # its path, as "the newest request of that file" is found by it
     agent: Agent | None = None
     model: str = ""  # of models/NAME/llm; else the agent's
+    operation: str = "llm"
 
 
 class Admission:
@@ -74,7 +75,7 @@ class Admission:
     def defaults(self, source: Source) -> Defaults:
         default_model = self.scheduler.models.default
         if source.agent is None:
-            return Defaults(model=source.model)
+            return Defaults(model=source.model, operation=source.operation)
         s = source.agent.settings
         return Defaults(s.model or default_model, s.context, s.system, s.nice, s.sampling)
 
@@ -153,7 +154,8 @@ class Admission:
         except (BadRequest, NotFound, Denied, OverQuota) as error:
             hopeless = error.explanation
             d = self.defaults(source)
-            spec = Spec((), d.sampling, d.model, json=body[:1] == b"{")
+            as_json = body[:1] == b"{" or source.operation != "llm"
+            spec = Spec((), d.sampling, d.model, json=as_json, operation=source.operation)
         agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
         number = id or self.scheduler.new_id()
         request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))

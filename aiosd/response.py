@@ -43,7 +43,20 @@ def end(request: Request) -> None:
 
 
 def document(request: Request) -> str:
-    return completion(request) if request.state is State.DONE else failure(request)
+    makers = {"llm": completion, "embed": embedding, "tokenize": tokenization}
+    return (makers[request.spec.operation] if request.state is State.DONE else failure)(request)
+
+
+def embedding(request: Request) -> str:
+    """The list of one embedding that /v1/embeddings gives; a unit vector."""
+    data = [{"object": "embedding", "index": 0, "embedding": json.loads(request.text)}]
+    used = dict.fromkeys(("prompt_tokens", "total_tokens"), request.usage.prompt_tokens)
+    return line({"object": "list", "data": data, "model": request.spec.model, "usage": used})
+
+
+def tokenization(request: Request) -> str:
+    tokens = json.loads(request.text)
+    return line({"count": len(tokens), "tokens": tokens, "model": request.spec.model})
 
 
 def completion(request: Request) -> str:

@@ -351,6 +351,7 @@ class Scheduler:
                     owner=owner,
                     resume=list(request.tokens),
                     context=held,
+                    operation=spec.operation,
                 ),
             )
         except AiosError as error:  # the conversation is too large for a message, or cannot be read

@@ -33,6 +33,7 @@ class Spec:
     deadline_s: float | None = None  # seconds after submission
     json: bool = False  # answer as a JSON document instead of text
     stream: bool = False  # JSON only: one chunk a line as it is made
+    operation: str = "llm"  # or embed, tokenize: of a model's files of these names
     resume: bool = False  # JSON only: goes on with the unfinished answer that came with its context's kv
 
     def dump(self) -> str:
@@ -73,6 +74,7 @@ class Defaults:
     system: str = ""
     nice: int = 0
     sampling: Sampling = GREEDY
+    operation: str = "llm"
 
 
 def parse(body: bytes, defaults: Defaults) -> Spec:
@@ -82,14 +84,28 @@ def parse(body: bytes, defaults: Defaults) -> Spec:
     except UnicodeDecodeError as error:
         raise BadRequest(f"byte {error.start} is not UTF-8 text") from None
     d = defaults
-    base = Spec((), d.sampling, d.model, d.context, system=d.system, nice=d.nice)
-    if body[:1] == b"{":
+    base = Spec((), d.sampling, d.model, d.context, system=d.system, nice=d.nice, operation=d.operation)
+    if body[:1] == b"{" and d.operation != "llm":
+        text = input_of(read_json(text))
+    elif body[:1] == b"{":
         return parse_json(text, base)
     if "\0" in text:
         raise BadRequest("the request holds a NUL byte", "write text or JSON")
     if not text.strip():
         raise BadRequest("the request is empty", "write a question")
-    return replace(base, messages=({"role": "user", "content": text.rstrip("\n")},))
+    said = {"role": "user", "content": text.rstrip("\n")}
+    return replace(base, messages=(said,), json=d.operation != "llm")
+
+
+def input_of(raw: dict[str, Any]) -> str:
+    """The text to embed or tokenize, in the API's JSON."""
+    unknown = set(raw) - {"input", "prompt", "model"}
+    if unknown:
+        raise BadRequest(f"unknown key {min(unknown)!r}", "keys are input or prompt")
+    text = raw.get("input", raw.get("prompt"))
+    if not isinstance(text, str):
+        raise BadRequest("input is one string", "write a request for each text")
+    return text
 
 
 def read_json(text: str) -> Any:

@@ -49,6 +49,7 @@ class Submit:
     owner: str  # prefix blocks are shared within one owner only
     resume: list[int]  # tokens this request already has
     context: int  # the conversation it is a turn of; 0: none
+    operation: str = "llm"  # else embed or tokenize: of the last message's text, as it is
 
 
 @dataclass(frozen=True, slots=True)

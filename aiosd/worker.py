@@ -136,6 +136,9 @@ class Loop:
         try:
             if message.sampling["truncation"] != "auto":
                 check_length(message, model)
+            if message.operation == "tokenize":
+                self._tokenize(message)
+                return
             prompt = self._prompts.pop(message.id, None) or render(message, model)
             sampling = Sampling(**{**message.sampling, "stop": tuple(message.sampling["stop"])})
             self._engine.add(
@@ -145,6 +148,7 @@ class Loop:
                 owner=message.owner,
                 resume=message.resume,
                 context=message.context,
+                embed=message.operation == "embed",
             )
         except AiosError as error:
             self._channel.send(wire.Refused(message.id, str(error), error.hint))
@@ -155,6 +159,12 @@ class Loop:
             self._live.add(message.id)
             self._prompts[message.id] = prompt
             self._channel.send(wire.Started(message.id, len(prompt)))
+
+    def _tokenize(self, message: wire.Submit) -> None:
+        tokens = self._engine.model.encode(message.messages[-1]["content"])
+        self._channel.send(wire.Started(message.id, len(tokens)))
+        answer = wire.Tokens(message.id, [], json.dumps(tokens), [], 0, "stop")
+        self._channel.send(wire.Step([answer], self._engine.stats))
 
     def _remove(self, order: wire.Remove) -> None:
         id = order.id
@@ -206,7 +216,7 @@ class Loop:
         return wire.Tokens(
             id=output.id,
             tokens=list(output.tokens),
-            text=output.text,
+            text=json.dumps(output.embedding) if output.embedding else output.text,
             logprobs=[logprob(self._engine.model, p) for p in output.logprobs or ()],
             cached_tokens=output.cached_tokens,
             finish=output.finish or "",
@@ -224,6 +234,8 @@ class Inbox(queue.SimpleQueue[wire.Message]):
 
 def render(message: wire.Submit, model: Model) -> list[int]:
     """The prompt; with truncation the oldest turns go, never the system message, until an answer fits."""
+    if message.operation == "embed":
+        return model.encode(message.messages[-1]["content"])
     tools = message.tools or None
     prompt = model.render(message.messages, tools)
     if message.sampling["truncation"] != "auto":

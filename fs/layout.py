@@ -168,7 +168,10 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
         else:
             raise BadValue(f"unknown command {verb[:40]!r}", "load [PATH], unload, replicas N")
 
-    source = Source(f"/models/{name}/llm", model=name)
+    def transaction(operation: str) -> Factory:
+        source = Source(f"/models/{name}/{operation}", model=name, operation=operation)
+        return lambda: Transaction(0o666, kernel.admission, source)
+
     return Table(
         {
             "info.json": lambda: Text(render=partial(model_info, model)),
@@ -182,7 +185,7 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
                 )
             ),
             "ctl": lambda: Control(run=command),
-            "llm": lambda: Transaction(0o666, kernel.admission, source),
+            **{operation: transaction(operation) for operation in ("llm", "embed", "tokenize")},
         }
     )
 

@@ -12,9 +12,12 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
+from tests.conftest import TINY
 from tests.running import Daemon, together, wait_until
 
 pytestmark = [pytest.mark.mount]
@@ -329,3 +332,35 @@ def test_the_daemon_is_small_and_never_imports_torch(aios: Daemon) -> None:
     rss_kb = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
     assert rss_kb < 60 * 1024
     assert "torch" not in Path(f"/proc/{aios.process.pid}/maps").read_text()
+
+
+def test_a_text_is_tokenized_and_embedded(aios: Daemon) -> None:
+    def asked(file: str, text: str) -> dict[str, Any]:
+        path = f"models/tiny/{file}"
+        aios.write(path, text)
+        answer: dict[str, Any] = json.loads(aios.read(path))
+        return answer
+
+    tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    text = "What is the tallest building in Zorvik?"
+    tokens = tokenizer.encode(text, add_special_tokens=False).ids
+    for written in (text, text + "\n", json.dumps({"prompt": text})):
+        assert asked("tokenize", written) == {"count": len(tokens), "tokens": tokens, "model": "tiny"}
+    answer = asked("embed", text)
+    assert answer["usage"] == {"prompt_tokens": len(tokens), "total_tokens": len(tokens)}
+    vector = answer["data"][0]["embedding"]
+    assert len(vector) == 192
+    assert sum(x * x for x in vector) == pytest.approx(1, abs=1e-5)
+    assert asked("embed", json.dumps({"input": text, "model": "any"})) == answer
+
+    def likeness(other: str) -> float:
+        there = asked("embed", other)["data"][0]["embedding"]
+        return float(sum(x * y for x, y in zip(vector, there, strict=True)))
+
+    assert likeness("What is the tallest building in Zorvok?") > likeness("echo pause > ctl")
+    for file in ("embed", "tokenize"):
+        for wrong in ('{"input": 5}', '{"text": "x"}', "{}", '{"input": " "}', "\n"):
+            with pytest.raises(OSError, match="Invalid argument"):
+                aios.write(f"models/tiny/{file}", wrong)
+    assert asked("tokenize", "word " * 20_000)["count"] > 20_000
+    assert asked("embed", "word " * 20_000)["error"]["message"].startswith("the prompt has")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -50,6 +50,7 @@ class Batch:
     tokens: list[int]  # of all segments, one after the other
     segments: list[Segment]
     rows: list[int]  # indices into tokens whose logits are wanted
+    states: list[int] = field(default_factory=list)  # those whose final hidden states are
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -71,5 +72,6 @@ class Core(Protocol):
     def reserve(self, blocks: int) -> KV:
         """KV memory of so many blocks, zeroed."""
 
-    def forward(self, batch: Batch, kv: KV) -> torch.Tensor:
-        """Logits, float32 on the CPU, one row for each of batch.rows. Reads and extends the KV."""
+    def forward(self, batch: Batch, kv: KV) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits, one row for each of batch.rows, and normalised final hidden states, one for each of
+        batch.states; float32 on the CPU. Reads and extends the KV."""

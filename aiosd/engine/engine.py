@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence as Tokens
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aiosd.engine import sampler
 from aiosd.engine.conversations import Conversations, Snapshot
@@ -63,9 +64,11 @@ class Engine:
         owner: str,
         resume: Tokens[int] = (),
         context: int = 0,
+        embed: bool = False,
     ) -> None:
         """`resume`: tokens of the answer made earlier; they are not emitted again. `context`: the
-        conversation whose turn this is, and whose KV is kept when it ends; 0: none.
+        conversation whose turn this is, and whose KV is kept when it ends; 0: none. `embed`: no answer is
+        wanted but the direction of the prompt's mean final hidden state (Output.embedding).
 
         Raises TooLong, and BadRequest for what are no tokens of this model.
         """
@@ -91,6 +94,7 @@ class Engine:
             stream,
             root(owner),
             context=context,
+            pooled=np.zeros(1) if embed else None,
         )
         for token in resume:
             seq.accept(token)
@@ -123,8 +127,8 @@ class Engine:
         ended, self._ended = self._ended, []
         if not plan:
             return ended
-        rows = self.core.forward(self._batch(plan), self._kv).numpy()
-        return ended + self._advance(plan, rows)
+        rows, states = self.core.forward(self._batch(plan), self._kv)
+        return ended + self._advance(plan, rows.numpy(), states.numpy())
 
     def snapshot(self, context: int) -> Snapshot | None:
         """What is computed of a conversation, also in the middle of its turn."""
@@ -182,7 +186,7 @@ class Engine:
         if seq.blocks:
             return self._continue(seq)
         keys = seq.full_keys(self.core.chunk)[: (len(seq.tokens) - 1) // BLOCK]
-        found = self.pool.find(keys)
+        found = self.pool.find(keys) if seq.pooled is None else []  # of these every state is needed
         usable = self._reusable(seq, len(found) * BLOCK) // BLOCK
         self.pool.release(found[usable:])
         need = seq.blocks_for(len(seq.tokens)) - usable
@@ -227,6 +231,8 @@ class Engine:
         self.pool.release(seq.blocks)
         seq.blocks = seq.blocks[:0]
         seq.computed = seq.published = 0
+        if seq.pooled is not None:
+            seq.pooled = np.zeros(1)
 
     def _reusable(self, seq: Sequence, found: int) -> int:
         """With a chunk, prefill may only begin at one of its multiples (Sequence.full_keys)."""
@@ -316,11 +322,13 @@ class Engine:
         for seq, n in plan:
             batch.segments.append(Segment(seq.blocks, seq.computed, n, seq.prompt))
             batch.tokens += seq.tokens[seq.computed : seq.computed + n]
-            if n == seq.pending:
+            if seq.pooled is not None:
+                batch.states += range(len(batch.tokens) - n, len(batch.tokens))
+            elif n == seq.pending:
                 batch.rows.append(len(batch.tokens) - 1)
         return batch
 
-    def _advance(self, plan: Plan, rows: Row) -> list[Output]:
+    def _advance(self, plan: Plan, rows: Row, states: Row) -> list[Output]:
         """Book the computed KV, draw the next token of everyone whose tokens are all in it."""
         outputs = []
         greedy = np.argmax(rows, axis=1).tolist() if len(rows) else []
@@ -328,7 +336,13 @@ class Engine:
         for seq, n in plan:
             seq.computed += n
             self._publish(seq)
-            if seq.pending == 0:
+            if seq.pooled is not None:
+                for state in states[:n]:  # one after the other: the same sum however the prompt was cut
+                    seq.pooled = seq.pooled + state
+                states = states[n:]
+                if seq.pending == 0:
+                    outputs.append(self._embedded(seq, seq.pooled))
+            elif seq.pending == 0:
                 outputs.append(self._draw(seq, rows[row], greedy[row]))
                 row += 1
         self._steps += 1
@@ -348,6 +362,15 @@ class Engine:
         if seq.finish:
             self._leave(seq)
         return Output(seq.id, (token,), text, logprobs, seq.finish, seq.prompt, seq.cached)
+
+    def _embedded(self, seq: Sequence, pooled: NDArray[np.float64]) -> Output:
+        """The mean of the final hidden states, which has the direction of their sum."""
+        seq.finish = "stop"
+        self._leave(seq)
+        vector = (pooled / np.linalg.norm(pooled)).astype(np.float32)
+        return Output(
+            seq.id, finish="stop", prompt_tokens=seq.prompt, embedding=tuple(float(str(x)) for x in vector)
+        )
 
     def _publish(self, seq: Sequence) -> None:
         full = seq.computed // BLOCK

@@ -38,6 +38,8 @@ class Foreign:
         _refuse_unsupported(folder, config)
         self.layers: dict[int, Layer] = {}
         self.model = _load(folder, device, dtype)
+        self._final = torch.empty(0)  # hidden states of the newest forward pass, [rows, hidden]
+        self.model.get_decoder().register_forward_hook(self._see)
         self.device: torch.device = self.model.get_input_embeddings().weight.device
         self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         text = config.get_text_config()
@@ -72,18 +74,27 @@ class Foreign:
         return [tensor for layer in self.layers.values() for tensor in layer.reserve(blocks)]
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, kv: KV) -> torch.Tensor:
+    def forward(self, batch: Batch, kv: KV) -> tuple[torch.Tensor, torch.Tensor]:
         if self.together:
-            return self._run(batch, kv)
-        wanted, rows, at = set(batch.rows), [], 0
+            return self._run(batch, kv), self._states(batch)
+        wanted, rows, states, at = set(batch.rows), [], [], 0
         for s in batch.segments:
             for start, end in s.units(self.chunk):
                 n = end - start
                 last = [n - 1] if at + n - 1 in wanted else []
-                one = Batch(batch.tokens[at : at + n], [Segment(s.blocks, start, n, s.prompt)], last)
+                own = [row - at for row in batch.states if at <= row < at + n]
+                one = Batch(batch.tokens[at : at + n], [Segment(s.blocks, start, n, s.prompt)], last, own)
                 rows.append(self._run(one, kv))
+                states.append(self._states(one))
                 at += n
-        return torch.cat(rows)
+        return torch.cat(rows), torch.cat(states)
+
+    def _see(self, decoder: object, inputs: object, output: Any) -> None:
+        self._final = output[0][0]
+
+    def _states(self, batch: Batch) -> torch.Tensor:
+        """What the forward pass that was just made gave to the head."""
+        return self._final[batch.states].float().cpu()
 
     def _run(self, batch: Batch, kv: KV) -> torch.Tensor:
         places = [

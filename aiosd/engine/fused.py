@@ -88,13 +88,14 @@ class FusedLlama:
         shape = (layers, blocks, self._lib.aiosd_kv_floats(self._model) // layers)
         return [zeros(shape, torch.float32, torch.device("cpu"))]
 
-    def forward(self, batch: Batch, kv: KV) -> torch.Tensor:
+    def forward(self, batch: Batch, kv: KV) -> tuple[torch.Tensor, torch.Tensor]:
         """Releases the GIL while it runs."""
         segments = batch.segments
-        tokens, rows = array("i", batch.tokens), array("i", batch.rows)
+        tokens, rows = array("i", batch.tokens), array("i", batch.rows + batch.states)
         tables = array("q", [s.blocks.buffer_info()[0] for s in segments])
         starts, lengths = array("i", [s.start for s in segments]), array("i", [s.length for s in segments])
-        logits = torch.empty(len(rows), self._stride)
+        logits = torch.empty(len(batch.rows), self._stride)
+        states = torch.empty(len(batch.states), self.spec.hidden)
         self._lib.aiosd_forward(
             self._model,
             kv[0].data_ptr(),
@@ -107,9 +108,11 @@ class FusedLlama:
             _at(lengths),
             len(rows),
             _at(rows),
+            len(batch.rows),
             logits.data_ptr(),
+            states.data_ptr(),
         )
-        return logits[:, : self.vocab]
+        return logits[:, : self.vocab], states
 
 
 def _at(values: array[Any]) -> int:

@@ -60,7 +60,7 @@ class TorchLlama:
         return [zeros(shape, self.dtype, self.device) for _ in range(s.layers)]
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, kv: KV) -> torch.Tensor:
+    def forward(self, batch: Batch, kv: KV) -> tuple[torch.Tensor, torch.Tensor]:
         s = self.spec
         slots, positions = _places(batch.segments)
         cos, sin = self._rope(positions)
@@ -83,10 +83,11 @@ class TorchLlama:
                     out[rows] = attend(q[rows], keys[:, :end], values[:, :end], s.head_dim**-0.5, masks)
                     row += end - start
             x = layer.finish(x, out.flatten(1))
-        if not batch.rows:
-            return torch.empty(0, s.vocab)
-        x = _rms(x[torch.tensor(batch.rows, device=self.device)], self.norm, s.eps)
-        return self.head(x).float().cpu()
+        wanted = torch.tensor(batch.rows + batch.states, dtype=torch.long, device=self.device)
+        x = _rms(x[wanted], self.norm, s.eps)
+        heads, states = x[: len(batch.rows)], x[len(batch.rows) :]
+        logits = self.head(heads) if batch.rows else torch.empty(0, s.vocab)
+        return logits.float().cpu(), states.float().cpu()
 
     def _rope(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin of each position, [rows, 1, head_dim]; made in whole pages, one way for each."""

@@ -133,10 +133,10 @@ struct Model {
   Floats x, h, qkv, att, add, gate_up, act, cos, sin;
 
   // the step at hand
-  i64 rows, segments, wanted;
+  i64 rows, segments, wanted, scored;
   const i32 *tokens, *starts, *lengths, *outputs;
   const i64* tables;
-  float* logits;
+  float *logits, *states;
   std::vector<i32> segment, position;
   std::vector<Task> tasks;
   Team team;  // last: its threads are gone before what they use
@@ -402,8 +402,11 @@ void Model::forward() {
     multiply(w.linear[GATE_UP], h.get(), hs, rows, gate_up.get(), 2 * is, act.get());
     multiply(w.linear[DOWN], act.get(), is, rows, add.get(), hs, nullptr);
   }
-  each_row(wanted, [&](i64 i) { normalise(outputs[i], i, true, final_norm.get()); });
-  multiply(head, h.get(), hs, wanted, logits, up(vocab, W), nullptr);
+  each_row(wanted, [&](i64 i) {
+    normalise(outputs[i], i, true, final_norm.get());
+    if (i >= scored) std::memcpy(states + (i - scored) * hidden, h.get() + i * hs, hidden * sizeof(float));
+  });
+  multiply(head, h.get(), hs, scored, logits, up(vocab, W), nullptr);
 }
 
 void copy_padded(Floats& to, const float* from, i64 rows, i64 width) {
@@ -416,7 +419,7 @@ void copy_padded(Floats& to, const float* from, i64 rows, i64 width) {
 
 extern "C" {
 
-int aiosd_abi() { return 2; }
+int aiosd_abi() { return 3; }
 
 // dims: layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary; reals: eps, scale of cos and sin.
 void* aiosd_new(const i64* dims, const float* reals, const float* inv_freq, const float* embedding,
@@ -448,14 +451,15 @@ i64 aiosd_kv_floats(void* model) {  // of one block
   return m->layers * m->kv_heads * m->head_floats();
 }
 
-// kv: zeroed before its first use, kept by the caller. logits: [wanted][vocabulary padded to 16].
+// kv: zeroed before its first use, kept by the caller. Of the `wanted` outputs the first `scored` get logits,
+// [scored][vocabulary padded to 16]; of the others the final hidden states are given, [wanted - scored][hidden].
 void aiosd_forward(void* model, float* kv, i64 blocks, i64 rows, const i32* tokens, i64 segments, const i64* tables, const i32* starts,
-                   const i32* lengths, i64 wanted, const i32* outputs, float* logits) {
+                   const i32* lengths, i64 wanted, const i32* outputs, i64 scored, float* logits, float* states) {
   auto* m = static_cast<Model*>(model);
   m->kv = kv, m->blocks = blocks;
   m->rows = rows, m->segments = segments, m->wanted = wanted;
   m->tokens = tokens, m->tables = tables, m->starts = starts, m->lengths = lengths;
-  m->outputs = outputs, m->logits = logits;
+  m->outputs = outputs, m->scored = scored, m->logits = logits, m->states = states;
   m->prepare();
   m->team.run([](void* p) { static_cast<Model*>(p)->forward(); }, m);
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-ABI = 2
+ABI = 3
 HERE = Path(__file__).parent
 NEEDS = {  # best first
     "avx512": {"avx512f", "avx512vl", "avx512dq", "avx512bw", "avx2", "fma"},
@@ -25,7 +25,7 @@ SIGNATURES = {
     "aiosd_linear": (None, [P, I, I, P, P, L, L]),
     "aiosd_norm": (None, [P, I, I, P, L]),
     "aiosd_kv_floats": (L, [P]),
-    "aiosd_forward": (None, [P, P, L, L, P, L, P, P, P, L, P, P]),
+    "aiosd_forward": (None, [P, P, L, L, P, L, P, P, P, L, P, L, P, P]),
 }
 
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from aiosd.engine.kv import BLOCK, block_keys
 from aiosd.engine.sampler import TokenLogprob
 from aiosd.engine.text import TextStream
@@ -34,6 +37,7 @@ class Output:
     finish: Finish | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of prompt and resumed tokens, those whose KV was found in the cache
+    embedding: tuple[float, ...] = ()  # of a text that was to be embedded, of length 1
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +57,7 @@ class Sequence:
     cached: int = 0
     context: int = 0  # the conversation it is a turn of; 0: none
     finish: Finish | None = None
+    pooled: NDArray[np.float64] | None = None  # to be embedded: the sum of its final hidden states so far
 
     @property
     def generated(self) -> int:
