@@ -72,6 +72,9 @@ class Agents:
             for id, name, settings, usage, count in store.agents()
         }
 
+    def __len__(self) -> int:
+        return len(self._by_name)
+
     def names(self) -> list[str]:
         return list(self._by_name)
 

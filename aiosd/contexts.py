@@ -34,6 +34,9 @@ class Contexts:
         self._lock = threading.Lock()
         self._by_name = {row[0]: Context(*row) for row in store.contexts()}
 
+    def __len__(self) -> int:
+        return len(self._by_name)
+
     def names(self) -> list[str]:
         return list(self._by_name)
 

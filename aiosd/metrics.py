@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from aiosd.request import State
-
 if TYPE_CHECKING:
     from aiosd.kernel import Kernel
 
@@ -19,8 +17,7 @@ Sample = tuple[Mapping[str, str], float]
 
 def exposition(kernel: Kernel) -> str:
     scheduler, pool = kernel.scheduler, kernel.scheduler.pool
-    unfinished, counters = scheduler.unfinished(), scheduler.counters
-    running = sum(r.state is State.RUNNING for r in unfinished)
+    (running, waiting), counters = scheduler.load, scheduler.counters
     workers = [({"worker": str(w.id), "model": w.model.name}, w) for w in pool.workers()]
     models = [({"model": m.name}, m) for m in kernel.models.all()]
     process, swap = psutil.Process(), scheduler.residency.swap
@@ -40,9 +37,9 @@ def exposition(kernel: Kernel) -> str:
     ]  # fmt: skip
     gauges: list[tuple[str, str, list[Sample]]] = [
         ("aios_requests_running", "Requests that run.", alone(running)),
-        ("aios_requests_waiting", "Requests that wait.", alone(len(unfinished) - running)),
-        ("aios_agents", "Agents.", alone(len(kernel.agents.names()))),
-        ("aios_contexts", "Contexts.", alone(len(kernel.contexts.names()))),
+        ("aios_requests_waiting", "Requests that wait.", alone(waiting)),
+        ("aios_agents", "Agents.", alone(len(kernel.agents))),
+        ("aios_contexts", "Contexts.", alone(len(kernel.contexts))),
         ("aios_model_ready", "Whether it answers.", [(m, model.state == "ready") for m, model in models]),
         ("aios_worker_ready", "Whether it answers.", [(w, worker.state == "ready") for w, worker in workers]),
         ("aios_worker_kv_bytes", "KV in use.",

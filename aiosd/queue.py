@@ -73,6 +73,7 @@ class Queue:
         self.running_of: Counter[int | str] = Counter()  # by user and by agent
         self.held_back: set[int | str] = set()  # those of them who have as many as they may
         self._ready: dict[str, Ready] = {}  # by model
+        self._of_agents: dict[int, dict[int, Request]] = {}  # unfinished requests, by agent
         self._turns: dict[int, deque[Request]] = {}  # by context: unfinished requests, oldest first
         self._held: set[int] = set()  # paused agents, by id
 
@@ -85,6 +86,9 @@ class Queue:
     def get(self, id: int) -> Request | None:
         return self.running.get(id) or self.waiting.get(id)
 
+    def of_agent(self, agent_id: int) -> list[Request]:
+        return list(self._of_agents.get(agent_id, {}).values())
+
     def ready(self, model: str) -> Ready:
         return self._ready.setdefault(model, Ready())
 
@@ -92,6 +96,7 @@ class Queue:
         self.ledger.arrive(request, self.per_user, time.monotonic())
         self.per_user[request.uid] += 1
         self.per_agent[request.agent] += 1
+        self._of_agents.setdefault(request.agent_id, {})[request.id] = request
         self.waiting[request.id] = request
         if request.spec.context_id:
             self._turns.setdefault(request.spec.context_id, deque()).append(request)
@@ -126,6 +131,9 @@ class Queue:
         self.ledger.leave(request, time.monotonic())
         add(self.per_user, request.uid, -1)
         add(self.per_agent, request.agent, -1)
+        del self._of_agents[request.agent_id][request.id]
+        if not self._of_agents[request.agent_id]:
+            del self._of_agents[request.agent_id]
         add(self.pending_bytes, request.uid, -request.size_bytes)
         return True
 
@@ -139,8 +147,8 @@ class Queue:
     def hold(self, agent_id: int, held: bool) -> None:
         """A held agent's requests wait; those that run go on to their end."""
         (self._held.add if held else self._held.discard)(agent_id)
-        for request in self.waiting.values():
-            if request.agent_id == agent_id:
+        for request in self.of_agent(agent_id):
+            if request.id in self.waiting:
                 self._refresh(request)
 
     def end_turn(self, request: Request) -> None:

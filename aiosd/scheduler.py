@@ -181,8 +181,13 @@ class Scheduler:
     def unfinished(self, agent: Agent | None = None) -> list[Request]:
         """In the order they came."""
         with self._wake:
-            found = [r for r in self._queue if agent is None or r.agent_id == agent.id]
+            found = list(self._queue) if agent is None else self._queue.of_agent(agent.id)
         return sorted(found, key=lambda r: r.id)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many requests run, and how many wait."""
+        return len(self._queue.running), len(self._queue.waiting)
 
     def cancel(self, request: Request, why: str = "cancelled") -> bool:
         """False when it had ended already."""

@@ -304,11 +304,32 @@ def table(rows: dict[str, dict[str, float]]) -> None:
         print(f"| {name} | {' | '.join(f'{row[c]:.3g}' for c in columns)} |")
 
 
+def beside(daemon: Daemon, folder: Path, rounds: int, port: int) -> dict[str, Any]:
+    """Both operations on every side, by one client and by several."""
+    with contextlib.ExitStack() as stack:
+        bare = folder / "floor"
+        stack.enter_context(floor(bare))
+        sides: Sides = {"aiosd": lambda: files(daemon.root), "fusepy alone": lambda: files(bare)}
+        if importlib.util.find_spec("fastapi"):
+            stack.enter_context(server(port))
+            sides["FastAPI"] = lambda: http_side(port)
+        one_client(sides, 1, 100)  # warm up
+        single = {
+            name: {**{f"{operation}, ms": s * 1e3 for operation, s in row.items()}, "worker's part, ms": 0.0}
+            for name, row in one_client(sides, rounds, 300).items()
+        }
+        single["aiosd"]["worker's part, ms"] = worker_s(daemon) * 1e3
+        return {"one client": single, f"{CLIENTS} clients, a second": many_clients(sides, 300)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--port", type=int, default=18080)
+    parser.add_argument("--only", metavar="PART", help="beside, readers, waiting, listing or besieged")
     options = parser.parse_args()
+    results = json.loads(RESULT.read_text()) if options.only else {}
+    parts = {"readers": readers, "waiting": waiting, "listing": listing, "besieged": besieged}
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder = Path(scratch)
         folder.chmod(0o755)
@@ -318,30 +339,17 @@ def main() -> None:
         stack.callback(daemon.clean)
         (daemon.root / "agents/a").mkdir()
         daemon.write("agents/a/params.json", '{"max_tokens": 1}')
-        bare = folder / "floor"
-        stack.enter_context(floor(bare))
-        sides: Sides = {"aiosd": lambda: files(daemon.root), "fusepy alone": lambda: files(bare)}
-        if importlib.util.find_spec("fastapi"):
-            stack.enter_context(server(options.port))
-            sides["FastAPI"] = lambda: http_side(options.port)
-        one_client(sides, 1, 100)  # warm up
-        single = {
-            name: {f"{operation}, ms": s * 1e3 for operation, s in row.items()}
-            for name, row in one_client(sides, options.rounds, 300).items()
-        }
-        single["aiosd"]["worker's part, ms"] = worker_s(daemon) * 1e3
-        several = many_clients(sides, 300)
-        results = {"one client": single, f"{CLIENTS} clients, a second": several}
-        for row in single.values():
-            row.setdefault("worker's part, ms", 0.0)
-        for rows in results.values():
-            table(rows)
-        parts = {"besieged": besieged, "readers": readers, "one thread": waiting, "many agents": listing}
+        if options.only in (None, "beside"):
+            found = beside(daemon, folder, options.rounds, options.port)
+            for rows in found.values():
+                table(rows)
+            results |= found
         for name, measure in parts.items():
-            results[name] = measure(daemon)
-            print("\n| what | |\n|---|---|")
-            for what, value in results[name].items():
-                print(f"| {what} | {value:.3g} |")
+            if options.only in (None, name):
+                results[name] = measure(daemon)
+                print("\n| what | |\n|---|---|")
+                for what, value in results[name].items():
+                    print(f"| {what} | {value:.3g} |")
     RESULT.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -87,8 +87,7 @@ def columns(header: list[str], rows: Iterable[Iterable[object]]) -> str:
 
 def status(kernel: Kernel) -> str:
     scheduler, pool = kernel.scheduler, kernel.scheduler.pool
-    unfinished = scheduler.unfinished()
-    running = sum(1 for r in unfinished if r.state is State.RUNNING)
+    running, waiting = scheduler.load
     ready = [m.name for m in kernel.models.all() if m.state is ModelState.READY]
     loading = any(m.state is ModelState.LOADING for m in kernel.models.all())
     return table(
@@ -98,11 +97,11 @@ def status(kernel: Kernel) -> str:
         models_ready=",".join(ready) or "-",
         workers=len(pool.workers()),
         worker_restarts=pool.restarts,
-        agents=len(kernel.agents.names()),
-        contexts=len(kernel.contexts.names()),
+        agents=len(kernel.agents),
+        contexts=len(kernel.contexts),
         policy=scheduler.chooser.name,
         running=running,
-        waiting=len(unfinished) - running,
+        waiting=waiting,
     )
 
 
