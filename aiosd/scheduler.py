@@ -503,17 +503,21 @@ class Scheduler:
             request.usage.completion_tokens = len(request.tokens)
             self.counters["tokens"] += len(made.tokens)
             self._queue.ledger.charge(request, output_tokens=len(made.tokens))
-        response.grow(request, made.text, made.logprobs)
-        if made.finish == "preempted":
-            self._requeue(request, State.PREEMPTED, "swapped")
-        elif made.finish:
+        if made.finish not in ("", "preempted"):
             request.finish_reason = made.finish
-            self._finish(request, State.DONE)
+            self._finish(request, State.DONE, last=made)
+            return
+        response.grow(request, made.text, made.logprobs)
+        if made.finish:
+            self._requeue(request, State.PREEMPTED, "swapped")
 
     # the end
 
-    def _finish(self, request: Request, state: State, error: str = "") -> bool:
-        """The one way a request ends. Stored first, told after: what a reader saw as done stays done."""
+    def _finish(
+        self, request: Request, state: State, error: str = "", last: wire.Tokens | None = None
+    ) -> bool:
+        """The one way a request ends. Stored first, told after: what a reader saw as done stays done. Its
+        `last` tokens are told with the end, so that a reader is woken once."""
         with self._wake:
             if not self._queue.remove(request):
                 return False
@@ -531,6 +535,8 @@ class Scheduler:
         with self._wake:  # only now: the next turn of the conversation reads what this one stored
             self._queue.end_turn(request)
             self._stir()
+        if last:
+            response.grow(request, last.text, last.logprobs)
         response.end(request)
         self._tell(request)
         level = logging.INFO if state is State.DONE else logging.WARNING

@@ -37,7 +37,7 @@ class Spec:
     resume: bool = False  # JSON only: goes on with the unfinished answer that came with its context's kv
 
     def dump(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps({f.name: getattr(self, f.name) for f in fields(self)}, default=asdict)
 
     @staticmethod
     def load(text: str) -> Spec:
