@@ -1,0 +1,176 @@
+"""agents/NAME: its settings, its transactions, its requests."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+
+from aiosd import agents
+from aiosd.access import Caller
+from aiosd.admission import Source, check_nice
+from aiosd.agents import Agent
+from aiosd.errors import BadValue, NotAllowed, NotFound
+from aiosd.fs.files import AnswerFile, Control, Text, Value
+from aiosd.fs.text import table
+from aiosd.fs.transaction import Transaction
+from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table
+from aiosd.kernel import Kernel
+from aiosd.request import Request, State
+
+
+def agent_folder(kernel: Kernel, name: str) -> Folder | None:
+    agent = kernel.agents.find(name)
+    if agent is None:
+        return None
+    change = partial(kernel.agents.change, agent)
+    settings = agent.settings
+    source = Source(f"/agents/{name}/syscall/llm", agent)
+
+    def set_model(caller: Caller, text: str) -> None:
+        if text and kernel.models.find(text) is None:
+            raise BadValue(f"no model {text[:64]!r}", f"models are {', '.join(kernel.models.names())}")
+        if text:
+            kernel.admission.check_model(caller, text)
+        change(model=text)
+
+    def set_context(caller: Caller, text: str) -> None:
+        if text and kernel.contexts.find(text) is None:
+            raise BadValue(f"no context {text[:64]!r}", "mkdir contexts/NAME makes one")
+        if text:
+            kernel.admission.check_context(caller, text)
+        change(context=text)
+
+    def set_nice(caller: Caller, text: str) -> None:
+        nice = agents.nice(text)
+        if nice < settings.nice:
+            check_nice(caller, nice)
+        change(nice=nice)
+
+    files: dict[str, Factory] = {
+        "ctl": lambda: Control(run=partial(agent_command, kernel, agent)),
+        "state": lambda: Text(render=partial(agent_state, kernel, agent)),
+        "model": lambda: Value(get=lambda: settings.model or kernel.models.default, set=set_model),
+        "context": lambda: Value(get=lambda: settings.context, set=set_context),
+        "nice": lambda: Value(get=lambda: str(settings.nice), set=set_nice),
+        "system": lambda: Value(
+            get=lambda: settings.system, set=lambda _, text: change(system=agents.system(text)), prose=True
+        ),
+        "params.json": lambda: Value(
+            get=lambda: json.dumps(settings.params), set=lambda _, text: change(params=agents.params(text))
+        ),
+        "pid": lambda: Value(get=lambda: str(settings.pid or ""), set=partial(kernel.bind_agent, agent)),
+        "usage": lambda: Text(render=lambda: table(requests=agent.requests, **asdict(agent.usage))),
+        "log.jsonl": lambda: Text(0o400, render=lambda: "".join(agent.log)),
+        "syscall": lambda: Table({"llm": lambda: Transaction(0o600, kernel.admission, source)}),
+        "requests": lambda: requests_folder(kernel, agent),
+    }
+    return Table(files, 0o700, agent.born_s)
+
+
+def agent_state(kernel: Kernel, agent: Agent) -> str:
+    states = {r.state for r in kernel.scheduler.unfinished(agent)}
+    if agent.settings.paused:
+        return "paused\n"
+    return "running\n" if State.RUNNING in states else "waiting\n" if states else "idle\n"
+
+
+def agent_command(kernel: Kernel, agent: Agent, caller: Caller, verb: str, argument: str) -> None:
+    plain: dict[str, Callable[[], None]] = {
+        "pause": partial(kernel.pause, agent, True),
+        "resume": partial(kernel.pause, agent, False),
+        "reset": partial(kernel.reset, agent, caller),
+    }
+    kernel.agents.check(agent)
+    if verb in plain and not argument:
+        plain[verb]()
+    elif verb == "cancel" and argument:
+        kernel.cancel(agent, argument)
+    else:
+        raise BadValue(f"unknown command {verb[:40]!r}", "pause, resume, reset, cancel ID, cancel all")
+
+
+# requests
+
+
+def requests_folder(kernel: Kernel, agent: Agent) -> Folder:
+    def ids() -> list[int]:
+        known = {*kernel.store.request_ids(agent.id), *kernel.admission.drafts(agent.name)}
+        return sorted(known)
+
+    def latest() -> str:
+        return str(ids()[-1])
+
+    def child(name: str) -> Node | None:
+        if name == "new":
+            return Text(0o400, render=lambda: f"{kernel.admission.allocate(agent.name)}\n")
+        if name == "latest":
+            return Link(latest) if ids() else None
+        return request_folder(kernel, agent, int(name)) if name.isdecimal() and len(name) < 19 else None
+
+    def names() -> list[str]:
+        return ["new", *(["latest"] if ids() else []), *map(str, ids())]
+
+    return Collection(names, child, mode=0o700)
+
+
+def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
+    if id in kernel.admission.drafts(agent.name):
+        source = Source(f"/agents/{agent.name}/requests/{id}/request", agent)
+        return Table(
+            {
+                "request": lambda: Transaction(0o600, kernel.admission, source, id),
+                "state": lambda: Text(0o400, render=lambda: "new\n"),
+            },
+            0o700,
+        )
+    try:
+        request = kernel.admission.get(id)
+    except NotFound:
+        return None
+    if request.agent_id != agent.id:
+        return None
+
+    def command(caller: Caller, verb: str, argument: str) -> None:
+        if verb != "cancel" or argument:
+            raise BadValue(f"unknown command {verb[:40]!r}", "cancel")
+        if not kernel.scheduler.cancel(request):
+            raise NotAllowed(f"request {id} is {request.state}")
+
+    return Table(
+        {
+            "request": lambda: Text(0o400, render=lambda: asked(request)),
+            "state": lambda: Text(0o400, render=partial(request_state, kernel, request)),
+            "response": lambda: AnswerFile(0o400, request),
+            "response.json": lambda: Text(0o400, render=lambda: request.document),
+            "error": lambda: Text(0o400, render=lambda: f"{request.error}\n" if request.error else ""),
+            "usage": lambda: Text(0o400, render=lambda: request_usage(request)),
+            "ctl": lambda: Control(run=command),
+        },
+        0o700,
+        request.finished_s or request.submitted_s,
+    )
+
+
+def asked(request: Request) -> str:
+    if not request.spec.json:
+        return "".join(m["content"] + "\n" for m in request.spec.messages)
+    return json.dumps(asdict(request.spec), ensure_ascii=False) + "\n"
+
+
+def request_state(kernel: Kernel, request: Request) -> str:
+    """The state, and of one that waits how many start before it and in how many seconds it may start."""
+    place = kernel.scheduler.position(request)
+    return f"{request.state}\n" if place is None else f"{request.state} {place[0]} {place[1]:.1f}\n"
+
+
+def request_usage(request: Request) -> str:
+    ended = request.finished_s or time.time()
+    return table(
+        **asdict(request.usage),
+        preemptions=request.preemptions,
+        waited_s=round((request.started_s or ended) - request.submitted_s, 3),
+        turnaround_s=round(ended - request.submitted_s, 3),
+    )
