@@ -63,7 +63,7 @@ class Admission:
 
     def check(self, caller: Caller, source: Source, size: int) -> None:
         """What can be refused before the request is whole: called by the write() that begins it."""
-        self.scheduler.check_room(caller, source.agent.name if source.agent else "", size)
+        self.scheduler.bounds.check_room(caller, source.agent.name if source.agent else "", size)
         if source.agent:
             self.scheduler.agents.check(source.agent)
         defaults = self.defaults(source)
@@ -116,7 +116,7 @@ class Admission:
 
     def check_kv(self, caller: Caller, more: int = 0) -> None:
         """Raises OverQuota when the KV of a user's contexts takes too much, or would with `more` bytes."""
-        most, held = self.scheduler.quotas.of(caller).kv_bytes, self._incoming_kv[caller.uid]
+        most, held = self.scheduler.bounds.quotas.of(caller).kv_bytes, self._incoming_kv[caller.uid]
         for context in self.scheduler.contexts.all():
             size = self.scheduler.residency.bytes(context)
             at = self.permissions.get(f"/contexts/{context.name}") if size else None
@@ -146,7 +146,7 @@ class Admission:
     def _submit(self, caller: Caller, source: Source, body: bytes, id: int | None) -> Request:
         if source.agent:
             self.scheduler.agents.check(source.agent)
-        self.scheduler.check_room(caller, source.agent.name if source.agent else "")
+        self.scheduler.bounds.check_room(caller, source.agent.name if source.agent else "")
         hopeless, begun = "", None
         try:
             spec = self.judge(caller, source, body)
@@ -159,13 +159,13 @@ class Admission:
         agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
         number = id or self.scheduler.new_id()
         request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))
-        request.running_most = self.scheduler.quotas.running(caller, agent)
+        request.running_most = self.scheduler.bounds.quotas.running(caller, agent)
         more = self._resume(caller, request, begun) if begun else 0
         try:
             self._claim(source, id)
             self.scheduler.admit(request, hopeless)
         except BaseException:
-            self.scheduler.reserve(caller, -more)
+            self.scheduler.bounds.reserve(caller, -more)
             raise
         return request
 
@@ -174,8 +174,8 @@ class Admission:
         which count as if they had been written."""
         request.tokens, request.text = begun["tokens"], begun["text"]
         size = len(json.dumps(begun))
-        self.scheduler.check_disk(size)
-        self.scheduler.reserve(caller, size)
+        self.scheduler.bounds.check_disk(size)
+        self.scheduler.bounds.reserve(caller, size)
         request.size_bytes += size
         response.grow(request, request.text, [])
         return size

@@ -24,7 +24,6 @@ from aiosd.events import Events
 from aiosd.lifetime import Lifetimes
 from aiosd.models import NAME, Models, ModelState
 from aiosd.policy import Chooser
-from aiosd.quota import Quotas
 from aiosd.scheduler import Scheduler
 from aiosd.store import Store
 
@@ -77,7 +76,7 @@ class Kernel:
             log.warning("[engine] applies to workers started from now on")
         self.config = self.scheduler.config = config
         self.scheduler.pool.engine = config.engine
-        self.scheduler.quotas = Quotas(config)
+        self.scheduler.bounds.reload(config)
         self.scheduler.chooser.load(folder)
         if old.scheduler.policy != now.scheduler.policy:
             self.scheduler.chooser.switch(now.scheduler.policy)
@@ -176,7 +175,7 @@ class Kernel:
         path = f"/contexts/{name}"
         with self.permissions.making:
             self._check_new(self.contexts.find(name), path, caller)
-            self.scheduler.check_disk(self.contexts.size(context))
+            self.scheduler.bounds.check_disk(self.contexts.size(context))
             with self.permissions.made(path, caller, 0o700):
                 new = self.contexts.fork(context, name)
         if self.contexts.owner(context) == (caller.uid, True) and not context.salt:
@@ -207,7 +206,7 @@ class Kernel:
         if there:
             raise Exists(f"{name} exists")
         what = folder.strip("/")
-        most: int = getattr(self.scheduler.quotas.of(caller.with_groups()), what)
+        most: int = getattr(self.scheduler.bounds.quotas.of(caller.with_groups()), what)
         if self.permissions.count(folder, caller.uid) >= most:
             raise OverQuota(f"you have {most} {what}", "rmdir some first")
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,28 +21,27 @@ from types import MappingProxyType
 from aiosd import response, wire
 from aiosd.access import Caller
 from aiosd.agents import Agent, Agents
+from aiosd.bounds import Bounds
 from aiosd.config import Config
 from aiosd.contexts import Context, Contexts
-from aiosd.errors import AiosError, Busy, ShuttingDown, StoreFailed, StoreFull
+from aiosd.errors import AiosError, ShuttingDown
 from aiosd.events import Events
+from aiosd.forecast import Forecast
 from aiosd.models import Model, Models
 from aiosd.policies import Job, View
 from aiosd.policies.placement import Seat, place
 from aiosd.policy import Chooser
 from aiosd.pool import Pool, Worker
-from aiosd.queue import Queue, add, view
-from aiosd.quota import UNBOUNDED, Quotas
+from aiosd.queue import Queue, view
 from aiosd.request import Request, State
 from aiosd.residency import Residency
+from aiosd.saving import Saving
 from aiosd.spec import Message
 from aiosd.store import Store
 from aiosd.swap import Swap
 from aiosd.trace import Span, Trace
 
 log = logging.getLogger(__name__)
-
-LATER = "try again when some are done"
-FORECAST_S = 0.5
 
 
 class Scheduler:
@@ -60,7 +58,6 @@ class Scheduler:
             config, store, agents, contexts, models, events,
         )  # fmt: skip
         self.chooser = Chooser(config.scheduler.policy, Path(config.scheduler.policies))
-        self.quotas = Quotas(config)
         self.quantum_tokens = config.scheduler.quantum
         self.pool = Pool(config.engine, self)
         engine = config.engine
@@ -70,14 +67,12 @@ class Scheduler:
         self.residency = Residency(self.pool, contexts, swap)
         self._wake = threading.Condition()  # its lock guards the queue and every Request's changes
         self._queue = Queue()
+        self.bounds = Bounds(config, store, self._queue, self._wake)
         self._outbox: deque[Callable[[], None]] = deque()  # orders to workers, sent without the lock
         self._ids = itertools.count(store.last_request_id() + 1)
-        self._unsaved: dict[int, Request] = {}  # ended, but the disk was full
-        self._saving = threading.Lock()
+        self._saving = Saving(store, contexts)
         self.trace = Trace()
-        self._starts: deque[float] = deque(maxlen=64)  # when requests last started
-        self._forecast: dict[int, int] = {}
-        self._forecast_until_s = 0.0
+        self._forecast = Forecast()
         self._stirred = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -90,7 +85,7 @@ class Scheduler:
         """Takes up what an earlier daemon accepted and did not end, then runs."""
         for request in self.store.unfinished():
             request.state = State.QUEUED
-            request.running_most = self.quotas.running(Caller(request.uid, -1, 0), request.agent)
+            request.running_most = self.bounds.quotas.running(Caller(request.uid, -1, 0), request.agent)
             self._queue.add(request)
             if self.models.find(request.spec.model) is None:
                 self._finish(request, State.FAILED, f"model {request.spec.model} is gone")
@@ -104,7 +99,7 @@ class Scheduler:
     def stop(self) -> None:
         """Ends every wait. Unfinished requests stay in the store and run after the next start."""
         with self._wake:
-            self._stopping = True
+            self._stopping = self.bounds.closed = True
             left = list(self._queue)
             self._wake.notify()
         self.pool.stop()
@@ -131,52 +126,13 @@ class Scheduler:
         if hopeless:
             self._finish(request, State.FAILED, hopeless)
 
-    def check_room(self, caller: Caller, agent: str, size: int = 0) -> None:
-        """Whether a user may enqueue one more, of so many bytes. Raises Busy, StoreFull, ShuttingDown."""
-        limits, quota, own = self.config.limits, self.quotas.of(caller), self.quotas.of_agent(agent)
-        if self._stopping:
-            raise ShuttingDown("the daemon is stopping")
-        if len(self._queue) >= limits.queued_requests:
-            raise Busy(f"{len(self._queue)} requests wait", LATER)
-        if self._queue.per_user[caller.uid] >= quota.queued_requests:
-            raise Busy(f"{self._queue.per_user[caller.uid]} requests of yours wait", LATER)
-        if self._queue.per_agent[agent] >= own.get("queued_requests", UNBOUNDED):
-            raise Busy(f"{self._queue.per_agent[agent]} requests of agent {agent} wait", LATER)
-        self._check_rate(caller.uid, quota.tokens_per_minute, "you have")
-        self._check_rate(agent, own.get("tokens_per_minute", UNBOUNDED), f"agent {agent} has")
-        self._check_bytes(caller, size)
-        self.check_disk(size)
-
-    def check_disk(self, size: int) -> None:
-        """Raises StoreFull when so many bytes more would leave less than the reserve."""
-        if self.store.free_bytes() < self.config.limits.disk_reserve_bytes + size:
-            raise StoreFull(f"{self.store.folder}: the disk is full", "free some space there")
-
-    def _check_bytes(self, caller: Caller, size: int) -> None:
-        if self._queue.pending_bytes[caller.uid] + size > self.quotas.of(caller).pending_bytes:
-            raise Busy("the requests you write or have waiting take too many bytes", LATER)
-
-    def _check_rate(self, who: int | str, per_minute: int, said: str) -> None:
-        with self._wake:
-            left = self._queue.ledger.buckets.left(who, per_minute, time.monotonic())
-        if left <= 0:
-            wait_s = math.ceil((1 - left) * 60 / per_minute) if per_minute else 60
-            raise Busy(f"{said} used the {per_minute} tokens of this minute", f"try again in {wait_s} s")
-
-    def reserve(self, caller: Caller, size: int) -> None:
-        """Bytes of a request being written; negative gives them back. Raises Busy."""
-        with self._wake:
-            if size > 0:
-                self._check_bytes(caller, size)
-            add(self._queue.pending_bytes, caller.uid, size)
-
     def new_id(self) -> int:
         return next(self._ids)
 
     def find(self, id: int) -> Request | None:
         """A request the store does not have finished."""
         with self._wake:
-            return self._unsaved.get(id) or self._queue.get(id)
+            return self._saving.find(id) or self._queue.get(id)
 
     def unfinished(self, agent: Agent | None = None) -> list[Request]:
         """In the order they came."""
@@ -257,7 +213,7 @@ class Scheduler:
                 return
             self._queue.start(request, worker.id)
             self.trace.enter(request, "prefill")
-            self._starts.append(time.monotonic())
+            self._forecast.started()
             self._outbox.append(partial(self._submit, request, worker))
 
     def _view(self, model: Model, running: Iterable[Request], every: bool = False) -> View:
@@ -279,25 +235,15 @@ class Scheduler:
         return seen(ready.shown(now, held, lambda jobs, n: self.chooser.order(seen(jobs), n)))
 
     def position(self, request: Request) -> tuple[int, float] | None:
-        """How many start before it, and in how many seconds it may; None: it cannot start yet, or runs.
-
-        A forecast: the policy's order now, at the pace of the last starts.
-        """
+        """How many start before it, and in how many seconds it may; None: it cannot start yet, or runs."""
         with self._wake:
-            now = time.monotonic()
-            if now > self._forecast_until_s:
-                self._forecast_until_s = now + FORECAST_S
-                self._forecast = {
-                    job.id: n
-                    for model in self.models.all()
-                    for n, job in enumerate(self.chooser.order(self._view(model, (), True), len(self._queue)))
-                }
-            ahead = self._forecast.get(request.id)
-            starts = list(self._starts)
-        if ahead is None or request.id not in self._queue.waiting:
-            return None
-        pace_s = (now - starts[0]) / len(starts) if starts else 0.0
-        return ahead, (ahead + 1) * pace_s
+            if request.id not in self._queue.waiting:
+                return None
+            return self._forecast.position(request.id, self._orders)
+
+    def _orders(self) -> Iterator[list[Job]]:
+        for model in self.models.all():
+            yield list(self.chooser.order(self._view(model, (), True), len(self._queue)))
 
     def _last_worker(self, request: Request) -> int | None:
         """Where KV of this request may still be: its own, or its conversation's."""
@@ -528,7 +474,7 @@ class Scheduler:
             self.counters[state.value] += 1
             self._account(request)
         request.document = response.document(request)
-        self._save(request)
+        self._saving.save(request, self.config.limits.keep_requests)
         context, worker = self.contexts.of(request.spec), self.pool.find(request.worker)
         if context and worker and state is State.DONE and self.owns(request, context):
             self.residency.came(context, worker)
@@ -556,20 +502,3 @@ class Scheduler:
         if context and request.state is State.DONE:
             context.tokens = request.usage.prompt_tokens + request.usage.completion_tokens
             context.model, context.unfinished = request.spec.model, ""
-
-    def _save(self, request: Request) -> None:
-        with self._saving:
-            self._unsaved[request.id] = request
-            self._save_all()
-
-    def _save_all(self) -> None:
-        for late in list(self._unsaved.values()):
-            said: list[Message] = []
-            if late.state is State.DONE and self.contexts.of(late.spec):
-                said = [*late.spec.messages, {"role": "assistant", "content": late.text}]
-            try:
-                self.store.finish_request(late, said, self.config.limits.keep_requests)
-            except (StoreFull, StoreFailed) as error:
-                log.error("request %d ended but cannot be stored: %s", late.id, error.explanation)
-                return
-            self._unsaved.pop(late.id, None)

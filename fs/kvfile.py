@@ -44,13 +44,13 @@ class Reading(Handle):
                 return None
             if self._file is None:
                 file = self._asked().file()
-                size = os.fstat(file).st_size
+                whole = os.fstat(file).st_size
                 try:
-                    self._kv.kernel.admission.reserve_kv(self._caller, size)
+                    self._kv.kernel.admission.reserve_kv(self._caller, whole)
                 except BaseException:
                     os.close(file)
                     raise
-                self._file, self._reserved = file, size
+                self._file, self._reserved = file, whole
             return os.pread(self._file, size, offset)
 
     def watch(self, callback: Callable[[], None]) -> Unwatch:

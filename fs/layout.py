@@ -68,7 +68,9 @@ def build(kernel: Kernel) -> Tree:
         s = os.statvfs(kernel.config.daemon.state)
         return s.f_bavail * s.f_frsize, s.f_blocks * s.f_frsize
 
-    return Tree(Table(entries), kernel.permissions, space, kernel.explain, lambda: kernel.scheduler.quotas)
+    return Tree(
+        Table(entries), kernel.permissions, space, kernel.explain, lambda: kernel.scheduler.bounds.quotas
+    )
 
 
 def status(kernel: Kernel) -> str:

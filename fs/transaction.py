@@ -148,13 +148,13 @@ class Draft:
             self._refused = error.again()
             self.drop()
             raise
-        self._admission.scheduler.reserve(self._caller, len(data))
+        self._admission.scheduler.bounds.reserve(self._caller, len(data))
         self.body += data
         if self.body[:1] == b"{" and data.endswith((b"}", b"\n")):
             self._check_json()
 
     def drop(self) -> None:
-        self._admission.scheduler.reserve(self._caller, -len(self.body))
+        self._admission.scheduler.bounds.reserve(self._caller, -len(self.body))
         self.taken()
 
     def taken(self) -> None:

@@ -1,0 +1,66 @@
+"""What is too much, refused at the call that asks for it. Any thread may ask."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+from aiosd.access import Caller
+from aiosd.config import Config
+from aiosd.errors import Busy, ShuttingDown, StoreFull
+from aiosd.queue import Queue, add
+from aiosd.quota import UNBOUNDED, Quotas
+from aiosd.store import Store
+
+LATER = "try again when some are done"
+
+
+class Bounds:
+    def __init__(self, config: Config, store: Store, queue: Queue, lock: threading.Condition) -> None:
+        """`lock` guards the queue."""
+        self._store, self._queue, self._lock = store, queue, lock
+        self.closed = False  # the daemon is stopping
+        self.reload(config)
+
+    def reload(self, config: Config) -> None:
+        self._limits, self.quotas = config.limits, Quotas(config)
+
+    def check_room(self, caller: Caller, agent: str, size: int = 0) -> None:
+        """Whether a user may enqueue one more, of so many bytes. Raises Busy, StoreFull, ShuttingDown."""
+        limits, quota, own = self._limits, self.quotas.of(caller), self.quotas.of_agent(agent)
+        if self.closed:
+            raise ShuttingDown("the daemon is stopping")
+        if len(self._queue) >= limits.queued_requests:
+            raise Busy(f"{len(self._queue)} requests wait", LATER)
+        if self._queue.per_user[caller.uid] >= quota.queued_requests:
+            raise Busy(f"{self._queue.per_user[caller.uid]} requests of yours wait", LATER)
+        if self._queue.per_agent[agent] >= own.get("queued_requests", UNBOUNDED):
+            raise Busy(f"{self._queue.per_agent[agent]} requests of agent {agent} wait", LATER)
+        self._check_rate(caller.uid, quota.tokens_per_minute, "you have")
+        self._check_rate(agent, own.get("tokens_per_minute", UNBOUNDED), f"agent {agent} has")
+        self._check_bytes(caller, size)
+        self.check_disk(size)
+
+    def check_disk(self, size: int) -> None:
+        """Raises StoreFull when so many bytes more would leave less than the reserve."""
+        if self._store.free_bytes() < self._limits.disk_reserve_bytes + size:
+            raise StoreFull(f"{self._store.folder}: the disk is full", "free some space there")
+
+    def _check_bytes(self, caller: Caller, size: int) -> None:
+        if self._queue.pending_bytes[caller.uid] + size > self.quotas.of(caller).pending_bytes:
+            raise Busy("the requests you write or have waiting take too many bytes", LATER)
+
+    def _check_rate(self, who: int | str, per_minute: int, said: str) -> None:
+        with self._lock:
+            left = self._queue.ledger.buckets.left(who, per_minute, time.monotonic())
+        if left <= 0:
+            wait_s = math.ceil((1 - left) * 60 / per_minute) if per_minute else 60
+            raise Busy(f"{said} used the {per_minute} tokens of this minute", f"try again in {wait_s} s")
+
+    def reserve(self, caller: Caller, size: int) -> None:
+        """Bytes of a request being written; negative gives them back. Raises Busy."""
+        with self._lock:
+            if size > 0:
+                self._check_bytes(caller, size)
+            add(self._queue.pending_bytes, caller.uid, size)
