@@ -102,12 +102,18 @@ class Kernel:
     # objects that users make and end, one at a time
 
     def add_agent(self, name: str, caller: Caller, mode: int = 0o700) -> None:
-        path = f"/agents/{name}"
+        self._add("agent", self.agents, name, caller, mode)
+
+    def add_context(self, name: str, caller: Caller, mode: int = 0o700) -> None:
+        self._add("context", self.contexts, name, caller, mode)
+
+    def _add(self, kind: str, objects: Agents | Contexts, name: str, caller: Caller, mode: int) -> None:
+        path = f"/{kind}s/{name}"
         with self.permissions.making:
-            self._check_new(self.agents.find(name), path, caller)
+            self._check_new(objects.find(name), path, caller)
             with self.permissions.made(path, caller, mode):
-                self.agents.add(name)
-        self.events.emit("agent", path, caller.uid, agent=name, state="made")
+                objects.add(name)
+        self.events.emit(kind, path, caller.uid, **{kind: name}, state="made")
 
     def remove_agent(self, name: str) -> None:
         self._remove_agent(self.agents.get(name), "its agent was removed")
@@ -140,14 +146,6 @@ class Kernel:
         log.info("agent %s ends with process %d", agent.name, agent.settings.pid)
         with suppress(NotFound):  # removed meanwhile
             self._remove_agent(agent, "its agent ended with its process")
-
-    def add_context(self, name: str, caller: Caller, mode: int = 0o700) -> None:
-        path = f"/contexts/{name}"
-        with self.permissions.making:
-            self._check_new(self.contexts.find(name), path, caller)
-            with self.permissions.made(path, caller, mode):
-                self.contexts.add(name)
-        self.events.emit("context", path, caller.uid, context=name, state="made")
 
     def remove_context(self, name: str) -> None:
         path = f"/contexts/{name}"
