@@ -1,25 +1,21 @@
 """What bench.fs compares a transaction with: the usual way to offer a model, answering at once.
 
-`python -m uvicorn bench.http_peer:app --uds SOCKET`; the same two calls as bench.fuse_floor.
+`python -m uvicorn bench.http_peer:app` serves the same two calls as bench.fuse_floor.
 """
 
 from __future__ import annotations
 
 from fastapi import FastAPI
-from pydantic import BaseModel
-
-app = FastAPI()
 
 
-class Request(BaseModel):
-    prompt: str
-
-
-@app.get("/status")
 def status() -> dict[str, str]:
     return {"state": "running"}
 
 
-@app.post("/llm")
-def llm(request: Request) -> dict[str, str]:
-    return {"text": request.prompt}
+def llm(request: dict[str, str]) -> dict[str, str]:
+    return {"text": request["prompt"]}
+
+
+app = FastAPI()
+app.add_api_route("/status", status)
+app.add_api_route("/llm", llm, methods=["POST"])

@@ -126,7 +126,9 @@ def test_pread_at_any_offset(aios: Daemon, agent: str) -> None:
 def test_a_reader_killed_while_blocked_exits_at_once(aios: Daemon, agent: str, signal_: int) -> None:
     aios.write(f"{agent}/ctl", "pause")
     aios.write(f"{agent}/syscall/llm", "Hello")
-    reader = subprocess.Popen(["cat", aios.root / agent / "syscall/llm"], stdout=subprocess.PIPE)
+    reader = subprocess.Popen(  # where the tests run in the background, SIGINT is ignored
+        ["env", "--default-signal=INT", "cat", aios.root / agent / "syscall/llm"], stdout=subprocess.PIPE
+    )
     wait_until(lambda: blocked(reader.pid), "the block")
     began = time.monotonic()
     reader.send_signal(signal_)
