@@ -59,6 +59,24 @@ class Contexts:
         at = self._permissions.get(f"/contexts/{context.name}") or Permission(0, 0, 0)
         return at.uid, not at.mode & 0o022
 
+    def owns(self, uid: int, context: Context) -> bool:
+        """KV, which `kv` files hold, is kept of turns by the context's own user: a guest's prompt has his
+        agent's system prompt and tools in it, which are not for others to read."""
+        return self.owner(context)[0] == uid
+
+    def kv_owner(self, context: Context, uid: int) -> str:
+        """Of a turn by that user: prefixes are shared within one user; a context of several, or from a
+        file, has its own."""
+        return context.salt or (str(uid) if self.owner(context) == (uid, True) else f"context {context.id}")
+
+    def whole(self, spec: Spec) -> list[Message]:
+        """System prompt, the conversation so far, and what is asked now."""
+        context = self.of(spec)
+        messages = [*(self.messages(context) if context else []), *spec.messages]
+        if spec.system and not any(m["role"] == "system" for m in messages):
+            messages.insert(0, {"role": "system", "content": spec.system})
+        return messages
+
     def get(self, name: str) -> Context:
         try:
             return self._by_name[name]

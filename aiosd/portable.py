@@ -73,7 +73,7 @@ class Export:
 def about(scheduler: Scheduler, context: Context, request: Request | None) -> bytes:
     """The messages, and of a turn by the context's own user what was asked and answered so far."""
     unfinished = None
-    if request is not None and scheduler.owns(request, context):
+    if request is not None and scheduler.contexts.owns(request.uid, context):
         tokens, text = scheduler.progress(request)
         model = scheduler.models.find(request.spec.model)
         unfinished = {

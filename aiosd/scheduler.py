@@ -36,7 +36,6 @@ from aiosd.queue import Queue, view
 from aiosd.request import Request, State
 from aiosd.residency import Residency
 from aiosd.saving import Saving
-from aiosd.spec import Message
 from aiosd.store import Store
 from aiosd.swap import Swap
 from aiosd.trace import Span, Trace
@@ -288,15 +287,15 @@ class Scheduler:
             return
         owner, held = str(request.uid), 0
         if context is not None:
-            owner = self._kv_owner(request, context)
+            owner = self.contexts.kv_owner(context, request.uid)
             self.residency.prepare(context, worker, owner)
-            held = context.id if self.owns(request, context) else 0
+            held = context.id if self.contexts.owns(request.uid, context) else 0
         try:
             self.pool.send(
                 worker,
                 wire.Submit(
                     id=request.id,
-                    messages=self._messages(request),
+                    messages=self.contexts.whole(spec),
                     tools=list(spec.tools),
                     sampling=asdict(spec.sampling),
                     owner=owner,
@@ -307,26 +306,6 @@ class Scheduler:
             )
         except AiosError as error:  # the conversation is too large for a message, or cannot be read
             self._finish(request, State.FAILED, error.explanation)
-
-    def owns(self, request: Request, context: Context) -> bool:
-        """KV, which `kv` files hold, is kept of turns by the context's own user: a guest's prompt has his
-        agent's system prompt and tools in it, which are not for others to read."""
-        return self.contexts.owner(context)[0] == request.uid
-
-    def _kv_owner(self, request: Request, context: Context) -> str:
-        """Prefixes are shared within one user; a context of several, or from a file, has its own."""
-        alone = self.contexts.owner(context) == (request.uid, True)
-        return context.salt or (str(request.uid) if alone else f"context {context.id}")
-
-    def _messages(self, request: Request) -> list[Message]:
-        """System prompt, the conversation so far, and what is asked now."""
-        spec = request.spec
-        context = self.contexts.of(spec)
-        before = self.contexts.messages(context) if context else []
-        whole = [*before, *spec.messages]
-        if spec.system and not any(m["role"] == "system" for m in whole):
-            whole.insert(0, {"role": "system", "content": spec.system})
-        return whole
 
     def _send(self, worker: int | None, message: wire.Message) -> None:
         """Queues an order; called with the lock held."""
@@ -476,7 +455,7 @@ class Scheduler:
         request.document = response.document(request)
         self._saving.save(request, self.config.limits.keep_requests)
         context, worker = self.contexts.of(request.spec), self.pool.find(request.worker)
-        if context and worker and state is State.DONE and self.owns(request, context):
+        if context and worker and state is State.DONE and self.contexts.owns(request.uid, context):
             self.residency.came(context, worker)
         with self._wake:  # only now: the next turn of the conversation reads what this one stored
             self._queue.end_turn(request)
