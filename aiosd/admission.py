@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from aiosd import access, response
 from aiosd.access import Caller, Permission, Permissions
@@ -43,6 +44,7 @@ class Admission:
         self._lock = threading.Lock()
         self._submitting = threading.Lock()
         self._newest: dict[tuple[int, str, int | None], int] = {}
+        self._read = WeakValueDictionary[int, Request]()  # ended ones, shared by all who read them
         self._incoming_kv: Counter[int] = Counter()  # by user: bytes of kv files being written
         self._drafts: dict[str, dict[int, None]] = {}  # by agent: allocated ids, oldest first
 
@@ -106,6 +108,11 @@ class Admission:
         if self.scheduler.turn(context) is not None:
             raise BadRequest("the context has a turn going on", "resume when it is done")
         raw = json.loads(context.unfinished)
+        length = self.scheduler.models.get(spec.model).info.get("context_length", 0)
+        if len(raw["tokens"]) > length:
+            raise BadRequest(
+                f"what is to be resumed is longer than the {length} tokens of the model's context"
+            )
         if raw["tokens"] and raw["model"] != self.scheduler.models.get(spec.model).info.get("identity"):
             raise BadRequest(f"what is to be resumed was not begun by model {spec.model}", "name that model")
         asked = parse(json.dumps(raw["request"]).encode(), Defaults(spec.model))
@@ -139,7 +146,8 @@ class Admission:
             request = self._submit(caller, source, body, id)
         with self._lock:
             if id is None:
-                self._newest[self._shared(source, caller.uid)] = request.id
+                shared = self._shared(source, caller.uid)
+                self._newest[shared] = max(request.id, self._newest.get(shared, 0))
         self._withdraw_if_removed(source, request)
         return request
 
@@ -160,12 +168,14 @@ class Admission:
         number = id or self.scheduler.new_id()
         request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))
         request.running_most = self.scheduler.bounds.quotas.running(caller, agent)
-        more = self._resume(caller, request, begun) if begun else 0
+        self._claim(source, id)
+        more = 0
         try:
-            self._claim(source, id)
+            more = self._resume(caller, request, begun) if begun else 0
             self.scheduler.admit(request, hopeless)
         except BaseException:
             self.scheduler.bounds.reserve(caller, -more)
+            self._unclaim(source, id)
             raise
         return request
 
@@ -201,6 +211,12 @@ class Admission:
             if self._drafts.get(source.agent.name, {}).pop(id, 0) == 0:
                 raise NotAllowed(f"request {id} was written already")
 
+    def _unclaim(self, source: Source, id: int | None) -> None:
+        """It could not be stored; he may try again."""
+        if id is not None and source.agent is not None:
+            with self._lock:
+                self._drafts.setdefault(source.agent.name, {})[id] = None
+
     @staticmethod
     def _shared(source: Source, uid: int) -> tuple[int, str, int | None]:
         """An agent's file is one for all who may use it; of a model's file each user sees his own."""
@@ -216,7 +232,7 @@ class Admission:
 
     def get(self, id: int) -> Request:
         """Any request that is kept, running or ended. Raises NotFound."""
-        request = self.scheduler.find(id)
+        request = self.scheduler.find(id) or self._read.get(id)
         if request is not None:
             return request
         request = self.scheduler.store.request(id)
@@ -224,6 +240,7 @@ class Admission:
             raise NotFound(f"no request {id}")
         response.grow(request, request.text, [])
         response.end(request)
+        self._read[id] = request
         return request
 
     def forget(self, agent: Agent) -> None:

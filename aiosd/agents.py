@@ -31,7 +31,7 @@ class Settings:
     system: str = ""
     paused: bool = False
     pid: int = 0  # the process it ends with; 0: with none
-    pid_started_s: float = 0.0
+    pid_started: str = ""  # lifetime.started_of
     params: dict[str, Any] = field(default_factory=dict)  # sampling keys of the chat-completion API
 
     @property
@@ -103,8 +103,8 @@ class Agents:
     def remove(self, agent: Agent) -> None:
         with self._lock:
             self.check(agent)
-            del self._by_name[agent.name]
             self._store.remove_agent(agent.id)
+            del self._by_name[agent.name]
 
     def change(self, agent: Agent, **settings: Any) -> None:
         with self._lock:

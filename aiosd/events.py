@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 from aiosd import access
 from aiosd.access import Caller, Permissions
@@ -51,7 +52,7 @@ class Events:
         """Lines from that event on, and the number to ask for next."""
         with self._lock:
             first = self._kept[0].number if self._kept else self._next
-            found = [event for event in self._kept if event.number >= number] if number < self._next else []
+            found = list(islice(reversed(self._kept), self._next - number))[::-1]
             last = self._next
         lost = json.dumps({"event": "lost", "count": first - number}) + "\n" if first > number else ""
         lines = [json.dumps(e.facts, ensure_ascii=False) + "\n" for e in found if self._sees(caller, e)]

@@ -131,21 +131,29 @@ class Kernel:
     def bind_agent(self, agent: Agent, caller: Caller, text: str) -> None:
         """The agent ends with that process; an empty text unbinds it."""
         pid = lifetime.check(caller, text) if text else 0
-        self.agents.change(agent, pid=pid, pid_started_s=lifetime.started(pid) if pid else 0.0)
-        self._watch(agent)
+        started = lifetime.started_of(pid) if pid else ""
+        with self.permissions.making:
+            self.agents.check(agent)
+            if pid:
+                self.lifetimes.bind(agent, pid, started)
+            else:
+                self.lifetimes.free(agent)
+            self.agents.change(agent, pid=pid, pid_started=started)
 
     def _watch(self, agent: Agent) -> None:
-        self.lifetimes.free(agent)
+        """What an earlier daemon knew."""
         try:
             if agent.settings.pid:
-                self.lifetimes.bind(agent, agent.settings.pid, agent.settings.pid_started_s)
-        except BadValue:  # it has ended already
-            self._end_with_process(agent)
+                self.lifetimes.bind(agent, agent.settings.pid, agent.settings.pid_started)
+        except BadValue:
+            self.lifetimes.expire(agent)
+        except OverQuota as error:
+            log.error("agent %s will not end with its process: %s", agent.name, error.explanation)
 
     def _end_with_process(self, agent: Agent) -> None:
-        log.info("agent %s ends with process %d", agent.name, agent.settings.pid)
-        with suppress(NotFound):  # removed meanwhile
+        with self.permissions.making, suppress(NotFound):  # removed meanwhile
             self._remove_agent(agent, "its agent ended with its process")
+            log.info("agent %s ended with process %d", agent.name, agent.settings.pid)
 
     def remove_context(self, name: str) -> None:
         path = f"/contexts/{name}"
@@ -190,10 +198,10 @@ class Kernel:
         model = self.models.get(name)
         if model.configured:
             raise NotEmpty(f"model {name} is in the configuration", "remove it there, then reload")
+        self.scheduler.pool.unload(model)  # nothing more is admitted for it
         for request in self.scheduler.unfinished():
             if request.spec.model == name:
                 self.scheduler.cancel(request, f"model {name} was removed")
-        self.scheduler.pool.unload(model)
         with self.permissions.making:
             self.models.remove(name)
             self.permissions.forget(f"/models/{name}")

@@ -1,85 +1,129 @@
 """Agents that end with a process: the kernel tells of its end through a descriptor of it (pidfd_open(2)).
 
-One thread waits for all of them. A process is known by its number and the time it started, so that a number
-given again, also after a restart of the daemon, is nobody else's.
+One thread waits for all of them. A process is known by its number and when it started, so that a number
+given again, also after a restart of the daemon or the machine, is nobody else's.
 """
 
 from __future__ import annotations
 
-import errno
+import logging
 import os
 import select
 import threading
 from collections.abc import Callable
-
-import psutil
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from aiosd.access import Caller, proc_status
 from aiosd.agents import Agent
-from aiosd.errors import BadValue, Denied
+from aiosd.errors import AiosError, BadValue, Denied, OverQuota
 
-SAME_START_S = 1.0  # the clock may have been set meanwhile, by less
+log = logging.getLogger(__name__)
+
+PROCESSES_MAX = 256  # of one user, not of root: each takes a descriptor
+AGAIN_S = 5.0
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(slots=True, eq=False)
+class Watched:
+    descriptor: int
+    uid: int
+    agents: set[Agent] = field(default_factory=set)
 
 
 class Lifetimes:
-    def __init__(self, ended: Callable[[Agent], None]) -> None:
-        self._ended = ended
+    def __init__(self, end: Callable[[Agent], None]) -> None:
+        """`end` may raise an AiosError; it is called again then."""
+        self._end = end
         self._lock = threading.Lock()
-        self._epoll = select.epoll()
-        self._agents: dict[int, Agent] = {}  # by the descriptor of its process
-        self._stop = os.eventfd(0)
-        self._epoll.register(self._stop, select.EPOLLIN)
+        self._poll = select.epoll()
+        self._watched: dict[tuple[int, str], Watched] = {}  # by process
+        self._due: list[Agent] = []  # their process ended
+        self._wake = os.eventfd(0)
+        self._poll.register(self._wake, select.EPOLLIN)
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="lifetimes", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        os.eventfd_write(self._stop, 1)
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
         if self._thread.ident is not None:
             self._thread.join()
 
-    def bind(self, agent: Agent, pid: int, started_s: float) -> None:
-        """Raises BadValue when that process is not there, or not any more."""
-        try:
-            process = os.pidfd_open(pid)
-        except OSError as error:
-            if error.errno not in (errno.ESRCH, errno.EINVAL):
-                raise
-            raise BadValue(f"there is no process {pid}") from None
-        if abs(started(pid) - started_s) > SAME_START_S:
-            os.close(process)
-            raise BadValue(f"process {pid} has ended")
+    def bind(self, agent: Agent, pid: int, started: str) -> None:
+        """Instead of to the process before. Raises BadValue when that one ended, and OverQuota."""
         with self._lock:
-            self._agents[process] = agent
-            self._epoll.register(process, select.EPOLLIN)
+            watched = self._watched.get((pid, started)) or self._watch(pid, started)
+            watched.agents.add(agent)
+            self._forget(agent, but=watched)
+        os.eventfd_write(self._wake, 1)  # it may have ended in between
+
+    def expire(self, agent: Agent) -> None:
+        """Its process ended while nobody looked."""
+        with self._lock:
+            self._due.append(agent)
+        os.eventfd_write(self._wake, 1)
 
     def free(self, agent: Agent) -> None:
         with self._lock:
-            for process in [fd for fd, bound in self._agents.items() if bound is agent]:
-                del self._agents[process]
-                os.close(process)
+            self._forget(agent)
+
+    def _forget(self, agent: Agent, but: Watched | None = None) -> None:
+        for process, watched in list(self._watched.items()):
+            if agent in watched.agents and watched is not but:
+                watched.agents.remove(agent)
+                if not watched.agents:
+                    self._drop(process)
+
+    def _watch(self, pid: int, started: str) -> Watched:
+        try:
+            uid = os.stat(f"/proc/{pid}").st_uid
+            if uid != 0 and sum(w.uid == uid for w in self._watched.values()) >= PROCESSES_MAX:
+                raise OverQuota(f"your agents end with {PROCESSES_MAX} processes already", "rmdir some first")
+            descriptor = os.pidfd_open(pid)
+        except OSError:
+            raise BadValue(f"there is no process {pid}") from None
+        if started_of(pid) != started:
+            os.close(descriptor)
+            raise BadValue(f"process {pid} has ended")
+        self._poll.register(descriptor, select.EPOLLIN)
+        self._watched[pid, started] = Watched(descriptor, uid)
+        return self._watched[pid, started]
+
+    def _drop(self, process: tuple[int, str]) -> None:
+        os.close(self._watched.pop(process).descriptor)
 
     def _run(self) -> None:
-        while True:
-            for process, _ in self._epoll.poll():
-                if process == self._stop:
-                    return
-                with self._lock:
-                    agent = self._agents.get(process)
-                    if agent is None or not select.select([process], [], [], 0)[0]:
-                        continue  # unbound meanwhile, and the number is of another descriptor
-                    del self._agents[process]
-                    os.close(process)
-                self._ended(agent)
+        while not self._stopping:
+            ready = {descriptor for descriptor, _ in self._poll.poll(AGAIN_S if self._due else None)}
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+            with self._lock:
+                for process, watched in list(self._watched.items()):
+                    if watched.descriptor in ready and started_of(process[0]) != process[1]:
+                        self._due += watched.agents
+                        self._drop(process)
+                due, self._due = self._due, []
+            for agent in due:
+                try:
+                    self._end(agent)
+                except AiosError as error:  # the disk is full, say
+                    log.error("agent %s cannot be removed yet: %s", agent.name, error.explanation)
+                    with self._lock:
+                        self._due.append(agent)
 
 
-def started(pid: int) -> float:
-    """Seconds since the epoch. Raises BadValue."""
+def started_of(pid: int) -> str:
+    """Boot and clock ticks since: of this process and no other. Empty when it is not there, or a zombie."""
     try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        raise BadValue(f"there is no process {pid}") from None
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if stat[0] in "ZX" else f"{BOOT.read_text().strip()} {stat[19]}"
 
 
 def check(caller: Caller, text: str) -> int:
@@ -89,10 +133,8 @@ def check(caller: Caller, text: str) -> int:
     if len(proc_status(caller.pid, "NSpid")) != 1:
         raise Denied("processes have other numbers where you are", "name one from outside of the container")
     pid = int(text)
-    try:
-        owner = os.stat(f"/proc/{pid}").st_uid
-    except OSError:
-        raise BadValue(f"there is no process {pid}") from None
-    if caller.uid not in (0, owner):
+    if proc_status(pid, "Tgid") != [text.lstrip("0").encode()]:  # a thread is no process
+        raise BadValue(f"there is no process {pid}")
+    if caller.uid not in (0, os.stat(f"/proc/{pid}").st_uid):
         raise Denied(f"process {pid} is not yours")
     return pid

@@ -81,7 +81,7 @@ class Usage:
     completion_tokens: int = 0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Request:
     id: int
     uid: int

@@ -453,6 +453,8 @@ class Scheduler:
             self.counters[state.value] += 1
             self._account(request)
         request.document = response.document(request)
+        if request.spec.operation != "llm":  # the document has it all
+            request.text = ""
         self._saving.save(request, self.config.limits.keep_requests)
         context, worker = self.contexts.of(request.spec), self.pool.find(request.worker)
         if context and worker and state is State.DONE and self.contexts.owns(request.uid, context):

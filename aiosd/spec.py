@@ -85,24 +85,28 @@ def parse(body: bytes, defaults: Defaults) -> Spec:
         raise BadRequest(f"byte {error.start} is not UTF-8 text") from None
     d = defaults
     base = Spec((), d.sampling, d.model, d.context, system=d.system, nice=d.nice, operation=d.operation)
-    if body[:1] == b"{" and d.operation != "llm":
-        text = input_of(read_json(text))
-    elif body[:1] == b"{":
+    if body[:1] == b"{" and d.operation == "llm":
         return parse_json(text, base)
+    if body[:1] == b"{":
+        text = input_of(read_json(text), d.model)
+    else:
+        text = text.rstrip("\n")
     if "\0" in text:
         raise BadRequest("the request holds a NUL byte", "write text or JSON")
     if not text.strip():
         raise BadRequest("the request is empty", "write a question")
-    said = {"role": "user", "content": text.rstrip("\n")}
+    said = {"role": "user", "content": text}
     return replace(base, messages=(said,), json=d.operation != "llm")
 
 
-def input_of(raw: dict[str, Any]) -> str:
+def input_of(raw: dict[str, Any], model: str) -> str:
     """The text to embed or tokenize, in the API's JSON."""
-    unknown = set(raw) - {"input", "prompt", "model"}
-    if unknown:
-        raise BadRequest(f"unknown key {min(unknown)!r}", "keys are input or prompt")
-    text = raw.get("input", raw.get("prompt"))
+    given = set(raw) - {"model"}
+    if given not in ({"input"}, {"prompt"}):
+        raise BadRequest("one key is needed, input or prompt, and no other but model")
+    if raw.get("model", model) != model:
+        raise BadRequest(f"this is a file of model {model}", "write to that of the other")
+    text = raw[given.pop()]
     if not isinstance(text, str):
         raise BadRequest("input is one string", "write a request for each text")
     return text

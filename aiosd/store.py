@@ -161,6 +161,8 @@ class Store:
         with self._transaction() as db:
             db.execute("DELETE FROM agents WHERE id=?", (id,))
             db.execute("DELETE FROM requests WHERE agent_id=?", (id,))
+        for who in [who for who in self._ended if who[0] == id]:
+            del self._ended[who]
 
     def contexts(self) -> list[tuple[Any, ...]]:
         return [
@@ -296,9 +298,9 @@ class Store:
         if self._ended[who] < keep // FORGET_SHARE:
             return
         del self._ended[who]
+        ended = f"requests WHERE {same} AND finished_s IS NOT NULL"
         db.execute(
-            f"DELETE FROM requests WHERE {same} AND finished_s IS NOT NULL AND id <"
-            f" (SELECT min(id) FROM (SELECT id FROM requests WHERE {same} ORDER BY id DESC LIMIT ?))",
+            f"DELETE FROM {ended} AND id <= (SELECT id FROM {ended} ORDER BY id DESC LIMIT 1 OFFSET ?)",
             (*who, *who, keep),
         )
 

@@ -49,6 +49,7 @@ class Reading(Handle):
                     self._kv.kernel.admission.reserve_kv(self._caller, whole)
                 except BaseException:
                     os.close(file)
+                    self._export = None  # its KV went with the file
                     raise
                 self._file, self._reserved = file, whole
             return os.pread(self._file, size, offset)

@@ -313,3 +313,20 @@ def test_turns_are_stored_once_though_many_threads_end_requests(make_kernel: Mak
             thread.join()
     for i in range(4):
         assert len(kernel.contexts.messages(kernel.contexts.get(f"c{i}"))) == 40
+
+
+def test_the_newest_that_ended_are_kept_however_many_wait(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel("[limits]\nkeep_requests = 3\n")
+    kernel.start()
+    agent = kernel.agents.add("a")
+    kernel.pause(agent, True)
+    source = Source("/agents/a/syscall/llm", agent)
+    asked = [kernel.admission.submit(ME, source, b"hello") for _ in range(12)]
+    for request in asked[:4]:
+        kernel.scheduler.cancel(request)
+    kept = [r.id for r in asked if r.id in kernel.store.request_ids(agent.id)]
+    assert kept == [r.id for r in asked[1:]], "three that ended, and all that wait"
+    assert kernel.admission.get(asked[1].id) is kernel.admission.get(asked[1].id)
+    for request in asked[4:]:
+        kernel.scheduler.cancel(request)
+    assert len(kernel.store.request_ids(agent.id)) == 3

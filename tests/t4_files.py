@@ -353,7 +353,7 @@ def test_a_text_is_tokenized_and_embedded(aios: Daemon) -> None:
     vector = answer["data"][0]["embedding"]
     assert len(vector) == 192
     assert sum(x * x for x in vector) == pytest.approx(1, abs=1e-5)
-    assert asked("embed", json.dumps({"input": text, "model": "any"})) == answer
+    assert asked("embed", json.dumps({"input": text, "model": "tiny"})) == answer
 
     def likeness(other: str) -> float:
         there = asked("embed", other)["data"][0]["embedding"]
@@ -361,8 +361,11 @@ def test_a_text_is_tokenized_and_embedded(aios: Daemon) -> None:
 
     assert likeness("What is the tallest building in Zorvok?") > likeness("echo pause > ctl")
     for file in ("embed", "tokenize"):
-        for wrong in ('{"input": 5}', '{"text": "x"}', "{}", '{"input": " "}', "\n"):
+        for wrong in ('{"input": 5}', '{"text": "x"}', "{}", '{"input": " "}', "\n",
+                      '{"input": "x", "prompt": "y"}', '{"input": "x", "model": "other"}'):  # fmt: skip
             with pytest.raises(OSError, match="Invalid argument"):
                 aios.write(f"models/tiny/{file}", wrong)
+    ends = json.dumps({"input": f"{text}\n\n"})
+    assert asked("tokenize", ends)["count"] > len(tokens), "in JSON the text is what it is"
     assert asked("tokenize", "word " * 20_000)["count"] > 20_000
     assert asked("embed", "word " * 20_000)["error"]["message"].startswith("the prompt has")

@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     process.kill()
     process.wait()
 
@@ -78,6 +79,44 @@ def test_a_process_has_to_be_there_and_the_callers(aios: Daemon) -> None:
     assert tried.stderr.count("Permission denied") == 2, tried.stderr
     assert tried.stderr.count("Invalid argument") == 5, tried.stderr
     assert "outside of the container" in tried.stdout
+
+
+def test_a_thread_is_no_process(aios: Daemon) -> None:
+    script = "import os, threading; threading.Thread(target=lambda: print(threading.get_native_id(), "
+    script += "flush=True) or threading.Event().wait()).start()"
+    process = subprocess.Popen(["python3", "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    thread = process.stdout.readline().strip()
+    (aios.root / "agents/bound").mkdir()
+    with pytest.raises(OSError, match="Invalid argument"):
+        aios.write("agents/bound/pid", thread)
+    assert aios.read("agents/bound/pid") == "\n"
+    (aios.root / "agents/bound").rmdir()
+    end(process)
+
+
+def test_many_agents_end_with_one_process(make_daemon: MakeDaemon, sleeper: subprocess.Popen[bytes]) -> None:
+    """More than 1,024, where select(2) ends; and they take one descriptor, again and again."""
+    daemon = make_daemon().start(ready=False)
+    assert daemon.process is not None
+    files = Path(f"/proc/{daemon.process.pid}/fd")
+    before = len(list(files.iterdir()))
+    for n in range(1100):
+        (daemon.root / f"agents/a{n}").mkdir()
+        daemon.write(f"agents/a{n}/pid", str(sleeper.pid))
+        daemon.write(f"agents/a{n}/pid", str(sleeper.pid))
+    assert len(list(files.iterdir())) <= before + 8
+    end(sleeper)
+    wait_until(lambda: not list((daemon.root / "agents").iterdir()), "the end of all", 60)
+    wait_until(lambda: len(list(files.iterdir())) <= before + 8, "the descriptors")
+
+
+def test_a_user_can_bind_to_so_many_processes(aios: Daemon) -> None:
+    script = (
+        "for i in $(seq 300); do mkdir agents/m$i; sleep 100 & echo $! > agents/m$i/pid || echo $i; done 2>&1"
+        " | grep -m1 -A1 quota; kill $(jobs -p); wait; rmdir agents/m* 2>/dev/null"
+    )
+    assert "quota exceeded\n257\n" in as_user(aios, ALICE, script).stdout
 
 
 def test_a_restarted_daemon_knows_the_process_and_whether_it_ended(

@@ -97,7 +97,8 @@ class Engine:
             pooled=np.zeros(1) if embed else None,
         )
         for token in resume:
-            seq.accept(token)
+            if not seq.finish:
+                seq.accept(token)
         if seq.finish:  # it had ended, and only the news of it was lost
             self._ended.append(Output(id, finish=seq.finish, prompt_tokens=seq.prompt))
         elif sampling.max_tokens <= 0:
@@ -367,7 +368,9 @@ class Engine:
         """The mean of the final hidden states, which has the direction of their sum."""
         seq.finish = "stop"
         self._leave(seq)
-        vector = (pooled / np.linalg.norm(pooled)).astype(np.float32)
+        length = float(np.linalg.norm(pooled))
+        # numbers that overflowed have no direction; JSON has no word for them
+        vector = (pooled / length if 0 < length < np.inf else np.zeros_like(pooled)).astype(np.float32)
         return Output(
             seq.id, finish="stop", prompt_tokens=seq.prompt, embedding=tuple(float(str(x)) for x in vector)
         )
