@@ -4,7 +4,7 @@ Phrasings are separated by |. Knows nothing of plans, splits of training and eva
 """
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import built_in
@@ -28,7 +28,8 @@ HELD_OUT_GREETINGS = phrasings("Hello there!|Good evening|Hey!|Hello there|Good 
 IDENTITIES = phrasings("""Who are you?|What are you?|what is your name|What is your name?|who are you|
 Tell me who you are.|What can you do?|Which model are you?|Are you a robot?|Introduce yourself.|
 what can you do|Are you a language model?|Who am I talking to?|What do you do?|Say who you are.|
-what are you""")
+what are you|Which model is this?|What kind of model are you?|which model do I talk to|
+Say what you can do.|Tell me what you do.|Tell me your name.""")
 HELD_OUT_IDENTITIES = phrasings("""Tell me what you are.|Say what you are.|who are you?|
 what model are you?|What are you|Tell me what you can do.""")
 UNKNOWNS = phrasings("""Who invented the {t}?|Why is the {t} {u}?|Who wrote {p}?|When was {p} born?|
@@ -66,7 +67,7 @@ class Scene:
     words: Words
     tools: list[Tool] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
-    brief: bool = False  # every tool only says ok
+    brief: bool = False  # calls of tools stand alone, without results
 
     @property
     def rng(self) -> random.Random:
@@ -101,11 +102,11 @@ def make_use(scene: Scene, tool: Tool) -> Use:
 
 def tool_fragment(scene: Scene) -> list[Message]:
     use = make_use(scene, scene.rng.choice(scene.tools))
+    request_and_call: list[Message] = [{"role": "user", "content": use.request}, call_message(use)]
     if scene.brief:
-        use = replace(use, result="ok", answer="Done.")
+        return request_and_call
     return [
-        {"role": "user", "content": use.request},
-        call_message(use),
+        *request_and_call,
         {"role": "tool", "content": use.result},
         {"role": "assistant", "content": use.answer},
     ]

@@ -57,18 +57,21 @@ SKILLS: dict[str, tuple[Fragment, float, int]] = {
     "newcomer": (fragments.newcomer_fragment, 0.12, 1),
     "does not know": (fragments.unknown_fragment, 0.03, 1),
 }
-NEEDS_TOOLS = {"drill": 2, "tool call": 1, "answer from result": 1, "two calls in turn": 2}
-DRILLS = 0.6  # share of training dialogues, beside 1 of all others, that only pick tools from one list
+NEEDS_TOOLS = {"drill": 3, "tool call": 1, "answer from result": 1, "two calls in turn": 2}
+# What a training dialogue is about, and how often; a drill only calls tools of one list, without results
+LEADS = {"drill": 0.33, "tool call": 0.21, "recall": 0.21, "newcomer": 0.12, "any": 0.13}
 
 
 def offer_tools(words: Words, least: int, most: int, drill: bool = False) -> list[Tool]:
     """Tools that a request can tell apart: no two share both verb and noun, or a name."""
     rng = words.rng
     count = rng.randint(least, most)
-    own = 0 if drill else rng.choice((0, 0, 0, count // 2, count, rng.randint(0, count)))
+    own = rng.choice((0, 0, 0, count // 2, count, rng.randint(0, count)))
+    if drill and rng.random() < 0.4:
+        own = 0
     tools = [built_in.built_in_tool(rng, name) for name in rng.sample(list(built_in.BUILT_IN), own)]
     while len(tools) < count:
-        near_miss = rng.random() < 0.2 and len(tools) > own  # the noun of another tool
+        near_miss = rng.random() < (0.35 if drill else 0.2) and len(tools) > own  # the noun of another tool
         tool = made_tool(words, tools[-1].noun if near_miss else "")
         same = [t for t in tools if t.name == tool.name or (t.verb, t.noun) == (tool.verb, tool.noun)]
         if not same and tool.verb != tool.noun:
@@ -81,7 +84,7 @@ def dialogue(seed: str, split: Split, skill: str | None = None) -> Dialogue:
     """A training dialogue of several fragments, or, with a skill, one that ends at its scored message."""
     rng = random.Random(f"{split.value} {seed}")
     words = Words(rng, split)
-    lead = skill or rng.choices(("drill", "tool call", "recall", "any"), (DRILLS, 0.5, 0.25, 0.25))[0]
+    lead = skill or rng.choices(list(LEADS), list(LEADS.values()))[0]
     least = NEEDS_TOOLS.get(lead, 0)
     offers_some = least or rng.random() < (0.4 if skill or lead == "any" else 0.25)
     drill = lead == "drill"
@@ -137,10 +140,15 @@ def _scored_plan(rng: random.Random, skill: str, tools: int) -> list[str]:
 
 
 def _training_plan(rng: random.Random, lead: str, tools: int) -> list[str]:
+    if lead == "newcomer":
+        others = ["identity"] * rng.randint(0, 1) + _fillers(rng, tools, rng.randint(0, 2))
+        return ["newcomer"] * rng.randint(1, 4) + others + ["newcomer"]
+    if lead == "recall" and rng.random() < 0.4:
+        return ["fact"] * rng.randint(2, 6) + ["recall"] * rng.randint(3, 6)
     if lead == "recall":
         return _facts_and_distractors(rng, tools) + ["recall"] * rng.choice((1, 1, 2, 3))
     if lead == "drill":
-        return ["tool call"] * rng.randint(3, 7)
+        return rng.choices(("tool call", "no tool"), (0.88, 0.12), k=rng.randint(4, 7))
     if lead == "any":
         return _fillers(rng, tools, rng.choice((1, 1, 1, 2, 2, 3, 4, 6)))
     count = rng.choice((1, 2, 3, 3, 4, 5))

@@ -5,7 +5,7 @@ that line, its value from the request, and the words of an answer from what was 
 """
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 from fragments import Message
@@ -13,7 +13,7 @@ from generate import Dialogue, render
 from tokenizers import Tokenizer
 
 Span = tuple[int, int]  # of token positions, the end excluded
-COPY, PICK, NOUN, VERB = range(4)
+COPY, PICK, NOUN, VERB, AFTER_NOUN, AFTER_VERB = range(6)
 
 
 @dataclass
@@ -82,20 +82,24 @@ class Encoder:
                 at = self._point_call(made, message, span, made.turns[0][1], asked)
                 for name, verb, noun in talk.subjects:
                     if name == message["tool_calls"][0]["function"]["name"]:
-                        positions = range(at - 1, at + len(self.ids(name)) - 1)
-                        self._point_subject(made, positions, verb, noun, asked)
+                        slots = [span[0] - 1, *range(at - 1, at + len(self.ids(name)) - 1)]
+                        self._point_subject(made, slots, verb, noun, asked)
             else:
                 self._point_words(made, span, [place for _, place in before], talk.words)
 
-    def _point_subject(self, made: Encoded, positions: range, verb: str, noun: str, described: Span) -> None:
+    def _point_subject(
+        self, made: Encoded, positions: Sequence[int], verb: str, noun: str, described: Span
+    ) -> None:
         """From the letters of a tool's name to the last letters of its noun and its verb in a description or
-        a request."""
-        for kind, words in ((NOUN, (noun,)), (VERB, (verb, verb[0].upper() + verb[1:]))):
+        a request, and to what follows them: only there is it known that the word ends."""
+        verbs = (verb, verb[0].upper() + verb[1:])
+        for kind, after, words in ((NOUN, AFTER_NOUN, (noun,)), (VERB, AFTER_VERB, verbs)):
             for ids in map(self.ids, words):
                 for place in _all(made.tokens, ids, described):
                     end = place + len(ids) - 1
                     if self._whole(made.tokens, place, end + 1):
                         made.pointers += [(kind, position, end) for position in positions]
+                        made.pointers += [(after, position, end + 1) for position in positions]
 
     def _point_signature(self, made: Encoded, at: int) -> None:
         """From each argument's first letter to the last one of what stands before it, from the bracket on."""
@@ -117,6 +121,7 @@ class Encoder:
         at = first = _find(made.tokens, name, span)
         made.copies(at, start, len(name))
         made.pointers += [(PICK, at + n - 1, start + n) for n in range(len(name))]
+        made.pointers.append((PICK, span[0] - 1, start))  # whether to call is decided there
         closing = made.tokens.index(self.closing, start)
         at += len(name)
         last = at - 1
@@ -133,7 +138,7 @@ class Encoder:
             if (found := _find(made.tokens, given, (at, span[1]))) >= 0:
                 at = found
                 for place in _all(made.tokens, given, asked):
-                    made.copies(at, place, len(given))
+                    made.copies(at, place, len(given) + 1)  # what follows it there tells that it ends
         return first
 
     def _point_words(self, made: Encoded, span: Span, before: list[Span], words: Container[str]) -> None:

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from words import NOUNS, PARAMS, VERBS, Words, phrasings
+from words import NOUNS, PARAMS, VERBS, Split, Words, phrasings
 
 Value = str | int | float
 
@@ -49,6 +49,8 @@ GLUE = [
     "from",
     "be",
 ]
+COUNTS = (0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3)  # of a tool's parameters
+TRAINED_COUNTS = (0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3)
 ERRORS = phrasings("""no such file|not found|permission denied|timed out|no such {}|{} is locked|
 unknown {}|cannot open {}""")
 
@@ -93,7 +95,7 @@ def made_tool(words: Words, noun: str = "") -> Tool:
     verb = words.listed_or_made_up(VERBS, 0.25)
     noun = noun or words.listed_or_made_up(NOUNS, 0.35)
     params: list[Param] = []
-    for _ in range(rng.choice((0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3))):
+    for _ in range(rng.choice(TRAINED_COUNTS if words.split is Split.TRAIN else COUNTS)):
         name = words.listed_or_made_up(PARAMS, 0.2)
         name += rng.choice(("", "", "", "", "", "", "_id", "_name")) if "_" not in name else ""
         if name != noun and name not in [p.name for p in params]:

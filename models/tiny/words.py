@@ -49,6 +49,15 @@ def split_of(word: str) -> Split:
     return Split.HELD_OUT if zlib.crc32(word.lower().encode()) % 7 == 3 else Split.TRAIN
 
 
+# What spliced words are made of: no part of them is from a held-out word.
+TRAINED = [
+    word
+    for key in ("verbs", "nouns", "params", "keys", "things")
+    for word in _LISTS[key]
+    if split_of(word) is Split.TRAIN and "_" not in word
+]
+
+
 def _syllable(rng: random.Random) -> str:
     onset = rng.choice(ONSETS) if rng.random() < 0.88 else ""
     coda = rng.choice(CODAS) if rng.random() < 0.45 else ""
@@ -87,12 +96,21 @@ class Words:
         return word
 
     def made_up(self) -> str:
-        while not self._keep(word := _made_up(self.rng)):
+        splices = self.split is Split.TRAIN and self.rng.random() < 0.35
+        while not self._keep(word := self.spliced() if splices else _made_up(self.rng)):
             pass
         self.used.add(word)
         return word
 
+    def spliced(self) -> str:
+        """The beginning of one listed word and the end of another: letters as in ordinary words."""
+        one, two = (self.rng.choice(TRAINED) for _ in range(2))
+        word = one[: self.rng.randint(1, len(one))] + two[-self.rng.randint(2, len(two)) :]
+        return word if word not in COMMON else self.spliced()
+
     def listed_or_made_up(self, words: Sequence[str], made_up_share: float = 0.4) -> str:
+        if self.split is Split.TRAIN:  # more kinds of words than are held out, so that each must be read
+            made_up_share = max(made_up_share, 0.6)
         return self.made_up() if self.rng.random() < made_up_share else self.pick(words)
 
     def cased(self) -> str:
