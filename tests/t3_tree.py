@@ -285,7 +285,7 @@ def test_names_in_a_request_are_checked_against_the_callers_rights(tree: Tree, k
     stranger = Caller(777, 777, 1 << 29)
     with pytest.raises(Denied, match="secret"):
         write(tree, LLM, document, stranger)
-    tree.chmod(tree.find("/models/random"), 0o750)
+    tree.chmod("/models/random", ME, 0o750)
     with pytest.raises(Denied, match="model random"):
         write(tree, LLM, "x", stranger)
     with pytest.raises(NotFound, match="no context none"):

@@ -17,7 +17,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from aiosd.access import Caller
 from aiosd.config import load
-from aiosd.errors import AiosError, BadValue, Exists, NotFound, OverQuota
+from aiosd.errors import AiosError, BadValue, Exists, NotAllowed, NotFound, OverQuota
 from aiosd.fs import layout
 from aiosd.fs.files import File, Opening
 from aiosd.fs.tree import Tree
@@ -27,6 +27,7 @@ from aiosd.models import NAME
 MOST = 3  # agents, and contexts, of a user
 CONFIG = f"[quota]\nagents = {MOST}\ncontexts = {MOST}\n"
 USERS = {uid: Caller(uid, uid + 100, os.getpid()) for uid in (5001, 5002)}
+ROOT = Caller(0, 0, os.getpid())
 NAMES = st.sampled_from(["a", "b", "c.d", "_", "9", "x" * 64])
 BAD_NAMES = st.sampled_from([".hidden", "", "x" * 65, "sp ace", "naïve", "new\nline", "..", "a/b"])
 KINDS = st.sampled_from(["agents", "contexts"])
@@ -111,14 +112,20 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(path=objects, mode=MODES)
     def chmod(self, path: str, mode: int) -> None:
-        with suppress(NotFound):
-            self.tree.chmod(self.tree.find(path), mode)
+        if path in self.model:
+            owner, other = (replace(USERS[5001], uid=uid) for uid in (self.model[path].uid, 7777))
+            with pytest.raises(NotAllowed):
+                self.tree.chmod(path, other, mode)
+            self.tree.chmod(path, owner, mode)
             self.model[path].mode = mode
+        else:
+            with pytest.raises(NotFound):
+                self.tree.chmod(path, USERS[5001], mode)
 
     @rule(path=objects, uid=st.sampled_from(list(USERS)), gid=st.integers(100, 103))
     def chown(self, path: str, uid: int, gid: int) -> None:
         with suppress(NotFound):
-            self.tree.chown(self.tree.find(path), uid, gid)
+            self.tree.chown(path, ROOT, uid, gid)
             self.model[path].uid, self.model[path].gid = uid, gid
 
     @rule(
