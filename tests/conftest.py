@@ -8,12 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from aiosd.config import Config, load
 from aiosd.kernel import Kernel
 from tests import random_model
 from tests.running import REPOSITORY, Daemon, mounts_work
 
+# a slow or busy machine is no fault of the code
+settings.register_profile("anywhere", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("anywhere")
 TINY = REPOSITORY / "models" / "tiny"
 
 

@@ -104,12 +104,12 @@ def test_sharing_by_mode_bits(aios: Daemon, chat: None) -> None:
 
 
 def test_a_daemon_restart_in_the_middle_of_an_answer(
-    make_daemon: Callable[..., Daemon], tmp_path: Path
+    make_daemon: Callable[..., Daemon], slow_llama: Path, tmp_path: Path
 ) -> None:
     """Taken by cp while it is generated; daemon stopped and state gone; put back into another daemon."""
     body = json.dumps({"prompt": "a long story", "max_tokens": 600, "ignore_eos": True, "temperature": 1,
                        "seed": 3, "context": "talk"})  # fmt: skip
-    here = make_daemon().start()
+    here = make_daemon(model=slow_llama).start()
     here.sh(f"mkdir agents/a contexts/talk; echo '{body}' > agents/a/syscall/llm")
     wait_until(lambda: here.read("scheduler/queue").split()[16:17] not in ([], ["0"]), "a token")
     assert here.sh(f"cp contexts/talk/kv {tmp_path}/talk.kv").stderr == ""
@@ -118,7 +118,7 @@ def test_a_daemon_restart_in_the_middle_of_an_answer(
     assert 0 < len(so_far) < 600
     whole = json.loads(here.sh("cat agents/a/syscall/llm").stdout)["choices"][0]["message"]["content"]
     here.stop()
-    there = make_daemon(state=tmp_path / "elsewhere").start()
+    there = make_daemon(model=slow_llama, state=tmp_path / "elsewhere").start()
     there.sh(f"mkdir agents/a contexts/talk; cp {tmp_path}/talk.kv contexts/talk/kv")
     there.sh("""echo '{"context": "talk", "resume": true}' > agents/a/syscall/llm""")
     answer = json.loads(there.sh("cat agents/a/syscall/llm").stdout)
