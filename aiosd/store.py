@@ -59,9 +59,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.RLock()
-        self._ended: Counter[tuple[int, int]] = (
-            Counter()
-        )  # requests of an agent since old ones were forgotten
+        self._ended = Counter[tuple[int, int]]()  # by agent and user, since old requests were forgotten
         file = folder / "aios.db"
         try:
             folder.mkdir(parents=True, exist_ok=True)

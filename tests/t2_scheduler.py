@@ -94,12 +94,13 @@ def test_every_policy_ends_every_request_with_the_same_tokens(
     asked = {}
     for i, j in list(alone)[:18]:
         text = json.dumps({"prompt": PROMPTS[i], "deadline_s": 60 - i, "nice": 18 - i})
-        asked[i, j] = request = ask(kernel, text, max_tokens=30 + 5 * i, **SAMPLINGS[j])
-        if len(asked) == 2:  # both places are taken when the others come
+        longer = 400 if len(asked) < 2 else 0  # they still run when the others come
+        asked[i, j] = request = ask(kernel, text, max_tokens=30 + 5 * i + longer, **SAMPLINGS[j])
+        if len(asked) == 2:  # both places are taken
             wait_until(lambda r=request: bool(r.tokens), "tokens", LONG_S)  # type: ignore[misc]
     for key, request in asked.items():
         assert ended(request).state is State.DONE
-        assert request.tokens == alone[key], key
+        assert request.tokens[: len(alone[key])] == alone[key], key
     assert sum(r.preemptions for r in asked.values()) > 0
 
 
