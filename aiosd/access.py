@@ -7,6 +7,7 @@ objects users made or changed. Knows no FUSE; called by the tree and by request 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from aiosd.store import Store
 
 READ, WRITE, EXECUTE = 4, 2, 1
+PAGE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,16 @@ class Caller:
 
 def proc_status(pid: int, key: str) -> list[bytes]:
     """One line of proc_pid_status(5); empty when it has ended, or is in a pid namespace we cannot see."""
+    status = b""
     try:
-        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
-            status = file.read()
+        file = os.open(f"/proc/{pid}/status", os.O_RDONLY)  # not open(), which takes 20 us more
+        try:
+            while part := os.read(file, PAGE):
+                status += part
+                if len(part) < PAGE:
+                    break
+        finally:
+            os.close(file)
     except OSError:
         return []
     _, _, line = status.partition(f"\n{key}:".encode())

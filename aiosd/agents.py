@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from aiosd.errors import BadRequest, BadValue, Exists, NotFound
@@ -23,7 +24,7 @@ LOG_LINES = 256
 SYSTEM_BYTES_MAX = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     model: str = ""  # empty: the default model
     context: str = ""  # empty: each request stands alone
@@ -34,7 +35,7 @@ class Settings:
     pid_started: str = ""  # lifetime.started_of
     params: dict[str, Any] = field(default_factory=dict)  # sampling keys of the chat-completion API
 
-    @property
+    @cached_property
     def sampling(self) -> Sampling:
         return sampling(self.params, Sampling())
 

@@ -17,7 +17,7 @@ LATER = "try again when some are done"
 
 
 class Bounds:
-    def __init__(self, config: Config, store: Store, queue: Queue, lock: threading.Condition) -> None:
+    def __init__(self, config: Config, store: Store, queue: Queue, lock: threading.RLock) -> None:
         """`lock` guards the queue."""
         self._store, self._queue, self._lock = store, queue, lock
         self.closed = False  # the daemon is stopping

@@ -49,8 +49,11 @@ class Answer:
             self._bytes += data
         self._watchers.tell()
 
-    def end(self, error: AiosError | None = None) -> None:
+    def end(self, data: bytes = b"", error: AiosError | None = None) -> None:
+        """With the last of its bytes."""
         with self._lock:
+            if not self.ended:
+                self._bytes += data
             self.ended, self.error = True, error
         self._watchers.tell()
 

@@ -11,35 +11,44 @@ from typing import Any
 
 from aiosd.errors import RequestFailed
 from aiosd.request import Request, State
+from aiosd.wire import Tokens
 
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
 def grow(request: Request, text: str, logprobs: list[Any]) -> None:
     """New text arrived; it may lag behind its tokens."""
-    spec = request.spec
-    if not spec.json:
-        request.answer.append(text.encode())
-    elif spec.stream and (text or logprobs) and not spec.tools:  # with tools it may become a call: at the end
-        request.answer.append(chunk(request, text, logprobs).encode())
+    request.answer.append(part(request, text, logprobs))
 
 
-def end(request: Request) -> None:
-    """The request is over, and its document made."""
+def end(request: Request, last: Tokens | None = None) -> None:
+    """The request is over, and its document made. Its `last` text is told with the end, so that a reader is
+    woken once."""
+    data = part(request, last.text, last.logprobs) if last else b""
+    done = request.state is State.DONE
     if not request.spec.json:
-        failed = request.state is not State.DONE
-        if not failed and not request.text.endswith("\n"):
-            request.answer.append(b"\n")
+        if done and not request.text.endswith("\n"):
+            data += b"\n"
         reason = f"request {request.id} {request.state}: {request.error}"
-        request.answer.end(RequestFailed(reason) if failed else None)
+        request.answer.end(data, None if done else RequestFailed(reason))
         return
-    last = request.document
-    if request.spec.stream and request.state is State.DONE:
+    document = request.document
+    if request.spec.stream and done:
         content, _ = tool_calls(request)
         held_back = chunk(request, content, []) if request.spec.tools and content else ""
-        last = held_back + last_chunk(request)
-    request.answer.append(last.encode())
-    request.answer.end()
+        document = held_back + last_chunk(request)
+    request.answer.end(data + document.encode())
+
+
+def part(request: Request, text: str, logprobs: list[Any]) -> bytes:
+    """What a reader sees of it while the request goes on."""
+    spec = request.spec
+    if not spec.json:
+        return text.encode()
+    if spec.stream and (text or logprobs) and not spec.tools:  # with tools it may become a call: at the end
+        return chunk(request, text, logprobs).encode()
+    return b""
 
 
 def document(request: Request) -> str:
@@ -134,5 +143,5 @@ def usage(request: Request) -> dict[str, Any]:
 
 
 def line(document: dict[str, Any]) -> str:
-    text = json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
+    text = ENCODER.encode(document) + "\n"
     return text.encode("utf-8", "replace").decode()  # a model may say half a surrogate pair in a call

@@ -1,19 +1,19 @@
 """The scheduler: admits requests, gives them to workers as the policy says, delivers what comes back.
 
-Mechanism only. One lock guards the queue; one thread decides and sends, so that a worker gets its orders
-in the order they were made. Store and sockets are never used with the lock held. FUSE threads call admit and
-cancel; the pool's listening threads call worker_*.
+Mechanism only. One lock guards the queue. The thread that changes it decides at once what that means, and
+one at a time sends, so that a worker gets its orders in the order they were made. Store and sockets are never
+used with the lock held. FUSE threads call admit and cancel; the pool's listening threads call worker_*.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -64,17 +64,16 @@ class Scheduler:
             store.folder / "kv", engine.host_kv_bytes, engine.disk_kv_bytes, config.limits.disk_reserve_bytes
         )
         self.residency = Residency(self.pool, contexts, swap)
-        self._wake = threading.Condition()  # its lock guards the queue and every Request's changes
+        self._lock = threading.RLock()  # guards the queue and every Request's changes
         self._queue = Queue()
-        self.bounds = Bounds(config, store, self._queue, self._wake)
+        self.bounds = Bounds(config, store, self._queue, self._lock)
         self._outbox: deque[Callable[[], None]] = deque()  # orders to workers, sent without the lock
+        self._sending = threading.Lock()
         self._ids = itertools.count(store.last_request_id() + 1)
         self._saving = Saving(store, contexts)
         self.trace = Trace()
         self._forecast = Forecast()
-        self._stirred = False
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self._deciding = False  # not before it has started, nor while it stops
         self.counters = {"admitted": 0, "done": 0, "failed": 0, "cancelled": 0, "preemptions": 0, "tokens": 0}
         self.busy_s = 0.0
 
@@ -93,19 +92,19 @@ class Scheduler:
         for name in self.agents.names():
             self.hold(self.agents.get(name))
         self.residency.swap.start(context.id for context in self.contexts.all())
-        self._thread.start()
+        self._deciding = True
+        self.stir()
 
     def stop(self) -> None:
         """Ends every wait. Unfinished requests stay in the store and run after the next start."""
-        with self._wake:
-            self._stopping = self.bounds.closed = True
+        with self._lock:
+            self._deciding, self.bounds.closed = False, True
             left = list(self._queue)
-            self._wake.notify()
         self.pool.stop()
         for request in left:
-            request.answer.end(ShuttingDown("the daemon stopped; the request goes on when it starts again"))
-        if self._thread.ident is not None:
-            self._thread.join()
+            request.answer.end(
+                error=ShuttingDown("the daemon stopped; the request goes on when it starts again")
+            )
         self.residency.swap.stop()
 
     # admission
@@ -115,13 +114,18 @@ class Scheduler:
 
         A `hopeless` one is known to be wrong: it ends as failed, with that reason.
         """
-        self.store.add_request(request)  # its bytes are reserved already
-        self._tell(request)
-        with self._wake:
+        with self._lock:
             self._queue.add(request, startable=not hopeless)
             self.trace.enter(request, "queued")
             self.counters["admitted"] += 1
-            self._stir()
+            self._decide()
+        self._send()
+        try:
+            self.store.add_request(request)  # its worker may be at it already: nobody knows of it yet
+        except AiosError as error:
+            self._finish(request, State.CANCELLED, error.explanation)
+            raise
+        self._tell(request)
         if hopeless:
             self._finish(request, State.FAILED, hopeless)
 
@@ -130,12 +134,12 @@ class Scheduler:
 
     def find(self, id: int) -> Request | None:
         """A request the store does not have finished."""
-        with self._wake:
+        with self._lock:
             return self._saving.find(id) or self._queue.get(id)
 
     def unfinished(self, agent: Agent | None = None) -> list[Request]:
         """In the order they came."""
-        with self._wake:
+        with self._lock:
             found = list(self._queue) if agent is None else self._queue.of_agent(agent.id)
         return sorted(found, key=lambda r: r.id)
 
@@ -150,70 +154,77 @@ class Scheduler:
 
     def hold(self, agent: Agent) -> None:
         """Heeds that an agent was paused or resumed."""
-        with self._wake:
+        with self._lock:
             self._queue.hold(agent.id, agent.settings.paused)
-            self._stir()
+        self.stir()
 
     def stir(self) -> None:
         """Something a decision depends on changed: policy, quantum, a worker."""
-        with self._wake:
-            self._stir()
+        with self._lock:
+            self._decide()
+        self._send()
 
     def turn(self, context: Context) -> Request | None:
         """The request that has the conversation now: the oldest unfinished one."""
-        with self._wake:
+        with self._lock:
             return self._queue.turn(context.id)
 
     def spans(self) -> list[Span]:
-        with self._wake:
+        with self._lock:
             return self.trace.spans()
 
     def progress(self, request: Request) -> tuple[list[int], str]:
         """Its tokens so far, and the text of exactly those."""
-        with self._wake:
+        with self._lock:
             return list(request.tokens), request.text
 
-    # the loop
-
-    def _stir(self) -> None:
-        self._stirred = True
-        self._wake.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                while not (self._stirred or self._stopping):
-                    self._wake.wait()
-                if self._stopping:
-                    return
-                self._stirred = False
-                began = time.perf_counter()
-                self._decide()
-                self.busy_s += time.perf_counter() - began
-                orders, self._outbox = self._outbox, deque()
-            for order in orders:
-                order()
+    # deciding
 
     def _decide(self) -> None:
+        """What is next, of each model; called with the lock held, and to be followed by `_send`."""
+        if not self._deciding or not self._queue.waiting:
+            return
+        began = time.perf_counter()
         for model in self.models.all():
             self._fill(model)
             for _ in range(len(self._queue.running)):
                 if not self._preempt(model):
                     break
                 self._fill(model)
+        self.busy_s += time.perf_counter() - began
+
+    def _send(self) -> None:
+        """Sends what was decided. Who finds another thread at it leaves it to that one."""
+        while self._outbox and self._sending.acquire(blocking=False):
+            try:
+                while self._outbox:
+                    self._outbox.popleft()()
+            finally:
+                self._sending.release()
 
     def _fill(self, model: Model) -> None:
         """Gives free places to whom the policy picks."""
-        while (seats := self._seats(model)) and (view := self._view(model, self._running(model))).waiting:
-            request = self._queue.waiting[self.chooser.order(view, 1)[0].id]
+        while self._queue.ready(model.name).jobs and (seats := self._seats(model)):
+            id = self._next(model)
+            if id is None:
+                return
+            request = self._queue.waiting[id]
             chosen = place(seats, self._last_worker(request))
             worker = next((w for w in self.pool.ready(model) if w.id == chosen), None)
-            if worker is None:  # it just died; worker_died or worker_ready will stir again
+            if worker is None:  # it just died; worker_died or worker_ready will decide again
                 return
             self._queue.start(request, worker.id)
             self.trace.enter(request, "prefill")
             self._forecast.started()
             self._outbox.append(partial(self._submit, request, worker))
+
+    def _next(self, model: Model) -> int | None:
+        """Whom the policy picks; None: all who wait have as many running as they may."""
+        jobs = self._queue.ready(model.name).jobs
+        if len(jobs) == 1 and not self._queue.held_back:
+            return next(iter(jobs))
+        view = self._view(model, self._running(model))
+        return self.chooser.order(view, 1)[0].id if view.waiting else None
 
     def _view(self, model: Model, running: Iterable[Request], every: bool = False) -> View:
         ledger, ready, now = self._queue.ledger, self._queue.ready(model.name), time.monotonic()
@@ -235,7 +246,7 @@ class Scheduler:
 
     def position(self, request: Request) -> tuple[int, float] | None:
         """How many start before it, and in how many seconds it may; None: it cannot start yet, or runs."""
-        with self._wake:
+        with self._lock:
             if request.id not in self._queue.waiting:
                 return None
             return self._forecast.position(request.id, self._orders)
@@ -263,7 +274,7 @@ class Scheduler:
             return False
         request = self._queue.running[id]
         request.leaving = True
-        self._send(request.worker, wire.Remove(id, keep=True))
+        self._order(request.worker, wire.Remove(id, keep=True))
         return True
 
     def _seats(self, model: Model) -> list[Seat]:
@@ -297,7 +308,7 @@ class Scheduler:
                     id=request.id,
                     messages=self.contexts.whole(spec),
                     tools=list(spec.tools),
-                    sampling=asdict(spec.sampling),
+                    sampling=wire.plain(spec.sampling),
                     owner=owner,
                     resume=list(request.tokens),
                     context=held,
@@ -307,8 +318,8 @@ class Scheduler:
         except AiosError as error:  # the conversation is too large for a message, or cannot be read
             self._finish(request, State.FAILED, error.explanation)
 
-    def _send(self, worker: int | None, message: wire.Message) -> None:
-        """Queues an order; called with the lock held."""
+    def _order(self, worker: int | None, message: wire.Message) -> None:
+        """To be sent by `_send`; called with the lock held."""
         found = next((w for w in self.pool.workers() if w.id == worker), None)
         if found is not None:
             self._outbox.append(lambda: self.pool.send(found, message))
@@ -345,9 +356,8 @@ class Scheduler:
             case wire.Step():
                 for tokens in message.outputs:
                     self.worker_said(worker, tokens)
-                with self._wake:
-                    if self._queue.waiting:
-                        self._stir()
+                if self._queue.waiting:
+                    self.stir()
             case wire.Tokens():
                 if request := self._mine(worker, message.id):
                     self._deliver(request, message)
@@ -367,7 +377,7 @@ class Scheduler:
                 log.error("worker %d sent a %s", worker.id, type(message).__name__)
 
     def _started(self, request: Request, prompt_tokens: int) -> None:
-        with self._wake:
+        with self._lock:
             if request.started_s is None:
                 request.started_s = time.time()
                 self._queue.ledger.charge(request, input_tokens=prompt_tokens)
@@ -379,7 +389,7 @@ class Scheduler:
         """What ran there runs again from its tokens; what has killed too many workers is failed."""
         self.residency.worker_died(worker)
         self.events.emit("worker", worker=worker.id, model=worker.model.name, state="ended")
-        with self._wake:
+        with self._lock:
             orphans = [r for r in self._queue.running.values() if r.worker == worker.id]
         # one that its worker had not begun with is the likelier cause, and clears the others
         suspects = [r for r in orphans if not r.computing] or orphans
@@ -392,7 +402,7 @@ class Scheduler:
                 self._requeue(request, State.QUEUED, "queued")
 
     def model_failed(self, model: Model) -> None:
-        with self._wake:
+        with self._lock:
             lost = [r for r in self._queue if r.spec.model == model.name]
         self.events.emit("model", model=model.name, state="failed")
         for request in lost:
@@ -400,12 +410,12 @@ class Scheduler:
 
     def _mine(self, worker: Worker, id: int) -> Request | None:
         """A request this worker runs; late words about one that ended or moved are dropped."""
-        with self._wake:
+        with self._lock:
             request = self._queue.running.get(id)
         return request if request and request.worker == worker.id else None
 
     def _requeue(self, request: Request, state: State, span: str = "preempted") -> None:
-        with self._wake:
+        with self._lock:
             if request.id not in self._queue.running:
                 return
             if state is State.PREEMPTED:
@@ -414,14 +424,15 @@ class Scheduler:
             request.leaving, request.state = False, state
             self._queue.wait(request)
             self.trace.enter(request, span)
-            self._stir()
+            self._decide()
+        self._send()
         self._tell(request)
 
     def _deliver(self, request: Request, made: wire.Tokens) -> None:
         request.logprobs += made.logprobs
         if request.worker_visits == 1:  # later ones find what this request itself computed
             request.usage.cached_tokens = made.cached_tokens
-        with self._wake:
+        with self._lock:
             self.trace.decodes(request)
             request.tokens += made.tokens
             request.text += made.text
@@ -441,13 +452,12 @@ class Scheduler:
     def _finish(
         self, request: Request, state: State, error: str = "", last: wire.Tokens | None = None
     ) -> bool:
-        """The one way a request ends. Stored first, told after: what a reader saw as done stays done. Its
-        `last` tokens are told with the end, so that a reader is woken once."""
-        with self._wake:
+        """The one way a request ends. Stored first, told after: what a reader saw as done stays done."""
+        with self._lock:
             if not self._queue.remove(request):
                 return False
             if request.worker is not None and state is not State.DONE:
-                self._send(request.worker, wire.Remove(request.id, keep=False))
+                self._order(request.worker, wire.Remove(request.id, keep=False))
             request.state, request.error, request.finished_s = state, error, time.time()
             self.trace.leave(request)
             self.counters[state.value] += 1
@@ -459,12 +469,12 @@ class Scheduler:
         context, worker = self.contexts.of(request.spec), self.pool.find(request.worker)
         if context and worker and state is State.DONE and self.contexts.owns(request.uid, context):
             self.residency.came(context, worker)
-        with self._wake:  # only now: the next turn of the conversation reads what this one stored
+        with self._lock:  # only now: the next turn of the conversation reads what this one stored
             self._queue.end_turn(request)
-            self._stir()
-        if last:
-            response.grow(request, last.text, last.logprobs)
-        response.end(request)
+            self._decide()
+        response.end(request, last)
+        os.sched_yield()  # gives the interpreter to the reader it has woken
+        self._send()
         self._tell(request)
         level = logging.INFO if state is State.DONE else logging.WARNING
         why = f": {error}" if error else ""

@@ -37,7 +37,7 @@ class Spec:
     resume: bool = False  # JSON only: goes on with the unfinished answer that came with its context's kv
 
     def dump(self) -> str:
-        return json.dumps({f.name: getattr(self, f.name) for f in fields(self)}, default=asdict)
+        return ENCODER.encode({name: getattr(self, name) for name in SPEC_KEYS})
 
     @staticmethod
     def load(text: str) -> Spec:
@@ -53,6 +53,8 @@ class Spec:
         )
 
 
+SPEC_KEYS = tuple(f.name for f in fields(Spec))
+ENCODER = json.JSONEncoder(default=asdict)
 ROLES = ("system", "user", "assistant", "tool", "developer")
 SAMPLING_KEYS = {f.name for f in fields(Sampling)}
 KEYS = {"messages", "model", "tools", "context", "nice", "deadline_s", "stream", "resume", "n", "user"} | (

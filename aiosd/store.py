@@ -20,7 +20,7 @@ from aiosd.errors import StoreFailed, StoreFull
 from aiosd.request import Request, State, Usage
 from aiosd.spec import Message, Spec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FORGET_SHARE = 16  # a sixteenth more requests may be kept than are asked for
 SCHEMA = """
 CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
@@ -40,17 +40,19 @@ CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, uid INTEGER NOT NUL
     prompt_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
     completion_tokens INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX requests_by_agent ON requests (agent_id, id);
-CREATE INDEX requests_by_file ON requests (agent_id, file, id);
 CREATE TABLE permissions (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
     mode INTEGER NOT NULL);
 CREATE TABLE models (name TEXT PRIMARY KEY, path TEXT NOT NULL);
 """
-MIGRATION = f"""
+MIGRATIONS = {  # to the next version
+    1: f"""
 ALTER TABLE contexts RENAME TO old;
 {next(line for line in SCHEMA.split(";") if "TABLE contexts" in line)};
 INSERT INTO contexts (name, tokens) SELECT name, tokens FROM old;
 DROP TABLE old;
-"""  # from version 1
+""",
+    2: "DROP INDEX IF EXISTS requests_by_file;",
+}
 CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
 FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
@@ -80,7 +82,7 @@ class Store:
             return
         if version > SCHEMA_VERSION:
             raise StoreFailed(f"{file} has version {version}; this aiosd reads {SCHEMA_VERSION}")
-        change = MIGRATION if version else SCHEMA
+        change = "".join(MIGRATIONS[v] for v in range(version, SCHEMA_VERSION)) if version else SCHEMA
         self._db.executescript(f"BEGIN;{change}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
 
     @contextmanager
@@ -251,27 +253,26 @@ class Store:
     def add_request(self, request: Request) -> None:
         """From here on the request is accepted: it ends once, whatever happens to the daemon."""
         with self._statements() as db:  # one statement is a transaction by itself
-            db.execute(
-                "INSERT INTO requests (id, uid, agent, agent_id, file, state, spec, submitted_s)"
-                " VALUES (?,?,?,?,?,?,?,?)",
-                (request.id, request.uid, request.agent, request.agent_id, request.file, State.QUEUED,
-                 request.spec.dump(), request.submitted_s),
-            )  # fmt: skip
+            self._add_request(db, request)
+
+    @staticmethod
+    def _add_request(db: sqlite3.Connection, request: Request) -> None:
+        """Unless it is there, or its agent is gone."""
+        db.execute(
+            "INSERT OR IGNORE INTO requests (id, uid, agent, agent_id, file, state, spec, submitted_s)"
+            " SELECT ?2,?3,?4,?1,?5,?6,?7,?8 WHERE ?1=0 OR EXISTS (SELECT 1 FROM agents WHERE id=?1)",
+            (request.agent_id, request.id, request.uid, request.agent, request.file, State.QUEUED,
+             request.spec.dump(), request.submitted_s),
+        )  # fmt: skip
 
     def finish_request(self, request: Request, said: list[Message], keep: int) -> None:
         """The end, the agent's usage and the context's new turn become true together, or not at all."""
         usage = request.usage
         with self._transaction() as db:
-            ended = db.execute(
-                "UPDATE requests SET state=?, finished_s=?, text=?, response=?, finish_reason=?, error=?,"
-                " started_s=?, preemptions=?, prompt_tokens=?, cached_tokens=?, completion_tokens=?"
-                " WHERE id=? AND finished_s IS NULL",
-                (request.state, request.finished_s, request.text, request.document, request.finish_reason,
-                 request.error, request.started_s, request.preemptions, usage.prompt_tokens,
-                 usage.cached_tokens, usage.completion_tokens, request.id),
-            )  # fmt: skip
-            if not ended.rowcount:  # stored before, or its agent is gone
-                return
+            if not self._end_request(db, request):
+                self._add_request(db, request)  # its end may come before it was added
+                if not self._end_request(db, request):  # stored before, or its agent is gone
+                    return
             db.execute(
                 "UPDATE agents SET requests=requests+1, prompt_tokens=prompt_tokens+?,"
                 " cached_tokens=cached_tokens+?, completion_tokens=completion_tokens+? WHERE id=?",
@@ -286,6 +287,19 @@ class Store:
                 if grown.rowcount:  # it may have been removed, and made again by another
                     self._append(db, request.spec.context, said)
             self._forget_old(db, request, keep)
+
+    @staticmethod
+    def _end_request(db: sqlite3.Connection, request: Request) -> bool:
+        usage = request.usage
+        ended = db.execute(
+            "UPDATE requests SET state=?, finished_s=?, text=?, response=?, finish_reason=?, error=?,"
+            " started_s=?, preemptions=?, prompt_tokens=?, cached_tokens=?, completion_tokens=?"
+            " WHERE id=? AND finished_s IS NULL",
+            (request.state, request.finished_s, request.text, request.document, request.finish_reason,
+             request.error, request.started_s, request.preemptions, usage.prompt_tokens,
+             usage.cached_tokens, usage.completion_tokens, request.id),
+        )  # fmt: skip
+        return ended.rowcount > 0
 
     def _forget_old(self, db: sqlite3.Connection, request: Request, keep: int) -> None:
         """Keeps the newest of an agent, or of a user where no agent was used, and a few more: it looks at

@@ -15,6 +15,7 @@ import struct
 import threading
 from collections import deque
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, get_args
 
 from aiosd.errors import WireError
@@ -22,6 +23,7 @@ from aiosd.errors import WireError
 FRAME_BYTES_MAX = 64 << 20
 CLOEXEC = socket.MSG_CMSG_CLOEXEC
 LENGTH = struct.Struct("<I")
+COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 # daemon → worker
@@ -176,11 +178,11 @@ KINDS = {"int": int, "str": str, "bool": bool, "list": list, "dict": dict}
 
 
 def encode(message: Message) -> bytes:
-    fields_ = {"is": type(message).__name__, **_plain(message)}
+    fields_ = {"is": type(message).__name__, **plain(message)}
     if isinstance(message, Step):
-        fields_["outputs"] = [_plain(one) for one in message.outputs]
+        fields_["outputs"] = [plain(one) for one in message.outputs]
     try:
-        body = json.dumps(fields_, separators=(",", ":")).encode()
+        body = COMPACT.encode(fields_).encode()
     except (RecursionError, ValueError) as error:
         raise WireError(f"{type(message).__name__} cannot be sent: {error}") from None
     if len(body) > FRAME_BYTES_MAX:
@@ -188,8 +190,15 @@ def encode(message: Message) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-def _plain(message: Any) -> dict[str, Any]:
-    return {f.name: getattr(message, f.name) for f in fields(message)}
+def plain(message: Any) -> dict[str, Any]:
+    """The fields of a dataclass; not those of its fields, as asdict would."""
+    kind: Any = type(message)
+    return {name: getattr(message, name) for name in types_of(kind)}
+
+
+@cache
+def types_of(kind: Any) -> dict[str, type[Any]]:
+    return {f.name: KINDS.get(str(f.type).partition("[")[0], object) for f in fields(kind)}
 
 
 def decode(body: bytes) -> Message:
@@ -204,12 +213,13 @@ def decode(body: bytes) -> Message:
     return message
 
 
-def _build(kind: type[Any], raw: object) -> Any:
-    if not isinstance(raw, dict) or set(raw) != {f.name for f in fields(kind)}:
+def _build(kind: Any, raw: object) -> Any:
+    types = types_of(kind)
+    if not isinstance(raw, dict) or raw.keys() != types.keys():
         raise WireError(f"{kind.__name__} with other fields than its own")
-    for f in fields(kind):
-        if not isinstance(raw[f.name], KINDS[str(f.type).partition("[")[0]]):
-            raise WireError(f"{kind.__name__}.{f.name} is {type(raw[f.name]).__name__}, not {f.type}")
+    for name, wanted in types.items():
+        if not isinstance(raw[name], wanted):
+            raise WireError(f"{kind.__name__}.{name} is {type(raw[name]).__name__}, not {wanted.__name__}")
     return kind(**raw)
 
 

@@ -203,7 +203,7 @@ def queue_cost(model: Path, count: int = 10_000) -> list[dict[str, Any]]:
         scheduler, model_ = k.scheduler, k.models.all()[0]
         for name in BUILT_IN:
             scheduler.chooser.switch(name)
-            with scheduler._wake:
+            with scheduler._lock:
                 began = time.perf_counter()
                 for _ in range(1000):
                     view = scheduler._view(model_, ())
