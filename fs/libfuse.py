@@ -119,8 +119,7 @@ class Interrupts:
             event.wait()
             return bool(fired)
         finally:
-            lib.fuse_req_interrupt_func(request, None, None)
-            del self._waits[key]
+            del self._waits[key]  # one that comes now finds nobody; libfuse forgets it with the request
 
 
 class PollHandle:
