@@ -14,15 +14,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
-from aiosd import access, response
+from aiosd import access, response, tools
 from aiosd.access import Caller, Permission, Permissions
 from aiosd.agents import Agent
 from aiosd.errors import BadRequest, Busy, Denied, NotAllowed, NotFound, OverQuota
 from aiosd.models import ModelState
+from aiosd.pending import Pending
 from aiosd.queue import add
 from aiosd.request import Request
 from aiosd.scheduler import Scheduler
-from aiosd.spec import Defaults, Spec, parse
+from aiosd.spec import GREEDY, Defaults, Spec, parse
+from aiosd.tools import Tool
 
 DRAFTS_MAX = 1000  # allocated by requests/new and not yet written, per agent
 
@@ -35,11 +37,13 @@ class Source:
     agent: Agent | None = None
     model: str = ""  # of models/NAME/llm; else the agent's
     operation: str = "llm"
+    tool: str = ""  # of tools/NAME/call; an agent's syscall/tool names one in each call
 
 
 class Admission:
-    def __init__(self, scheduler: Scheduler, permissions: Permissions) -> None:
+    def __init__(self, scheduler: Scheduler, permissions: Permissions, pending: Pending) -> None:
         self.scheduler = scheduler
+        self._pending = pending
         self.permissions = permissions
         self._lock = threading.Lock()
         self._submitting = threading.Lock()
@@ -52,6 +56,8 @@ class Admission:
 
     def judge(self, caller: Caller, source: Source, body: bytes) -> Spec:
         """Raises BadRequest, NotFound, Denied."""
+        if source.operation == "tool":
+            return self._judge_call(caller, source, body)
         defaults = self.defaults(source)
         spec = parse(body, defaults)
         if spec.nice < defaults.nice:
@@ -63,11 +69,39 @@ class Admission:
             spec = replace(spec, context_id=self.scheduler.contexts.get(spec.context).id)
         return self._unfinished(spec)[0] if spec.resume else spec
 
+    def _judge_call(self, caller: Caller, source: Source, body: bytes) -> Spec:
+        text = body.decode()  # the draft has seen to that
+        name, given = (source.tool, text) if source.tool else tools.call(text)
+        tool = self.check_tool(caller, name)
+        said = json.dumps(tools.arguments(tool, given), ensure_ascii=False)
+        nice = source.agent.settings.nice if source.agent else 0
+        return Spec(
+            ({"role": "user", "content": said},),
+            GREEDY,
+            tool.queue,
+            nice=nice,
+            operation="tool",
+            groups=(caller.gid, *sorted(caller.groups)),
+        )
+
+    def check_tool(self, caller: Caller, name: str) -> Tool:
+        """Raises NotFound, Denied."""
+        tool = self.scheduler.calls.tools.get(name)
+        own = os.geteuid(), os.getegid()
+        for path, mode in ((f"/tools/{name}", 0o755), (f"/tools/{name}/call", 0o777)):
+            if not access.may(caller, self.permissions.get(path) or Permission(*own, mode), access.EXECUTE):
+                raise Denied(f"tool {name} is not yours to call", "ask its owner for x on its call file")
+        return tool
+
     def check(self, caller: Caller, source: Source, size: int) -> None:
         """What can be refused before the request is whole: called by the write() that begins it."""
         self.scheduler.bounds.check_room(caller, source.agent.name if source.agent else "", size)
         if source.agent:
             self.scheduler.agents.check(source.agent)
+        if source.operation == "tool":
+            if source.tool:
+                self.check_tool(caller, source.tool)
+            return
         defaults = self.defaults(source)
         self.check_model(caller, defaults.model)
         if defaults.context:
@@ -75,6 +109,8 @@ class Admission:
             self.check_kv(caller)
 
     def defaults(self, source: Source) -> Defaults:
+        if source.operation == "tool":
+            return Defaults(tools.QUEUE + source.tool, operation="tool")
         default_model = self.scheduler.models.default
         if source.agent is None:
             return Defaults(model=source.model, operation=source.operation)
@@ -162,12 +198,14 @@ class Admission:
         except (BadRequest, NotFound, Denied, OverQuota) as error:
             hopeless = error.explanation
             d = self.defaults(source)
-            as_json = body[:1] == b"{" or source.operation != "llm"
+            as_json = source.operation != "tool" and (body[:1] == b"{" or source.operation != "llm")
             spec = Spec((), d.sampling, d.model, json=as_json, operation=source.operation)
         agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
         number = id or self.scheduler.new_id()
         request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))
         request.running_most = self.scheduler.bounds.quotas.running(caller, agent)
+        if not hopeless:
+            request.decide_by_s = self.scheduler.calls.decide_by(request)
         self._claim(source, id)
         more = 0
         try:
@@ -177,6 +215,8 @@ class Admission:
             self.scheduler.bounds.reserve(caller, -more)
             self._unclaim(source, id)
             raise
+        if request.decide_by_s is not None:
+            self._pending.ask(request)
         return request
 
     def _resume(self, caller: Caller, request: Request, begun: dict[str, Any]) -> int:

@@ -79,6 +79,9 @@ class Agents:
     def names(self) -> list[str]:
         return list(self._by_name)
 
+    def all(self) -> list[Agent]:
+        return list(self._by_name.values())
+
     def get(self, name: str) -> Agent:
         try:
             return self._by_name[name]

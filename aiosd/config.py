@@ -88,6 +88,14 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+class ToolsConfig:
+    folder: str = "/etc/aios/tools.d"  # the administrator's own, beside the built-in ones
+    output_bytes: int = at_least(1, 1 << 20)  # that one call may print
+    work_bytes: int = at_least(1, 256 << 20)  # of the folder that an agent's tools work in
+    pending_s: int = at_least(1, 600)  # how long an irreversible call waits for a decision
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     path: str
     replicas: int = at_least(1, 1)
@@ -102,6 +110,7 @@ class Config:
     quota: Quota = field(default_factory=Quota)
     quotas: Mapping[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)  # ("user", "ada")
     engine: EngineConfig = field(default_factory=EngineConfig)
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
     models: Mapping[str, ModelConfig] = field(default_factory=dict)
 
 

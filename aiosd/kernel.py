@@ -23,9 +23,11 @@ from aiosd.errors import AiosError, BadValue, Busy, Denied, Exists, NotEmpty, No
 from aiosd.events import Events
 from aiosd.lifetime import Lifetimes
 from aiosd.models import NAME, Models, ModelState
+from aiosd.pending import Pending
 from aiosd.policy import Chooser
 from aiosd.scheduler import Scheduler
 from aiosd.store import Store
+from aiosd.tools import Tools
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +44,20 @@ class Kernel:
         self.contexts = Contexts(self.store, self.permissions, config.limits.context_bytes)
         self.models = Models(config, self.store, model)
         self.events = Events(self.permissions)
-        self.scheduler = Scheduler(config, self.store, self.agents, self.contexts, self.models, self.events)
-        self.admission = Admission(self.scheduler, self.permissions)
+        self.tools = Tools(Path(config.tools.folder))
+        self.scheduler = Scheduler(
+            config, self.store, self.agents, self.contexts, self.models, self.tools, self.events
+        )
+        self.pending = Pending(self.scheduler, self.agents, self.events)
+        self.admission = Admission(self.scheduler, self.permissions, self.pending)
         self.lifetimes = Lifetimes(self._end_with_process)
         self._forget_gone()
 
     def start(self) -> None:
         self.scheduler.start()
+        for id in self.pending.ids():
+            if request := self.pending.find(id):
+                self.pending.ask(request)
         for name in self.agents.names():
             self._watch(self.agents.get(name))
         self.lifetimes.start()
@@ -63,6 +72,7 @@ class Kernel:
             _, kind, *name = path.split("/")
             if name and kind in known and name[0] not in known[kind]:
                 self.permissions.forget(f"/{kind}/{name[0]}")
+        self.scheduler.calls.forget_gone({agent.id for agent in self.agents.all()})
 
     def reload(self, config: Config) -> None:
         """Takes over what can change while running; Models judges the new ones before anything else."""
@@ -77,6 +87,10 @@ class Kernel:
         self.config = self.scheduler.config = config
         self.scheduler.pool.engine = config.engine
         self.scheduler.bounds.reload(config)
+        self.scheduler.calls.reload(config)
+        for request in self.scheduler.unfinished():
+            if request.spec.operation == "tool" and not self.tools.of(request.spec.model):
+                self.scheduler.cancel(request, "its tool is gone")
         self.scheduler.chooser.load(folder)
         if old.scheduler.policy != now.scheduler.policy:
             self.scheduler.chooser.switch(now.scheduler.policy)
@@ -126,6 +140,7 @@ class Kernel:
             self.cancel_all(agent, why)
             self._emit_removed("agent", path, agent=agent.name)
             self.admission.forget(agent)
+            self.scheduler.calls.forget(agent)
             self.permissions.forget(path)
 
     def bind_agent(self, agent: Agent, caller: Caller, text: str) -> None:

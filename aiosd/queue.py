@@ -101,7 +101,7 @@ class Queue:
         if request.spec.context_id:
             self._turns.setdefault(request.spec.context_id, deque()).append(request)
         if startable:
-            self._refresh(request)
+            self.refresh(request)
 
     def wait(self, request: Request) -> None:
         """Preempted, or its worker died: it queues again with the tokens it has."""
@@ -109,9 +109,13 @@ class Queue:
         self._count_running(request, -1)
         request.queued_s = time.monotonic()
         self.waiting[request.id] = request
-        self._refresh(request)
+        self.refresh(request)
 
-    def start(self, request: Request, worker: int) -> None:
+    def queues(self) -> list[str]:
+        """Models and tools that somebody waits for and may start."""
+        return [name for name, ready in self._ready.items() if ready.jobs]
+
+    def start(self, request: Request, worker: int | None) -> None:
         del self.waiting[request.id]
         self.ready(request.spec.model).pop(request.id)
         self.running[request.id] = request
@@ -149,7 +153,7 @@ class Queue:
         (self._held.add if held else self._held.discard)(agent_id)
         for request in self.of_agent(agent_id):
             if request.id in self.waiting:
-                self._refresh(request)
+                self.refresh(request)
 
     def end_turn(self, request: Request) -> None:
         """Lets the next request of the same context start."""
@@ -160,16 +164,16 @@ class Queue:
         if not turns:
             del self._turns[request.spec.context_id]
         elif turns[0].id in self.waiting:
-            self._refresh(turns[0])
+            self.refresh(turns[0])
 
     def turn(self, context: int) -> Request | None:
         turns = self._turns.get(context)
         return turns[0] if turns else None
 
-    def _refresh(self, request: Request) -> None:
+    def refresh(self, request: Request) -> None:
         turns = self._turns.get(request.spec.context_id)
         first = turns is None or turns[0] is request
-        if first and request.agent_id not in self._held:
+        if first and request.agent_id not in self._held and request.decide_by_s is None:
             self.ready(request.spec.model).add(view(request))
         else:
             self.ready(request.spec.model).pop(request.id)

@@ -76,6 +76,10 @@ class Answer:
     def size(self) -> int:
         return len(self._bytes)
 
+    @property
+    def text(self) -> str:
+        return bytes(self._bytes).decode("utf-8", "replace")
+
 
 @dataclass(slots=True)
 class Usage:
@@ -114,6 +118,9 @@ class Request:
     running_most: tuple[int, int] = (UNBOUNDED, UNBOUNDED)  # of its user's and of its agent's, at once
     leaving: bool = False  # its worker was told to let it go, and has not answered yet
     document: str = ""  # response.json, once it has ended
+    decide_by_s: float | None = None  # an irreversible call waits for a decision, so long at the most
+    stderr: str = ""  # of a tool call
+    exit_status: int | None = None
     answer: Answer = field(default_factory=Answer)
 
     @property

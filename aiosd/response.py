@@ -11,6 +11,7 @@ from typing import Any
 
 from aiosd.errors import RequestFailed
 from aiosd.request import Request, State
+from aiosd.tools import QUEUE
 from aiosd.wire import Tokens
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -28,7 +29,7 @@ def end(request: Request, last: Tokens | None = None) -> None:
     data = part(request, last.text, last.logprobs) if last else b""
     done = request.state is State.DONE
     if not request.spec.json:
-        if done and not request.text.endswith("\n"):
+        if done and request.spec.operation == "llm" and not request.text.endswith("\n"):
             data += b"\n"
         reason = f"request {request.id} {request.state}: {request.error}"
         request.answer.end(data, None if done else RequestFailed(reason))
@@ -52,6 +53,8 @@ def part(request: Request, text: str, logprobs: list[Any]) -> bytes:
 
 
 def document(request: Request) -> str:
+    if request.spec.operation == "tool":
+        return result(request)
     makers = {"llm": completion, "embed": embedding, "tokenize": tokenization}
     return (makers[request.spec.operation] if request.state is State.DONE else failure)(request)
 
@@ -66,6 +69,13 @@ def embedding(request: Request) -> str:
 def tokenization(request: Request) -> str:
     tokens = json.loads(request.text)
     return line({"count": len(tokens), "tokens": tokens, "model": request.spec.model})
+
+
+def result(request: Request) -> str:
+    """How a tool call went, also one that failed."""
+    facts = {"tool": request.spec.model.removeprefix(QUEUE), "exit_status": request.exit_status}
+    facts |= {"output": request.text, "stderr": request.stderr, "error": request.error}
+    return line({**facts, "request": request.id})
 
 
 def completion(request: Request) -> str:

@@ -22,6 +22,7 @@ from aiosd import response, wire
 from aiosd.access import Caller
 from aiosd.agents import Agent, Agents
 from aiosd.bounds import Bounds
+from aiosd.calls import Calls
 from aiosd.config import Config
 from aiosd.contexts import Context, Contexts
 from aiosd.errors import AiosError, ShuttingDown
@@ -35,9 +36,11 @@ from aiosd.pool import Pool, Worker
 from aiosd.queue import Queue, view
 from aiosd.request import Request, State
 from aiosd.residency import Residency
+from aiosd.runner import End
 from aiosd.saving import Saving
 from aiosd.store import Store
 from aiosd.swap import Swap
+from aiosd.tools import Tool, Tools
 from aiosd.trace import Span, Trace
 
 log = logging.getLogger(__name__)
@@ -51,11 +54,13 @@ class Scheduler:
         agents: Agents,
         contexts: Contexts,
         models: Models,
+        tools: Tools,
         events: Events,
     ) -> None:
         self.config, self.store, self.agents, self.contexts, self.models, self.events = (
             config, store, agents, contexts, models, events,
         )  # fmt: skip
+        self.calls = Calls(config, tools, store.folder, self)
         self.chooser = Chooser(config.scheduler.policy, Path(config.scheduler.policies))
         self.quantum_tokens = config.scheduler.quantum
         self.pool = Pool(config.engine, self)
@@ -84,14 +89,18 @@ class Scheduler:
         for request in self.store.unfinished():
             request.state = State.QUEUED
             request.running_most = self.bounds.quotas.running(Caller(request.uid, -1, 0), request.agent)
+            request.decide_by_s = self.calls.decide_by(request)  # also if it was allowed before
             self._queue.add(request)
-            if self.models.find(request.spec.model) is None:
-                self._finish(request, State.FAILED, f"model {request.spec.model} is gone")
+            if request.spec.operation == "tool" and request.started_s is not None:
+                self._finish(request, State.FAILED, "interrupted: the daemon ended while it ran")
+            elif not self.models.find(request.spec.model) and not self.calls.tools.of(request.spec.model):
+                self._finish(request, State.FAILED, f"{request.spec.model} is gone")
             elif not request.spec.messages:  # it was known to be wrong, and the daemon ended before it did
                 self._finish(request, State.FAILED, "the request could not be understood")
         for name in self.agents.names():
             self.hold(self.agents.get(name))
         self.residency.swap.start(context.id for context in self.contexts.all())
+        self.calls.start()
         self._deciding = True
         self.stir()
 
@@ -100,6 +109,7 @@ class Scheduler:
         with self._lock:
             self._deciding, self.bounds.closed = False, True
             left = list(self._queue)
+        self.calls.stop()
         self.pool.stop()
         for request in left:
             request.answer.end(
@@ -114,6 +124,7 @@ class Scheduler:
 
         A `hopeless` one is known to be wrong: it ends as failed, with that reason.
         """
+        self._tell(request)
         with self._lock:
             self._queue.add(request, startable=not hopeless)
             self.trace.enter(request, "queued")
@@ -125,7 +136,6 @@ class Scheduler:
         except AiosError as error:
             self._finish(request, State.CANCELLED, error.explanation)
             raise
-        self._tell(request)
         if hopeless:
             self._finish(request, State.FAILED, hopeless)
 
@@ -150,7 +160,22 @@ class Scheduler:
 
     def cancel(self, request: Request, why: str = "cancelled") -> bool:
         """False when it had ended already."""
-        return self._finish(request, State.CANCELLED, why)
+        return self.end(request, State.CANCELLED, why)
+
+    def allow(self, request: Request) -> bool:
+        """An irreversible call may start; False: it has ended, or was allowed before."""
+        with self._lock:
+            if request.decide_by_s is None or request.id not in self._queue.waiting:
+                return False
+            request.decide_by_s = None
+            self._queue.refresh(request)
+            self._decide()
+        self._send()
+        return True
+
+    def end(self, request: Request, state: State, why: str) -> bool:
+        """False when it had ended already."""
+        return self._finish(request, state, why)
 
     def hold(self, agent: Agent) -> None:
         """Heeds that an agent was paused or resumed."""
@@ -191,6 +216,9 @@ class Scheduler:
                 if not self._preempt(model):
                     break
                 self._fill(model)
+        for tool in map(self.calls.tools.of, self._queue.queues()):
+            if tool:
+                self._fill_tool(tool)
         self.busy_s += time.perf_counter() - began
 
     def _send(self) -> None:
@@ -205,7 +233,7 @@ class Scheduler:
     def _fill(self, model: Model) -> None:
         """Gives free places to whom the policy picks."""
         while self._queue.ready(model.name).jobs and (seats := self._seats(model)):
-            id = self._next(model)
+            id = self._next(model.name)
             if id is None:
                 return
             request = self._queue.waiting[id]
@@ -218,16 +246,27 @@ class Scheduler:
             self._forecast.started()
             self._outbox.append(partial(self._submit, request, worker))
 
-    def _next(self, model: Model) -> int | None:
+    def _fill_tool(self, tool: Tool) -> None:
+        """As _fill; a call that runs is not preempted."""
+        while self._queue.ready(tool.queue).jobs and self.calls.free(tool, self._queue.running.values()):
+            id = self._next(tool.queue)
+            if id is None:
+                return
+            request = self._queue.waiting[id]
+            self._queue.start(request, None)
+            self.trace.enter(request, "tool")
+            self._outbox.append(partial(self._call, request))
+
+    def _next(self, queue: str) -> int | None:
         """Whom the policy picks; None: all who wait have as many running as they may."""
-        jobs = self._queue.ready(model.name).jobs
+        jobs = self._queue.ready(queue).jobs
         if len(jobs) == 1 and not self._queue.held_back:
             return next(iter(jobs))
-        view = self._view(model, self._running(model))
+        view = self._view(queue, self._running(queue))
         return self.chooser.order(view, 1)[0].id if view.waiting else None
 
-    def _view(self, model: Model, running: Iterable[Request], every: bool = False) -> View:
-        ledger, ready, now = self._queue.ledger, self._queue.ready(model.name), time.monotonic()
+    def _view(self, queue: str, running: Iterable[Request], every: bool = False) -> View:
+        ledger, ready, now = self._queue.ledger, self._queue.ready(queue), time.monotonic()
 
         def seen(waiting: Iterable[Job]) -> View:
             return View(
@@ -252,8 +291,8 @@ class Scheduler:
             return self._forecast.position(request.id, self._orders)
 
     def _orders(self) -> Iterator[list[Job]]:
-        for model in self.models.all():
-            yield list(self.chooser.order(self._view(model, (), True), len(self._queue)))
+        for queue in self._queue.queues():
+            yield list(self.chooser.order(self._view(queue, (), True), len(self._queue)))
 
     def _last_worker(self, request: Request) -> int | None:
         """Where KV of this request may still be: its own, or its conversation's."""
@@ -267,8 +306,8 @@ class Scheduler:
         """
         if not self._queue.ready(model.name).jobs or self._seats(model):
             return False
-        staying = [r for r in self._running(model) if not r.leaving]
-        seen = self._view(model, staying)
+        staying = [r for r in self._running(model.name) if not r.leaving]
+        seen = self._view(model.name, staying)
         id = self.chooser.preempt(seen) if seen.waiting else None
         if id is None:
             return False
@@ -285,8 +324,8 @@ class Scheduler:
         most = self.config.engine.max_running
         return [Seat(worker, n) for worker, n in load.items() if n < most]
 
-    def _running(self, model: Model) -> list[Request]:
-        return [r for r in self._queue.running.values() if r.spec.model == model.name]
+    def _running(self, queue: str) -> list[Request]:
+        return [r for r in self._queue.running.values() if r.spec.model == queue]
 
     # down: to a worker
 
@@ -316,6 +355,12 @@ class Scheduler:
                 ),
             )
         except AiosError as error:  # the conversation is too large for a message, or cannot be read
+            self._finish(request, State.FAILED, error.explanation)
+
+    def _call(self, request: Request) -> None:
+        try:
+            self.calls.run(request)
+        except AiosError as error:
             self._finish(request, State.FAILED, error.explanation)
 
     def _order(self, worker: int | None, message: wire.Message) -> None:
@@ -447,6 +492,31 @@ class Scheduler:
         if made.finish:
             self._requeue(request, State.PREEMPTED, "swapped")
 
+    # up: from a tool
+
+    def tool_began(self, request: Request) -> bool:
+        """It is about to start; False: it has ended meanwhile, or that cannot be stored."""
+        with self._lock:
+            if request.id not in self._queue.running:
+                return False
+            request.started_s = time.time()
+        try:
+            self.store.start_request(request)
+        except AiosError as error:
+            self._finish(request, State.FAILED, error.explanation)
+            return False
+        self._tell(request)
+        return True
+
+    def tool_said(self, request: Request, data: bytes) -> None:
+        request.answer.append(data)
+
+    def tool_ended(self, request: Request, end: End) -> None:
+        request.exit_status, request.stderr = end.status, end.stderr
+        last = end.stderr.strip().rpartition("\n")[2]
+        error = end.why or (f"exit status {end.status}" + (f": {last}" if last else "") if end.status else "")
+        self._finish(request, State.FAILED if error else State.DONE, error)
+
     # the end
 
     def _finish(
@@ -458,12 +528,15 @@ class Scheduler:
                 return False
             if request.worker is not None and state is not State.DONE:
                 self._order(request.worker, wire.Remove(request.id, keep=False))
+            if request.spec.operation == "tool":
+                self._outbox.append(partial(self.calls.kill, request.id))
+                request.text = request.answer.text
             request.state, request.error, request.finished_s = state, error, time.time()
             self.trace.leave(request)
             self.counters[state.value] += 1
             self._account(request)
         request.document = response.document(request)
-        if request.spec.operation != "llm":  # the document has it all
+        if request.spec.operation in ("embed", "tokenize"):  # the document has it all
             request.text = ""
         self._saving.save(request, self.config.limits.keep_requests)
         context, worker = self.contexts.of(request.spec), self.pool.find(request.worker)
@@ -487,6 +560,8 @@ class Scheduler:
     def _account(self, request: Request) -> None:
         if model := self.models.find(request.spec.model):
             model.account(request.usage)
+        if tool := self.calls.tools.of(request.spec.model):
+            tool.account(request)
         if agent := self.agents.find(request.agent):
             agent.account(request)
         context = self.contexts.of(request.spec)

@@ -33,8 +33,9 @@ class Spec:
     deadline_s: float | None = None  # seconds after submission
     json: bool = False  # answer as a JSON document instead of text
     stream: bool = False  # JSON only: one chunk a line as it is made
-    operation: str = "llm"  # or embed, tokenize: of a model's files of these names
+    operation: str = "llm"  # or embed, tokenize: of a model's files of these names; tool: a call of one
     resume: bool = False  # JSON only: goes on with the unfinished answer that came with its context's kv
+    groups: tuple[int, ...] = ()  # of who calls a tool, his gid first: the tool has them too
 
     def dump(self) -> str:
         return ENCODER.encode({name: getattr(self, name) for name in SPEC_KEYS})
@@ -48,6 +49,7 @@ class Spec:
                 **raw,
                 "messages": tuple(raw["messages"]),
                 "tools": tuple(raw["tools"]),
+                "groups": tuple(raw.get("groups", ())),
                 "sampling": Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
             }
         )

@@ -65,7 +65,9 @@ class Store:
         file = folder / "aios.db"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)
+            folder.chmod(0o711)  # tools pass through it to where they work; all else in it is private
+            os.close(os.open(file, os.O_CREAT | os.O_CLOEXEC, 0o600))
+            file.chmod(0o600)  # SQLite gives its other files the same mode
             self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
@@ -264,6 +266,12 @@ class Store:
             (request.agent_id, request.id, request.uid, request.agent, request.file, State.QUEUED,
              request.spec.dump(), request.submitted_s),
         )  # fmt: skip
+
+    def start_request(self, request: Request) -> None:
+        """A tool call is about to act: from here on it is not run again."""
+        with self._statements() as db:
+            self._add_request(db, request)  # its start may come before it was added
+            db.execute("UPDATE requests SET started_s=? WHERE id=?", (request.started_s, request.id))
 
     def finish_request(self, request: Request, said: list[Message], keep: int) -> None:
         """The end, the agent's usage and the context's new turn become true together, or not at all."""

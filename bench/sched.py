@@ -206,12 +206,12 @@ def queue_cost(model: Path, count: int = 10_000) -> list[dict[str, Any]]:
             with scheduler._lock:
                 began = time.perf_counter()
                 for _ in range(1000):
-                    view = scheduler._view(model_, ())
+                    view = scheduler._view(model_.name, ())
                     scheduler.chooser.order(view, 1)
                     scheduler._queue.ready(model_.name).pop(view.waiting[0].id)
                 took = (time.perf_counter() - began) / 1000
                 for request in scheduler._queue.waiting.values():
-                    scheduler._queue._refresh(request)
+                    scheduler._queue.refresh(request)
             rows.append(
                 {"policy": name, "one decision, us": took * 1e6, "queued": count, "bytes a request": held}
             )

@@ -19,6 +19,7 @@ from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table
 from aiosd.kernel import Kernel
 from aiosd.request import Request, State
+from aiosd.tools import QUEUE
 
 
 def agent_folder(kernel: Kernel, name: str) -> Folder | None:
@@ -28,6 +29,7 @@ def agent_folder(kernel: Kernel, name: str) -> Folder | None:
     change = partial(kernel.agents.change, agent)
     settings = agent.settings
     source = Source(f"/agents/{name}/syscall/llm", agent)
+    calls = Source(f"/agents/{name}/syscall/tool", agent, operation="tool")
 
     def set_model(caller: Caller, text: str) -> None:
         if text and kernel.models.find(text) is None:
@@ -64,7 +66,12 @@ def agent_folder(kernel: Kernel, name: str) -> Folder | None:
         "pid": lambda: Value(get=lambda: str(settings.pid or ""), set=partial(kernel.bind_agent, agent)),
         "usage": lambda: Text(render=lambda: table(requests=agent.requests, **asdict(agent.usage))),
         "log.jsonl": lambda: Text(0o400, render=lambda: "".join(agent.log)),
-        "syscall": lambda: Table({"llm": lambda: Transaction(0o600, kernel.admission, source)}),
+        "syscall": lambda: Table(
+            {
+                "llm": lambda: Transaction(0o600, kernel.admission, source),
+                "tool": lambda: Transaction(0o600, kernel.admission, calls),
+            }
+        ),
         "requests": lambda: requests_folder(kernel, agent),
     }
     return Table(files, 0o700, agent.born_s)
@@ -155,6 +162,9 @@ def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
 
 
 def asked(request: Request) -> str:
+    if request.spec.operation == "tool":
+        name = request.spec.model.removeprefix(QUEUE)
+        return "".join(f'{{"name": "{name}", "arguments": {m["content"]}}}\n' for m in request.spec.messages)
     if not request.spec.json:
         return "".join(m["content"] + "\n" for m in request.spec.messages)
     return json.dumps(asdict(request.spec), ensure_ascii=False) + "\n"

@@ -17,10 +17,12 @@ from aiosd import __version__, metrics, trace
 from aiosd.access import Caller
 from aiosd.admission import Source
 from aiosd.errors import BadValue
+from aiosd.fs.access import access_folder
 from aiosd.fs.agents import agent_folder
 from aiosd.fs.contexts import context_folder
 from aiosd.fs.files import Control, Stream, Text, Value
 from aiosd.fs.text import columns, table
+from aiosd.fs.tools import tool_folder
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Table, Tree
 from aiosd.kernel import Kernel
@@ -44,6 +46,8 @@ def build(kernel: Kernel) -> Tree:
         "models": lambda: Collection(
             kernel.models.names, partial(model_folder, kernel), kernel.add_model, kernel.remove_model
         ),
+        "tools": lambda: Collection(kernel.tools.names, partial(tool_folder, kernel)),
+        "access": lambda: access_folder(kernel),
         "workers": lambda: Collection(
             lambda: [str(w.id) for w in kernel.scheduler.pool.workers()], partial(worker_folder, kernel)
         ),

@@ -33,7 +33,8 @@ class Link:
 
 class Folder:
     mode = 0o755
-    gid: int | None = None  # None: as the folder above
+    uid: int | None = None  # None: as the folder above
+    gid: int | None = None
     changed_s = 0.0  # 0: likewise
 
     def names(self) -> Iterable[str]:
@@ -135,6 +136,8 @@ class Tree:
                 raise NotFound(f"{path}: no such name")
             node, at = child, f"{at}/{name}"
             explicit = self._permissions.get(at)
+            if isinstance(node, Folder) and node.uid is not None:
+                owner = Permission(node.uid, owner.gid, 0)
             owner = explicit or owner
             if isinstance(node, Folder) and node.changed_s:
                 changed_s = node.changed_s

@@ -91,7 +91,7 @@ def test_every_policy_ends_every_request_with_the_same_tokens(
     """priority and edf preempt at once, also what its worker has not looked at yet."""
     kernel = make_kernel(f"[engine]\nmax_running = 2\n[scheduler]\npolicy = '{policy}'\nquantum = 3\n")
     kernel.start()
-    asked = {}
+    asked: dict[tuple[int, int], Request] = {}
     for i, j in list(alone)[:18]:
         text = json.dumps({"prompt": PROMPTS[i], "deadline_s": 60 - i, "nice": 18 - i})
         longer = 400 if len(asked) < 2 else 0  # they still run when the others come

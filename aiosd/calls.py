@@ -1,0 +1,88 @@
+"""Tool calls between the queue and the runner: whether one may start now, and in what cage as whom.
+
+The scheduler asks with its lock held and orders without; how a call went it hears from aiosd.runner.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from aiosd.agents import Agent
+from aiosd.config import Config
+from aiosd.errors import NotFound, StoreFull
+from aiosd.request import Request
+from aiosd.runner import Call, Events, Runner
+from aiosd.sandbox import Cage
+from aiosd.tools import Tool, Tools
+
+
+class Calls:
+    def __init__(self, config: Config, tools: Tools, state: Path, events: Events) -> None:
+        self.tools = tools
+        self._config = config
+        self._runner = Runner(events)
+        self._work = state / "work"
+        self.start, self.stop, self.kill = self._runner.start, self._runner.stop, self._runner.kill
+        self.later = self._runner.later
+
+    def reload(self, config: Config) -> None:
+        self._config = config
+        self.tools.load(Path(config.tools.folder))
+
+    def decide_by(self, request: Request) -> float | None:
+        """Until when an irreversible call waits for a decision; None: it needs none."""
+        tool = self.tools.of(request.spec.model)
+        return time.time() + self._config.tools.pending_s if tool and tool.manifest.irreversible else None
+
+    def free(self, tool: Tool, running: Iterable[Request]) -> bool:
+        """Whether one more call of it may run beside those."""
+        others = [other for request in running if (other := self.tools.of(request.spec.model))]
+        word = tool.manifest.exclusive
+        if word and any(other.manifest.exclusive == word for other in others):
+            return False
+        return others.count(tool) < tool.limit
+
+    def run(self, request: Request) -> None:
+        """Raises NotFound, StoreFull."""
+        tool, config = self.tools.of(request.spec.model), self._config
+        if tool is None:
+            raise NotFound("its tool is gone")
+        mount = Path(config.daemon.mount)
+        cage = Cage(
+            tool.manifest,
+            self._folder(request) if request.agent_id else None,
+            mount if mount.is_mount() else None,
+            config.tools.output_bytes,
+        )
+        arguments, groups = request.spec.messages[0]["content"], request.spec.groups
+        self._runner.run(Call(request, cage, arguments, request.uid, groups, config.tools.work_bytes))
+
+    def _folder(self, request: Request) -> Path:
+        """Where the agent's tools work, of each user who calls them through it his own. The folders above can
+        be passed and not read; what is in the state folder besides is root's alone."""
+        folder = self._work / f"{request.agent_id}-{request.uid}"
+        if not folder.is_dir():
+            try:
+                self._work.mkdir(0o711, exist_ok=True)
+                folder.mkdir(0o700)
+            except OSError as error:
+                raise StoreFull(f"{folder}: {error.strerror}", "free some space there") from None
+            if os.geteuid() == 0:
+                os.chown(folder, request.uid, request.spec.groups[0])
+        return folder
+
+    def forget(self, agent: Agent) -> None:
+        for folder in self._work.glob(f"{agent.id}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def forget_gone(self, agents: Collection[int]) -> None:
+        """Folders of agents that a killed daemon was about to end."""
+        for folder in self._work.glob("*-*"):
+            with suppress(ValueError):
+                if int(folder.name.partition("-")[0]) not in agents:
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,63 @@
+"""Irreversible acts that wait until a person decides: access/pending/ID.
+
+A call of a tool that is marked irreversible is in the queue like any other, and may not start before it is
+allowed. Deciding is for its caller and root; not for the tools that run for him, which do not see access/.
+Who says nothing says no. Any thread may ask and decide.
+"""
+
+from __future__ import annotations
+
+import time
+
+from aiosd.access import Caller
+from aiosd.agents import Agents
+from aiosd.errors import BadValue, NotFound
+from aiosd.events import Events
+from aiosd.request import Request, State
+from aiosd.scheduler import Scheduler
+
+
+class Pending:
+    def __init__(self, scheduler: Scheduler, agents: Agents, events: Events) -> None:
+        self._scheduler, self._agents, self._events = scheduler, agents, events
+
+    def ids(self) -> list[int]:
+        return [r.id for r in self._scheduler.unfinished() if r.decide_by_s is not None]
+
+    def find(self, id: int) -> Request | None:
+        request = self._scheduler.find(id)
+        return request if request and request.decide_by_s is not None and not request.state.final else None
+
+    def ask(self, request: Request) -> None:
+        """Tells that it waits, and when it has waited long enough."""
+        assert request.decide_by_s is not None
+        self._tell(request, "pending")
+        if agent := self._agents.find(request.agent):
+            how = f"echo allow > access/pending/{request.id}/decision"
+            agent.note(f"{request.spec.model} waits for a decision: {how}", request=request.id)
+        self._scheduler.calls.later(
+            request.decide_by_s - time.time(), lambda: self._end(request, "nobody allowed it in time")
+        )
+
+    def decide(self, caller: Caller, id: int, text: str) -> None:
+        request = self.find(id)
+        if request is None:
+            raise NotFound(f"{id} does not wait any more")
+        if text == "allow":
+            if self._scheduler.allow(request):
+                self._tell(request, "allowed")
+        elif text == "deny":
+            self._end(request, f"denied by user {caller.uid}")
+        else:
+            raise BadValue(f"{text[:40]!r} is no decision", "allow or deny")
+
+    def _end(self, request: Request, why: str) -> None:
+        if request.decide_by_s is not None and self._scheduler.end(request, State.FAILED, why):
+            self._tell(request, "denied")
+
+    def _tell(self, request: Request, state: str) -> None:
+        at = f"/agents/{request.agent}" if request.agent else "/"
+        tool = request.spec.model
+        self._events.emit(
+            "access", at, request.uid, id=request.id, agent=request.agent, tool=tool, state=state
+        )

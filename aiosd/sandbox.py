@@ -1,0 +1,114 @@
+"""The cage of one tool call: the bubblewrap command line and the system calls that are refused in it.
+
+Namespaces of its own for everything, no capabilities, no new privileges, no network; the system read-only,
+/tmp, /dev and /proc its own, and one work folder to write to. The caller's uid stays his, so that the
+kernel's file modes hold inside. Decides nothing and starts nothing: aiosd.runner does.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pyseccomp
+
+from aiosd.tools import Manifest
+
+BWRAP = "/usr/bin/bwrap"
+TMP_BYTES = 64 << 20
+PROCESSES = 64  # of one call, threads too
+FILES = 256
+WORK = "/work"
+# Ways to look into or act on what is outside, or that only an attack on the kernel needs
+REFUSED = tuple(
+    """
+    ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp
+    mount umount2 pivot_root move_mount open_tree fsopen fsconfig fsmount fspick mount_setattr
+    unshare setns chroot
+    bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register
+    add_key request_key keyctl
+    kexec_load kexec_file_load init_module finit_module delete_module
+    open_by_handle_at name_to_handle_at quotactl acct swapon swapoff reboot sethostname setdomainname
+    settimeofday clock_settime adjtimex clock_adjtime personality
+    """.split()  # noqa: SIM905 - as words, not as forty quoted lines
+)
+
+
+@dataclass(frozen=True)
+class Cage:
+    """What of the outside one call sees. `mount` is hidden but for what its caller may use there."""
+
+    manifest: Manifest
+    work: Path | None  # None: an empty one that is gone with the call
+    mount: Path | None
+    output_bytes: int
+
+    def command(self, seccomp: int, program: int | None) -> list[str]:
+        """`seccomp`, `program`: descriptors that the child inherits."""
+        m = self.manifest
+        return [
+            BWRAP, "--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent",
+            "--new-session", "--cap-drop", "ALL", "--seccomp", str(seccomp), "--hostname", "aios",
+            "--clearenv", *self._environment(),
+            "--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc", *links(),
+            "--proc", "/proc", "--dev", "/dev", "--size", str(TMP_BYTES), "--tmpfs", "/tmp",
+            *(("--bind", str(self.work), WORK) if self.work else ("--size", str(TMP_BYTES), "--tmpfs", WORK)),
+            *(option for path in m.read for option in ("--ro-bind-try", path, path)),
+            *(option for path in m.write for option in ("--bind-try", path, path)),
+            *(("--bind", str(self.mount), "/aios", "--tmpfs", "/aios/access") if self.mount else ()),
+            *(("--perms", "0555", "--ro-bind-data", str(program), self._program) if program else ()),
+            "--remount-ro", "/", "--chdir", WORK, "--",
+            "/usr/bin/prlimit", f"--as={m.memory_bytes}", f"--cpu={m.cpu_s}", f"--nproc={PROCESSES}",
+            f"--fsize={m.memory_bytes}", f"--nofile={FILES}", "--core=0", "--",
+            *("/tool/" + part[2:] if part.startswith("./") else part for part in m.command),
+        ]  # fmt: skip
+
+    @property
+    def _program(self) -> str:
+        return "/tool/" + next(part[2:] for part in self.manifest.command if part.startswith("./"))
+
+    def open_program(self) -> int | None:
+        """The file beside the manifest: opened here, as its folder may not be the caller's to see."""
+        for part in self.manifest.command:
+            if part.startswith("./"):
+                return os.open(self.manifest.folder / part, os.O_RDONLY | os.O_CLOEXEC)
+        return None
+
+    def _environment(self) -> list[str]:
+        base = {"PATH": "/usr/bin:/bin", "HOME": WORK, "LANG": "C.UTF-8", "AIOS": "/aios"}
+        return [
+            text for key, value in {**base, **self.manifest.env}.items() for text in ("--setenv", key, value)
+        ]
+
+
+@cache
+def links() -> list[str]:
+    """/bin and its like, as they are here."""
+    found = []
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        path = Path("/", name)
+        if path.is_symlink():
+            found += ["--symlink", os.readlink(path), str(path)]
+        elif path.is_dir():
+            found += ["--ro-bind", str(path), str(path)]
+    return found
+
+
+@cache
+def seccomp_filter() -> bytes:
+    """The BPF program of REFUSED, each EPERM; a name that this machine has no number for is left out."""
+    rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    for name in REFUSED:
+        with suppress(OSError, ValueError):
+            rules.add_rule(pyseccomp.ERRNO(1), name)
+    file = os.memfd_create("seccomp")
+    try:
+        with os.fdopen(os.dup(file), "r+b") as opened:
+            rules.export_bpf(opened)
+        os.lseek(file, 0, os.SEEK_SET)
+        return os.read(file, 1 << 20)
+    finally:
+        os.close(file)
