@@ -19,10 +19,9 @@ from aiosd.access import Caller, Permission, Permissions
 from aiosd.agents import Agent
 from aiosd.errors import BadRequest, Busy, Denied, NotAllowed, NotFound, OverQuota
 from aiosd.models import ModelState
-from aiosd.pending import Pending
 from aiosd.queue import add
 from aiosd.request import Request
-from aiosd.scheduler import Scheduler
+from aiosd.scheduler import Scheduler, ended
 from aiosd.spec import GREEDY, Defaults, Spec, parse
 from aiosd.tools import Tool
 
@@ -41,9 +40,9 @@ class Source:
 
 
 class Admission:
-    def __init__(self, scheduler: Scheduler, permissions: Permissions, pending: Pending) -> None:
+    def __init__(self, scheduler: Scheduler, permissions: Permissions) -> None:
         self.scheduler = scheduler
-        self._pending = pending
+        scheduler.loops.judge = self.judge_call
         self.permissions = permissions
         self._lock = threading.Lock()
         self._submitting = threading.Lock()
@@ -67,14 +66,21 @@ class Admission:
             self.check_context(caller, spec.context)
             self.check_kv(caller)
             spec = replace(spec, context_id=self.scheduler.contexts.get(spec.context).id)
+        if spec.steps:
+            for function in spec.tools:
+                self.check_tool(caller, function["function"]["name"])
+            spec = replace(spec, groups=(caller.gid, *sorted(caller.groups)))
         return self._unfinished(spec)[0] if spec.resume else spec
 
     def _judge_call(self, caller: Caller, source: Source, body: bytes) -> Spec:
         text = body.decode()  # the draft has seen to that
         name, given = (source.tool, text) if source.tool else tools.call(text)
+        return self.judge_call(caller, name, given, source.agent.settings.nice if source.agent else 0)
+
+    def judge_call(self, caller: Caller, name: str, given: str, nice: int) -> Spec:
+        """Of a tool, with its arguments as JSON. Raises BadRequest, NotFound, Denied."""
         tool = self.check_tool(caller, name)
         said = json.dumps(tools.arguments(tool, given), ensure_ascii=False)
-        nice = source.agent.settings.nice if source.agent else 0
         return Spec(
             ({"role": "user", "content": said},),
             GREEDY,
@@ -115,7 +121,11 @@ class Admission:
         if source.agent is None:
             return Defaults(model=source.model, operation=source.operation)
         s = source.agent.settings
-        return Defaults(s.model or default_model, s.context, s.system, s.nice, s.sampling)
+        known = map(self.scheduler.calls.tools.find, s.tools)
+        functions = tuple(tool.manifest.function for tool in known if tool)
+        return Defaults(
+            s.model or default_model, s.context, s.system, s.nice, s.sampling, "llm", functions, s.max_steps
+        )
 
     def check_model(self, caller: Caller, name: str) -> None:
         models = self.scheduler.models
@@ -204,8 +214,6 @@ class Admission:
         number = id or self.scheduler.new_id()
         request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))
         request.running_most = self.scheduler.bounds.quotas.running(caller, agent)
-        if not hopeless:
-            request.decide_by_s = self.scheduler.calls.decide_by(request)
         self._claim(source, id)
         more = 0
         try:
@@ -215,8 +223,6 @@ class Admission:
             self.scheduler.bounds.reserve(caller, -more)
             self._unclaim(source, id)
             raise
-        if request.decide_by_s is not None:
-            self._pending.ask(request)
         return request
 
     def _resume(self, caller: Caller, request: Request, begun: dict[str, Any]) -> int:
@@ -278,9 +284,7 @@ class Admission:
         request = self.scheduler.store.request(id)
         if request is None:
             raise NotFound(f"no request {id}")
-        response.grow(request, request.text, [])
-        response.end(request)
-        self._read[id] = request
+        self._read[id] = ended(request)
         return request
 
     def forget(self, agent: Agent) -> None:

@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -33,6 +34,8 @@ class Settings:
     paused: bool = False
     pid: int = 0  # the process it ends with; 0: with none
     pid_started: str = ""  # lifetime.started_of
+    tools: Sequence[str] = ()  # names of those that are offered to the model
+    max_steps: int = 8  # how often a request may ask the model, to have its calls run; 0: they are not run
     params: dict[str, Any] = field(default_factory=dict)  # sampling keys of the chat-completion API
 
     @cached_property
@@ -57,9 +60,7 @@ class Agent:
     def account(self, request: Request) -> None:
         """Adds a finished request; the store has its own sum, made in the same transaction as the end."""
         self.requests += 1
-        self.usage.prompt_tokens += request.usage.prompt_tokens
-        self.usage.cached_tokens += request.usage.cached_tokens
-        self.usage.completion_tokens += request.usage.completion_tokens
+        self.usage.add(request.spent)
         if request.error:
             self.note(request.error, request=request.id, state=str(request.state))
 

@@ -49,7 +49,7 @@ class Kernel:
             config, self.store, self.agents, self.contexts, self.models, self.tools, self.events
         )
         self.pending = Pending(self.scheduler, self.agents, self.events)
-        self.admission = Admission(self.scheduler, self.permissions, self.pending)
+        self.admission = Admission(self.scheduler, self.permissions)
         self.lifetimes = Lifetimes(self._end_with_process)
         self._forget_gone()
 

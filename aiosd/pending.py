@@ -20,6 +20,7 @@ from aiosd.scheduler import Scheduler
 class Pending:
     def __init__(self, scheduler: Scheduler, agents: Agents, events: Events) -> None:
         self._scheduler, self._agents, self._events = scheduler, agents, events
+        scheduler.ask = self.ask
 
     def ids(self) -> list[int]:
         return [r.id for r in self._scheduler.unfinished() if r.decide_by_s is not None]

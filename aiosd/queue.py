@@ -117,7 +117,7 @@ class Queue:
 
     def start(self, request: Request, worker: int | None) -> None:
         del self.waiting[request.id]
-        self.ready(request.spec.model).pop(request.id)
+        self.ready(request.queue).pop(request.id)
         self.running[request.id] = request
         self._count_running(request, 1)
         request.worker, request.slice_start = worker, len(request.tokens)
@@ -131,7 +131,7 @@ class Queue:
             self._count_running(request, -1)
         elif self.waiting.pop(request.id, None) is None:
             return False
-        self.ready(request.spec.model).pop(request.id)
+        self.ready(request.queue).pop(request.id)
         self.ledger.leave(request, time.monotonic())
         add(self.per_user, request.uid, -1)
         add(self.per_agent, request.agent, -1)
@@ -142,6 +142,8 @@ class Queue:
         return True
 
     def _count_running(self, request: Request, change: int) -> None:
+        if request.spec.steps:  # its steps count
+            return
         both: tuple[int | str, int | str] = (request.uid, request.agent)
         for who, most in zip(both, request.running_most, strict=True):
             add(self.running_of, who, change)
@@ -174,9 +176,9 @@ class Queue:
         turns = self._turns.get(request.spec.context_id)
         first = turns is None or turns[0] is request
         if first and request.agent_id not in self._held and request.decide_by_s is None:
-            self.ready(request.spec.model).add(view(request))
+            self.ready(request.queue).add(view(request))
         else:
-            self.ready(request.spec.model).pop(request.id)
+            self.ready(request.queue).pop(request.id)
 
 
 Key = TypeVar("Key")

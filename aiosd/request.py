@@ -14,8 +14,10 @@ from typing import Any
 
 from aiosd.errors import AiosError
 from aiosd.quota import UNBOUNDED
-from aiosd.spec import Spec
+from aiosd.spec import Message, Spec
 from aiosd.watchers import Watchers
+
+LOOPS = "loops"
 
 
 class State(StrEnum):
@@ -87,6 +89,11 @@ class Usage:
     cached_tokens: int = 0
     completion_tokens: int = 0
 
+    def add(self, other: Usage) -> None:
+        self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
+        self.completion_tokens += other.completion_tokens
+
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Request:
@@ -96,6 +103,7 @@ class Request:
     file: str  # path of the transaction file; "the newest request of that file" is found by it
     spec: Spec
     agent_id: int = 0
+    parent: int = 0  # the request that it is a step of (aiosd.loops)
     size_bytes: int = 0  # as written; counts against the user's pending bytes until it has ended
     submitted_s: float = field(default_factory=time.time)
     state: State = State.QUEUED
@@ -119,9 +127,20 @@ class Request:
     leaving: bool = False  # its worker was told to let it go, and has not answered yet
     document: str = ""  # response.json, once it has ended
     decide_by_s: float | None = None  # an irreversible call waits for a decision, so long at the most
+    between: list[Message] = field(default_factory=list)  # of a loop: calls and results before the answer
     stderr: str = ""  # of a tool call
     exit_status: int | None = None
     answer: Answer = field(default_factory=Answer)
+
+    @property
+    def queue(self) -> str:
+        """Where it waits: for a model, a tool, or, as an agent's loop, for nothing of its own."""
+        return LOOPS if self.spec.steps else self.spec.model
+
+    @property
+    def spent(self) -> Usage:
+        """What is to be accounted for: the steps of a loop are accounted for themselves."""
+        return Usage() if self.spec.steps else self.usage
 
     @property
     def slice_tokens(self) -> int:

@@ -37,7 +37,8 @@ def end(request: Request, last: Tokens | None = None) -> None:
     document = request.document
     if request.spec.stream and done:
         content, _ = tool_calls(request)
-        held_back = chunk(request, content, []) if request.spec.tools and content else ""
+        held = request.spec.tools and not request.spec.steps
+        held_back = chunk(request, content, []) if held and content else ""
         document = held_back + last_chunk(request)
     request.answer.end(data + document.encode())
 
@@ -47,7 +48,9 @@ def part(request: Request, text: str, logprobs: list[Any]) -> bytes:
     spec = request.spec
     if not spec.json:
         return text.encode()
-    if spec.stream and (text or logprobs) and not spec.tools:  # with tools it may become a call: at the end
+    if (
+        spec.stream and (text or logprobs) and (spec.steps or not spec.tools)
+    ):  # with tools it may become a call: at the end
         return chunk(request, text, logprobs).encode()
     return b""
 
@@ -119,7 +122,7 @@ def finish_reason(request: Request, calls: list[dict[str, Any]]) -> str:
 def tool_calls(request: Request) -> tuple[str | None, list[dict[str, Any]]]:
     """(text, calls) of an answer. A call that is not valid JSON stays text: the client sees what was said."""
     calls: list[dict[str, Any]] = []
-    if not request.spec.tools:
+    if not request.spec.tools or request.spec.steps:  # of a loop they were run
         return request.text, calls
     for found in TOOL_CALL.finditer(request.text):
         try:

@@ -30,7 +30,7 @@ class Saving:
             for late in list(self._late.values()):
                 said: list[Message] = []
                 if late.state is State.DONE and self._contexts.of(late.spec):
-                    said = [*late.spec.messages, {"role": "assistant", "content": late.text}]
+                    said = [*late.spec.messages, *late.between, {"role": "assistant", "content": late.text}]
                 try:
                     self._store.finish_request(late, said, keep)
                 except (StoreFull, StoreFailed) as error:

@@ -28,13 +28,14 @@ from aiosd.contexts import Context, Contexts
 from aiosd.errors import AiosError, ShuttingDown
 from aiosd.events import Events
 from aiosd.forecast import Forecast
+from aiosd.loops import Loops
 from aiosd.models import Model, Models
 from aiosd.policies import Job, View
 from aiosd.policies.placement import Seat, place
 from aiosd.policy import Chooser
 from aiosd.pool import Pool, Worker
 from aiosd.queue import Queue, view
-from aiosd.request import Request, State
+from aiosd.request import LOOPS, Request, State
 from aiosd.residency import Residency
 from aiosd.runner import End
 from aiosd.saving import Saving
@@ -71,6 +72,8 @@ class Scheduler:
         self.residency = Residency(self.pool, contexts, swap)
         self._lock = threading.RLock()  # guards the queue and every Request's changes
         self._queue = Queue()
+        self.ask: Callable[[Request], None]  # for a decision: of aiosd.pending
+        self.loops = Loops(self.admit, self._finish, self.new_id)
         self.bounds = Bounds(config, store, self._queue, self._lock)
         self._outbox: deque[Callable[[], None]] = deque()  # orders to workers, sent without the lock
         self._sending = threading.Lock()
@@ -124,6 +127,7 @@ class Scheduler:
 
         A `hopeless` one is known to be wrong: it ends as failed, with that reason.
         """
+        request.decide_by_s = None if hopeless else self.calls.decide_by(request)
         self._tell(request)
         with self._lock:
             self._queue.add(request, startable=not hopeless)
@@ -138,6 +142,8 @@ class Scheduler:
             raise
         if hopeless:
             self._finish(request, State.FAILED, hopeless)
+        elif request.decide_by_s is not None:
+            self.ask(request)
 
     def new_id(self) -> int:
         return next(self._ids)
@@ -219,6 +225,8 @@ class Scheduler:
         for tool in map(self.calls.tools.of, self._queue.queues()):
             if tool:
                 self._fill_tool(tool)
+        for id in list(self._queue.ready(LOOPS).jobs):
+            self._start(id, None, "loop", self._begin)
         self.busy_s += time.perf_counter() - began
 
     def _send(self) -> None:
@@ -241,10 +249,8 @@ class Scheduler:
             worker = next((w for w in self.pool.ready(model) if w.id == chosen), None)
             if worker is None:  # it just died; worker_died or worker_ready will decide again
                 return
-            self._queue.start(request, worker.id)
-            self.trace.enter(request, "prefill")
             self._forecast.started()
-            self._outbox.append(partial(self._submit, request, worker))
+            self._start(id, worker.id, "prefill", partial(self._submit, worker))
 
     def _fill_tool(self, tool: Tool) -> None:
         """As _fill; a call that runs is not preempted."""
@@ -252,10 +258,13 @@ class Scheduler:
             id = self._next(tool.queue)
             if id is None:
                 return
-            request = self._queue.waiting[id]
-            self._queue.start(request, None)
-            self.trace.enter(request, "tool")
-            self._outbox.append(partial(self._call, request))
+            self._start(id, None, "tool", self._call)
+
+    def _start(self, id: int, worker: int | None, span: str, order: Callable[[Request], None]) -> None:
+        request = self._queue.waiting[id]
+        self._queue.start(request, worker)
+        self.trace.enter(request, span)
+        self._outbox.append(partial(order, request))
 
     def _next(self, queue: str) -> int | None:
         """Whom the policy picks; None: all who wait have as many running as they may."""
@@ -329,7 +338,7 @@ class Scheduler:
 
     # down: to a worker
 
-    def _submit(self, request: Request, worker: Worker) -> None:
+    def _submit(self, worker: Worker, request: Request) -> None:
         spec = request.spec
         context = self.contexts.of(spec)
         if spec.context and context is None:
@@ -360,6 +369,20 @@ class Scheduler:
     def _call(self, request: Request) -> None:
         try:
             self.calls.run(request)
+        except AiosError as error:
+            self._finish(request, State.FAILED, error.explanation)
+
+    def _begin(self, request: Request) -> None:
+        """An agent's loop, perhaps one that an earlier daemon began."""
+        if request.spec.context and self.contexts.of(request.spec) is None:
+            self._finish(request, State.FAILED, "its context was removed")
+            return
+        request.started_s = request.started_s or time.time()
+        self._tell(request)
+        try:
+            stored = self.store.children(request.id)
+            known = [self.find(child.id) or ended(child) for child in stored]
+            self.loops.begin(request, self.contexts.whole(request.spec), known)
         except AiosError as error:
             self._finish(request, State.FAILED, error.explanation)
 
@@ -489,6 +512,8 @@ class Scheduler:
             self._finish(request, State.DONE, last=made)
             return
         response.grow(request, made.text, made.logprobs)
+        if request.parent:
+            self.loops.said(request)
         if made.finish:
             self._requeue(request, State.PREEMPTED, "swapped")
 
@@ -555,16 +580,27 @@ class Scheduler:
         log.log(
             level, "request %d of agent %s %s%s", request.id, request.agent or "-", state, why, extra=facts
         )
+        for child in self.loops.ended(request) if request.spec.steps else ():
+            self.cancel(child, "its request ended")
+        if request.parent:
+            self.loops.child_ended(request)
         return True
 
     def _account(self, request: Request) -> None:
         if model := self.models.find(request.spec.model):
-            model.account(request.usage)
+            model.account(request.spent)
         if tool := self.calls.tools.of(request.spec.model):
             tool.account(request)
         if agent := self.agents.find(request.agent):
             agent.account(request)
         context = self.contexts.of(request.spec)
         if context and request.state is State.DONE:
-            context.tokens = request.usage.prompt_tokens + request.usage.completion_tokens
+            context.tokens = request.spent.prompt_tokens + request.spent.completion_tokens
             context.model, context.unfinished = request.spec.model, ""
+
+
+def ended(request: Request) -> Request:
+    """One that the store has finished, with what its readers get."""
+    response.grow(request, request.text, [])
+    response.end(request)
+    return request

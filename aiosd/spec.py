@@ -16,6 +16,7 @@ from aiosd.sampling import Sampling
 Message = dict[str, Any]
 GREEDY = Sampling()
 DEPTH_MAX = 64
+STEPS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Spec:
     json: bool = False  # answer as a JSON document instead of text
     stream: bool = False  # JSON only: one chunk a line as it is made
     operation: str = "llm"  # or embed, tokenize: of a model's files of these names; tool: a call of one
+    steps: int = 0  # how often the model may be asked, the calls of its answers being run (aiosd.loops)
     resume: bool = False  # JSON only: goes on with the unfinished answer that came with its context's kv
     groups: tuple[int, ...] = ()  # of who calls a tool, his gid first: the tool has them too
 
@@ -59,12 +61,21 @@ SPEC_KEYS = tuple(f.name for f in fields(Spec))
 ENCODER = json.JSONEncoder(default=asdict)
 ROLES = ("system", "user", "assistant", "tool", "developer")
 SAMPLING_KEYS = {f.name for f in fields(Sampling)}
-KEYS = {"messages", "model", "tools", "context", "nice", "deadline_s", "stream", "resume", "n", "user"} | (
-    SAMPLING_KEYS | {"max_completion_tokens", "top_logprobs", "tool_choice", "prompt"}
-)
+KEYS = {
+    "messages",
+    "model",
+    "tools",
+    "context",
+    "nice",
+    "deadline_s",
+    "stream",
+    "resume",
+    "n",
+    "user",
+    "steps",
+} | (SAMPLING_KEYS | {"max_completion_tokens", "top_logprobs", "tool_choice", "prompt"})
 NOT_YET = {
     "response_format": "constrained decoding",
-    "steps": "the agent loop",
     "functions": "the old function API: use tools",
 }
 
@@ -79,6 +90,8 @@ class Defaults:
     nice: int = 0
     sampling: Sampling = GREEDY
     operation: str = "llm"
+    tools: tuple[Message, ...] = ()
+    steps: int = 0
 
 
 def parse(body: bytes, defaults: Defaults) -> Spec:
@@ -89,6 +102,7 @@ def parse(body: bytes, defaults: Defaults) -> Spec:
         raise BadRequest(f"byte {error.start} is not UTF-8 text") from None
     d = defaults
     base = Spec((), d.sampling, d.model, d.context, system=d.system, nice=d.nice, operation=d.operation)
+    base = replace(base, tools=d.tools, steps=d.steps if d.tools else 0)
     if body[:1] == b"{" and d.operation == "llm":
         return parse_json(text, base)
     if body[:1] == b"{":
@@ -174,12 +188,14 @@ def parse_json(text: str, base: Spec) -> Spec:
     resume = boolean(raw, "resume", False)
     if resume and (said := {"messages", "prompt", "tools"} & raw.keys()):
         raise BadRequest(f"resume goes on with what was asked: no {min(said)}")
+    own, given = tools(raw), raw.get("tools") is not None or raw.get("tool_choice") == "none"
     nice = integer(raw, "nice", base.nice, -20, 19)
     deadline_s = number(raw, "deadline_s", base.deadline_s, 0, 1e9)
     return replace(
         base,
         messages=() if resume else messages(raw),
-        tools=tools(raw),
+        tools=own if given else base.tools,
+        steps=0 if given or resume or not base.tools else integer(raw, "steps", base.steps, 0, STEPS_MAX),
         sampling=sampling(raw, base.sampling),
         model=string(raw, "model", base.model),
         context=string(raw, "context", base.context),

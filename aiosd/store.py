@@ -38,8 +38,9 @@ CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, uid INTEGER NOT NUL
     text TEXT NOT NULL DEFAULT '', response TEXT NOT NULL DEFAULT '', finish_reason TEXT NOT NULL DEFAULT '',
     error TEXT NOT NULL DEFAULT '', started_s REAL, preemptions INTEGER NOT NULL DEFAULT 0,
     prompt_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
-    completion_tokens INTEGER NOT NULL DEFAULT 0);
+    completion_tokens INTEGER NOT NULL DEFAULT 0, parent INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX requests_by_agent ON requests (agent_id, id);
+CREATE INDEX requests_by_parent ON requests (parent) WHERE parent<>0;
 CREATE TABLE permissions (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
     mode INTEGER NOT NULL);
 CREATE TABLE models (name TEXT PRIMARY KEY, path TEXT NOT NULL);
@@ -51,7 +52,11 @@ ALTER TABLE contexts RENAME TO old;
 INSERT INTO contexts (name, tokens) SELECT name, tokens FROM old;
 DROP TABLE old;
 """,
-    2: "DROP INDEX IF EXISTS requests_by_file;",
+    2: """
+DROP INDEX IF EXISTS requests_by_file;
+ALTER TABLE requests ADD COLUMN parent INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX requests_by_parent ON requests (parent) WHERE parent<>0;
+""",
 }
 CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
 FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
@@ -261,10 +266,11 @@ class Store:
     def _add_request(db: sqlite3.Connection, request: Request) -> None:
         """Unless it is there, or its agent is gone."""
         db.execute(
-            "INSERT OR IGNORE INTO requests (id, uid, agent, agent_id, file, state, spec, submitted_s)"
-            " SELECT ?2,?3,?4,?1,?5,?6,?7,?8 WHERE ?1=0 OR EXISTS (SELECT 1 FROM agents WHERE id=?1)",
+            "INSERT OR IGNORE INTO requests"
+            " (id, uid, agent, agent_id, file, state, spec, submitted_s, parent)"
+            " SELECT ?2,?3,?4,?1,?5,?6,?7,?8,?9 WHERE ?1=0 OR EXISTS (SELECT 1 FROM agents WHERE id=?1)",
             (request.agent_id, request.id, request.uid, request.agent, request.file, State.QUEUED,
-             request.spec.dump(), request.submitted_s),
+             request.spec.dump(), request.submitted_s, request.parent),
         )  # fmt: skip
 
     def start_request(self, request: Request) -> None:
@@ -275,7 +281,7 @@ class Store:
 
     def finish_request(self, request: Request, said: list[Message], keep: int) -> None:
         """The end, the agent's usage and the context's new turn become true together, or not at all."""
-        usage = request.usage
+        spent = request.spent
         with self._transaction() as db:
             if not self._end_request(db, request):
                 self._add_request(db, request)  # its end may come before it was added
@@ -284,12 +290,12 @@ class Store:
             db.execute(
                 "UPDATE agents SET requests=requests+1, prompt_tokens=prompt_tokens+?,"
                 " cached_tokens=cached_tokens+?, completion_tokens=completion_tokens+? WHERE id=?",
-                (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, request.agent_id),
+                (spent.prompt_tokens, spent.cached_tokens, spent.completion_tokens, request.agent_id),
             )
             if said:
                 grown = db.execute(
                     "UPDATE contexts SET tokens=?, model=?, unfinished='' WHERE name=? AND id=?",
-                    (usage.prompt_tokens + usage.completion_tokens, request.spec.model, request.spec.context,
+                    (spent.prompt_tokens + spent.completion_tokens, request.spec.model, request.spec.context,
                      request.spec.context_id),
                 )  # fmt: skip
                 if grown.rowcount:  # it may have been removed, and made again by another
@@ -331,6 +337,10 @@ class Store:
         rows = self._select("id=?", id)
         return self._request(rows[0]) if rows else None
 
+    def children(self, id: int) -> list[Request]:
+        """The steps of a loop, in the order they were made."""
+        return [self._request(row) for row in self._select("parent=?", id)]
+
     def remove_request(self, id: int) -> None:
         with self._transaction() as db:
             db.execute("DELETE FROM requests WHERE id=?", (id,))
@@ -350,7 +360,8 @@ class Store:
     def _select(self, where: str, *arguments: object) -> list[tuple[Any, ...]]:
         return self._rows(
             "SELECT id, uid, agent, agent_id, file, state, spec, submitted_s, text, response, finish_reason,"
-            " error, finished_s, started_s, preemptions, prompt_tokens, cached_tokens, completion_tokens"
+            " error, finished_s, started_s, preemptions, parent, prompt_tokens, cached_tokens,"
+            " completion_tokens"
             f" FROM requests WHERE {where} ORDER BY id",
             *arguments,
         )
@@ -358,9 +369,9 @@ class Store:
     @staticmethod
     def _request(row: tuple[Any, ...]) -> Request:
         (id, uid, agent, agent_id, file, state, spec, submitted_s, text, document, finish_reason, error,
-         finished_s, started_s, preemptions, *usage) = row  # fmt: skip
+         finished_s, started_s, preemptions, parent, *usage) = row  # fmt: skip
         return Request(
-            id, uid, agent, file, Spec.load(spec), agent_id=agent_id, submitted_s=submitted_s,
+            id, uid, agent, file, Spec.load(spec), agent_id=agent_id, parent=parent, submitted_s=submitted_s,
             state=State(state), text=text, document=document,
             finish_reason=finish_reason, error=error, finished_s=finished_s,
             started_s=started_s, preemptions=preemptions, usage=Usage(*usage),

@@ -18,7 +18,9 @@ from aiosd.fs.text import table
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table
 from aiosd.kernel import Kernel
+from aiosd.loops import place
 from aiosd.request import Request, State
+from aiosd.spec import STEPS_MAX
 from aiosd.tools import QUEUE
 
 
@@ -51,6 +53,16 @@ def agent_folder(kernel: Kernel, name: str) -> Folder | None:
             check_nice(caller, nice)
         change(nice=nice)
 
+    def set_tools(caller: Caller, text: str) -> None:
+        for tool in text.split():
+            kernel.admission.check_tool(caller, tool)
+        change(tools=list(dict.fromkeys(text.split())))
+
+    def set_steps(caller: Caller, text: str) -> None:
+        if not text.isdecimal() or int(text) > STEPS_MAX:
+            raise BadValue(f"max_steps is a number from 0 to {STEPS_MAX}")
+        change(max_steps=int(text))
+
     files: dict[str, Factory] = {
         "ctl": lambda: Control(run=partial(agent_command, kernel, agent)),
         "state": lambda: Text(render=partial(agent_state, kernel, agent)),
@@ -63,6 +75,8 @@ def agent_folder(kernel: Kernel, name: str) -> Folder | None:
         "params.json": lambda: Value(
             get=lambda: json.dumps(settings.params), set=lambda _, text: change(params=agents.params(text))
         ),
+        "tools": lambda: Value(get=lambda: " ".join(settings.tools), set=set_tools),
+        "max_steps": lambda: Value(get=lambda: str(settings.max_steps), set=set_steps),
         "pid": lambda: Value(get=lambda: str(settings.pid or ""), set=partial(kernel.bind_agent, agent)),
         "usage": lambda: Text(render=lambda: table(requests=agent.requests, **asdict(agent.usage))),
         "log.jsonl": lambda: Text(0o400, render=lambda: "".join(agent.log)),
@@ -146,8 +160,14 @@ def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
         if not kernel.scheduler.cancel(request):
             raise NotAllowed(f"request {id} is {request.state}")
 
+    linked: dict[str, Factory] = {}
+    if request.parent:
+        linked["parent"] = lambda: Text(0o400, render=lambda: f"{request.parent}\n")
+    if request.spec.steps:
+        linked["steps"] = lambda: steps_folder(kernel, request)
     return Table(
         {
+            **linked,
             "request": lambda: Text(0o400, render=lambda: asked(request)),
             "state": lambda: Text(0o400, render=partial(request_state, kernel, request)),
             "response": lambda: AnswerFile(0o400, request),
@@ -159,6 +179,19 @@ def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
         0o700,
         request.finished_s or request.submitted_s,
     )
+
+
+def steps_folder(kernel: Kernel, request: Request) -> Folder:
+    """Of an agent's loop: links to the requests that it is made of."""
+
+    def made() -> dict[str, int]:
+        return {place(child): child.id for child in kernel.store.children(request.id)}
+
+    def child(name: str) -> Node | None:
+        id = made().get(name)
+        return None if id is None else Link(lambda: f"../../{id}")
+
+    return Collection(lambda: list(made()), child, mode=0o700)
 
 
 def asked(request: Request) -> str:
