@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -22,7 +23,7 @@ from aiosd.models import ModelState
 from aiosd.queue import add
 from aiosd.request import Request
 from aiosd.scheduler import Scheduler, ended
-from aiosd.spec import GREEDY, Defaults, Spec, parse
+from aiosd.spec import GREEDY, Defaults, Message, Spec, parse
 from aiosd.tools import Tool
 
 DRAFTS_MAX = 1000  # allocated by requests/new and not yet written, per agent
@@ -67,8 +68,7 @@ class Admission:
             self.check_kv(caller)
             spec = replace(spec, context_id=self.scheduler.contexts.get(spec.context).id)
         if spec.steps:
-            for function in spec.tools:
-                self.check_tool(caller, function["function"]["name"])
+            self._check_tools(caller, spec.tools)
             spec = replace(spec, groups=(caller.gid, *sorted(caller.groups)))
         return self._unfinished(spec)[0] if spec.resume else spec
 
@@ -90,6 +90,10 @@ class Admission:
             groups=(caller.gid, *sorted(caller.groups)),
         )
 
+    def _check_tools(self, caller: Caller, functions: Iterable[Message]) -> None:
+        for one in functions:
+            self.check_tool(caller, one["function"]["name"])
+
     def check_tool(self, caller: Caller, name: str) -> Tool:
         """Raises NotFound, Denied."""
         tool = self.scheduler.calls.tools.get(name)
@@ -110,6 +114,8 @@ class Admission:
             return
         defaults = self.defaults(source)
         self.check_model(caller, defaults.model)
+        if defaults.steps:
+            self._check_tools(caller, defaults.tools)
         if defaults.context:
             self.check_context(caller, defaults.context)
             self.check_kv(caller)
@@ -213,7 +219,7 @@ class Admission:
         agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
         number = id or self.scheduler.new_id()
         request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))
-        request.running_most = self.scheduler.bounds.quotas.running(caller, agent)
+        request.running_most, request.pid = self.scheduler.bounds.quotas.running(caller, agent), caller.pid
         self._claim(source, id)
         more = 0
         try:

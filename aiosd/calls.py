@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from aiosd.agents import Agent
+from aiosd.audit import Audit
 from aiosd.config import Config
 from aiosd.errors import NotFound, StoreFull
 from aiosd.request import Request
@@ -26,9 +27,13 @@ class Calls:
         self.tools = tools
         self._config = config
         self._runner = Runner(events)
+        self.audit = Audit(state / "audit.jsonl")
         self._work = state / "work"
-        self.start, self.stop, self.kill = self._runner.start, self._runner.stop, self._runner.kill
-        self.later = self._runner.later
+        self.start, self.kill, self.later = self._runner.start, self._runner.kill, self._runner.later
+
+    def stop(self) -> None:
+        self._runner.stop()
+        self.audit.close()
 
     def reload(self, config: Config) -> None:
         self._config = config

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from aiosd import __version__
+from aiosd import __version__, audit
 from aiosd.config import private_mount
 
 POLL_S = 0.1
@@ -138,6 +138,17 @@ def arguments() -> argparse.ArgumentParser:
     command("cancel", cancel, "end an unfinished request").add_argument("id")
     policy_parser = command("policy", policy, "show or switch the scheduling policy")
     policy_parser.add_argument("name", nargs="?")
+    command("tools", tools, "the tools you may call")
+    access = command("access", pending, "irreversible calls that wait for your decision")
+    decisions = access.add_subparsers(metavar="DECISION")
+    for verb in ("allow", "deny"):
+        decision = decisions.add_parser(verb, help=f"{verb} one")
+        decision.add_argument("id")
+        decision.set_defaults(run=decide, verb=verb)
+    logged = command("audit", audit_verify, "the audit log").add_subparsers(required=True)
+    logged.add_parser("verify", help="whether no line was changed or taken out").set_defaults(
+        run=audit_verify
+    )
     trace_parser = command("trace", trace, "what each request did when, as JSON or as a picture")
     trace_parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: svg, png or pdf")
     model = command("model", models, "add, load, unload or remove a model").add_subparsers(required=True)
@@ -213,6 +224,40 @@ def policy(files: Files, options: argparse.Namespace) -> None:
     now = files.read("scheduler/policy").strip()
     for name in files.read("scheduler/policies").split():
         print(f"{'*' if name == now else ' '} {name}")
+
+
+def tools(files: Files, options: argparse.Namespace) -> None:
+    for name in files.names("tools"):
+        if os.access(files.root / "tools" / name / "call", os.X_OK):
+            function = json.loads(files.read(f"tools/{name}/schema.json"))["function"]
+            print(f"{name:24} {function['description']}")
+
+
+def pending(files: Files, options: argparse.Namespace) -> None:
+    for id in files.names("access/pending"):
+        folder = f"access/pending/{id}"
+        if os.access(files.root / folder, os.X_OK):
+            act = json.loads(files.read(f"{folder}/request.json"))
+            left_s = max(0, int(files.read(f"{folder}/expires")) - int(time.time()))
+            said = json.dumps(act["arguments"], ensure_ascii=False)
+            print(f"{id:>8}  {act['agent'] or '-'}  {act['tool']} {said}  ({left_s} s left)")
+
+
+def decide(files: Files, options: argparse.Namespace) -> None:
+    try:
+        files.write(f"access/pending/{options.id}/decision", options.verb)
+    except FileNotFoundError:
+        raise Failed(f"{options.id} does not wait; aiosctl access shows what does") from None
+
+
+def audit_verify(files: Files, options: argparse.Namespace) -> None:
+    with (files.root / "access/audit.jsonl").open("rb") as lines:
+        count, wrong = audit.verify(lines)
+    for one in wrong:
+        print(one)
+    if wrong:
+        raise Failed(f"the audit log of {count} lines is not whole")
+    print(f"{count} lines, each follows the one before it")
 
 
 def trace(files: Files, options: argparse.Namespace) -> None:

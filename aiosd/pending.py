@@ -7,14 +7,19 @@ Who says nothing says no. Any thread may ask and decide.
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
+from functools import partial
 
 from aiosd.access import Caller
 from aiosd.agents import Agents
-from aiosd.errors import BadValue, NotFound
+from aiosd.errors import BadValue, NotFound, StoreFull
 from aiosd.events import Events
 from aiosd.request import Request, State
 from aiosd.scheduler import Scheduler
+
+DAEMON = Caller(os.geteuid(), os.getegid(), os.getpid())  # the daemon itself
 
 
 class Pending:
@@ -36,24 +41,28 @@ class Pending:
         if agent := self._agents.find(request.agent):
             how = f"echo allow > access/pending/{request.id}/decision"
             agent.note(f"{request.spec.model} waits for a decision: {how}", request=request.id)
-        self._scheduler.calls.later(
-            request.decide_by_s - time.time(), lambda: self._end(request, "nobody allowed it in time")
-        )
+        nobody = partial(self._deny, request, "nobody allowed it in time", DAEMON)
+        self._scheduler.calls.later(request.decide_by_s - time.time(), nobody)
 
     def decide(self, caller: Caller, id: int, text: str) -> None:
         request = self.find(id)
         if request is None:
             raise NotFound(f"{id} does not wait any more")
         if text == "allow":
+            self._scheduler.calls.audit.decided(request, "allowed", caller.uid, caller.pid)
             if self._scheduler.allow(request):
                 self._tell(request, "allowed")
         elif text == "deny":
-            self._end(request, f"denied by user {caller.uid}")
+            self._deny(request, f"denied by user {caller.uid}", caller)
         else:
             raise BadValue(f"{text[:40]!r} is no decision", "allow or deny")
 
-    def _end(self, request: Request, why: str) -> None:
-        if request.decide_by_s is not None and self._scheduler.end(request, State.FAILED, why):
+    def _deny(self, request: Request, why: str, caller: Caller) -> None:
+        if request.decide_by_s is None or request.state.final:
+            return
+        with suppress(StoreFull):  # a no is heeded also where it cannot be written down
+            self._scheduler.calls.audit.decided(request, "denied", caller.uid, caller.pid)
+        if self._scheduler.end(request, State.FAILED, why):
             self._tell(request, "denied")
 
     def _tell(self, request: Request, state: str) -> None:

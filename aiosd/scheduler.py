@@ -128,6 +128,8 @@ class Scheduler:
         A `hopeless` one is known to be wrong: it ends as failed, with that reason.
         """
         request.decide_by_s = None if hopeless else self.calls.decide_by(request)
+        if request.spec.operation == "tool":
+            self.calls.audit.called(request)
         self._tell(request)
         with self._lock:
             self._queue.add(request, startable=not hopeless)
@@ -570,6 +572,8 @@ class Scheduler:
         with self._lock:  # only now: the next turn of the conversation reads what this one stored
             self._queue.end_turn(request)
             self._decide()
+        if request.spec.operation == "tool":
+            self.calls.audit.ended(request)
         response.end(request, last)
         os.sched_yield()  # gives the interpreter to the reader it has woken
         self._send()

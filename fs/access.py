@@ -6,7 +6,7 @@ import json
 from functools import partial
 
 from aiosd.access import Caller
-from aiosd.fs.files import Text, Value
+from aiosd.fs.files import Stored, Text, Value
 from aiosd.fs.tree import Collection, Folder, Table
 from aiosd.kernel import Kernel
 from aiosd.request import Request
@@ -17,7 +17,12 @@ def access_folder(kernel: Kernel) -> Folder:
     def names() -> list[str]:
         return list(map(str, kernel.pending.ids()))
 
-    return Table({"pending": lambda: Collection(names, partial(pending_folder, kernel))})
+    return Table(
+        {
+            "pending": lambda: Collection(names, partial(pending_folder, kernel)),
+            "audit.jsonl": lambda: Stored(0o400, kernel.scheduler.calls.audit.file),
+        }
+    )
 
 
 def pending_folder(kernel: Kernel, name: str) -> Folder | None:

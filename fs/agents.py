@@ -198,7 +198,7 @@ def asked(request: Request) -> str:
     if request.spec.operation == "tool":
         name = request.spec.model.removeprefix(QUEUE)
         return "".join(f'{{"name": "{name}", "arguments": {m["content"]}}}\n' for m in request.spec.messages)
-    if not request.spec.json:
+    if not request.spec.json and len(request.spec.messages) < 2:  # a step of a loop has many
         return "".join(m["content"] + "\n" for m in request.spec.messages)
     return json.dumps(asdict(request.spec), ensure_ascii=False) + "\n"
 

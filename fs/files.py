@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from aiosd.access import Caller
@@ -88,6 +89,32 @@ class Snapshot(Handle):
 
     def read(self, size: int, offset: int) -> bytes:
         return self._data[offset : offset + size]
+
+
+@dataclass(slots=True)
+class Stored(File):
+    """A file of the state folder, to be read; it may grow meanwhile."""
+
+    asks_groups = False
+    path: Path = Path()
+
+    def open(self, opening: Opening) -> Handle:
+        return StoredHandle(self.path)
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+
+class StoredHandle(Handle):
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, size: int, offset: int) -> bytes:
+        return os.pread(self._fd, size, offset)
+
+    def release(self) -> None:
+        os.close(self._fd)
 
 
 @dataclass(slots=True)

@@ -90,7 +90,7 @@ class Vocabulary:
         try:
             text = str(
                 self.hf.apply_chat_template(
-                    self._disarm(messages),
+                    self._disarm([with_objects(message) for message in messages]),
                     tools=self._disarm(tools or None),
                     chat_template=self.template,
                     tokenize=False,
@@ -161,3 +161,20 @@ def _open(folder: Path) -> Any:
             "convert it with AutoTokenizer.from_pretrained(…).save_pretrained(…)",
         )
     return tokenizer
+
+
+def with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """Calls with their arguments as an object, as templates want them; the API has them as JSON in a text."""
+    if not message.get("tool_calls"):
+        return message
+    return {**message, "tool_calls": [with_object(call) for call in message["tool_calls"]]}
+
+
+def with_object(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
+    except (ValueError, RecursionError):
+        return call

@@ -1,0 +1,108 @@
+"""The audit log: who called which tool, who decided what, how it ended. Appended to, never changed.
+
+Each line holds the SHA-256 of the one before it, so that a line cannot be changed or taken out without all
+later ones telling (`aiosctl audit verify`). Arguments and results are there as digests only: they may be
+secret. A call that cannot be written down is not run. Any thread may write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from aiosd.errors import StoreFull
+from aiosd.request import Request
+
+log = logging.getLogger(__name__)
+
+FIRST = "0" * 64
+LINE_BYTES = 64 << 10  # more than any has
+
+
+class Audit:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._lock = threading.Lock()
+        self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        end = os.fstat(self._fd).st_size
+        tail = os.pread(self._fd, LINE_BYTES, max(0, end - LINE_BYTES))
+        if tail and not tail.endswith(b"\n"):  # the daemon was killed, or the disk was full, inside a line
+            os.write(self._fd, b"\n")
+        lines = [line for line in tail.splitlines() if is_whole(line)]
+        self._last = digest(lines[-1]) if lines else FIRST
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def called(self, request: Request) -> None:
+        """Raises StoreFull: then it is not to run."""
+        self._write("called", request, pid=request.pid, exe=exe(request.pid))
+
+    def decided(self, request: Request, decision: str, uid: int, pid: int) -> None:
+        self._write(decision, request, by={"uid": uid, "pid": pid, "exe": exe(pid)})
+
+    def ended(self, request: Request) -> None:
+        facts = {"exit_status": request.exit_status, "result_sha256": digest(request.answer.text.encode())}
+        try:
+            self._write(str(request.state), request, why=request.error, **facts)
+        except StoreFull as error:
+            log.error("the end of request %d is not in the audit log: %s", request.id, error.explanation)
+
+    def _write(self, what: str, request: Request, **facts: object) -> None:
+        said = "".join(m["content"] for m in request.spec.messages)
+        line = {"time": round(time.time(), 3), "what": what, "request": request.id, "parent": request.parent}
+        line |= {
+            "uid": request.uid,
+            "agent": request.agent,
+            "tool": request.spec.model.removeprefix("tools/"),
+        }
+        line |= {"arguments_sha256": digest(said.encode()), **facts}
+        with self._lock:
+            data = json.dumps({**line, "before": self._last}, ensure_ascii=False).encode()
+            try:
+                written = os.write(self._fd, data + b"\n")
+            except OSError as error:
+                raise StoreFull(f"{self.file}: {error.strerror}", "free some space there") from None
+            if written <= len(data):
+                os.write(self._fd, b"\n")
+                raise StoreFull(f"{self.file}: the disk is full", "free some space there")
+            self._last = digest(data)
+
+
+def verify(lines: Iterable[bytes]) -> tuple[int, list[str]]:
+    """How many lines there are, and what is wrong with them."""
+    count, last, wrong = 0, FIRST, list[str]()
+    for raw in lines:
+        count, line = count + 1, raw.rstrip(b"\n")
+        if not is_whole(line):
+            wrong.append(f"line {count} is cut: a crash, or a full disk")
+            continue
+        if json.loads(line).get("before") != last:
+            wrong.append(f"line {count} does not follow the line before it: one was changed or taken out")
+        last = digest(line)
+    return count, wrong
+
+
+def is_whole(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def exe(pid: int) -> str:
+    """What runs there; empty when that cannot be seen. Of a step of an agent's loop there is no process."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe") if pid else ""
+    except OSError:
+        return ""
