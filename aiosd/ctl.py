@@ -228,7 +228,7 @@ def policy(files: Files, options: argparse.Namespace) -> None:
 
 def tools(files: Files, options: argparse.Namespace) -> None:
     for name in files.names("tools"):
-        if os.access(files.root / "tools" / name / "call", os.X_OK):
+        if os.access(files.root / "tools" / name / "call", os.W_OK):  # X_OK: the mount is noexec
             function = json.loads(files.read(f"tools/{name}/schema.json"))["function"]
             print(f"{name:24} {function['description']}")
 
