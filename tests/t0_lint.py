@@ -13,6 +13,10 @@ SHELL_SCRIPTS = sorted(
     for path in [ROOT / "setup", ROOT / ".ci/run", *ROOT.glob("examples/*"), *ROOT.glob("debian/*")]
     if path.is_file() and re.match(rb"#!.*\b(sh|bash)\b", path.read_bytes().splitlines()[0] or b"")
 )
+PROGRAMS = [  # of the tools, which have no .py
+    (path.parent / path.parent.name).relative_to(ROOT).as_posix()
+    for path in sorted(ROOT.glob("aiosd/toolbox/*/tool.toml"))
+]
 
 
 def run(*command: str) -> None:
@@ -41,6 +45,14 @@ def test_what_is_beside_the_package_is_typed_strictly(folder: str) -> None:
     sources = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / folder).rglob("*.py"))]
     assert sources
     run_tool("mypy", *sources)
+
+
+def test_the_programs_of_the_tools_are_linted_and_typed_strictly() -> None:
+    assert PROGRAMS
+    command = [sys.executable, "-m", "ruff", "check", "--show-files"]
+    linted = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    assert {str(ROOT / program) for program in PROGRAMS} <= set(linted)
+    run_tool("mypy", "--scripts-are-modules", *PROGRAMS)
 
 
 @pytest.mark.parametrize("script", SHELL_SCRIPTS)

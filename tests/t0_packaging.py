@@ -79,6 +79,10 @@ def test_a_wheel_holds_one_package_and_no_links(tmp_path: Path) -> None:
     assert {"aiosd/__main__.py", "aiosd/fs/tree.py", "aiosd/fs/README.txt", "aiosd/policies/fifo.py"} <= set(
         names
     )
+    for source in ROOT.glob("aiosd/toolbox/*/*"):
+        name = source.relative_to(ROOT).as_posix()
+        mode = zipfile.ZipFile(wheel).getinfo(name).external_attr >> 16
+        assert mode & 0o111 == source.stat().st_mode & 0o111, name
     shared = {name.partition(".data/data/share/")[2] for name in names}
     assert {"aios/models/tiny/model.safetensors", "man/man1/aiosctl.1"} <= shared
     assert {name.split("/")[0].split("-")[0] for name in names} == {"aiosd"}
