@@ -36,12 +36,15 @@ _aiosctl() {
         --name) ;;
         *)
             case "${words[*]}" in
-                '') answers='status queue agents models ask log cancel policy trace model --mount --verbose --version --help' ;;
+                '') answers='status queue agents models ask log cancel policy tools access audit trace model --mount --verbose --version --help' ;;
                 ask) [[ $asks_model == yes ]] || answers="-m $(command ls "$root/agents" 2>/dev/null)" ;;
                 log) answers=$(command ls "$root/agents" 2>/dev/null) ;;
                 cancel) answers=$(awk 'NR > 1 { print $1 }' "$root/scheduler/queue" 2>/dev/null) ;;
                 trace) if [[ $previous == --plot ]]; then folders=yes; else answers=--plot; fi ;;
                 policy) answers=$(cat "$root/scheduler/policies" 2>/dev/null) ;;
+                access) answers='allow deny' ;;
+                'access allow' | 'access deny') answers=$(command ls "$root/access/pending" 2>/dev/null) ;;
+                audit) answers=verify ;;
                 model) answers='add load unload remove' ;;
                 'model add') folders=yes ;;
                 'model load' | 'model unload' | 'model remove') answers=$(command ls "$root/models" 2>/dev/null) ;;

@@ -8,7 +8,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from aiosd import ctl, spec
 from aiosd.access import Caller
 from aiosd.config import Config, Daemon, ModelConfig
 from aiosd.fs import layout
-from aiosd.fs.files import AnswerFile, Control, File, Lines, Stream, Text, Value
+from aiosd.fs.files import AnswerFile, Control, File, Lines, Stored, Stream, Text, Value
 from aiosd.fs.kvfile import KvFile
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Folder, Link, Node
@@ -131,7 +131,8 @@ def commands(parser: argparse.ArgumentParser, before: str = "") -> dict[str, arg
     groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     if not groups:
         return {before.strip(): parser}
-    return {
+    itself = {} if groups[0].required else {before.strip(): parser}
+    return itself | {
         name: leaf
         for verb, below in groups[0].choices.items()
         for name, leaf in commands(below, f"{before}{verb} ").items()
@@ -165,7 +166,7 @@ def test_the_completion_knows_every_command() -> None:
 KINDS: dict[type[Node], set[str]] = {
     Folder: {"folder"}, Link: {"link"}, Text: {"text", "table", "JSON"}, Value: {"value", "prose"},
     Stream: {"JSON lines"}, Control: {"ctl"}, Lines: {"JSON lines"}, AnswerFile: {"answer"},
-    Transaction: {"transaction"},
+    Transaction: {"transaction"}, Stored: {"JSON lines"},
     KvFile: {"file"},
 }  # fmt: skip
 
@@ -178,9 +179,11 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
     kernel.add_agent("NAME", caller)
     kernel.add_context("NAME", caller)
     asked = spec.parse(b"Who are you?", spec.Defaults("NAME"))
-    kernel.store.add_request(
-        Request(kernel.scheduler.new_id(), 0, "NAME", "/", asked, agent_id=kernel.agents.get("NAME").id)
-    )
+    agent_id = kernel.agents.get("NAME").id
+    asked = replace(asked, steps=1)  # at once a loop and a step of one, to have the names of both
+    kernel.store.add_request(Request(kernel.scheduler.new_id(), 0, "NAME", "/", asked, agent_id, parent=9))
+    call = kernel.admission.judge_call(caller, "shell", '{"command": "ls"}', 0)
+    kernel.scheduler.admit(Request(kernel.scheduler.new_id(), 0, "", "/", call))
     workers = kernel.scheduler.pool._workers
     workers[0] = Worker(0, kernel.models.get("NAME"), cast(Any, None), cast(Any, None))
     yield kernel
@@ -188,11 +191,17 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
     kernel.stop()
 
 
+def named(path: str, name: str) -> str:
+    if path == "tools/":
+        return "NAME"
+    return re.sub(r"^\d+$", "N" if path == "workers/" else "ID", name)
+
+
 def walk(path: str, folder: Folder) -> Iterator[tuple[str, Node]]:
     for name in folder.names():
         node = folder.child(name)
         assert node is not None
-        below = path + re.sub(r"^\d+$", "N" if path == "workers/" else "ID", name)
+        below = path + named(path, name)
         yield below, node
         if isinstance(node, Folder):
             yield from walk(below + "/", node)
