@@ -103,9 +103,9 @@ class Request:
     file: str  # path of the transaction file; "the newest request of that file" is found by it
     spec: Spec
     agent_id: int = 0
+    size_bytes: int = 0  # as written; counts against the user's pending bytes until it has ended
     pid: int = 0  # of who submitted it, for the audit log
     parent: int = 0  # the request that it is a step of (aiosd.loops)
-    size_bytes: int = 0  # as written; counts against the user's pending bytes until it has ended
     submitted_s: float = field(default_factory=time.time)
     state: State = State.QUEUED
     tokens: list[int] = field(default_factory=list)
