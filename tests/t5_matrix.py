@@ -31,6 +31,7 @@ ROLES: dict[str, tuple[int, int, list[int], int]] = {
 SHARED = {"private": (0o700, 0), "read": (0o750, 0o040), "use": (0o770, 0o070), "world": (0o777, 0o077)}
 OBJECTS = ("matrix-agent", "matrix-context")
 BESIDE = ["status", "README", "scheduler/policy", "scheduler/queue", "models/tiny/llm", "workers/0/ctl"]
+BESIDE += ["tools/calc/call", "tools/calc/limit", "tools/calc/info", "access/audit.jsonl", "access/pending"]
 REFUSED = {errno.EACCES, errno.EPERM}
 
 

@@ -60,6 +60,11 @@ FIXED = [
     "scheduler/quantum",
     "scheduler/queue",
     "scheduler/trace.json",
+    "tools/calc/call",
+    "tools/calc/schema.json",
+    "tools/shell/call",
+    "access/pending",
+    "access/audit.jsonl",
     "agents",
     "contexts",
     "..",
@@ -81,7 +86,9 @@ OF_AGENT = [
     "syscall",
     "syscall/llm",
     "syscall/llm",
-    "syscall/llm",
+    "syscall/tool",
+    "tools",
+    "max_steps",
     "requests",
     "requests/new",
     "requests/latest",
@@ -95,7 +102,8 @@ OF_CONTEXT = [".", "messages.jsonl", "tokens", "state", "model", "ctl", "kv", "k
 LINES = r"""hello|{"prompt":"x","max_tokens":2}|{"prompt":"x","max_tokens":2,"context":"cx1"}|[]||
 pause|resume|reset|
 cancel all|evict|evict disk|fork cx2|truncate 0|pin|cx1|cy1|cz1|5|-20|random|{"role":"user","content":"hi"}|
-{"max_tokens":1}|fifo|../../etc/passwd"""
+{"max_tokens":1}|fifo|../../etc/passwd|calc shell|{"name":"calc","arguments":{"expression":"1+1"}}|
+{"expression":"2*3"}|{"name":"shell","arguments":{"command":"id"}}|{"command":"id"}"""
 WORDS = [line.strip("\n").encode() + b"\n" for line in LINES.split("|")]
 WORDS += [b"", b"{", b'{"prompt":"x","max_tokens":2}', b"\0" * 100, b"\xff\xfe", b"x" * 70_000]
 FLAGS = (os.O_NONBLOCK, os.O_APPEND, os.O_TRUNC, os.O_CREAT, os.O_EXCL, os.O_DIRECTORY, os.O_SYNC)

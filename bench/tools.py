@@ -1,0 +1,170 @@
+"""make bench-tools: what a tool call costs beside the bare sandbox, and what the agent loop adds to it.
+
+    python -m bench.tools
+
+As root, on a quiet machine. Writes bench/results/tools.json and prints tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aiosd.runner import memory_file
+from aiosd.sandbox import Cage, seccomp_filter
+from aiosd.tools import Tools
+from tests.running import REPOSITORY, Daemon
+
+RESULT = Path(__file__).parent / "results" / "tools.json"
+ARGUMENTS = b'{"expression": "1234*5678"}'
+QUESTION = b"What is 1234*5678?"
+WAITING = b"What time is it in UTC?"
+AGENTS = 64
+CLOCK = """
+name = "clock"
+description = "Tell the current time in a time zone"
+command = ["/bin/sh", "-c", "sleep 1; date -u +%H:%M"]
+limit = 64
+[parameters]
+type = "object"
+properties.zone.type = "string"
+"""  # one that waits, as what asks the network does
+
+
+def bare(mount: Path) -> None:
+    """The same program in the same sandbox, started as a shell script would."""
+    cage = Cage(TOOLS.get("calc").manifest, None, mount, 1 << 20)
+    program = cage.open_program()
+    assert program is not None
+    with memory_file(ARGUMENTS) as given, memory_file(seccomp_filter()) as seccomp:
+        command = cage.command(seccomp.fileno(), program)
+        done = subprocess.run(
+            command, stdin=given, capture_output=True, pass_fds=[seccomp.fileno(), program], check=True
+        )
+    os.close(program)
+    assert done.stdout == b"7006652\n"
+
+
+TOOLS = Tools(Path("/nonexistent"))
+
+
+def transaction(path: Path, text: bytes) -> bytes:
+    fd = os.open(path, os.O_RDWR)
+    os.write(fd, text)
+    said = b""
+    while data := os.read(fd, 65536):
+        said += data
+    os.close(fd)
+    return said
+
+
+def timed(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def calls(daemon: Daemon, rounds: int) -> dict[str, float]:
+    """Medians, the sides taking turns."""
+    file = daemon.root / "tools/calc/call"
+    took: dict[str, list[float]] = {"bare": [], "files": []}
+    for _ in range(rounds):
+        took["bare"].append(timed(lambda: bare(daemon.root)))
+        took["files"].append(timed(lambda: transaction(file, ARGUMENTS)))
+    one, other = (statistics.median(took[side]) * 1e3 for side in ("bare", "files"))
+    return {"bwrap alone, ms": one, "through the files, ms": other, "ratio": other / one}
+
+
+def spans(daemon: Daemon) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    for event in json.loads(daemon.read("scheduler/trace.json"))["traceEvents"]:
+        if event.get("ph") == "X":
+            found.setdefault(event["tid"], []).append(event)
+    return found
+
+
+def overhead(daemon: Daemon, rounds: int) -> dict[str, float]:
+    """Of a loop of three steps: all its time less what its steps spent with worker and tool, per step."""
+    file = daemon.root / "agents/a0/syscall/llm"
+    left = []
+    for _ in range(rounds):
+        transaction(file, QUESTION)
+        id = int(os.readlink(daemon.root / "agents/a0/requests/latest")) - 3
+        steps = daemon.root / f"agents/a0/requests/{id}/steps"
+        children = [int(os.path.basename(os.readlink(steps / name))) for name in os.listdir(steps)]
+        known = spans(daemon)
+        whole = sum(s["dur"] for s in known[id] if s["name"] == "loop")
+        inside = sum(s["dur"] for child in children for s in known[child] if s["name"] != "queued")
+        left.append((whole - inside) / len(children) / 1e3)
+    return {"the loop's own time per step, ms": statistics.median(left)}
+
+
+def many(daemon: Daemon, question: bytes, answer: bytes) -> dict[str, float]:
+    """Agents in the loop at once, and one after the other as AIOS runs them; steps a second."""
+
+    def run(agent: int) -> None:
+        assert answer in transaction(daemon.root / f"agents/a{agent}/syscall/llm", question)
+
+    def at_once() -> None:
+        threads = [threading.Thread(target=run, args=(n,)) for n in range(AGENTS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    at_once()
+    alone = timed(lambda: [run(n) for n in range(AGENTS)])
+    together = timed(at_once)
+    steps = 3 * AGENTS
+    return {
+        "agents": AGENTS,
+        "one at a time, steps/s": steps / alone,
+        "at once, steps/s": steps / together,
+        "ratio": alone / together,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=50)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        folder.chmod(0o755)
+        tool = folder / "tools.d/clock"
+        tool.mkdir(parents=True)
+        (tool / "tool.toml").write_text(CLOCK)
+        config = f"[tools]\nfolder = '{tool.parent}'\n"
+        daemon = Daemon(folder / "aiosd", REPOSITORY / "models/tiny", config).start()
+        try:
+            for n in range(AGENTS):
+                (daemon.root / f"agents/a{n}").mkdir()
+                daemon.write(f"agents/a{n}/tools", "calc clock")
+            daemon.write("tools/calc/limit", str(AGENTS))
+            calls(daemon, 5)
+            results = {
+                "a call": calls(daemon, options.rounds),
+                "the loop": overhead(daemon, options.rounds),
+                "agents whose tool computes": many(daemon, QUESTION, b"= 7006652"),
+                "agents whose tool waits a second": many(daemon, WAITING, b"UTC"),
+            }
+        finally:
+            daemon.clean()
+    for what, row in results.items():
+        print(f"\n| {what} | |\n|---|---|")
+        for key, value in row.items():
+            print(f"| {key} | {value:.3g} |")
+    RESULT.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
