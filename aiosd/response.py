@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
+from aiosd import toolcalls
 from aiosd.errors import RequestFailed
 from aiosd.request import Request, State
 from aiosd.tools import QUEUE
 from aiosd.wire import Tokens
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
 def grow(request: Request, text: str, logprobs: list[Any]) -> None:
@@ -121,19 +120,16 @@ def finish_reason(request: Request, calls: list[dict[str, Any]]) -> str:
 
 def tool_calls(request: Request) -> tuple[str | None, list[dict[str, Any]]]:
     """(text, calls) of an answer. A call that is not valid JSON stays text: the client sees what was said."""
-    calls: list[dict[str, Any]] = []
     if not request.spec.tools or request.spec.steps:  # of a loop they were run
-        return request.text, calls
-    for found in TOOL_CALL.finditer(request.text):
-        try:
-            call = json.loads(found[1])
-            function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
-        except (ValueError, KeyError):
-            return request.text, []
-        calls.append({"id": f"call_{request.id}_{len(calls)}", "type": "function", "function": function})
-    if not calls:
-        return request.text, calls
-    return TOOL_CALL.sub("", request.text).strip() or None, calls
+        return request.text, []
+    prose, found = toolcalls.parse(request.text)
+    if not found:
+        return request.text, []
+    calls = []
+    for i, call in enumerate(found):
+        function = {"name": call.name, "arguments": call.arguments}
+        calls.append({"id": f"call_{request.id}_{i}", "type": "function", "function": function})
+    return prose or None, calls
 
 
 def header(request: Request, kind: str) -> dict[str, Any]:

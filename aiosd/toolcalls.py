@@ -1,104 +1,180 @@
-"""The tool calls in what a model said: parsed out of the syntaxes of the model families. Pure.
+"""The tool calls in what a model said, in the ways that the model families print them.
 
-Tolerant where models are sloppy, and strict where a text only mentions a call: what is not surely one stays
-text, so that the reader sees what was said. Formats: Hermes and Qwen (<tool_call>), Llama 3 (<|python_tag|>,
-<function=>, or the bare JSON object), Mistral ([TOOL_CALLS], with or without [ARGS]).
+Hermes and Qwen, Llama 3, Mistral, and the XML of Qwen3-Coder; which of them it is, the text tells. All or
+nothing: where a call is broken, the whole text stays text. A call that a broken one quotes (a web page, a
+file it was to write) must not become a call of its own. Linear in the text. Pure.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-CALLS_MAX = 64
-MARKER = re.compile(
-    r"<tool_call>\s*(?:```(?:json)?\s*)?|<\|python_tag\|>\s*|<function=([\w.:-]{1,64})>\s*"
-    r"|\[TOOL_CALLS\]\s*(?:([\w.:-]{1,64})\s*\[ARGS\]\s*)?"
-)
-END = re.compile(r"\s*(?:```)?\s*(?:</tool_call>|</function>|<\|eom_id\|>|<\|eot_id\|>|;)?")
-JSON = json.JSONDecoder()
+CALLS_MAX = 64  # a model that says more than these goes in circles
+
+MARKER = re.compile(r"<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|<function=")
+# A quantifier never stands beside another that matches the same: the patterns would be quadratic.
+OPENED = re.compile(r"\s*(?:```(?:json)?\s*)?")  # what may be between <tool_call> and its call: a fence
+CLOSED = re.compile(r"\s*(?:```\s*)?(?:</tool_call>|(?=<tool_call>)|\Z)")
+BETWEEN = re.compile(r"[\s;]*")  # two objects of Llama
+NAMED = re.compile(r"\s*([\w.:/-]{1,256})(?:\[CALL_ID\]\w{1,64})?(?:\[ARGS\])?\s*(?=\{)")  # Mistral
+FUNCTION = re.compile(r"<function=([^<>\s]{1,256})>\s*")
+FUNCTION_CLOSED = re.compile(r"\s*</function>(?:\s*</tool_call>)?")
+PARAMETER = re.compile(r"\s*<parameter=([^<>\s]{1,256})>")
+PARAMETER_CLOSED = "</parameter>"
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     name: str
-    arguments: str  # a JSON object
-
-
-class _NoCall(ValueError):
-    """It looks like one, and is not."""
+    arguments: str  # JSON of an object
 
 
 def parse(text: str) -> tuple[str, list[Call]]:
-    """(prose, calls). Where one call cannot be read all is prose."""
+    """(prose, calls): the stripped text without the calls, and those in their order."""
     try:
-        calls, prose = _marked(text)
-        if not calls and (bare := text.strip())[:1] == "{":
-            calls, prose = _bare(bare), [""]
-    except (ValueError, RecursionError):
+        return _split(text.strip())
+    except (ValueError, RecursionError):  # broken; or nested deeper than the decoder goes
         return text.strip(), []
-    return ("".join(prose).strip(), calls) if calls else (text.strip(), [])
 
 
 def hold(text: str) -> int:
-    """How many characters of a growing text cannot be part of a call any more."""
-    blank = len(text) - len(text.lstrip())
-    if text[blank : blank + 1] in ("{", ""):
-        return 0
-    return min((at for mark in "<[" if (at := text.find(mark)) >= 0), default=len(text))
+    """How many characters of a growing text are surely no part of a call, whatever follows."""
+    begin = re.search(r"[<\[]|\A\s*\{", text)
+    return begin.end() - 1 if begin else len(text)
 
 
-def _marked(text: str) -> tuple[list[Call], list[str]]:
-    calls: list[Call] = []
-    prose: list[str] = []
-    at = 0
-    while (found := MARKER.search(text, at)) and len(calls) < CALLS_MAX:
-        prose.append(text[at : found.start()])
-        raw, at = JSON.raw_decode(text, found.end())
-        if name := found[1] or found[2]:
-            calls.append(_named(name, raw))
-        else:
-            calls += [_call(one) for one in (raw if isinstance(raw, list) else [raw])]
-        end = END.match(text, at)
-        at = end.end() if end else at
-        while found[0].startswith("<|python_tag|>") and text[at:].lstrip()[:1] == "{":
-            raw, at = JSON.raw_decode(text, at + len(text[at:]) - len(text[at:].lstrip()))
-            calls.append(_call(raw))
-            end = END.match(text, at)
-            at = end.end() if end else at
-    return calls[:CALLS_MAX], [*prose, text[at:]]
+def _split(text: str) -> tuple[str, list[Call]]:
+    if text.startswith("{"):
+        try:
+            return _bare(text)
+        except ValueError:  # not JSON as a whole
+            pass
+    prose, calls, at = "", list[Call](), 0
+    marker = MARKER.search(text)
+    while marker:
+        found, end = _read(text, marker)
+        if found:
+            prose, at = prose + text[at : marker.start()], end
+            calls += found
+            if len(calls) > CALLS_MAX:
+                raise ValueError("too many calls")
+        marker = MARKER.search(text, end)
+    return (prose + text[at:]).strip(), calls
 
 
-def _bare(text: str) -> list[Call]:
-    """Llama 3 says nothing but the object, or several with semicolons between."""
-    return [_call(raw) for raw in _objects(text)]
+def _bare(text: str) -> tuple[str, list[Call]]:
+    """Llama's call without a mark. Any other object is an answer in JSON, also one that quotes a call."""
+    said = DECODER.decode(text)
+    if set(said) not in ({"name", "arguments"}, {"name", "parameters"}):
+        return text, []
+    return "", [_call(said)]
 
 
-def _objects(text: str) -> Iterator[Any]:
-    at = 0
-    while at < len(text):
-        raw, at = JSON.raw_decode(text, at)
-        if not isinstance(raw, dict) or raw.keys() - {"type"} not in (
-            {"name", "arguments"},
-            {"name", "parameters"},
-        ):
-            raise _NoCall
-        yield raw
-        rest = text[at:].lstrip("; \n")
-        at = len(text) - len(rest)
+def _read(text: str, marker: re.Match[str]) -> tuple[list[Call], int]:
+    """The calls behind a marker and where they end; none where it is only mentioned. Raises ValueError."""
+    at = marker.end()
+    if marker[0] == "<function=":
+        return _function(text, marker.start(), at)
+    if marker[0] == "<|python_tag|>":
+        return _objects(text, _skip(BETWEEN, text, at), at)
+    if marker[0] == "[TOOL_CALLS]":
+        if named := NAMED.match(text, at):
+            arguments, end = DECODER.raw_decode(text, named.end())
+            return [_made(named[1], arguments)], end
+        return _objects(text, _skip(OPENED, text, at), at)
+    begin = _skip(OPENED, text, at)
+    if text.startswith("<function=", begin):
+        return _function(text, begin, at)
+    calls, end = _objects(text, begin, at)
+    if calls:
+        closed = CLOSED.match(text, end)
+        if closed is None:
+            raise ValueError("more than a call in a call")
+        end = closed.end()
+    return calls, end
 
 
-def _call(raw: Any) -> Call:
-    if not isinstance(raw, dict):
-        raise _NoCall
-    return _named(raw.get("name"), raw.get("arguments", raw.get("parameters", {})))
+def _objects(text: str, begin: int, nothing: int) -> tuple[list[Call], int]:
+    """One call or more as JSON objects, or as a list of them. `nothing` is the end where there is none."""
+    if not text.startswith(("{", "["), begin):
+        return [], nothing
+    calls = []
+    while True:
+        said, end = DECODER.raw_decode(text, begin)
+        calls += [_call(one) for one in (said if isinstance(said, list) else [said])]
+        begin = _skip(BETWEEN, text, end)
+        if not text.startswith("{", begin):
+            return calls, end
 
 
-def _named(name: Any, given: Any) -> Call:
-    given = json.loads(given) if isinstance(given, str) else given
-    if not isinstance(name, str) or not name or not isinstance(given, dict):
-        raise _NoCall
-    return Call(name, json.dumps(given, ensure_ascii=False))
+def _function(text: str, begin: int, nothing: int) -> tuple[list[Call], int]:
+    """<function=NAME> with JSON behind it (Llama), or with <parameter=KEY> tags (Qwen3-Coder)."""
+    head = FUNCTION.match(text, begin)
+    if head is None:
+        return [], nothing
+    at = head.end()
+    if text.startswith("{", at):
+        arguments, at = DECODER.raw_decode(text, at)
+        closed = FUNCTION_CLOSED.match(text, at)
+        if closed is None and text[at:].strip():
+            raise ValueError("more than an object in a function")
+    elif text.startswith(("<parameter=", "</function>"), at):
+        arguments, at = _parameters(text, at)
+        closed = FUNCTION_CLOSED.match(text, at)
+        if closed is None:  # cut off: an argument may be missing
+            raise ValueError("no end of the function")
+    else:
+        return [], nothing
+    return [_made(head[1], arguments)], closed.end() if closed else len(text)
+
+
+def _parameters(text: str, at: int) -> tuple[dict[str, Any], int]:
+    arguments = {}
+    while key := PARAMETER.match(text, at):
+        end = text.index(PARAMETER_CLOSED, key.end())
+        arguments[key[1]] = _value(text[key.end() : end].removeprefix("\n").removesuffix("\n"))
+        at = end + len(PARAMETER_CLOSED)
+    return arguments, at
+
+
+def _value(text: str) -> Any:
+    """Nothing here tells a number from a text of digits: what can be JSON is meant so."""
+    try:
+        return DECODER.decode(text)
+    except ValueError:
+        return text
+
+
+def _call(said: Any) -> Call:
+    if not isinstance(said, dict):
+        raise ValueError("a call is not an object")
+    return _made(said.get("name"), said.get("arguments", said.get("parameters")))
+
+
+def _made(name: Any, arguments: Any) -> Call:
+    if arguments is None or arguments == "":
+        arguments = {}
+    elif isinstance(arguments, str):
+        arguments = DECODER.decode(arguments)
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        raise ValueError("a call has a name and an object")
+    return Call(name, json.dumps(arguments, ensure_ascii=False))
+
+
+def _skip(pattern: re.Pattern[str], text: str, at: int) -> int:
+    found = pattern.match(text, at)
+    return found.end() if found else at
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("JSON could not say it again")
+    return number
+
+
+DECODER = json.JSONDecoder(parse_float=_number, parse_constant=_number)  # no NaN, no Infinity
