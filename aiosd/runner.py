@@ -7,6 +7,7 @@ thread may order.
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 import logging
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.5  # how often what a call uses is looked at
 STDERR_BYTES = 64 << 10
+ENTRY_BYTES = 4096  # that any name in a work folder counts for
 READ_BYTES = 64 << 10
 
 
@@ -275,13 +277,19 @@ def memory(tops: Collection[int]) -> Counter[int]:
 
 
 def size(folder: Path, enough: int) -> int:
-    """Bytes below a folder; counts no further than `enough`."""
-    total, folders = 0, [folder]
+    """Bytes below a folder; counts no further than `enough`. What is empty counts too, and what is so deep
+    that it has no path as too much: else its owner could make this take for ever, or hide things."""
+    total, folders = 0, [str(folder)]
     while folders and total <= enough:
-        with suppress(OSError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                with suppress(OSError):
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
-                        folders.append(Path(entry.path))
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                        folders.append(entry.path)
+                    total += max(ENTRY_BYTES, entry.stat(follow_symlinks=False).st_blocks * 512)
+                    if total > enough:
+                        return total
+        except OSError as error:  # most of all one that was removed meanwhile
+            if error.errno == errno.ENAMETOOLONG:
+                return enough + 1
     return total

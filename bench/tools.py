@@ -114,6 +114,10 @@ def many(daemon: Daemon, question: bytes, answer: bytes) -> dict[str, float]:
     def run(agent: int) -> None:
         assert answer in transaction(daemon.root / f"agents/a{agent}/syscall/llm", question)
 
+    def in_turn() -> None:
+        for n in range(AGENTS):
+            run(n)
+
     def at_once() -> None:
         threads = [threading.Thread(target=run, args=(n,)) for n in range(AGENTS)]
         for thread in threads:
@@ -122,7 +126,7 @@ def many(daemon: Daemon, question: bytes, answer: bytes) -> dict[str, float]:
             thread.join()
 
     at_once()
-    alone = timed(lambda: [run(n) for n in range(AGENTS)])
+    alone = timed(in_turn)
     together = timed(at_once)
     steps = 3 * AGENTS
     return {
