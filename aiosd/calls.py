@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -81,7 +82,9 @@ class Calls:
         return folder
 
     def forget(self, agent: Agent) -> None:
-        remove(self._work.glob(f"{agent.id}-*"))
+        """In a thread of its own: there may be very much, and others wait for the lock that is held here."""
+        if folders := list(self._work.glob(f"{agent.id}-*")):
+            threading.Thread(target=remove, args=(folders,), name="rm", daemon=True).start()
 
     def forget_gone(self, agents: Collection[int]) -> None:
         """Folders of agents that a killed daemon was about to end."""

@@ -88,7 +88,7 @@ def test_an_agents_tools_share_a_work_folder_that_nobody_else_sees(aios: Daemon,
     file = next((aios.state / "work").glob("*/a/b.txt"))
     assert "denied" in as_user(aios, ALICE, f"cat {file}").stderr
     (aios.root / agent).rmdir()
-    assert not file.exists()
+    wait_until(lambda: not file.exists(), "the folder to go with the agent")
 
 
 def test_who_may_not_run_a_tool_cannot_call_it_by_any_way(aios: Daemon) -> None:
