@@ -48,13 +48,11 @@ def hold(text: str) -> int:
 
 
 def _split(text: str) -> tuple[str, list[Call]]:
-    if text.startswith("{"):
-        try:
-            return _bare(text)
-        except ValueError:  # not JSON as a whole
-            pass
-    prose, calls, at = "", list[Call](), 0
-    marker = MARKER.search(text)
+    calls, end = _bare(text)
+    if end == len(text):
+        return ("", calls) if calls else (text, [])
+    prose, calls, at = "", [], 0
+    marker = MARKER.search(text, end)
     while marker:
         found, end = _read(text, marker)
         if found:
@@ -66,12 +64,21 @@ def _split(text: str) -> tuple[str, list[Call]]:
     return (prose + text[at:]).strip(), calls
 
 
-def _bare(text: str) -> tuple[str, list[Call]]:
-    """Llama's call without a mark. Any other object is an answer in JSON, also one that quotes a call."""
-    said = DECODER.decode(text)
-    if set(said) not in ({"name", "arguments"}, {"name", "parameters"}):
-        return text, []
-    return "", [_call(said)]
+def _bare(text: str) -> tuple[list[Call], int]:
+    """Llama's calls without a mark, and where the objects end that the text begins with. Others among them
+    are an answer in JSON: then there are no calls, also none that it quotes."""
+    calls, others, end = list[Call](), 0, 0
+    while text.startswith("{", end):
+        try:
+            said, at = DECODER.raw_decode(text, end)
+        except ValueError:
+            break
+        if said.keys() - {"type"} in ({"name", "arguments"}, {"name", "parameters"}):
+            calls.append(_call(said))
+        else:
+            others += 1
+        end = _skip(BETWEEN, text, at)
+    return calls if not others and len(calls) <= CALLS_MAX else [], end
 
 
 def _read(text: str, marker: re.Match[str]) -> tuple[list[Call], int]:

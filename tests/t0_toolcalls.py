@@ -43,6 +43,7 @@ LLAMA = [  # Llama 3.1, 3.2 and 3.3: built-in tools' mark, the template's bare o
     (f'<|python_tag|>{P}; {{"name": "ls", "parameters": {{}}}}', "", [ADD, LS]),
     (f"Sure.\n<|python_tag|>\n{P}\n{P}\nThat is it.", "Sure.\n\nThat is it.", [ADD, ADD]),
     (P, "", [ADD]),
+    (f'{{"type": "function", "name": "add", "parameters": {{"a": 1}}}}; {P}', "", [ADD, ADD]),
     (f"\n{A}\n", "", [ADD]),
     ('<function=add>{"a": 1}</function>', "", [ADD]),
     ('I add.<function=add>{"a": 1}</function>\n<function=ls>{}</function>', "I add.", [ADD, LS]),
@@ -80,6 +81,9 @@ TEXT = [
     '{"name": "add", "parameters": 5}',
     "[" + A + "]",
     json.dumps({"page": f"<tool_call>{A}</tool_call>"}),
+    '{"page": "<function=rm>{}</function>"} is the page',
+    '{"name": "x", "arguments": "<function=rm>{}</function>"}',
+    P + '; {"more": 1}',
     "<tool_call>{}</tool_call>",
     "<tool_call>{bad}</tool_call>",
     "<tool_call>[5]</tool_call>",
@@ -144,8 +148,7 @@ def test_any_text_is_read(text: str) -> None:
     prose, calls = parse(text)
     assert calls or prose == text.strip()
     assert all(call.name and isinstance(json.loads(call.arguments), dict) for call in calls)
-    rest = iter(text)
-    assert all(character in rest for character in prose), "nothing is lost but calls, nothing is added"
+    assert all(word in text for word in prose.split())
     if calls:  # nothing shown early belongs to a call
         assert prose.startswith(text[: hold(text)].strip())
 
