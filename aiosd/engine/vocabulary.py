@@ -37,7 +37,7 @@ def _byte_alphabet() -> dict[str, int]:
 ALPHABET = _byte_alphabet()
 # Special tokens that are text all the same: "[TOOL_CALLS]", "<|python_tag|>". Without them nobody could tell
 # a call from an answer.
-SPOKEN = re.compile("tool|python_tag", re.IGNORECASE)
+SPOKEN = re.compile(r"tool|python_tag|^\[(ARGS|CALL_ID)\]$", re.IGNORECASE)
 
 
 class Vocabulary:
