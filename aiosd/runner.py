@@ -200,7 +200,7 @@ class Runner:
                 bufsize=0,
                 pass_fds=passed,
                 cwd="/",
-                env={},
+                env=call.cage.environment(),
                 user=call.uid if change else None,
                 group=call.groups[0] if change else None,
                 extra_groups=call.groups[1:] if change else None,

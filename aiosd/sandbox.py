@@ -8,6 +8,7 @@ kernel's file modes hold inside. Decides nothing and starts nothing: aiosd.runne
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +23,9 @@ TMP_BYTES = 64 << 20
 PROCESSES = 64  # of one call, threads too
 FILES = 256
 WORK = "/work"
-# Ways to look into or act on what is outside, or that only an attack on the kernel needs
+HIDDEN = ("--tmpfs", "/aios/access", "--remount-ro", "/aios/access")
+# Ways to look into or act on what is outside, to hold memory that is nobody's, or that only an attack on the
+# kernel needs
 REFUSED = tuple(
     """
     ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp
@@ -31,10 +34,13 @@ REFUSED = tuple(
     bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register
     add_key request_key keyctl
     kexec_load kexec_file_load init_module finit_module delete_module
+    memfd_create memfd_secret shmget msgget
     open_by_handle_at name_to_handle_at quotactl acct swapon swapoff reboot sethostname setdomainname
     settimeofday clock_settime adjtimex clock_adjtime personality
-    """.split()  # noqa: SIM905 - as words, not as forty quoted lines
+    """.split()  # noqa: SIM905 - as words, not as fifty quoted lines
 )
+SOCKETS = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)  # a network namespace holds
+FAMILIES = 64  # these, and not, for one, the AF_VSOCK by which a virtual machine speaks to its host
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,13 @@ class Cage:
         return [
             BWRAP, "--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent",
             "--new-session", "--cap-drop", "ALL", "--seccomp", str(seccomp), "--hostname", "aios",
-            "--clearenv", *self._environment(),
             "--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc", *links(),
-            "--proc", "/proc", "--dev", "/dev", "--size", str(TMP_BYTES), "--tmpfs", "/tmp",
-            *(("--bind", str(self.work), WORK) if self.work else ("--size", str(TMP_BYTES), "--tmpfs", WORK)),
+            "--proc", "/proc", "--remount-ro", "/proc",  # root may write to /proc/sys without a capability
+            "--dev", "/dev", *tmpfs("/dev/shm"), "--remount-ro", "/dev", *tmpfs("/tmp"),
+            *(("--bind", str(self.work), WORK) if self.work else tmpfs(WORK)),
             *(option for path in m.read for option in ("--ro-bind-try", path, path)),
             *(option for path in m.write for option in ("--bind-try", path, path)),
-            *(("--bind", str(self.mount), "/aios", "--tmpfs", "/aios/access") if self.mount else ()),
+            *(("--bind", str(self.mount), "/aios", *HIDDEN) if self.mount else ()),
             *(("--perms", "0555", "--ro-bind-data", str(program), self._program) if program else ()),
             "--remount-ro", "/", "--chdir", WORK, "--",
             "/usr/bin/prlimit", f"--as={m.memory_bytes}", f"--cpu={m.cpu_s}", f"--nproc={PROCESSES}",
@@ -77,11 +83,14 @@ class Cage:
                 return os.open(self.manifest.folder / part, os.O_RDONLY | os.O_CLOEXEC)
         return None
 
-    def _environment(self) -> list[str]:
+    def environment(self) -> dict[str, str]:
+        """Not on the command line: that is everybody's to see."""
         base = {"PATH": "/usr/bin:/bin", "HOME": WORK, "LANG": "C.UTF-8", "AIOS": "/aios"}
-        return [
-            text for key, value in {**base, **self.manifest.env}.items() for text in ("--setenv", key, value)
-        ]
+        return {**base, **self.manifest.env}
+
+
+def tmpfs(path: str) -> list[str]:
+    return ["--size", str(TMP_BYTES), "--tmpfs", path]
 
 
 @cache
@@ -104,6 +113,9 @@ def seccomp_filter() -> bytes:
     for name in REFUSED:
         with suppress(OSError, ValueError):
             rules.add_rule(pyseccomp.ERRNO(1), name)
+    for family in set(range(FAMILIES)) - set(SOCKETS):
+        rules.add_rule(pyseccomp.ERRNO(1), "socket", pyseccomp.Arg(0, pyseccomp.EQ, family))
+    rules.add_rule(pyseccomp.ERRNO(1), "socket", pyseccomp.Arg(0, pyseccomp.GE, FAMILIES))
     file = os.memfd_create("seccomp")
     try:
         with os.fdopen(os.dup(file), "r+b") as opened:
