@@ -213,7 +213,7 @@ class Runner:
             self._over(running, fd)
 
     def _said(self, running: Running, data: bytes) -> None:
-        room = running.call.cage.output_bytes - running.out_bytes
+        room = max(0, running.call.cage.output_bytes - running.out_bytes)
         running.out_bytes += len(data)
         if data[:room]:
             self._events.tool_said(running.call.request, data[:room])
