@@ -65,6 +65,7 @@ class Running:
     pidfd: int
     until_s: float
     streams: int = 3  # stdout, stderr and the pidfd: it is over when all are
+    ended_s: float = 0.0  # 0: not yet
     out_bytes: int = 0
     stderr: bytearray = field(default_factory=bytearray)
     why: str = ""
@@ -139,8 +140,11 @@ class Runner:
             if self._running and now >= look_s:
                 look_s = now + LOOK_S
                 used = memory({running.process.pid for running in self._running.values()})
-                for running in self._running.values():
-                    self._look(running, now, used[running.process.pid])
+                for running in list(self._running.values()):
+                    if running.ended_s and now > running.ended_s + LOOK_S:  # its output is held open outside
+                        self._try(partial(self._end, running))
+                    else:
+                        self._try(partial(self._look, running, now, used[running.process.pid]))
         for running in self._running.values():
             running.kill("the daemon stops")
             running.process.wait()
@@ -229,12 +233,18 @@ class Runner:
         """One of its three descriptors has nothing more to say."""
         self._selector.unregister(fd)
         running.streams -= 1
-        if running.streams:
-            return
+        if fd == running.pidfd:
+            running.ended_s = time.monotonic()
+        if not running.streams:
+            self._end(running)
+
+    def _end(self, running: Running) -> None:
         status = running.process.wait()
         os.close(running.pidfd)
         for file in (running.process.stdout, running.process.stderr):
             if file:
+                if file.fileno() in self._selector.get_map():
+                    self._selector.unregister(file)
                 file.close()
         request = running.call.request
         del self._running[request.id]
