@@ -16,6 +16,7 @@ from aiosd.agents import Agent
 from aiosd.audit import Audit
 from aiosd.config import Config
 from aiosd.errors import NotFound, StoreFull
+from aiosd.fs.mount import is_mounted  # by /proc: a stat() would wait for this daemon, which starts
 from aiosd.request import Request
 from aiosd.runner import Call, Events, Runner
 from aiosd.sandbox import Cage
@@ -61,7 +62,7 @@ class Calls:
         cage = Cage(
             tool.manifest,
             self._folder(request) if request.agent_id else None,
-            mount if mount.is_mount() else None,
+            mount if is_mounted(mount) else None,
             config.tools.output_bytes,
         )
         arguments, groups = request.spec.messages[0]["content"], request.spec.groups
