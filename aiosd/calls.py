@@ -78,8 +78,8 @@ class Calls:
                 folder.mkdir(0o700)
             except OSError as error:
                 raise StoreFull(f"{folder}: {error.strerror}", "free some space there") from None
-            if os.geteuid() == 0:
-                os.chown(folder, request.uid, request.spec.groups[0])
+        if os.geteuid() == 0 and folder.stat().st_uid != request.uid:  # or the daemon was killed just here
+            os.chown(folder, request.uid, request.spec.groups[0])
         return folder
 
     def forget(self, agent: Agent) -> None:
@@ -96,4 +96,4 @@ class Calls:
 def remove(folders: Iterable[Path]) -> None:
     """By rm(1): shutil's recursion ends at a thousand folders in each other, which a tool may make."""
     if names := list(folders):
-        subprocess.run(["/bin/rm", "-rf", "--one-file-system", "--", *names], stdin=subprocess.DEVNULL)
+        subprocess.run(["/bin/rm", "-rf", "--one-file-system", "--", *names], stderr=subprocess.DEVNULL)
