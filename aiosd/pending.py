@@ -36,13 +36,19 @@ class Pending:
 
     def ask(self, request: Request) -> None:
         """Tells that it waits, and when it has waited long enough."""
-        assert request.decide_by_s is not None
+        until_s = request.decide_by_s
+        if until_s is None:  # somebody was quick to allow it
+            return
         self._tell(request, "pending")
         if agent := self._agents.find(request.agent):
             how = f"echo allow > access/pending/{request.id}/decision"
             agent.note(f"{request.spec.model} waits for a decision: {how}", request=request.id)
-        nobody = partial(self._deny, request, "nobody allowed it in time", DAEMON)
-        self._scheduler.calls.later(request.decide_by_s - time.time(), nobody)
+        self._scheduler.calls.later(until_s - time.time(), partial(self._expire, request.id))
+
+    def _expire(self, id: int) -> None:
+        """By id: a request that was decided or cancelled long ago is not to be kept in memory till then."""
+        if request := self.find(id):
+            self._deny(request, "nobody allowed it in time", DAEMON)
 
     def decide(self, caller: Caller, id: int, text: str) -> None:
         request = self.find(id)
