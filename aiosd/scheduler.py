@@ -41,7 +41,7 @@ from aiosd.runner import End
 from aiosd.saving import Saving
 from aiosd.store import Store
 from aiosd.swap import Swap
-from aiosd.tools import Tool, Tools
+from aiosd.tools import Tool, Tools, shorten
 from aiosd.trace import Span, Trace
 
 log = logging.getLogger(__name__)
@@ -540,7 +540,7 @@ class Scheduler:
 
     def tool_ended(self, request: Request, end: End) -> None:
         request.exit_status, request.stderr = end.status, end.stderr
-        last = end.stderr.strip().rpartition("\n")[2]
+        last = shorten(end.stderr.strip().rpartition("\n")[2])
         error = end.why or (f"exit status {end.status}" + (f": {last}" if last else "") if end.status else "")
         self._finish(request, State.FAILED if error else State.DONE, error)
 

@@ -12,6 +12,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent / "toolbox"
 FILE = "tool.toml"
+ERRORS = 100  # of one call's arguments that are looked at
+SAID = 500  # characters of an error's text
 QUEUE = "tools/"  # with a tool's name: what its calls wait for, where others wait for a model
 TEXT = {"type": "string"}
 PATHS = {"type": "array", "items": {"type": "string", "pattern": "^/"}}
@@ -168,15 +171,21 @@ def read(file: Path) -> Manifest:
 def arguments(tool: Tool, text: str) -> dict[str, Any]:
     """The arguments of a call, judged by the tool's schema. Raises BadRequest."""
     raw = read_json(text)
-    if wrong := best_match(jsonschema.Draft202012Validator(tool.manifest.parameters).iter_errors(raw)):
+    errors = jsonschema.Draft202012Validator(tool.manifest.parameters).iter_errors(raw)
+    if wrong := best_match(islice(errors, ERRORS)):
         names = ", ".join(tool.manifest.parameters.get("properties", {}))
-        raise BadRequest(f"{tool.name}: {place(wrong)}{wrong.message}", f"its arguments are {names}")
+        raise BadRequest(shorten(f"{tool.name}: {place(wrong)}{wrong.message}"), f"its arguments are {names}")
     assert isinstance(raw, dict)  # the schema of every tool wants an object
     return raw
 
 
 def place(error: jsonschema.ValidationError | jsonschema.SchemaError) -> str:
     return "".join(f"{step}: " for step in error.absolute_path)
+
+
+def shorten(text: str) -> str:
+    """What a caller or a tool said, to be kept in logs."""
+    return text if len(text) <= SAID else text[:SAID] + "…"
 
 
 def call(text: str) -> tuple[str, str]:
