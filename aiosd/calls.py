@@ -27,6 +27,7 @@ class Calls:
     def __init__(self, config: Config, tools: Tools, state: Path, events: Events) -> None:
         self.tools = tools
         self._config = config
+        self._live: dict[int, Tool] = {}  # a cancelled call is one until its processes are gone
         self._runner = Runner(events)
         self.audit = Audit(state / "audit.jsonl")
         self._work = state / "work"
@@ -47,7 +48,8 @@ class Calls:
 
     def free(self, tool: Tool, running: Iterable[Request]) -> bool:
         """Whether one more call of it may run beside those."""
-        others = [other for request in running if (other := self.tools.of(request.spec.model))]
+        ids = {request.id: self.tools.of(request.spec.model) for request in running}
+        others = [other for other in {**ids, **self._live}.values() if other]
         word = tool.manifest.exclusive
         if word and any(other.manifest.exclusive == word for other in others):
             return False
@@ -58,6 +60,7 @@ class Calls:
         tool, config = self.tools.of(request.spec.model), self._config
         if tool is None:
             raise NotFound("its tool is gone")
+        self._live[request.id] = tool
         mount = Path(config.daemon.mount)
         cage = Cage(
             tool.manifest,
@@ -66,31 +69,39 @@ class Calls:
             config.tools.output_bytes,
         )
         arguments, groups = request.spec.messages[0]["content"], request.spec.groups
-        self._runner.run(Call(request, cage, arguments, request.uid, groups, config.tools.work_bytes))
+        bounds = config.tools.work_bytes, config.limits.disk_reserve_bytes
+        self._runner.run(Call(request, cage, arguments, request.uid, groups, *bounds))
+
+    def left(self, request: Request) -> None:
+        """Nothing of it runs any more."""
+        self._live.pop(request.id, None)
 
     def _folder(self, request: Request) -> Path:
-        """Where the agent's tools work, of each user who calls them through it his own. The folders above can
-        be passed and not read; what is in the state folder besides is root's alone."""
-        folder = self._work / f"{request.agent_id}-{request.uid}"
-        if not folder.is_dir():
-            try:
+        """Where the agent's tools work, of each user who calls them through it his own. What is above can be
+        passed and not read, and below his uid is his alone: a tool that opens /work to all opens it to none.
+        """
+        own = self._work / str(request.uid)
+        folder = own / str(request.agent_id)
+        try:
+            if not folder.is_dir():
                 self._work.mkdir(0o711, exist_ok=True)
+                own.mkdir(0o700, exist_ok=True)
                 folder.mkdir(0o700)
-            except OSError as error:
-                raise StoreFull(f"{folder}: {error.strerror}", "free some space there") from None
-        if os.geteuid() == 0 and folder.stat().st_uid != request.uid:  # or the daemon was killed just here
-            os.chown(folder, request.uid, request.spec.groups[0])
+            for made in (own, folder):  # or the daemon was killed before it came to this
+                if os.geteuid() == 0 and made.stat().st_uid != request.uid:
+                    os.chown(made, request.uid, request.spec.groups[0])
+        except OSError as error:
+            raise StoreFull(f"{folder}: {error.strerror}", "free some space there") from None
         return folder
 
     def forget(self, agent: Agent) -> None:
         """In a thread of its own: there may be very much, and others wait for the lock that is held here."""
-        if folders := list(self._work.glob(f"{agent.id}-*")):
+        if folders := list(self._work.glob(f"*/{agent.id}")):
             threading.Thread(target=remove, args=(folders,), name="rm", daemon=True).start()
 
     def forget_gone(self, agents: Collection[int]) -> None:
         """Folders of agents that a killed daemon was about to end."""
-        there = self._work.glob("*-*")
-        remove(folder for folder in there if int(folder.name.partition("-")[0]) not in agents)
+        remove(folder for folder in self._work.glob("*/*") if int(folder.name) not in agents)
 
 
 def remove(folders: Iterable[Path]) -> None:

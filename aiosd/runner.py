@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.5  # how often what a call uses is looked at
 STDERR_BYTES = 64 << 10
+DEEPEST = 1000  # processes below each other
 ENTRY_BYTES = 4096  # that any name in a work folder counts for
 READ_BYTES = 64 << 10
 
@@ -47,6 +48,7 @@ class Call:
     uid: int
     groups: tuple[int, ...]  # gid first
     work_bytes: int
+    reserve_bytes: int  # of the disk that its work folder is on
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +170,18 @@ class Runner:
             return
         try:
             process = self._spawn(call)
-        except (OSError, subprocess.SubprocessError) as error:
+            try:
+                pidfd = os.pidfd_open(process.pid)
+            except OSError:
+                process.kill()
+                process.wait()
+                raise
+        except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a NUL in a manifest
             self._events.tool_ended(request, End(-1, "", f"cannot be started: {error}"))
             return
         assert process.stdout
         assert process.stderr
-        running = Running(
-            call, process, os.pidfd_open(process.pid), time.monotonic() + call.cage.manifest.timeout_s
-        )
+        running = Running(call, process, pidfd, time.monotonic() + call.cage.manifest.timeout_s)
         self._running[request.id] = running
         for file, heed in ((process.stdout, self._said), (process.stderr, self._erred)):
             self._selector.register(
@@ -263,6 +269,8 @@ class Runner:
             work, running.call.work_bytes
         ) > running.call.work_bytes:
             running.kill(f"its work folder has more than {running.call.work_bytes} bytes")
+        elif work and free_bytes(work) < running.call.reserve_bytes:  # files that it removed and holds open
+            running.kill("the disk is full")
 
 
 def memory_file(data: bytes) -> FileIO:
@@ -279,11 +287,18 @@ def memory(tops: Collection[int]) -> Counter[int]:
     total = Counter[int]()
     for pid, info in found.items():
         top = pid
-        while top in found and top not in tops:
+        for _ in range(DEEPEST):  # no further, should pids come round while they are read
+            if top not in found or top in tops:
+                break
             top = found[top]["ppid"]
-        if top in found and info["memory_info"]:
+        if top in tops and info["memory_info"]:
             total[top] += info["memory_info"].rss
     return total
+
+
+def free_bytes(folder: Path) -> int:
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
 
 
 def size(folder: Path, enough: int) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyseccomp
 
+from aiosd.policy import check_owner
 from aiosd.tools import Manifest
 
 BWRAP = "/usr/bin/bwrap"
@@ -80,7 +81,13 @@ class Cage:
         """The file beside the manifest: opened here, as its folder may not be the caller's to see."""
         for part in self.manifest.command:
             if part.startswith("./"):
-                return os.open(self.manifest.folder / part, os.O_RDONLY | os.O_CLOEXEC)
+                file = os.open(self.manifest.folder / part, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    check_owner(self.manifest.folder / part, os.fstat(file))
+                except ValueError:
+                    os.close(file)
+                    raise
+                return file
         return None
 
     def environment(self) -> dict[str, str]:

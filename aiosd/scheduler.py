@@ -372,6 +372,7 @@ class Scheduler:
         try:
             self.calls.run(request)
         except AiosError as error:
+            self.calls.left(request)
             self._finish(request, State.FAILED, error.explanation)
 
     def _begin(self, request: Request) -> None:
@@ -524,13 +525,17 @@ class Scheduler:
     def tool_began(self, request: Request) -> bool:
         """It is about to start; False: it has ended meanwhile, or that cannot be stored."""
         with self._lock:
-            if request.id not in self._queue.running:
-                return False
+            began = request.id in self._queue.running
             request.started_s = time.time()
         try:
-            self.store.start_request(request)
+            if began:
+                self.store.start_request(request)
         except AiosError as error:
             self._finish(request, State.FAILED, error.explanation)
+            began = False
+        if not began:
+            self.calls.left(request)
+            self.stir()
             return False
         self._tell(request)
         return True
@@ -539,10 +544,12 @@ class Scheduler:
         request.answer.append(data)
 
     def tool_ended(self, request: Request, end: End) -> None:
+        self.calls.left(request)
         request.exit_status, request.stderr = end.status, end.stderr
         last = shorten(end.stderr.strip().rpartition("\n")[2])
         error = end.why or (f"exit status {end.status}" + (f": {last}" if last else "") if end.status else "")
-        self._finish(request, State.FAILED if error else State.DONE, error)
+        if not self._finish(request, State.FAILED if error else State.DONE, error):
+            self.stir()  # it was cancelled before; now there is room for another
 
     # the end
 

@@ -44,7 +44,11 @@ SCHEMA = {  # of tool.toml
         "name": {"type": "string", "pattern": r"^(?!\.)[A-Za-z0-9._-]{1,64}$"},
         "description": {"type": "string", "minLength": 1, "maxLength": 1024},
         "command": {"type": "array", "items": TEXT, "minItems": 1},
-        "parameters": {"type": "object", "required": ["type"], "properties": {"type": {"const": "object"}}},
+        "parameters": {
+            "type": "object",
+            "required": ["type"],
+            "properties": {"type": {"const": "object"}},
+        },
         "read": PATHS,
         "write": PATHS,
         "env": {"type": "object", "additionalProperties": TEXT},
@@ -164,8 +168,17 @@ def read(file: Path) -> Manifest:
         jsonschema.Draft202012Validator.check_schema(raw["parameters"])
     except jsonschema.SchemaError as error:
         raise ConfigError(f"{file}: parameters: {place(error)}{error.message}") from None
+    if "uniqueItems" in mentioned(raw["parameters"]):
+        raise ConfigError(f"{file}: parameters: uniqueItems takes the square of what a caller writes")
     lists: dict[str, Any] = {key: tuple(raw[key]) for key in ("command", "read", "write") if key in raw}
     return Manifest(**{**raw, **lists}, folder=file.parent)
+
+
+def mentioned(value: object) -> set[str]:
+    """All keys in it, however deep."""
+    if isinstance(value, list):
+        return set[str]().union(*map(mentioned, value))
+    return set(value).union(*map(mentioned, value.values())) if isinstance(value, dict) else set()
 
 
 def arguments(tool: Tool, text: str) -> dict[str, Any]:
