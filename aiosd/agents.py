@@ -36,6 +36,7 @@ class Settings:
     pid_started: str = ""  # lifetime.started_of
     tools: Sequence[str] = ()  # names of those that are offered to the model
     max_steps: int = 8  # how often a request may ask the model, to have its calls run; 0: they are not run
+    allowed: Sequence[str] = ()  # irreversible tools that its owner's calls need no decision for
     params: dict[str, Any] = field(default_factory=dict)  # sampling keys of the chat-completion API
 
     @cached_property

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -27,6 +26,7 @@ class Calls:
     def __init__(self, config: Config, tools: Tools, state: Path, events: Events) -> None:
         self.tools = tools
         self._config = config
+        self.pending_s = config.tools.pending_s
         self._live: dict[int, Tool] = {}  # a cancelled call is one until its processes are gone
         self._runner = Runner(events)
         self.audit = Audit(state / "audit.jsonl")
@@ -39,12 +39,8 @@ class Calls:
 
     def reload(self, config: Config) -> None:
         self._config = config
+        self.pending_s = config.tools.pending_s
         self.tools.load(Path(config.tools.folder))
-
-    def decide_by(self, request: Request) -> float | None:
-        """Until when an irreversible call waits for a decision; None: it needs none."""
-        tool = self.tools.of(request.spec.model)
-        return time.time() + self._config.tools.pending_s if tool and tool.manifest.irreversible else None
 
     def free(self, tool: Tool, running: Iterable[Request]) -> bool:
         """Whether one more call of it may run beside those."""

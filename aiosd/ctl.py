@@ -144,7 +144,9 @@ def arguments() -> argparse.ArgumentParser:
     for verb in ("allow", "deny"):
         decision = decisions.add_parser(verb, help=f"{verb} one")
         decision.add_argument("id")
-        decision.set_defaults(run=decide, verb=verb)
+        if verb == "allow":
+            decision.add_argument("--always", action="store_true", help="all calls of its tool by its agent")
+        decision.set_defaults(run=decide, verb=verb, always=False)
     logged = command("audit", audit_verify, "the audit log").add_subparsers(required=True)
     logged.add_parser("verify", help="whether no line was changed or taken out").set_defaults(
         run=audit_verify
@@ -245,7 +247,9 @@ def pending(files: Files, options: argparse.Namespace) -> None:
 
 def decide(files: Files, options: argparse.Namespace) -> None:
     try:
-        files.write(f"access/pending/{options.id}/decision", options.verb)
+        files.write(
+            f"access/pending/{options.id}/decision", options.verb + (" always" if options.always else "")
+        )
     except FileNotFoundError:
         raise Failed(f"{options.id} does not wait; aiosctl access shows what does") from None
 

@@ -48,7 +48,7 @@ class Kernel:
         self.scheduler = Scheduler(
             config, self.store, self.agents, self.contexts, self.models, self.tools, self.events
         )
-        self.pending = Pending(self.scheduler, self.agents, self.events)
+        self.pending = Pending(self.scheduler, self.agents, self.permissions, self.events)
         self.admission = Admission(self.scheduler, self.permissions)
         self.lifetimes = Lifetimes(self._end_with_process)
         self._forget_gone()

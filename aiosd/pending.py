@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
-from aiosd.access import Caller
-from aiosd.agents import Agents
+from aiosd.access import Caller, Permissions
+from aiosd.agents import Agent, Agents
 from aiosd.errors import BadValue, NotFound, StoreFull
 from aiosd.events import Events
 from aiosd.request import Request, State
 from aiosd.scheduler import Scheduler
+from aiosd.tools import QUEUE
 
 DAEMON = Caller(os.geteuid(), os.getegid(), os.getpid())  # the daemon itself
 
 
 class Pending:
-    def __init__(self, scheduler: Scheduler, agents: Agents, events: Events) -> None:
-        self._scheduler, self._agents, self._events = scheduler, agents, events
-        scheduler.ask = self.ask
+    def __init__(
+        self, scheduler: Scheduler, agents: Agents, permissions: Permissions, events: Events
+    ) -> None:
+        self._scheduler, self._agents, self._permissions, self._events = (
+            scheduler, agents, permissions, events,
+        )  # fmt: skip
+        scheduler.ask, scheduler.decide_by = self.ask, self.decide_by
 
     def ids(self) -> list[int]:
         return [r.id for r in self._scheduler.unfinished() if r.decide_by_s is not None]
@@ -33,6 +39,27 @@ class Pending:
     def find(self, id: int) -> Request | None:
         request = self._scheduler.find(id)
         return request if request and request.decide_by_s is not None and not request.state.final else None
+
+    def decide_by(self, request: Request) -> float | None:
+        """Until when a call waits for a decision; None: it needs none."""
+        tool = self._scheduler.calls.tools.of(request.spec.model)
+        if tool is None or not tool.manifest.irreversible:
+            return None
+        agent = self._agents.find(request.agent)
+        if agent and tool.name in agent.settings.allowed and request.uid == self.owner(agent):
+            return None
+        return time.time() + self._scheduler.calls.pending_s
+
+    def owner(self, agent: Agent) -> int | None:
+        at = self._permissions.get(f"/agents/{agent.name}")
+        return at.uid if at else None
+
+    def allow_always(self, agent: Agent, names: Sequence[str]) -> None:
+        """These tools, of calls of its owner's own; of others each call is theirs to decide."""
+        for name in names:
+            if not self._scheduler.calls.tools.get(name).manifest.irreversible:
+                raise BadValue(f"{name} needs no decision", "name irreversible tools")
+        self._agents.change(agent, allowed=sorted(set(names)))
 
     def ask(self, request: Request) -> None:
         """Tells that it waits, and when it has waited long enough."""
@@ -54,14 +81,19 @@ class Pending:
         request = self.find(id)
         if request is None:
             raise NotFound(f"{id} does not wait any more")
-        if text == "allow":
+        if text == "allow always":
+            agent = self._agents.find(request.agent)
+            if agent is None or request.uid != self.owner(agent):
+                raise BadValue("only the calls of an agent's owner can be allowed always", "allow")
+            self.allow_always(agent, [*agent.settings.allowed, request.spec.model.removeprefix(QUEUE)])
+        if text in ("allow", "allow always"):
             self._scheduler.calls.audit.decided(request, "allowed", caller.uid, caller.pid)
             if self._scheduler.allow(request):
                 self._tell(request, "allowed")
         elif text == "deny":
             self._deny(request, f"denied by user {caller.uid}", caller)
         else:
-            raise BadValue(f"{text[:40]!r} is no decision", "allow or deny")
+            raise BadValue(f"{text[:40]!r} is no decision", "allow, allow always or deny")
 
     def _deny(self, request: Request, why: str, caller: Caller) -> None:
         if request.decide_by_s is None or request.state.final:

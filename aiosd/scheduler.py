@@ -72,7 +72,8 @@ class Scheduler:
         self.residency = Residency(self.pool, contexts, swap)
         self._lock = threading.RLock()  # guards the queue and every Request's changes
         self._queue = Queue()
-        self.ask: Callable[[Request], None]  # for a decision: of aiosd.pending
+        self.decide_by: Callable[[Request], float | None]  # of aiosd.pending, as the next
+        self.ask: Callable[[Request], None]
         self.loops = Loops(self.admit, self._finish, self.new_id)
         self.bounds = Bounds(config, store, self._queue, self._lock)
         self._outbox: deque[Callable[[], None]] = deque()  # orders to workers, sent without the lock
@@ -92,7 +93,7 @@ class Scheduler:
         for request in self.store.unfinished():
             request.state = State.QUEUED
             request.running_most = self.bounds.quotas.running(Caller(request.uid, -1, 0), request.agent)
-            request.decide_by_s = self.calls.decide_by(request)  # also if it was allowed before
+            request.decide_by_s = self.decide_by(request)  # also if it was allowed before
             self._queue.add(request)
             if request.spec.operation == "tool" and request.started_s is not None:
                 self._finish(request, State.FAILED, "interrupted: the daemon ended while it ran")
@@ -127,7 +128,7 @@ class Scheduler:
 
         A `hopeless` one is known to be wrong: it ends as failed, with that reason.
         """
-        request.decide_by_s = None if hopeless else self.calls.decide_by(request)
+        request.decide_by_s = None if hopeless else self.decide_by(request)
         if request.spec.operation == "tool":
             self.calls.audit.called(request)
         self._tell(request)

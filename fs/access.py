@@ -20,6 +20,7 @@ def access_folder(kernel: Kernel) -> Folder:
     return Table(
         {
             "pending": lambda: Collection(names, partial(pending_folder, kernel)),
+            "allowed": lambda: Collection(kernel.agents.names, partial(allowed_folder, kernel)),
             "audit.jsonl": lambda: Stored(0o400, kernel.scheduler.calls.audit.file),
         }
     )
@@ -45,6 +46,21 @@ def pending_folder(kernel: Kernel, name: str) -> Folder | None:
         request.submitted_s,
     )
     folder.uid = request.uid
+    return folder
+
+
+def allowed_folder(kernel: Kernel, name: str) -> Folder | None:
+    """Here and not with the agent: what its owner's tools see of the tree is not to have it."""
+    agent = kernel.agents.find(name)
+    if agent is None:
+        return None
+
+    def allow(_: Caller, text: str) -> None:
+        kernel.pending.allow_always(agent, text.split())
+
+    tools = Value(0o600, get=lambda: " ".join(agent.settings.allowed), set=allow)
+    folder = Table({"tools": lambda: tools}, 0o700, agent.born_s)
+    folder.uid = kernel.pending.owner(agent)
     return folder
 
 

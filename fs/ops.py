@@ -212,8 +212,8 @@ class Ops:
     def _check_kept(path: str) -> None:
         if path.startswith("/agents/") and path.split("/")[3:4] == ["requests"]:
             raise NotAllowed("requests come and go: share the agent, or copy the answer")
-        if path.startswith("/access/pending/"):  # it would be remembered for ever
-            raise NotAllowed("what waits here comes and goes, and is its caller's alone")
+        if path.startswith(("/access/pending/", "/access/allowed/")):  # it would be remembered for ever
+            raise NotAllowed("what is here comes and goes, and is one user's alone")
 
     def utimens(self, path: str, times: object) -> None:
         """touch: harmless, and without effect."""

@@ -222,6 +222,34 @@ def test_a_no_is_an_answer_too(aios: Daemon, agent: str, shell: Callable[[], str
     assert aios.read(f"{agent}/requests/{id}/error") == "denied by user 0\n"
 
 
+def test_what_is_allowed_always_asks_no_more_until_that_is_taken_back(
+    aios: Daemon, agent: str, shell: Callable[[], str]
+) -> None:
+    name = agent.removeprefix("agents/")
+    aios.write(f"access/pending/{shell()}/decision", "allow always")
+    assert "done" in aios.read(f"{agent}/syscall/llm")
+    assert aios.read(f"access/allowed/{name}/tools") == "shell\n"
+    assert "done" in ask(aios, agent, "Run echo done")
+    with pytest.raises(OSError, match="Invalid"):
+        aios.write(f"access/allowed/{name}/tools", "calc")
+    assert "denied" in as_user(aios, ALICE, f"echo shell > access/allowed/{name}/tools").stderr
+    aios.write(f"access/allowed/{name}/tools", "\n")
+    aios.write(f"access/pending/{shell()}/decision", "deny")
+
+
+def test_a_guest_of_an_agent_decides_for_himself(aios: Daemon, agent: str) -> None:
+    aios.write(f"access/allowed/{agent.removeprefix('agents/')}/tools", "shell")
+    for path, mode in ((agent, 0o777), (f"{agent}/syscall/tool", 0o666)):
+        (aios.root / path).chmod(mode)
+    call = """'{"name":"shell","arguments":{"command":"id -u"}}'"""
+    as_user(aios, ALICE, f"echo {call} > {agent}/syscall/tool")
+    wait_until(lambda: bool(pending(aios)), "the call to wait")
+    [id] = pending(aios)
+    assert "Invalid" in as_user(aios, ALICE, f"echo allow always > access/pending/{id}/decision").stderr
+    as_user(aios, ALICE, f"echo allow > access/pending/{id}/decision")
+    assert aios.read(f"{agent}/syscall/tool") == f"{ALICE}\n"
+
+
 def test_only_its_caller_may_decide(aios: Daemon) -> None:
     as_user(
         aios,
