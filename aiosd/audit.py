@@ -38,7 +38,9 @@ class Audit:
         self._last = digest(lines[-1]) if lines else FIRST
 
     def close(self) -> None:
-        os.close(self._fd)
+        with self._lock:
+            fd, self._fd = self._fd, -1  # never the number of another file
+            os.close(fd)
 
     def called(self, request: Request) -> None:
         """Raises StoreFull: then it is not to run."""

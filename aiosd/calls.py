@@ -1,6 +1,6 @@
-"""Tool calls between the queue and the runner: whether one may start now, and in what cage as whom.
+"""Tool calls between the queue and the runner: whether one may start now, in what cage as whom, how it went.
 
-The scheduler asks with its lock held and orders without; how a call went it hears from aiosd.runner.
+The scheduler asks `free` with its lock held, and orders without; the runner tells on its own thread.
 """
 
 from __future__ import annotations
@@ -8,29 +8,40 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from aiosd.agents import Agent
 from aiosd.audit import Audit
 from aiosd.config import Config
-from aiosd.errors import NotFound, StoreFull
+from aiosd.errors import AiosError, NotFound, StoreFull
 from aiosd.fs.mount import is_mounted  # by /proc: a stat() would wait for this daemon, which starts
-from aiosd.request import Request
-from aiosd.runner import Call, Events, Runner
+from aiosd.request import Request, State
+from aiosd.runner import Call, End, Runner
 from aiosd.sandbox import Cage
-from aiosd.tools import Tool, Tools
+from aiosd.store import Store
+from aiosd.tools import Tool, Tools, shorten
 
 
 class Calls:
-    def __init__(self, config: Config, tools: Tools, state: Path, events: Events) -> None:
+    def __init__(
+        self,
+        config: Config,
+        tools: Tools,
+        store: Store,
+        begin: Callable[[Request], bool],
+        finish: Callable[[Request, State, str], bool],
+        stir: Callable[[], None],
+    ) -> None:
+        """The scheduler's: `begin` is False when the request has ended, `stir` tells that there is room."""
         self.tools = tools
-        self._config = config
+        self._config, self._store = config, store
+        self._begin, self._finish, self._stir = begin, finish, stir
         self.pending_s = config.tools.pending_s
         self._live: dict[int, Tool] = {}  # a cancelled call is one until its processes are gone
-        self._runner = Runner(events)
-        self.audit = Audit(state / "audit.jsonl")
-        self._work = state / "work"
+        self._runner = Runner(self)
+        self.audit = Audit(store.folder / "audit.jsonl")
+        self._work = store.folder / "work"
         self.start, self.kill, self.later = self._runner.start, self._runner.kill, self._runner.later
 
     def stop(self) -> None:
@@ -52,7 +63,13 @@ class Calls:
         return others.count(tool) < tool.limit
 
     def run(self, request: Request) -> None:
-        """Raises NotFound, StoreFull."""
+        try:
+            self._run(request)
+        except AiosError as error:
+            self._left(request)
+            self._finish(request, State.FAILED, error.explanation)
+
+    def _run(self, request: Request) -> None:
         tool, config = self.tools.of(request.spec.model), self._config
         if tool is None:
             raise NotFound("its tool is gone")
@@ -68,9 +85,36 @@ class Calls:
         bounds = config.tools.work_bytes, config.limits.disk_reserve_bytes
         self._runner.run(Call(request, cage, arguments, request.uid, groups, *bounds))
 
-    def left(self, request: Request) -> None:
+    # the runner's thread tells
+
+    def tool_began(self, request: Request) -> bool:
+        """It is about to act; False: it has ended meanwhile, or that cannot be stored."""
+        try:
+            if self._begin(request):
+                self._store.start_request(request)
+                return True
+        except AiosError as error:
+            self._finish(request, State.FAILED, error.explanation)
+        self._left(request)
+        self._stir()
+        return False
+
+    def tool_said(self, request: Request, data: bytes) -> None:
+        request.answer.append(data)
+
+    def tool_ended(self, request: Request, end: End) -> None:
+        self._left(request)
+        request.exit_status, request.stderr = end.status, end.stderr
+        last = shorten(end.stderr.strip().rpartition("\n")[2])
+        error = end.why or (f"exit status {end.status}" + (f": {last}" if last else "") if end.status else "")
+        if not self._finish(request, State.FAILED if error else State.DONE, error):
+            self._stir()  # it was cancelled before, and only now there is room for another
+
+    def _left(self, request: Request) -> None:
         """Nothing of it runs any more."""
         self._live.pop(request.id, None)
+
+    # work folders
 
     def _folder(self, request: Request) -> Path:
         """Where the agent's tools work, of each user who calls them through it his own. What is above can be

@@ -37,11 +37,10 @@ from aiosd.pool import Pool, Worker
 from aiosd.queue import Queue, view
 from aiosd.request import LOOPS, Request, State
 from aiosd.residency import Residency
-from aiosd.runner import End
 from aiosd.saving import Saving
 from aiosd.store import Store
 from aiosd.swap import Swap
-from aiosd.tools import Tool, Tools, shorten
+from aiosd.tools import Tool, Tools
 from aiosd.trace import Span, Trace
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class Scheduler:
         self.config, self.store, self.agents, self.contexts, self.models, self.events = (
             config, store, agents, contexts, models, events,
         )  # fmt: skip
-        self.calls = Calls(config, tools, store.folder, self)
+        self.calls = Calls(config, tools, store, self._began, self._finish, self.stir)
         self.chooser = Chooser(config.scheduler.policy, Path(config.scheduler.policies))
         self.quantum_tokens = config.scheduler.quantum
         self.pool = Pool(config.engine, self)
@@ -261,7 +260,7 @@ class Scheduler:
             id = self._next(tool.queue)
             if id is None:
                 return
-            self._start(id, None, "tool", self._call)
+            self._start(id, None, "tool", self.calls.run)
 
     def _start(self, id: int, worker: int | None, span: str, order: Callable[[Request], None]) -> None:
         request = self._queue.waiting[id]
@@ -369,12 +368,14 @@ class Scheduler:
         except AiosError as error:  # the conversation is too large for a message, or cannot be read
             self._finish(request, State.FAILED, error.explanation)
 
-    def _call(self, request: Request) -> None:
-        try:
-            self.calls.run(request)
-        except AiosError as error:
-            self.calls.left(request)
-            self._finish(request, State.FAILED, error.explanation)
+    def _began(self, request: Request) -> bool:
+        """A tool call acts from now on; False: it has ended."""
+        with self._lock:
+            if request.id not in self._queue.running:
+                return False
+            request.started_s = time.time()
+        self._tell(request)
+        return True
 
     def _begin(self, request: Request) -> None:
         """An agent's loop, perhaps one that an earlier daemon began."""
@@ -520,37 +521,6 @@ class Scheduler:
             self.loops.said(request)
         if made.finish:
             self._requeue(request, State.PREEMPTED, "swapped")
-
-    # up: from a tool
-
-    def tool_began(self, request: Request) -> bool:
-        """It is about to start; False: it has ended meanwhile, or that cannot be stored."""
-        with self._lock:
-            began = request.id in self._queue.running
-            request.started_s = time.time()
-        try:
-            if began:
-                self.store.start_request(request)
-        except AiosError as error:
-            self._finish(request, State.FAILED, error.explanation)
-            began = False
-        if not began:
-            self.calls.left(request)
-            self.stir()
-            return False
-        self._tell(request)
-        return True
-
-    def tool_said(self, request: Request, data: bytes) -> None:
-        request.answer.append(data)
-
-    def tool_ended(self, request: Request, end: End) -> None:
-        self.calls.left(request)
-        request.exit_status, request.stderr = end.status, end.stderr
-        last = shorten(end.stderr.strip().rpartition("\n")[2])
-        error = end.why or (f"exit status {end.status}" + (f": {last}" if last else "") if end.status else "")
-        if not self._finish(request, State.FAILED if error else State.DONE, error):
-            self.stir()  # it was cancelled before; now there is room for another
 
     # the end
 
