@@ -57,18 +57,44 @@ SKILLS: dict[str, tuple[Fragment, float, int]] = {
     "newcomer": (fragments.newcomer_fragment, 0.12, 1),
     "does not know": (fragments.unknown_fragment, 0.03, 1),
 }
-NEEDS_TOOLS = {"drill": 3, "tool call": 1, "answer from result": 1, "two calls in turn": 2}
-# What a training dialogue is about, and how often; a drill only calls tools of one list, without results
-LEADS = {"drill": 0.33, "tool call": 0.21, "recall": 0.21, "newcomer": 0.12, "any": 0.13}
+NEEDS_TOOLS = {
+    "drill": 3,
+    "built-in drill": 2,
+    "chain": 2,
+    "tool call": 1,
+    "answer from result": 1,
+    "two calls in turn": 2,
+}
+# What a training dialogue is about, and how often; a drill calls tools of one list, without results
+LEADS = {
+    "drill": 0.33,
+    "built-in drill": 0.1,
+    "tool call": 0.17,
+    "chain": 0.05,
+    "recall": 0.14,
+    "newcomer": 0.1,
+    "any": 0.11,
+}
+# What tells a request for a built-in tool from a fact, a question about one, and what no offered tool can do
+BUILT_IN_DRILL = {
+    "tool call": 0.6,
+    "fact": 0.14,
+    "fact not told": 0.1,
+    "no tool": 0.1,
+    "cannot calculate": 0.06,
+}
 
 
-def offer_tools(words: Words, least: int, most: int, drill: bool = False) -> list[Tool]:
+def offer_tools(words: Words, least: int, most: int, lead: str) -> list[Tool]:
     """Tools that a request can tell apart: no two share both verb and noun, or a name."""
+    drill = lead == "drill"
     rng = words.rng
     count = rng.randint(least, most)
     own = rng.choice((0, 0, 0, count // 2, count, rng.randint(0, count)))
     if drill and rng.random() < 0.4:
         own = 0
+    if lead == "built-in drill":
+        own = rng.randint((count + 1) // 2, count)
     tools = [built_in.built_in_tool(rng, name) for name in rng.sample(list(built_in.BUILT_IN), own)]
     while len(tools) < count:
         near_miss = rng.random() < (0.35 if drill else 0.2) and len(tools) > own  # the noun of another tool
@@ -87,8 +113,8 @@ def dialogue(seed: str, split: Split, skill: str | None = None) -> Dialogue:
     lead = skill or rng.choices(list(LEADS), list(LEADS.values()))[0]
     least = NEEDS_TOOLS.get(lead, 0)
     offers_some = least or rng.random() < (0.4 if skill or lead == "any" else 0.25)
-    drill = lead == "drill"
-    scene = Scene(words, offer_tools(words, least, 6, drill) if offers_some else [], brief=drill)
+    brief = lead in ("drill", "built-in drill")
+    scene = Scene(words, offer_tools(words, least, 6, lead) if offers_some else [], brief=brief)
     plan = (
         _scored_plan(rng, skill, len(scene.tools)) if skill else _training_plan(rng, lead, len(scene.tools))
     )
@@ -149,6 +175,10 @@ def _training_plan(rng: random.Random, lead: str, tools: int) -> list[str]:
         return _facts_and_distractors(rng, tools) + ["recall"] * rng.choice((1, 1, 2, 3))
     if lead == "drill":
         return rng.choices(("tool call", "no tool"), (0.88, 0.12), k=rng.randint(4, 7))
+    if lead == "built-in drill":
+        return rng.choices(list(BUILT_IN_DRILL), list(BUILT_IN_DRILL.values()), k=rng.randint(5, 8))
+    if lead == "chain":
+        return rng.choices(("two calls in turn", "tool call"), (0.6, 0.4), k=rng.randint(2, 3))
     if lead == "any":
         return _fillers(rng, tools, rng.choice((1, 1, 1, 2, 2, 3, 4, 6)))
     count = rng.choice((1, 2, 3, 3, 4, 5))

@@ -7,6 +7,7 @@ aiosd has built in are in built_in.py. Knows nothing of chat formats.
 import json
 import random
 from dataclasses import dataclass
+from itertools import accumulate
 from string import ascii_uppercase
 
 from words import NOUNS, PARAMS, VERBS, Split, Words, phrasings
@@ -51,6 +52,11 @@ GLUE = [
 ]
 COUNTS = (0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3)  # of a tool's parameters
 TRAINED_COUNTS = (0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3)
+TYPES = ("string",) * 6 + ("integer", "number")
+TRAINED_TYPES = ("string",) * 5 + ("integer", "number")
+# How often a text is a name, a cased word, a phrase, a path, an e-mail address, a number, a code, a date
+TEXTS = (0.4, 0.22, 0.1, 0.08, 0.05, 0.05, 0.05, 0.05)
+TRAINED_TEXTS = (0.29, 0.2, 0.22, 0.07, 0.05, 0.08, 0.05, 0.04)
 ERRORS = phrasings("""no such file|not found|permission denied|timed out|no such {}|{} is locked|
 unknown {}|cannot open {}""")
 
@@ -94,12 +100,15 @@ def made_tool(words: Words, noun: str = "") -> Tool:
     rng = words.rng
     verb = words.listed_or_made_up(VERBS, 0.25)
     noun = noun or words.listed_or_made_up(NOUNS, 0.35)
+    trains = words.split is Split.TRAIN
     params: list[Param] = []
-    for _ in range(rng.choice(TRAINED_COUNTS if words.split is Split.TRAIN else COUNTS)):
+    for _ in range(rng.choice(TRAINED_COUNTS if trains else COUNTS)):
         name = words.listed_or_made_up(PARAMS, 0.2)
+        if trains and params and rng.random() < 0.15:  # one that begins as another does
+            name = params[-1].name.removesuffix("_id").removesuffix("_name")
         name += rng.choice(("", "", "", "", "", "", "_id", "_name")) if "_" not in name else ""
         if name != noun and name not in [p.name for p in params]:
-            params.append(Param(name, rng.choice(("string",) * 6 + ("integer", "number"))))
+            params.append(Param(name, rng.choice(TRAINED_TYPES if trains else TYPES)))
     if params and rng.random() < 0.12:
         params[-1] = Param(params[-1].name, params[-1].type, required=False)
     name, description = _name_and_description(words, verb, noun, params)
@@ -141,7 +150,7 @@ def use_made(words: Words, tool: Tool, noun_is_unique: bool) -> Use:
     values = {p.name: value(words, p.type) for p in given}
     asks = noun_is_unique and rng.random() < 0.4
     request = rng.choice(ASKS if asks else ORDERS).format(v=tool.verb, n=tool.noun)
-    request += _say_arguments(rng, values)
+    request += _say_arguments(words, values)
     if rng.random() < 0.6:
         request = request[0].upper() + request[1:]
     request += rng.choice(("?", "?", "", "?")) if asks else rng.choice((".", "", "", " please", ", please."))
@@ -150,8 +159,9 @@ def use_made(words: Words, tool: Tool, noun_is_unique: bool) -> Use:
     return answered(words, tool, request, values, outcome, f"{subject}: {outcome}")
 
 
-def _say_arguments(rng: random.Random, values: dict[str, Value]) -> str:
+def _say_arguments(words: Words, values: dict[str, Value]) -> str:
     """The arguments in words, in the order of the signature unless each is named."""
+    rng = words.rng
     if not values:
         return ""
     pairs = [(name, name.replace("_", " "), text) for name, text in values.items()]
@@ -161,7 +171,7 @@ def _say_arguments(rng: random.Random, values: dict[str, Value]) -> str:
         joint = rng.choice((" by", " with", " and", " to", " for", ","))
         return f"{first} {pairs[0][2]}" + "".join(f"{joint} {text}" for _, _, text in pairs[1:])
     if kind < 0.8:
-        if rng.random() < 0.3:
+        if rng.random() < (0.5 if words.split is Split.TRAIN else 0.3):
             rng.shuffle(pairs)
         start, joint = rng.choice((" with ", " for ", ", ")), rng.choice((" and ", ", ", " with "))
         return start + joint.join(f"{said} {text}" for _, said, text in pairs)
@@ -197,20 +207,21 @@ def value(words: Words, type_: str) -> Value:
         if rng.random() < 0.6:
             return round(float(words.integer()) + rng.randint(1, 9) / 10, 1)
         return int(words.integer())
-    kind = rng.random()
-    if kind < 0.4:
+    trains, kind = words.split is Split.TRAIN, rng.random()
+    proper, cased, phrase, file, mail, number, code, _ = accumulate(TRAINED_TEXTS if trains else TEXTS)
+    if kind < proper:
         return words.proper()
-    if kind < 0.62:
+    if kind < cased:
         return words.cased()
-    if kind < 0.72:
-        return words.phrase(2, 4)
-    if kind < 0.8:
+    if kind < phrase:
+        return words.phrase(2, 5 if trains else 4)
+    if kind < file:
         return path(words)
-    if kind < 0.85:
+    if kind < mail:
         return email(words)
-    if kind < 0.9:
+    if kind < number:
         return words.integer()
-    if kind < 0.95:
+    if kind < code:
         return f"{rng.choice(ascii_uppercase)}{rng.choice(('', '-'))}{words.integer()}"
     return f"20{rng.randint(10, 39)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
 
