@@ -116,7 +116,7 @@ def chain_fragment(scene: Scene) -> list[Message]:
     """Two calls in turn for one request."""
     one, two = (make_use(scene, tool) for tool in scene.rng.sample(scene.tools, 2))
     second = two.request[0].lower() + two.request[1:] if scene.rng.random() < 0.7 else two.request
-    joint = scene.rng.choice((" and then ", ", then ", ". Then ", " and after that "))
+    joint = scene.rng.choice((" and then ", ", then ", ". Then ", " and after that ", ", and ", ", and "))
     request = one.request.rstrip(".?") + joint + second
     return [
         {"role": "user", "content": request},

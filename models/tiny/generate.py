@@ -67,10 +67,10 @@ NEEDS_TOOLS = {
 }
 # What a training dialogue is about, and how often; a drill calls tools of one list, without results
 LEADS = {
-    "drill": 0.33,
+    "drill": 0.24,
     "built-in drill": 0.1,
-    "tool call": 0.17,
-    "chain": 0.05,
+    "tool call": 0.15,
+    "chain": 0.22,
     "recall": 0.14,
     "newcomer": 0.1,
     "any": 0.11,
@@ -93,7 +93,7 @@ def offer_tools(words: Words, least: int, most: int, lead: str) -> list[Tool]:
     own = rng.choice((0, 0, 0, count // 2, count, rng.randint(0, count)))
     if drill and rng.random() < 0.4:
         own = 0
-    if lead == "built-in drill":
+    if lead == "built-in drill" or (lead == "chain" and rng.random() < 0.5):
         own = rng.randint((count + 1) // 2, count)
     tools = [built_in.built_in_tool(rng, name) for name in rng.sample(list(built_in.BUILT_IN), own)]
     while len(tools) < count:
