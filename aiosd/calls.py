@@ -42,11 +42,8 @@ class Calls:
         self._runner = Runner(self)
         self.audit = Audit(store.folder / "audit.jsonl")
         self._work = store.folder / "work"
-        self.start, self.kill, self.later = self._runner.start, self._runner.kill, self._runner.later
-
-    def stop(self) -> None:
-        self._runner.stop()
-        self.audit.close()
+        self.start, self.stop = self._runner.start, self._runner.stop
+        self.kill, self.later = self._runner.kill, self._runner.later
 
     def reload(self, config: Config) -> None:
         self._config = config

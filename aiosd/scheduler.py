@@ -119,6 +119,7 @@ class Scheduler:
                 error=ShuttingDown("the daemon stopped; the request goes on when it starts again")
             )
         self.residency.swap.stop()
+        self.calls.audit.close()  # not before: clients who leave cancel their calls
 
     # admission
 
