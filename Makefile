@@ -1,7 +1,7 @@
 # make demo, make test: all a newcomer needs. Every target sets the checkout up first (./setup, which
 # does nothing when nothing changed).
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test run lint format build eval-tiny train-tiny bench bench-engine bench-sched bench-fs bench-daemon lock clean distclean
+.PHONY: help setup demo test run lint format build eval-tiny train-tiny bench bench-engine bench-sched bench-fs bench-tools bench-daemon lock clean distclean
 PY := .venv/bin/python
 ARGS ?=
 
@@ -13,7 +13,7 @@ help:
 	@echo 'make lint | format                          ruff, mypy --strict | ruff format'
 	@echo 'make build                                  the C++ extension of the engine again'
 	@echo 'make eval-tiny | train-tiny                 the built-in model: measure it, make it again'
-	@echo 'make bench | bench-{engine,sched,fs,daemon} all benchmarks, or one'
+	@echo 'make bench | bench-{engine,sched,fs,tools,daemon} all of them, or one'
 	@echo 'make lock                                   requirements*.lock from pyproject.toml'
 	@echo 'make clean | distclean                      remove what was built | and .venv'
 
@@ -47,7 +47,7 @@ eval-tiny: setup
 train-tiny: setup
 	$(PY) models/tiny/train.py $(ARGS)
 
-bench: bench-engine bench-sched bench-fs bench-daemon
+bench: bench-engine bench-sched bench-fs bench-tools bench-daemon
 
 bench-engine: setup
 	$(PY) -m bench.engine $(ARGS)
@@ -57,6 +57,9 @@ bench-sched: setup
 
 bench-fs: setup
 	$(PY) -m bench.fs $(ARGS)
+
+bench-tools: setup
+	$(PY) -m bench.tools $(ARGS)
 
 bench-daemon: setup
 	$(PY) -m bench.daemon $(ARGS)

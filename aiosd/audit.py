@@ -40,7 +40,8 @@ class Audit:
     def close(self) -> None:
         with self._lock:
             fd, self._fd = self._fd, -1  # never the number of another file
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def called(self, request: Request) -> None:
         """Raises StoreFull: then it is not to run."""

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 
 from aiosd import response, toolcalls
 from aiosd.access import Caller
-from aiosd.errors import AiosError
+from aiosd.errors import AiosError, TooLong
 from aiosd.request import Request, State
 from aiosd.spec import Message, Spec
 
 CALLS_MAX = 16  # of one answer
 RESULT_CHARS = 32 << 10  # of a result that the model is shown
+MESSAGES_CHARS = 4 << 20  # of all that it is shown in one step: each step is kept
 Judge = Callable[[Caller, str, str, int], Spec]  # (caller, tool, arguments, nice)
 
 
@@ -31,7 +32,7 @@ class Loop:
     lock: threading.Lock = field(default_factory=threading.Lock)
     busy: bool = False
     changed: bool = False
-    shown: int = 0  # characters of the step that is being made that its reader has
+    earlier: str = ""  # what its reader has of the steps before the one that is being made
 
 
 class Loops:
@@ -66,13 +67,14 @@ class Loops:
         """Text of a step, while it is made: its loop's reader sees what cannot become a call any more."""
         loop = self._loops.get(child.parent)
         if loop and child.spec.operation == "llm":
-            self._show(loop, child.text[: toolcalls.hold(child.text)])
+            self._show(loop, loop.earlier + child.text[: toolcalls.hold(child.text)])
 
     @staticmethod
     def _show(loop: Loop, text: str) -> None:
-        if len(text) > loop.shown:
-            new, loop.shown = text[loop.shown :], len(text)
-            loop.request.text += new
+        """All of it, of which the reader has a part already."""
+        new = text[len(loop.request.text) :]
+        if new:
+            loop.request.text = text
             response.grow(loop.request, new, [])
 
     def _go_on(self, loop: Loop) -> None:
@@ -95,10 +97,12 @@ class Loops:
 
     def _advance(self, loop: Loop) -> None:
         """Makes the children that are next, or ends the loop."""
-        request, between = loop.request, list[Message]()
+        request, between, said = loop.request, list[Message](), ""
         for step in range(1, request.spec.steps + 1):
             child = loop.children.get(str(step))
             if child is None:
+                loop.earlier = said
+                self._show(loop, said)
                 self._ask(loop, step, between)
                 return
             if not child.state.final:
@@ -108,8 +112,11 @@ class Loops:
                 return
             prose, calls = toolcalls.parse(child.text)
             if not calls:
+                self._show(loop, said + child.text)
                 self._end(loop, child, between)
                 return
+            said += child.text[: toolcalls.hold(child.text)]
+            said += "\n" if said and not said.endswith("\n") else ""
             made = [self._call(loop, f"{step}.{i}", call) for i, call in enumerate(calls[:CALLS_MAX], 1)]
             if not all(one.state.final for one in made):
                 return
@@ -120,13 +127,12 @@ class Loops:
 
     def _ask(self, loop: Loop, step: int, between: list[Message]) -> None:
         """The model, with all that was said before."""
-        if loop.request.text and not loop.request.text.endswith("\n"):
-            loop.shown = 0
-            self._show(loop, "\n")
-        loop.shown = 0
+        messages = (*loop.before, *between)
+        if sum(len(message["content"]) for message in messages) > MESSAGES_CHARS:
+            raise TooLong("the conversation has become too long", "ask for less, or lower max_steps")
         spec = replace(
             loop.request.spec,
-            messages=(*loop.before, *between),
+            messages=messages,
             context="", context_id=0, system="", steps=0, json=False, stream=False,
         )  # fmt: skip
         self._make(loop, str(step), spec, "")
@@ -158,7 +164,6 @@ class Loops:
 
     def _end(self, loop: Loop, child: Request, between: list[Message]) -> None:
         request = loop.request
-        self._show(loop, child.text)
         request.between, request.finish_reason = between, child.finish_reason
         for one in loop.children.values():
             request.usage.add(one.usage)

@@ -326,7 +326,9 @@ class Store:
         del self._ended[who]
         ended = f"requests WHERE {same} AND finished_s IS NOT NULL"
         db.execute(
-            f"DELETE FROM {ended} AND id <= (SELECT id FROM {ended} ORDER BY id DESC LIMIT 1 OFFSET ?)",
+            f"DELETE FROM {ended} AND id <= (SELECT id FROM {ended} ORDER BY id DESC LIMIT 1 OFFSET ?)"
+            # the steps of a loop that goes on are what it goes on from
+            " AND NOT EXISTS (SELECT 1 FROM requests p WHERE p.id=requests.parent AND p.finished_s IS NULL)",
             (*who, *who, keep),
         )
 

@@ -1,0 +1,62 @@
+"""The agent loop by itself: what follows from the steps there are."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from aiosd.loops import Loops
+from aiosd.request import Request, State
+from aiosd.spec import GREEDY, Spec
+from aiosd.store import Store
+
+
+def test_what_came_before_a_call_is_said_once_also_over_a_restart() -> None:
+    """The loop alone: its reader sees the same, in whatever state its children are found."""
+    said = ['Let me see. <tool_call>{"name": "calc"}</tool_call>', "It is <b>5</b>."]
+
+    def run(known: int) -> str:
+        made: list[Request] = []
+        loops = Loops(
+            lambda child, hopeless: made.append(child), lambda *_: True, itertools.count(2).__next__
+        )
+        loops.judge = lambda caller, name, given, nice: Spec((), GREEDY, "tools/calc", operation="tool")
+        spec = Spec(({"role": "user", "content": "?"},), GREEDY, "m", steps=4, groups=(0,))
+        request = Request(1, 0, "a", "", spec)
+        children = [
+            Request(
+                9 + i, 0, "a", f"/steps/{at}", Spec((), GREEDY, "m"), parent=1, state=State.DONE, text=text
+            )
+            for i, (at, text) in enumerate((("1", said[0]), ("1.1", ""), ("2", said[1])))
+        ]
+        loops.begin(request, [], children[:known])
+        for child, text in zip(made, [said[0], "", said[1]][known:], strict=False):
+            for i in range(1, len(text) + 1):
+                child.text = text[:i]
+                loops.said(child)
+            child.state = State.DONE
+            loops.child_ended(child)
+        return request.text
+
+    assert {run(known) for known in range(4)} == {"Let me see. \nIt is <b>5</b>."}
+
+
+def test_the_steps_of_a_loop_that_goes_on_are_not_forgotten(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    agent = store.add_agent("a", {})
+    spec = Spec(({"role": "user", "content": "?"},), GREEDY, "m")
+    loop = Request(1, 0, "a", "", spec, agent)
+    store.add_request(loop)
+
+    def end(request: Request) -> None:
+        store.add_request(request)
+        request.state, request.finished_s = State.DONE, 1.0
+        store.finish_request(request, [], keep=2)
+
+    for id in range(2, 9):
+        end(Request(id, 0, "a", f"/steps/{id}", spec, agent, parent=1))
+    assert [child.id for child in store.children(1)] == list(range(2, 9))
+    end(loop)
+    end(Request(9, 0, "a", "", spec, agent))
+    assert len(store.request_ids(agent)) == 2
+    store.close()
