@@ -13,9 +13,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from aiosd.access import Caller
 from aiosd.errors import StoreFull
 from aiosd.request import Request
 
@@ -32,8 +33,7 @@ class Audit:
         self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         end = os.fstat(self._fd).st_size
         tail = os.pread(self._fd, LINE_BYTES, max(0, end - LINE_BYTES))
-        if tail and not tail.endswith(b"\n"):  # the daemon was killed, or the disk was full, inside a line
-            os.write(self._fd, b"\n")
+        self._cut = bool(tail) and not tail.endswith(b"\n")  # by a crash or a full disk, inside a line
         lines = [line for line in tail.splitlines() if is_whole(line)]
         self._last = digest(lines[-1]) if lines else FIRST
 
@@ -47,8 +47,12 @@ class Audit:
         """Raises StoreFull: then it is not to run."""
         self._write("called", request, pid=request.pid, exe=exe(request.pid))
 
-    def decided(self, request: Request, decision: str, uid: int, pid: int) -> None:
-        self._write(decision, request, by={"uid": uid, "pid": pid, "exe": exe(pid)})
+    def decided(self, request: Request, decision: str, by: Caller) -> None:
+        self._write(decision, request, by=who(by))
+
+    def granted(self, agent: str, tools: Sequence[str], by: Caller) -> None:
+        """What may from now on be called without a decision, all of it."""
+        self._append("allowed always", {"agent": agent, "tools": list(tools), "by": who(by)})
 
     def ended(self, request: Request) -> None:
         facts = {"exit_status": request.exit_status, "result_sha256": digest(request.answer.text.encode())}
@@ -59,21 +63,21 @@ class Audit:
 
     def _write(self, what: str, request: Request, **facts: object) -> None:
         said = "".join(m["content"] for m in request.spec.messages)
-        line = {"time": round(time.time(), 3), "what": what, "request": request.id, "parent": request.parent}
-        line |= {
-            "uid": request.uid,
-            "agent": request.agent,
-            "tool": request.spec.model.removeprefix("tools/"),
-        }
-        line |= {"arguments_sha256": digest(said.encode()), **facts}
+        line = {"request": request.id, "parent": request.parent, "uid": request.uid, "agent": request.agent}
+        line |= {"tool": request.spec.model.removeprefix("tools/"), "arguments_sha256": digest(said.encode())}
+        self._append(what, {**line, **facts})
+
+    def _append(self, what: str, facts: dict[str, object]) -> None:
+        line = {"time": round(time.time(), 3), "what": what, **facts}
         with self._lock:
-            data = json.dumps({**line, "before": self._last}, ensure_ascii=False).encode()
+            data = json.dumps({**line, "before": self._last}).encode()
+            whole = b"\n" * self._cut + data + b"\n"
             try:
-                written = os.write(self._fd, data + b"\n")
+                written = os.write(self._fd, whole)
             except OSError as error:
                 raise StoreFull(f"{self.file}: {error.strerror}", "free some space there") from None
-            if written <= len(data):
-                os.write(self._fd, b"\n")
+            self._cut = written < len(whole)
+            if self._cut:
                 raise StoreFull(f"{self.file}: the disk is full", "free some space there")
             self._last = digest(data)
 
@@ -101,6 +105,10 @@ def is_whole(line: bytes) -> bool:
 
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def who(caller: Caller) -> dict[str, object]:
+    return {"uid": caller.uid, "pid": caller.pid, "exe": exe(caller.pid)}
 
 
 def exe(pid: int) -> str:

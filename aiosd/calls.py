@@ -114,19 +114,22 @@ class Calls:
     # work folders
 
     def _folder(self, request: Request) -> Path:
-        """Where the agent's tools work, of each user who calls them through it his own. What is above can be
-        passed and not read, and below his uid is his alone: a tool that opens /work to all opens it to none.
+        """Where the agent's tools work, of each user who calls them through it his own.
+
+        The folders above are the daemon's: who could put a link in the place of one would be given what
+        it leads to. Only his group passes the one of his uid, so that a tool opens /work to nobody else.
         """
         own = self._work / str(request.uid)
         folder = own / str(request.agent_id)
         try:
             if not folder.is_dir():
                 self._work.mkdir(0o711, exist_ok=True)
-                own.mkdir(0o700, exist_ok=True)
+                own.mkdir(0o710, exist_ok=True)
                 folder.mkdir(0o700)
-            for made in (own, folder):  # or the daemon was killed before it came to this
-                if os.geteuid() == 0 and made.stat().st_uid != request.uid:
-                    os.chown(made, request.uid, request.spec.groups[0])
+            if os.geteuid() == 0:
+                gid = request.spec.groups[0]
+                os.chown(own, 0, gid, follow_symlinks=False)
+                os.chown(folder, request.uid, gid, follow_symlinks=False)
         except OSError as error:
             raise StoreFull(f"{folder}: {error.strerror}", "free some space there") from None
         return folder

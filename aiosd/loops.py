@@ -8,6 +8,7 @@ tell of one.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ from aiosd.access import Caller
 from aiosd.errors import AiosError, TooLong
 from aiosd.request import Request, State
 from aiosd.spec import Message, Spec
+
+log = logging.getLogger(__name__)
 
 CALLS_MAX = 16  # of one answer
 RESULT_CHARS = 32 << 10  # of a result that the model is shown
@@ -94,6 +97,9 @@ class Loops:
                 self._advance(loop)
             except AiosError as error:  # a step could not be stored
                 self._finish(loop.request, State.FAILED, error.explanation)
+            except Exception:  # what a model said is foreign: it ends this loop, which else would never end
+                log.exception("request %d", loop.request.id)
+                self._finish(loop.request, State.FAILED, "the daemon could not go on; the log says why")
 
     def _advance(self, loop: Loop) -> None:
         """Makes the children that are next, or ends the loop."""

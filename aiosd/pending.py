@@ -54,12 +54,14 @@ class Pending:
         at = self._permissions.get(f"/agents/{agent.name}")
         return at.uid if at else None
 
-    def allow_always(self, agent: Agent, names: Sequence[str]) -> None:
+    def allow_always(self, caller: Caller, agent: Agent, names: Sequence[str]) -> None:
         """These tools, of calls of its owner's own; of others each call is theirs to decide."""
         for name in names:
             if not self._scheduler.calls.tools.get(name).manifest.irreversible:
                 raise BadValue(f"{name} needs no decision", "name irreversible tools")
-        self._agents.change(agent, allowed=sorted(set(names)))
+        allowed = sorted(set(names))
+        self._scheduler.calls.audit.granted(agent.name, allowed, caller)
+        self._agents.change(agent, allowed=allowed)
 
     def ask(self, request: Request) -> None:
         """Tells that it waits, and when it has waited long enough."""
@@ -85,9 +87,11 @@ class Pending:
             agent = self._agents.find(request.agent)
             if agent is None or request.uid != self.owner(agent):
                 raise BadValue("only the calls of an agent's owner can be allowed always", "allow")
-            self.allow_always(agent, [*agent.settings.allowed, request.spec.model.removeprefix(QUEUE)])
+            self.allow_always(
+                caller, agent, [*agent.settings.allowed, request.spec.model.removeprefix(QUEUE)]
+            )
         if text in ("allow", "allow always"):
-            self._scheduler.calls.audit.decided(request, "allowed", caller.uid, caller.pid)
+            self._scheduler.calls.audit.decided(request, "allowed", caller)
             if self._scheduler.allow(request):
                 self._tell(request, "allowed")
         elif text == "deny":
@@ -99,7 +103,7 @@ class Pending:
         if request.decide_by_s is None or request.state.final:
             return
         with suppress(StoreFull):  # a no is heeded also where it cannot be written down
-            self._scheduler.calls.audit.decided(request, "denied", caller.uid, caller.pid)
+            self._scheduler.calls.audit.decided(request, "denied", caller)
         if self._scheduler.end(request, State.FAILED, why):
             self._tell(request, "denied")
 

@@ -55,8 +55,8 @@ def allowed_folder(kernel: Kernel, name: str) -> Folder | None:
     if agent is None:
         return None
 
-    def allow(_: Caller, text: str) -> None:
-        kernel.pending.allow_always(agent, text.split())
+    def allow(caller: Caller, text: str) -> None:
+        kernel.pending.allow_always(caller, agent, text.split())
 
     tools = Value(0o600, get=lambda: " ".join(agent.settings.allowed), set=allow)
     folder = Table({"tools": lambda: tools}, 0o700, agent.born_s)

@@ -222,7 +222,7 @@ NOTHING = {  # what each is to fail at; a success says GOT
     " cat /proc/sys/kernel/$file > /tmp/v && cat /tmp/v > /proc/sys/kernel/$file && echo GOT; done",
     "the magic of the kernel": "true > /proc/sysrq-trigger && echo GOT;"
     " find /proc/sys -type f -writable | grep . && echo GOT",
-    "devices of its own": "mknod /tmp/disk b 254 0 && echo GOT; mknod /work/disk b 254 0 && echo GOT",
+    "devices of its own": "mknod /tmp/disk b 254 0 && echo GOT; mknod disk b 254 0 && echo GOT",
     "descriptors of the daemon": "ls /proc/self/fd | grep -vxE '[0-3]' && echo GOT",  # 3 is ls's own
     "the environment of the daemon": "env | grep -vE '^(PATH|HOME|LANG|AIOS|PWD|SHLVL|_)=' && echo GOT",
     "a terminal": "true < /dev/tty && echo GOT; tty && echo GOT; true > /dev/console && echo GOT",
@@ -235,7 +235,7 @@ NOTHING = {  # what each is to fail at; a success says GOT
     "memory that is nobody's": "head -c 90M /dev/zero > /dev/shm/a && echo GOT; touch /dev/a && echo GOT;"
     " touch /aios/access/a && echo GOT; python3 -c 'import os; os.memfd_create(\"a\"); print(\"GOT\")'",
     "the disk under /tmp": "head -c 90M /dev/zero > /tmp/a && echo GOT",
-    "a new name for the daemon's files": "ln /aios/status /work/x && echo GOT; mkdir /aios/access/pending"
+    "a new name for the daemon's files": "ln /aios/status x && echo GOT; mkdir /aios/access/pending"
     " && echo GOT; mv /aios/tools /aios/t && echo GOT",
     "what waits for a decision": "cd /aios/agents; for at in /aios/access ../access /proc/1/root/aios/access"
     " /proc/self/cwd/../access; do ls $at | grep . && echo GOT; done",
@@ -372,6 +372,21 @@ def test_links_in_the_work_folder_lead_nowhere(host: Host) -> None:
     host.empty_work()
     assert facts["output"] == ""
     assert host.secret.read_text() == "the secret of bob"
+
+
+def test_nothing_can_be_put_in_the_place_of_a_work_folder(host: Host) -> None:
+    """The daemon would give what it finds there to the user."""
+    host.call("true")
+    own = host.work().parent
+    for script in (
+        f"mv {own}/* {own}/x",
+        f"ln -s /etc {own}/99",
+        f"rmdir {own}/*",
+        f"mkdir {own}/98",
+        f"ls {own}",
+    ):
+        assert as_user(host.daemon, ALICE, script).returncode != 0, script
+    assert (own.stat().st_uid, host.work().stat().st_uid) == (0, ALICE)
 
 
 def test_files_left_in_the_work_folder_are_the_callers_and_nothing_more(host: Host) -> None:

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.root]
 SLEEP = """
 name = "sleep"
 description = "Sleep"
-command = ["/bin/sh", "-c", "echo begun >> /work/begun; exec sleep 30"]
+command = ["/bin/sh", "-c", "echo begun >> begun; exec sleep 30"]
 [parameters]
 type = "object"
 """
@@ -283,9 +283,7 @@ def test_what_a_file_tells_the_model_to_do_waits_for_a_person(aios: Daemon, agen
     aios.write(f"{agent}/tools", "read_file shell\n")
     aios.write(f"{agent}/syscall/llm", "Read notes.txt")
     # the worst that a model can make of it
-    aios.write(
-        f"{agent}/syscall/tool", '{"name": "shell", "arguments": {"command": "rm -rf /work/notes.txt"}}'
-    )
+    aios.write(f"{agent}/syscall/tool", '{"name": "shell", "arguments": {"command": "rm -rf notes.txt"}}')
     wait_until(lambda: bool(pending(aios)), "the call to wait")
     assert call(
         aios, f"{agent}/syscall/tool", json.dumps({**write, "name": "list_dir", "arguments": {"path": "."}})
