@@ -151,5 +151,5 @@ class Permissions:
 
 
 def object_of(path: str) -> str:
-    """/agents/ada of /agents/ada/syscall/llm"""
-    return "/".join(path.split("/")[:3])
+    """/agents/ada of /agents/ada/syscall/llm, /access/groups/night of /access/groups/night/agents"""
+    return "/".join(path.split("/")[: 4 if path.startswith("/access/") else 3])

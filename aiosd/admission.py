@@ -19,9 +19,11 @@ from aiosd import access, response, tools
 from aiosd.access import Caller, Permission, Permissions
 from aiosd.agents import Agent
 from aiosd.errors import BadRequest, Busy, Denied, NotAllowed, NotFound, OverQuota
+from aiosd.grants import Grants
 from aiosd.models import ModelState
 from aiosd.queue import add
 from aiosd.request import Request
+from aiosd.rules import user_name
 from aiosd.scheduler import Scheduler, ended
 from aiosd.spec import GREEDY, Defaults, Message, Spec, parse
 from aiosd.tools import Tool
@@ -41,8 +43,8 @@ class Source:
 
 
 class Admission:
-    def __init__(self, scheduler: Scheduler, permissions: Permissions) -> None:
-        self.scheduler = scheduler
+    def __init__(self, scheduler: Scheduler, permissions: Permissions, grants: Grants) -> None:
+        self.scheduler, self.grants = scheduler, grants
         scheduler.loops.judge = self.judge_call
         self.permissions = permissions
         self._lock = threading.Lock()
@@ -98,9 +100,13 @@ class Admission:
         """Raises NotFound, Denied."""
         tool = self.scheduler.calls.tools.get(name)
         own = os.geteuid(), os.getegid()
+        owner = self.permissions.get(f"/tools/{name}")
         for path, mode in ((f"/tools/{name}", 0o755), (f"/tools/{name}/call", 0o777)):
             if not access.may(caller, self.permissions.get(path) or Permission(*own, mode), access.EXECUTE):
                 raise Denied(f"tool {name} is not yours to call", "ask its owner for x on its call file")
+        if owner and owner.uid not in (0, own[0], caller.uid, *self.grants.owners(caller.uid)):
+            who = user_name(owner.uid)
+            raise Denied(f"tool {name} is of {who} and would run as you", f"echo {who} >> access/owners")
         return tool
 
     def check(self, caller: Caller, source: Source, size: int) -> None:
@@ -128,7 +134,7 @@ class Admission:
             return Defaults(model=source.model, operation=source.operation)
         s = source.agent.settings
         known = map(self.scheduler.calls.tools.find, s.tools)
-        functions = tuple(tool.manifest.function for tool in known if tool)
+        functions = tuple(tool.manifest.function for tool in known if tool and tool.ready)
         return Defaults(
             s.model or default_model, s.context, s.system, s.nice, s.sampling, "llm", functions, s.max_steps
         )

@@ -13,9 +13,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
+from aiosd import journal
 from aiosd.access import Caller
 from aiosd.errors import StoreFull
 from aiosd.request import Request
@@ -45,14 +46,16 @@ class Audit:
 
     def called(self, request: Request) -> None:
         """Raises StoreFull: then it is not to run."""
-        self._write("called", request, pid=request.pid, exe=exe(request.pid))
+        rule = request.rule
+        why = {"decision": rule.decision, "rule": rule.place} if rule else {}
+        self._write("called", request, pid=request.pid, exe=exe(request.pid), **why)
 
     def decided(self, request: Request, decision: str, by: Caller) -> None:
         self._write(decision, request, by=who(by))
 
-    def granted(self, agent: str, tools: Sequence[str], by: Caller) -> None:
-        """What may from now on be called without a decision, all of it."""
-        self._append("allowed always", {"agent": agent, "tools": list(tools), "by": who(by)})
+    def granted(self, what: str, by: Caller, **facts: object) -> None:
+        """Before it takes effect: all that holds from then on. Raises StoreFull."""
+        self._append(what, {**facts, "by": who(by)})
 
     def ended(self, request: Request) -> None:
         facts = {"exit_status": request.exit_status, "result_sha256": digest(request.answer.text.encode())}
@@ -80,6 +83,7 @@ class Audit:
             if self._cut:
                 raise StoreFull(f"{self.file}: the disk is full", "free some space there")
             self._last = digest(data)
+        journal.tell(what, facts)
 
 
 def verify(lines: Iterable[bytes]) -> tuple[int, list[str]]:

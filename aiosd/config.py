@@ -65,6 +65,7 @@ class Quota:
     open_files: int = 4096  # below the mount; not of root
     agents: int = 20_000
     contexts: int = 20_000
+    tools: int = 100
     kv_bytes: int = 4 << 30  # of KV of contexts, wherever it is
     pending_bytes: int = 256 << 20  # of requests being written or waiting
 
@@ -92,7 +93,8 @@ class ToolsConfig:
     folder: str = "/etc/aios/tools.d"  # the administrator's own, beside the built-in ones
     output_bytes: int = at_least(1, 1 << 20)  # that one call may print
     work_bytes: int = at_least(1, 256 << 20)  # of the folder that an agent's tools work in
-    pending_s: int = at_least(1, 600)  # how long an irreversible call waits for a decision
+    pending_s: int = at_least(1, 600)  # how long a call waits for a decision
+    notify: str = ""  # a program that tells somebody of each call that waits
 
 
 @dataclass(frozen=True)

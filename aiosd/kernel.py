@@ -10,24 +10,27 @@ import grp
 import logging
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from aiosd import access, lifetime
-from aiosd.access import Caller, Permission, Permissions
+from aiosd.access import Caller, Permission, Permissions, object_of
 from aiosd.admission import Admission
 from aiosd.agents import Agent, Agents
 from aiosd.config import Config
 from aiosd.contexts import Context, Contexts
 from aiosd.errors import AiosError, BadValue, Busy, Denied, Exists, NotEmpty, NotFound, OverQuota
 from aiosd.events import Events
+from aiosd.grants import Grants
 from aiosd.lifetime import Lifetimes
 from aiosd.models import NAME, Models, ModelState
 from aiosd.pending import Pending
 from aiosd.policy import Chooser
+from aiosd.rules import Rules
 from aiosd.scheduler import Scheduler
 from aiosd.store import Store
-from aiosd.tools import Tools
+from aiosd.tools import Tool, Tools
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +47,14 @@ class Kernel:
         self.contexts = Contexts(self.store, self.permissions, config.limits.context_bytes)
         self.models = Models(config, self.store, model)
         self.events = Events(self.permissions)
-        self.tools = Tools(Path(config.tools.folder))
+        self.tools = Tools(Path(config.tools.folder), self.store.folder / "tools")
         self.scheduler = Scheduler(
             config, self.store, self.agents, self.contexts, self.models, self.tools, self.events
         )
-        self.pending = Pending(self.scheduler, self.agents, self.permissions, self.events)
-        self.admission = Admission(self.scheduler, self.permissions)
+        self.grants = Grants(self.store)
+        rules = Rules(Path(config.scheduler.policies) / "access")
+        self.pending = Pending(self.scheduler, self.agents, self.permissions, self.events, self.grants, rules)
+        self.admission = Admission(self.scheduler, self.permissions, self.grants)
         self.lifetimes = Lifetimes(self._end_with_process)
         self._forget_gone()
 
@@ -66,18 +71,28 @@ class Kernel:
 
     def _forget_gone(self) -> None:
         """Owners and modes of objects that a killed daemon was about to make, or had just ended."""
-        there = {"agents": self.agents.names(), "contexts": self.contexts.names()}
-        known = {kind: set(names) for kind, names in there.items()}
+        there = {
+            "/agents": self.agents.names(),
+            "/contexts": self.contexts.names(),
+            "/tools": self.tools.names(),
+            "/access/groups": self.grants.groups(),
+        }
+        known = {f"{folder}/{name}" for folder, names in there.items() for name in names}
         for path in self.permissions.paths():
-            _, kind, *name = path.split("/")
-            if name and kind in known and name[0] not in known[kind]:
-                self.permissions.forget(f"/{kind}/{name[0]}")
+            object = object_of(path)
+            folder = object.rpartition("/")[0]
+            at = self.permissions.get(path)
+            if folder == "/tools" and at and at.uid in (0, os.geteuid()):
+                continue  # of a tool that the administrator may put back
+            if folder in there and object not in known:
+                self.permissions.forget(object)
         self.scheduler.calls.forget_gone({agent.id for agent in self.agents.all()})
 
     def reload(self, config: Config) -> None:
         """Takes over what can change while running; Models judges the new ones before anything else."""
         folder = Path(config.scheduler.policies)
         Chooser(config.scheduler.policy, folder)  # raises when there is no such policy
+        rules = Rules(folder / "access")
         added = self.models.reload(config)
         old, now = self.config, config
         if (old.daemon.mount, old.daemon.state) != (now.daemon.mount, now.daemon.state):
@@ -88,6 +103,7 @@ class Kernel:
         self.scheduler.pool.engine = config.engine
         self.scheduler.bounds.reload(config)
         self.scheduler.calls.reload(config)
+        self.pending.rules = rules
         for request in self.scheduler.unfinished():
             if request.spec.operation == "tool" and not self.tools.of(request.spec.model):
                 self.scheduler.cancel(request, "its tool is gone")
@@ -220,6 +236,51 @@ class Kernel:
         with self.permissions.making:
             self.models.remove(name)
             self.permissions.forget(f"/models/{name}")
+
+    def add_group(self, name: str, caller: Caller, mode: int = 0o700) -> None:
+        with self.permissions.making, self.permissions.made(f"/access/groups/{name}", caller, mode):
+            self.grants.add_group(name)
+
+    def remove_group(self, name: str) -> None:
+        with self.permissions.making:
+            self.grants.remove_group(name)
+            self.permissions.forget(f"/access/groups/{name}")
+
+    def set_group(self, name: str, agents: Sequence[str], caller: Caller) -> None:
+        """Which agents are in a privilege group."""
+        ids = {self.agents.get(agent).id for agent in agents}
+        self.scheduler.calls.audit.granted("group", caller, group=name, agents=sorted(set(agents)))
+        self.grants.set_members(name, ids)
+
+    def allow_owners(self, caller: Caller, owners: set[int]) -> None:
+        """Whose tools the caller lets run as him."""
+        self.scheduler.calls.audit.granted("owners allowed", caller, owners=sorted(owners))
+        self.grants.set_owners(caller.uid, owners)
+
+    def add_tool(self, name: str, caller: Caller, mode: int = 0o700) -> None:
+        """A user's own; it can be called once it has a manifest."""
+        path = f"/tools/{name}"
+        with self.permissions.making:
+            self._check_new(self.tools.find(name), path, caller)
+            self.scheduler.bounds.check_disk(0)
+            with self.permissions.made(path, caller, mode):
+                self.tools.make(name)
+
+    def keep_tool(self, tool: Tool, file: str, data: bytes) -> None:
+        with self.permissions.making:
+            self.scheduler.bounds.check_disk(len(data))
+            self.tools.keep(tool, file, data)
+
+    def remove_tool(self, name: str) -> None:
+        with self.permissions.making:
+            tool = self.tools.find(name)
+            if tool is None:
+                raise NotFound(f"no tool {name}")
+            self.tools.remove(tool)  # from here on nothing more is admitted for it
+            for request in self.scheduler.unfinished():
+                if request.spec.model == tool.queue:
+                    self.scheduler.cancel(request, "its tool was removed")
+            self.permissions.forget(f"/tools/{name}")
 
     def _check_new(self, there: object, path: str, caller: Caller) -> None:
         """Raises Exists, OverQuota."""

@@ -1,13 +1,18 @@
-"""Irreversible acts that wait until a person decides: access/pending/ID.
+"""Acts that wait until a person decides: access/pending/ID. Which do, the rules say (aiosd.rules).
 
-A call of a tool that is marked irreversible is in the queue like any other, and may not start before it is
-allowed. Deciding is for its caller and root; not for the tools that run for him, which do not see access/.
-Who says nothing says no. Any thread may ask and decide.
+Such a call is in the queue like any other, and may not start before it is allowed. Deciding is for its
+caller, or the group that the rule names, and root; not for the tools that run for them, which do not see
+access/. Who says nothing says no. Any thread may ask and decide.
 """
 
 from __future__ import annotations
 
+import grp
+import json
+import logging
 import os
+import signal
+import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,23 +20,37 @@ from functools import partial
 
 from aiosd.access import Caller, Permissions
 from aiosd.agents import Agent, Agents
-from aiosd.errors import BadValue, NotFound, StoreFull
+from aiosd.errors import BadValue, Denied, NotFound, StoreFull
 from aiosd.events import Events
+from aiosd.grants import Grants
 from aiosd.request import Request, State
+from aiosd.rules import Asked, Rule, Rules
 from aiosd.scheduler import Scheduler
-from aiosd.tools import QUEUE
+from aiosd.tools import QUEUE, Tool
 
+log = logging.getLogger(__name__)
+
+ALWAYS = Rule("allow", "access/allowed")
+NOBODY = 65534
+NOTIFY_S = 10.0
 DAEMON = Caller(os.geteuid(), os.getegid(), os.getpid())  # the daemon itself
 
 
 class Pending:
     def __init__(
-        self, scheduler: Scheduler, agents: Agents, permissions: Permissions, events: Events
+        self,
+        scheduler: Scheduler,
+        agents: Agents,
+        permissions: Permissions,
+        events: Events,
+        grants: Grants,
+        rules: Rules,
     ) -> None:
         self._scheduler, self._agents, self._permissions, self._events = (
             scheduler, agents, permissions, events,
         )  # fmt: skip
-        scheduler.ask, scheduler.decide_by = self.ask, self.decide_by
+        self._grants, self.rules = grants, rules
+        scheduler.ask, scheduler.rule = self.ask, self.rule
 
     def ids(self) -> list[int]:
         return [r.id for r in self._scheduler.unfinished() if r.decide_by_s is not None]
@@ -40,27 +59,46 @@ class Pending:
         request = self._scheduler.find(id)
         return request if request and request.decide_by_s is not None and not request.state.final else None
 
-    def decide_by(self, request: Request) -> float | None:
-        """Until when a call waits for a decision; None: it needs none."""
+    def rule(self, request: Request) -> None:
+        """Whether a call goes on at once, and until when it waits else. Raises Denied."""
+        request.decide_by_s = None
         tool = self._scheduler.calls.tools.of(request.spec.model)
-        if tool is None or not tool.manifest.irreversible:
-            return None
+        if tool is None:
+            return
+        rule = self.rules.judge(self._asked(request, tool))
         agent = self._agents.find(request.agent)
-        if agent and tool.name in agent.settings.allowed and request.uid == self.owner(agent):
-            return None
-        return time.time() + self._scheduler.calls.pending_s
+        if rule.decision == "ask" and not rule.by and agent and tool.name in agent.settings.allowed:
+            rule = ALWAYS if request.uid == self.owner(agent) else rule
+        request.rule = rule
+        if rule.decision == "deny":
+            raise Denied(f"calls of {tool.name} like this one are denied", rule.why or f"rule: {rule.place}")
+        if rule.decision == "ask":
+            request.decide_by_s = time.time() + self._scheduler.calls.pending_s
+
+    def _asked(self, request: Request, tool: Tool) -> Asked:
+        gid, *more = request.spec.groups
+        asks = self._scheduler.find(request.parent) if request.parent else None
+        return Asked(
+            tool.name,
+            tool.manifest.irreversible,
+            lambda: dict(json.loads(request.spec.messages[0]["content"])),
+            Caller(request.uid, gid, request.pid, frozenset(more)),
+            request.agent,
+            partial(self._grants.groups_of, request.agent_id),
+            asks.spec.model if asks else "",
+        )
 
     def owner(self, agent: Agent) -> int | None:
         at = self._permissions.get(f"/agents/{agent.name}")
         return at.uid if at else None
 
     def allow_always(self, caller: Caller, agent: Agent, names: Sequence[str]) -> None:
-        """These tools, of calls of its owner's own; of others each call is theirs to decide."""
+        """These tools, of calls of its owner's own; of others each call is theirs to decide, and where a
+        rule names a group each is the group's."""
         for name in names:
-            if not self._scheduler.calls.tools.get(name).manifest.irreversible:
-                raise BadValue(f"{name} needs no decision", "name irreversible tools")
+            self._scheduler.calls.tools.get(name)
         allowed = sorted(set(names))
-        self._scheduler.calls.audit.granted(agent.name, allowed, caller)
+        self._scheduler.calls.audit.granted("allowed always", caller, agent=agent.name, tools=allowed)
         self._agents.change(agent, allowed=allowed)
 
     def ask(self, request: Request) -> None:
@@ -72,7 +110,31 @@ class Pending:
         if agent := self._agents.find(request.agent):
             how = f"echo allow > access/pending/{request.id}/decision"
             agent.note(f"{request.spec.model} waits for a decision: {how}", request=request.id)
+        if hook := self._scheduler.config.tools.notify:
+            self._scheduler.calls.later(0, partial(self._notify, hook, request))
         self._scheduler.calls.later(until_s - time.time(), partial(self._expire, request.id))
+
+    def _notify(self, hook: str, request: Request) -> None:
+        """Runs the administrator's program as who called; where a group decides, as nobody."""
+        config, tool = self._scheduler.config, request.spec.model.removeprefix(QUEUE)
+        group = request.rule.by if request.rule else ""
+        decision = f"{config.daemon.mount}/access/pending/{request.id}/decision"
+        facts = {"REQUEST": request.id, "TOOL": tool, "AGENT": request.agent, "GROUP": group}
+        facts |= {"UID": request.uid, "DECISION": decision}
+        uid, gid = (NOBODY, NOBODY) if group else (request.uid, request.spec.groups[0])
+        change = os.geteuid() == 0
+        try:
+            process = subprocess.Popen(
+                [hook],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+                env={"PATH": "/usr/bin:/bin", **{f"AIOS_{key}": str(value) for key, value in facts.items()}},
+                user=uid if change else None, group=gid if change else None,
+                extra_groups=[] if change else None, start_new_session=True,
+            )  # fmt: skip
+        except (OSError, subprocess.SubprocessError) as error:
+            log.error("notify %s cannot be run: %s", hook, error)
+            return
+        self._scheduler.calls.later(NOTIFY_S, partial(end, process))
 
     def _expire(self, id: int) -> None:
         """By id: a request that was decided or cancelled long ago is not to be kept in memory till then."""
@@ -85,8 +147,8 @@ class Pending:
             raise NotFound(f"{id} does not wait any more")
         if text == "allow always":
             agent = self._agents.find(request.agent)
-            if agent is None or request.uid != self.owner(agent):
-                raise BadValue("only the calls of an agent's owner can be allowed always", "allow")
+            if agent is None or request.uid != self.owner(agent) or self.decider(request) is not None:
+                raise BadValue("only an agent's owner can allow his own calls always", "allow")
             self.allow_always(
                 caller, agent, [*agent.settings.allowed, request.spec.model.removeprefix(QUEUE)]
             )
@@ -98,6 +160,16 @@ class Pending:
             self._deny(request, f"denied by user {caller.uid}", caller)
         else:
             raise BadValue(f"{text[:40]!r} is no decision", "allow, allow always or deny")
+
+    @staticmethod
+    def decider(request: Request) -> int | None:
+        """The group that decides about it, where a rule names one; one that does not exist is root's."""
+        by = request.rule.by if request.rule else ""
+        try:
+            return grp.getgrnam(by).gr_gid if by else None
+        except KeyError:
+            log.error("%s: there is no group %s; root decides", request.rule and request.rule.place, by)
+            return 0
 
     def _deny(self, request: Request, why: str, caller: Caller) -> None:
         if request.decide_by_s is None or request.state.final:
@@ -113,3 +185,10 @@ class Pending:
         self._events.emit(
             "access", at, request.uid, id=request.id, agent=request.agent, tool=tool, state=state
         )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """And all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -10,12 +10,15 @@ import threading
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiosd.errors import AiosError
 from aiosd.quota import UNBOUNDED
 from aiosd.spec import Message, Spec
 from aiosd.watchers import Watchers
+
+if TYPE_CHECKING:
+    from aiosd.rules import Rule
 
 LOOPS = "loops"
 
@@ -127,7 +130,8 @@ class Request:
     running_most: tuple[int, int] = (UNBOUNDED, UNBOUNDED)  # of its user's and of its agent's, at once
     leaving: bool = False  # its worker was told to let it go, and has not answered yet
     document: str = ""  # response.json, once it has ended
-    decide_by_s: float | None = None  # an irreversible call waits for a decision, so long at the most
+    rule: Rule | None = None  # of access, that fits this call of a tool
+    decide_by_s: float | None = None  # it waits for a decision, so long at the most
     between: list[Message] = field(default_factory=list)  # of a loop: calls and results before the answer
     stderr: str = ""  # of a tool call
     exit_status: int | None = None

@@ -65,7 +65,7 @@ class Cage:
             *(("--bind", str(self.work), WORK) if self.work else tmpfs(WORK)),
             *(option for path in m.read for option in ("--ro-bind-try", path, path)),
             *(option for path in m.write for option in ("--bind-try", path, path)),
-            *(("--bind", str(self.mount), "/aios", *HIDDEN) if self.mount else ()),
+            *(aios(self.mount) if self.mount else ()),
             *(("--perms", "0555", "--ro-bind-data", str(program), self._program) if program else ()),
             "--remount-ro", "/", "--chdir", WORK, "--",
             "/usr/bin/prlimit", f"--as={m.memory_bytes}", f"--cpu={m.cpu_s}", f"--nproc={PROCESSES}",
@@ -94,6 +94,11 @@ class Cage:
         """Not on the command line: that is everybody's to see."""
         base = {"PATH": "/usr/bin:/bin", "HOME": WORK, "LANG": "C.UTF-8", "AIOS": "/aios"}
         return {**base, **self.manifest.env}
+
+
+def aios(mount: Path) -> list[str]:
+    """What runs here may not decide, nor make a tool that would see more than it does."""
+    return ["--bind", str(mount), "/aios", "--ro-bind", f"{mount}/tools", "/aios/tools", *HIDDEN]
 
 
 def tmpfs(path: str) -> list[str]:

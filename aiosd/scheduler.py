@@ -25,7 +25,7 @@ from aiosd.bounds import Bounds
 from aiosd.calls import Calls
 from aiosd.config import Config
 from aiosd.contexts import Context, Contexts
-from aiosd.errors import AiosError, ShuttingDown
+from aiosd.errors import AiosError, Denied, ShuttingDown
 from aiosd.events import Events
 from aiosd.forecast import Forecast
 from aiosd.loops import Loops
@@ -71,7 +71,7 @@ class Scheduler:
         self.residency = Residency(self.pool, contexts, swap)
         self._lock = threading.RLock()  # guards the queue and every Request's changes
         self._queue = Queue()
-        self.decide_by: Callable[[Request], float | None]  # of aiosd.pending, as the next
+        self.rule: Callable[[Request], None]  # of aiosd.pending, as the next
         self.ask: Callable[[Request], None]
         self.loops = Loops(self.admit, self._finish, self.new_id)
         self.bounds = Bounds(config, store, self._queue, self._lock)
@@ -92,14 +92,10 @@ class Scheduler:
         for request in self.store.unfinished():
             request.state = State.QUEUED
             request.running_most = self.bounds.quotas.running(Caller(request.uid, -1, 0), request.agent)
-            request.decide_by_s = self.decide_by(request)  # also if it was allowed before
-            self._queue.add(request)
-            if request.spec.operation == "tool" and request.started_s is not None:
-                self._finish(request, State.FAILED, "interrupted: the daemon ended while it ran")
-            elif not self.models.find(request.spec.model) and not self.calls.tools.of(request.spec.model):
-                self._finish(request, State.FAILED, f"{request.spec.model} is gone")
-            elif not request.spec.messages:  # it was known to be wrong, and the daemon ended before it did
-                self._finish(request, State.FAILED, "the request could not be understood")
+            wrong = self._left(request)
+            self._queue.add(request, startable=not wrong)
+            if wrong:
+                self._finish(request, State.FAILED, wrong)
         for name in self.agents.names():
             self.hold(self.agents.get(name))
         self.residency.swap.start(context.id for context in self.contexts.all())
@@ -128,7 +124,7 @@ class Scheduler:
 
         A `hopeless` one is known to be wrong: it ends as failed, with that reason.
         """
-        request.decide_by_s = None if hopeless else self.decide_by(request)
+        hopeless = hopeless or self._ruled(request)
         if request.spec.operation == "tool":
             self.calls.audit.called(request)
         self._tell(request)
@@ -147,6 +143,25 @@ class Scheduler:
             self._finish(request, State.FAILED, hopeless)
         elif request.decide_by_s is not None:
             self.ask(request)
+
+    def _left(self, request: Request) -> str:
+        """Why what an earlier daemon accepted cannot go on; empty: it can."""
+        spec = request.spec
+        if spec.operation == "tool" and request.started_s is not None:
+            return "interrupted: the daemon ended while it ran"
+        if not self.models.find(spec.model) and not self.calls.tools.of(spec.model):
+            return f"{spec.model} is gone"
+        if not spec.messages or (spec.operation == "tool" and not spec.groups):
+            return "the request could not be understood"  # known before, and the daemon ended before it did
+        return self._ruled(request)  # it is asked for again, also if it was allowed
+
+    def _ruled(self, request: Request) -> str:
+        """Why the rules deny it; empty: they do not."""
+        try:
+            self.rule(request)
+        except Denied as error:
+            return error.explanation
+        return ""
 
     def new_id(self) -> int:
         return next(self._ids)

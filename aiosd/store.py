@@ -20,7 +20,7 @@ from aiosd.errors import StoreFailed, StoreFull
 from aiosd.request import Request, State, Usage
 from aiosd.spec import Message, Spec
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FORGET_SHARE = 16  # a sixteenth more requests may be kept than are asked for
 SCHEMA = """
 CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
@@ -44,6 +44,7 @@ CREATE INDEX requests_by_parent ON requests (parent) WHERE parent<>0;
 CREATE TABLE permissions (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
     mode INTEGER NOT NULL);
 CREATE TABLE models (name TEXT PRIMARY KEY, path TEXT NOT NULL);
+CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (kind, name));
 """
 MIGRATIONS = {  # to the next version
     1: f"""
@@ -56,6 +57,9 @@ DROP TABLE old;
 DROP INDEX IF EXISTS requests_by_file;
 ALTER TABLE requests ADD COLUMN parent INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX requests_by_parent ON requests (parent) WHERE parent<>0;
+""",
+    3: """
+CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (kind, name));
 """,
 }
 CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
@@ -142,6 +146,17 @@ class Store:
         with self._transaction() as db:
             below = (path + "/", path + "0")  # all that begins with the former: 0 comes after / in ASCII
             db.execute("DELETE FROM permissions WHERE path=? OR path>? AND path<?", (path, *below))
+
+    def grants(self) -> list[tuple[str, str, set[int]]]:
+        return [(kind, name, set(json.loads(ids))) for kind, name, ids in self._rows("SELECT * FROM grants")]
+
+    def save_grant(self, kind: str, name: str, ids: set[int]) -> None:
+        with self._transaction() as db:
+            db.execute("REPLACE INTO grants VALUES (?,?,?)", (kind, name, json.dumps(sorted(ids))))
+
+    def remove_grant(self, kind: str, name: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM grants WHERE kind=? AND name=?", (kind, name))
 
     # agents, contexts, models
 

@@ -1,7 +1,8 @@
 """Tools: executables that agents may call, each with a manifest. Which exist, and what a right call is.
 
-A tool is a folder NAME with `tool.toml` and what it runs (aios-tool(5)), from the built-in ones and the
-administrator's folder. How one is run is in aiosd.runner, in what cage in aiosd.sandbox. Any thread may ask.
+A tool is a folder NAME with `tool.toml` and what it runs (aios-tool(5)): built in, the administrator's, or a
+user's own, which is kept in the state folder. How one is run is in aiosd.runner, in what cage in
+aiosd.sandbox. Any thread may ask.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import json
 import logging
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 import jsonschema
 from jsonschema.exceptions import best_match
 
-from aiosd.errors import BadRequest, ConfigError, NotFound
+from aiosd.errors import AiosError, BadRequest, BadValue, ConfigError, NotAllowed, NotFound, StoreFull
 from aiosd.models import NAME
 from aiosd.policy import check_owner
 from aiosd.request import Request, State
@@ -28,9 +30,15 @@ from aiosd.spec import read_json
 log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent / "toolbox"
-FILE = "tool.toml"
+FILE, PROGRAM = "tool.toml", "program"
+OWN_BYTES = {FILE: 64 << 10, PROGRAM: 1 << 20}  # at most, of a user's own
+LIMIT_OWN = 16  # calls at once of a user's own tool
+SLOW = {"pattern", "patternProperties", "$ref", "$dynamicRef", "$recursiveRef", "propertyNames"}
+JUDGED = 200_000  # parts of a foreign schema times parts of the arguments
+ADMINISTRATORS = ("exclusive", "network", "credentials")  # not in the manifest of a user's own
 ERRORS = 100  # of one call's arguments that are looked at
 SAID = 500  # characters of an error's text
+LIMIT_MAX = 1024
 QUEUE = "tools/"  # with a tool's name: what its calls wait for, where others wait for a model
 TEXT = {"type": "string"}
 PATHS = {"type": "array", "items": {"type": "string", "pattern": "^/"}}
@@ -62,6 +70,10 @@ SCHEMA = {  # of tool.toml
 }
 
 
+class Incomplete(BadValue):
+    """A manifest that more text could make a right one."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     name: str
@@ -90,6 +102,8 @@ class Manifest:
 class Tool:
     manifest: Manifest
     limit: int
+    own: Path | None = None  # a user's: the folder of its manifest and program
+    error: str = ""  # why the last manifest was not taken
     calls: int = 0
     failed: int = 0
     busy_s: float = 0.0
@@ -102,6 +116,26 @@ class Tool:
     def queue(self) -> str:
         return QUEUE + self.name
 
+    @property
+    def ready(self) -> bool:
+        """It has a manifest."""
+        return bool(self.manifest.command)
+
+    @property
+    def limit_max(self) -> int:
+        return LIMIT_OWN if self.own else LIMIT_MAX
+
+    def judge(self, data: bytes) -> Manifest:
+        """A manifest of a user's own. Raises BadValue, and remembers why."""
+        assert self.own
+        try:
+            found = own(self.own, data.decode())
+        except (BadValue, UnicodeDecodeError) as error:
+            self.error = str(error)
+            raise error if isinstance(error, BadValue) else BadValue("not UTF-8 text") from None
+        self.error = ""
+        return found
+
     def account(self, request: Request) -> None:
         self.calls += 1
         self.failed += request.state is not State.DONE
@@ -110,8 +144,10 @@ class Tool:
 
 
 class Tools:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, own: Path) -> None:
+        """`folder`: the administrator's; `own`: where those that users make are kept."""
         self._by_name: dict[str, Tool] = {}
+        self._own = own
         self.load(folder)
 
     def load(self, folder: Path) -> None:
@@ -129,7 +165,53 @@ class Tools:
             elif tool.manifest != manifest:
                 tool.manifest, tool.limit = manifest, manifest.limit
             found[manifest.name] = tool
+        for kept in sorted(self._own.glob("*")):
+            if kept.name in found:
+                log.warning("tool %s of a user gives way to the administrator's", kept.name)
+            else:
+                known = self._by_name.get(kept.name)
+                found[kept.name] = known if known and known.own else self._kept(kept)
         self._by_name = found
+
+    @staticmethod
+    def _kept(folder: Path) -> Tool:
+        tool = Tool(Manifest(folder.name, "", (), {}, folder), 1, folder)
+        try:
+            if (folder / FILE).exists():
+                tool.manifest = own(folder, (folder / FILE).read_text())
+                tool.limit = tool.manifest.limit
+        except (AiosError, OSError) as error:
+            tool.error = str(error)
+        return tool
+
+    def make(self, name: str) -> None:
+        """A user's own, without a manifest."""
+        folder = self._own / name
+        with full(folder):
+            self._own.mkdir(0o700, exist_ok=True)
+            folder.mkdir(0o700)
+        self._by_name = {**self._by_name, name: self._kept(folder)}
+
+    def remove(self, tool: Tool) -> None:
+        if tool.own is None:
+            raise NotAllowed(f"tool {tool.name} is not yours to remove", f"{tool.manifest.folder} holds it")
+        self._by_name = {name: one for name, one in self._by_name.items() if one is not tool}
+        for file in tool.own.iterdir():
+            file.unlink()
+        tool.own.rmdir()
+
+    def keep(self, tool: Tool, file: str, data: bytes) -> None:
+        """The manifest or program of a user's own. Raises BadValue, StoreFull; the old one stays then."""
+        assert tool.own
+        if self._by_name.get(tool.name) is not tool:
+            raise NotFound(f"tool {tool.name} was removed")
+        manifest = tool.judge(data) if file == FILE else None
+        with full(tool.own):
+            new = tool.own / ".new"
+            new.write_bytes(data)
+            os.replace(new, tool.own / file)
+        if manifest:
+            tool.manifest, tool.limit = manifest, manifest.limit
 
     def all(self) -> list[Tool]:
         return list(self._by_name.values())
@@ -141,10 +223,13 @@ class Tools:
         return self._by_name.get(name)
 
     def get(self, name: str) -> Tool:
-        try:
-            return self._by_name[name]
-        except KeyError:
-            raise NotFound(f"no tool {name[:64]!r}", f"tools are {', '.join(self._by_name)}") from None
+        """One that can be called. Raises NotFound."""
+        tool = self._by_name.get(name)
+        if tool is None:
+            raise NotFound(f"no tool {name[:64]!r}", f"tools are {', '.join(self._by_name)}")
+        if not tool.ready:
+            raise NotFound(f"tool {name} has no manifest", f"cp tool.toml tools/{name}/manifest")
+        return tool
 
     def of(self, queue: str) -> Tool | None:
         """Whose calls wait there."""
@@ -160,18 +245,62 @@ def read(file: Path) -> Manifest:
             raw = tomllib.load(opened)
     except (OSError, ValueError) as error:  # ValueError: not TOML, not UTF-8, another's
         raise ConfigError(f"{file}: {error}", "aios-tool(5) says what a manifest holds") from None
-    if wrong := best_match(jsonschema.Draft202012Validator(SCHEMA).iter_errors(raw)):
-        raise ConfigError(f"{file}: {place(wrong)}{wrong.message}", "see aios-tool(5)")
-    if raw["name"] != file.parent.name or not NAME.fullmatch(raw["name"]):
-        raise ConfigError(f"{file}: the tool {raw['name']!r} is to be in a folder of that name")
+    try:
+        return manifest(file.parent, raw)
+    except BadValue as error:
+        raise ConfigError(f"{file}: {error}", error.hint) from None
+
+
+def own(folder: Path, text: str) -> Manifest:
+    """A user's own, which may leave out its name. Raises BadValue."""
+    try:
+        return _own(folder, {"name": folder.name, **tomllib.loads(text)})
+    except tomllib.TOMLDecodeError as error:
+        raise Incomplete(str(error), "aios-tool(5) says what a manifest holds") from None
+    except RecursionError:
+        raise BadValue("it is nested too deep") from None
+
+
+def _own(folder: Path, raw: dict[str, Any]) -> Manifest:
+    if refused := [key for key in ADMINISTRATORS if key in raw]:
+        raise BadValue(f"{refused[0]} is for the administrator's tools", "leave it out")
+    found = manifest(folder, raw)
+    if slow := mentioned(found.parameters) & SLOW:
+        raise BadValue(
+            f"parameters: {min(slow)} may take for ever", "leave it out: the program may judge more"
+        )
+    if found.limit > LIMIT_OWN:
+        raise BadValue(f"limit is at most {LIMIT_OWN}")
+    if any(part.startswith("./") and part != f"./{PROGRAM}" for part in found.command):
+        raise BadValue(f"the file beside the manifest is ./{PROGRAM}", "cp it there")
+    return found
+
+
+def manifest(folder: Path, raw: dict[str, Any]) -> Manifest:
+    """Raises BadValue."""
+    errors = list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(raw))
+    if wrong := best_match(error for error in errors if error.validator != "required"):
+        raise BadValue(f"{place(wrong)}{wrong.message}", "see aios-tool(5)")
+    if errors:
+        raise Incomplete(f"{place(errors[0])}{errors[0].message}", "see aios-tool(5)")
+    if raw["name"] != folder.name or not NAME.fullmatch(raw["name"]):
+        raise BadValue(f"the tool {raw['name']!r} is to be in a folder of that name")
     try:
         jsonschema.Draft202012Validator.check_schema(raw["parameters"])
     except jsonschema.SchemaError as error:
-        raise ConfigError(f"{file}: parameters: {place(error)}{error.message}") from None
+        raise BadValue(f"parameters: {place(error)}{error.message}") from None
     if "uniqueItems" in mentioned(raw["parameters"]):
-        raise ConfigError(f"{file}: parameters: uniqueItems takes the square of what a caller writes")
+        raise BadValue("parameters: uniqueItems takes the square of what a caller writes")
     lists: dict[str, Any] = {key: tuple(raw[key]) for key in ("command", "read", "write") if key in raw}
-    return Manifest(**{**raw, **lists}, folder=file.parent)
+    return Manifest(**{**raw, **lists}, folder=folder)
+
+
+@contextmanager
+def full(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreFull(f"{folder}: {error.strerror}", "free some space there") from None
 
 
 def mentioned(value: object) -> set[str]:
@@ -181,9 +310,17 @@ def mentioned(value: object) -> set[str]:
     return set(value).union(*map(mentioned, value.values())) if isinstance(value, dict) else set()
 
 
+def parts(value: object) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(map(parts, value.values()))
+    return 1 + sum(map(parts, value)) if isinstance(value, list) else 1
+
+
 def arguments(tool: Tool, text: str) -> dict[str, Any]:
     """The arguments of a call, judged by the tool's schema. Raises BadRequest."""
     raw = read_json(text)
+    if tool.own and parts(tool.manifest.parameters) * parts(raw) > JUDGED:
+        raise BadRequest(f"{tool.name}: the arguments have too many parts for its schema", "send fewer")
     errors = jsonschema.Draft202012Validator(tool.manifest.parameters).iter_errors(raw)
     if wrong := best_match(islice(errors, ERRORS)):
         names = ", ".join(tool.manifest.parameters.get("properties", {}))

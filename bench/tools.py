@@ -54,7 +54,7 @@ def bare(mount: Path) -> None:
     assert done.stdout == b"7006652\n"
 
 
-TOOLS = Tools(Path("/nonexistent"))
+TOOLS = Tools(Path("/nonexistent"), Path("/nonexistent"))
 
 
 def transaction(path: Path, text: bytes) -> bytes:

@@ -1,15 +1,18 @@
-"""access/: irreversible acts that wait for a decision."""
+"""access/: acts that wait for a decision, the rules, and what people have granted."""
 
 from __future__ import annotations
 
 import json
+import pwd
 from functools import partial
 
 from aiosd.access import Caller
-from aiosd.fs.files import Stored, Text, Value
+from aiosd.errors import BadValue
+from aiosd.fs.files import File, Handle, Opening, Stored, Text, Value, ValueHandle
 from aiosd.fs.tree import Collection, Folder, Table
 from aiosd.kernel import Kernel
 from aiosd.request import Request
+from aiosd.rules import user_name
 from aiosd.tools import QUEUE
 
 
@@ -21,13 +24,18 @@ def access_folder(kernel: Kernel) -> Folder:
         {
             "pending": lambda: Collection(names, partial(pending_folder, kernel)),
             "allowed": lambda: Collection(kernel.agents.names, partial(allowed_folder, kernel)),
+            "owners": lambda: Owners(kernel=kernel),
+            "groups": lambda: Collection(
+                kernel.grants.groups, partial(group_folder, kernel), kernel.add_group, kernel.remove_group
+            ),
+            "rules": lambda: Text(render=lambda: kernel.pending.rules.text),
             "audit.jsonl": lambda: Stored(0o400, kernel.scheduler.calls.audit.file),
         }
     )
 
 
 def pending_folder(kernel: Kernel, name: str) -> Folder | None:
-    """Its caller's alone: what is asked may be private."""
+    """Of him who decides, alone: what is asked may be private."""
     id = int(name) if name.isdecimal() and len(name) < 19 else 0
     request = kernel.pending.find(id)
     if request is None:
@@ -36,17 +44,65 @@ def pending_folder(kernel: Kernel, name: str) -> Folder | None:
     def decide(caller: Caller, text: str) -> None:
         kernel.pending.decide(caller, id, text)
 
+    gid = kernel.pending.decider(request)
+    group = 0 if gid is None else 0o070
     folder = Table(
         {
-            "request.json": lambda: Text(0o400, render=partial(asked, request)),
-            "decision": lambda: Value(0o600, get=lambda: "", set=decide),
-            "expires": lambda: Text(0o400, render=lambda: f"{int(request.decide_by_s or 0)}\n"),
+            "request.json": lambda: Text(0o400 | group & 0o040, render=partial(asked, request)),
+            "decision": lambda: Value(0o600 | group & 0o060, get=lambda: "", set=decide),
+            "expires": lambda: Text(
+                0o400 | group & 0o040, render=lambda: f"{int(request.decide_by_s or 0)}\n"
+            ),
         },
-        0o700,
+        0o700 | group & 0o050,
         request.submitted_s,
     )
-    folder.uid = request.uid
+    folder.uid, folder.gid = request.uid if gid is None else 0, gid
     return folder
+
+
+class Owners(File):
+    """Whose tools its opener lets run as him: each user reads and writes his own."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(0o666)
+        self._kernel = kernel
+
+    def open(self, opening: Opening) -> Handle:
+        caller = opening.caller
+
+        def get() -> str:
+            return " ".join(map(user_name, sorted(self._kernel.grants.owners(caller.uid))))
+
+        def set(_: Caller, text: str) -> None:
+            self._kernel.allow_owners(caller, {uid_of(name) for name in text.split()})
+
+        return ValueHandle(Value(get=get, set=set), opening)
+
+
+def uid_of(name: str) -> int:
+    """Raises BadValue."""
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        if name.isdecimal() and len(name) < 11:
+            return int(name)
+        raise BadValue(f"there is no user {name[:40]!r}", "name users, with blanks between") from None
+
+
+def group_folder(kernel: Kernel, name: str) -> Folder | None:
+    """A privilege group: agents that a rule names together."""
+    if name not in kernel.grants.groups():
+        return None
+
+    def get() -> str:
+        members = kernel.grants.members(name)
+        return " ".join(agent.name for agent in kernel.agents.all() if agent.id in members)
+
+    def set(caller: Caller, text: str) -> None:
+        kernel.set_group(name, text.split(), caller)
+
+    return Table({"agents": lambda: Value(get=get, set=set)}, 0o700)
 
 
 def allowed_folder(kernel: Kernel, name: str) -> Folder | None:
@@ -70,6 +126,7 @@ def asked(request: Request) -> str:
         "uid": request.uid,
         "agent": request.agent,
         "tool": request.spec.model.removeprefix(QUEUE),
+        "why": request.rule.why if request.rule else "",
     }
     said = json.loads(request.spec.messages[0]["content"])
     return json.dumps({**facts, "arguments": said}, ensure_ascii=False, indent=2) + "\n"

@@ -35,6 +35,7 @@ README = (Path(__file__).parent / "README.txt").read_text()
 
 def build(kernel: Kernel) -> Tree:
     private = (0o1777, None) if kernel.group is None else (0o1770, kernel.group)
+    shared = (0o1777, None) if kernel.group is None else (0o1775, kernel.group)
     entries: dict[str, Factory] = {
         "README": lambda: Text(render=lambda: README),
         "version": lambda: Text(render=lambda: __version__ + "\n"),
@@ -46,7 +47,9 @@ def build(kernel: Kernel) -> Tree:
         "models": lambda: Collection(
             kernel.models.names, partial(model_folder, kernel), kernel.add_model, kernel.remove_model
         ),
-        "tools": lambda: Collection(kernel.tools.names, partial(tool_folder, kernel)),
+        "tools": lambda: Collection(
+            kernel.tools.names, partial(tool_folder, kernel), kernel.add_tool, kernel.remove_tool, *shared
+        ),
         "access": lambda: access_folder(kernel),
         "workers": lambda: Collection(
             lambda: [str(w.id) for w in kernel.scheduler.pool.workers()], partial(worker_folder, kernel)

@@ -1,20 +1,20 @@
-"""tools/NAME: what a tool is, and the file that calls it."""
+"""tools/NAME: what a tool is, the file that calls it, and those that make a user's own."""
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 
 from aiosd.access import Caller
 from aiosd.admission import Source
-from aiosd.errors import BadValue
-from aiosd.fs.files import Text, Value
+from aiosd.errors import AiosError, BadValue, TooBig
+from aiosd.fs.files import File, Handle, Opening, Snapshot, StoredHandle, Text, Value
 from aiosd.fs.text import table
-from aiosd.fs.transaction import Transaction
-from aiosd.fs.tree import Folder, Table
+from aiosd.fs.transaction import Transaction, same_process
+from aiosd.fs.tree import Factory, Folder, Table
 from aiosd.kernel import Kernel
-
-LIMIT_MAX = 1024
+from aiosd.tools import FILE, OWN_BYTES, PROGRAM, Incomplete, Tool
 
 
 def tool_folder(kernel: Kernel, name: str) -> Folder | None:
@@ -24,24 +24,80 @@ def tool_folder(kernel: Kernel, name: str) -> Folder | None:
     source = Source(f"/tools/{name}/call", operation="tool", tool=name)
 
     def set_limit(caller: Caller, text: str) -> None:
-        if not text.isdecimal() or not 1 <= int(text) <= LIMIT_MAX:
-            raise BadValue(f"limit is a number of calls at once, 1 to {LIMIT_MAX}")
+        if not text.isdecimal() or not 1 <= int(text) <= tool.limit_max:
+            raise BadValue(f"limit is a number of calls at once, 1 to {tool.limit_max}")
         tool.limit = int(text)
         kernel.scheduler.stir()
 
-    def info() -> str:
-        m = tool.manifest
-        facts = {key: value for key, value in asdict(m).items() if key not in ("parameters", "env")}
-        return json.dumps({**facts, "folder": str(m.folder), "env": sorted(m.env)}, indent=2) + "\n"
+    files: dict[str, Factory] = {
+        "schema.json": lambda: Text(render=lambda: json.dumps(tool.manifest.function, indent=2) + "\n"),
+        "info": lambda: Text(render=lambda: info(tool)),
+        "call": lambda: Transaction(0o777, kernel.admission, source),
+        "limit": lambda: Value(get=lambda: str(tool.limit), set=set_limit),
+        "stats": lambda: Text(
+            render=lambda: table(calls=tool.calls, failed=tool.failed, busy_s=round(tool.busy_s, 3))
+        ),
+    }
+    if tool.own:
+        files["manifest"] = lambda: Part(kernel, tool, FILE)
+        files["program"] = lambda: Part(kernel, tool, PROGRAM)
+    return Table(files)
 
-    return Table(
-        {
-            "schema.json": lambda: Text(render=lambda: json.dumps(tool.manifest.function, indent=2) + "\n"),
-            "info": lambda: Text(render=info),
-            "call": lambda: Transaction(0o777, kernel.admission, source),
-            "limit": lambda: Value(get=lambda: str(tool.limit), set=set_limit),
-            "stats": lambda: Text(
-                render=lambda: table(calls=tool.calls, failed=tool.failed, busy_s=round(tool.busy_s, 3))
-            ),
-        }
-    )
+
+def info(tool: Tool) -> str:
+    m = tool.manifest
+    facts = {key: value for key, value in asdict(m).items() if key not in ("parameters", "env")}
+    facts |= {"folder": str(m.folder), "env": sorted(m.env)}
+    return json.dumps({**facts, "error": tool.error} if tool.error else facts, indent=2) + "\n"
+
+
+class Part(File):
+    """The manifest of a user's own tool, or its program: changed as a whole, when its writer closes it."""
+
+    def __init__(self, kernel: Kernel, tool: Tool, name: str) -> None:
+        super().__init__(0o644)
+        self.kernel, self.tool, self.name = kernel, tool, name
+        self._path = tool.manifest.folder / name
+
+    def open(self, opening: Opening) -> Handle:
+        if opening.writes:
+            return PartWriting(self, opening.caller)
+        return StoredHandle(self._path) if self._path.exists() else Snapshot("")
+
+    @property
+    def size(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
+
+
+class PartWriting(Handle):
+    def __init__(self, part: Part, caller: Caller) -> None:
+        self._part, self._caller = part, caller
+        self._most = OWN_BYTES[part.name]
+        self._data = bytearray()
+        self._changed = False
+
+    def write(self, data: bytes, offset: int) -> None:
+        if offset != len(self._data):
+            raise BadValue("it is written from its beginning to its end", "use cp or cat")
+        if offset + len(data) > self._most:
+            raise TooBig(f"{self._part.name} has at most {self._most} bytes")
+        self._part.kernel.scheduler.bounds.reserve(self._caller, len(data))
+        self._data += data
+        self._changed = True
+        if self._part.name == FILE:
+            with suppress(Incomplete):  # the rest may come in another write, as of bash's echo
+                self._part.tool.judge(bytes(self._data))
+
+    def _keep(self) -> None:
+        if self._changed:
+            self._part.kernel.keep_tool(self._part.tool, self._part.name, bytes(self._data))
+            self._changed = False
+
+    def flush(self, pid: int) -> None:
+        if same_process(pid, self._caller.pid):
+            self._keep()
+
+    def release(self) -> None:
+        with suppress(AiosError):  # nobody is told any more; info says why
+            self._keep()
+        self._part.kernel.scheduler.bounds.reserve(self._caller, -len(self._data))

@@ -137,7 +137,7 @@ class Tree:
             node, at = child, f"{at}/{name}"
             explicit = self._permissions.get(at)
             if isinstance(node, Folder) and node.uid is not None:
-                owner = Permission(node.uid, owner.gid, 0)
+                owner = Permission(node.uid, owner.gid if node.gid is None else node.gid, 0)
             owner = explicit or owner
             if isinstance(node, Folder) and node.changed_s:
                 changed_s = node.changed_s

@@ -20,8 +20,10 @@ from aiosd import ctl, spec
 from aiosd.access import Caller
 from aiosd.config import Config, Daemon, ModelConfig
 from aiosd.fs import layout
+from aiosd.fs.access import Owners
 from aiosd.fs.files import AnswerFile, Control, File, Lines, Stored, Stream, Text, Value
 from aiosd.fs.kvfile import KvFile
+from aiosd.fs.tools import Part
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Folder, Link, Node
 from aiosd.kernel import Kernel
@@ -168,6 +170,8 @@ KINDS: dict[type[Node], set[str]] = {
     Stream: {"JSON lines"}, Control: {"ctl"}, Lines: {"JSON lines"}, AnswerFile: {"answer"},
     Transaction: {"transaction"}, Stored: {"JSON lines"},
     KvFile: {"file"},
+    Part: {"file"},
+    Owners: {"value"},
 }  # fmt: skip
 
 
@@ -178,6 +182,8 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
     caller = Caller(0, 0, 1)
     kernel.add_agent("NAME", caller)
     kernel.add_context("NAME", caller)
+    kernel.add_tool("NAME", caller)
+    kernel.add_group("NAME", caller)
     asked = spec.parse(b"Who are you?", spec.Defaults("NAME"))
     agent_id = kernel.agents.get("NAME").id
     asked = replace(asked, steps=1)  # at once a loop and a step of one, to have the names of both

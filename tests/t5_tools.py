@@ -240,8 +240,8 @@ def test_what_is_allowed_always_asks_no_more_until_that_is_taken_back(
     assert "done" in aios.read(f"{agent}/syscall/llm").lower()
     assert aios.read(f"access/allowed/{name}/tools") == "shell\n"
     assert "done" in ask(aios, agent, "Run echo done").lower()
-    with pytest.raises(OSError, match="Invalid"):
-        aios.write(f"access/allowed/{name}/tools", "calc")
+    with pytest.raises(OSError, match="No such"):
+        aios.write(f"access/allowed/{name}/tools", "nosuch")
     assert "denied" in as_user(aios, ALICE, f"echo shell > access/allowed/{name}/tools").stderr
     aios.write(f"access/allowed/{name}/tools", "\n")
     aios.write(f"access/pending/{shell()}/decision", "deny")

@@ -1,0 +1,319 @@
+"""Rules of access, privilege groups and users' own tools, by real users on the real mount."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running import Daemon, wait_until
+from tests.t5_tools import call, pending
+from tests.t5_users import ALICE, BOB, as_user
+
+pytestmark = [pytest.mark.mount, pytest.mark.root]
+
+GREET = """description = "Greet somebody"
+command = ["./program"]
+[parameters]
+type = "object"
+required = ["name"]
+properties.name.type = "string"
+"""
+PROGRAM = "#!/bin/sh\necho hello from $(id -u): $(cat)\n"
+
+
+@pytest.fixture
+def greet(aios: Daemon, tmp_path: Path) -> Iterator[str]:
+    """Of alice, for all."""
+    (tmp_path / "tool.toml").write_text(GREET)
+    (tmp_path / "greet").write_text(PROGRAM)
+    let_in(tmp_path)
+    made = as_user(
+        aios,
+        ALICE,
+        f"mkdir tools/greet && cp {tmp_path}/tool.toml tools/greet/manifest && "
+        f"cp {tmp_path}/greet tools/greet/program && chmod 755 tools/greet",
+    )
+    assert made.stderr == ""
+    yield "tools/greet"
+    as_user(aios, ALICE, "rmdir tools/greet; echo > access/owners")
+    as_user(aios, BOB, "echo > access/owners")
+
+
+def let_in(folder: Path) -> None:
+    """Other users than root have to get there."""
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(0o755)
+
+
+def run(file: str, text: str) -> str:
+    return f"exec 3<>{file} && echo '{text}' >&3 && cat <&3"
+
+
+# users' own tools
+
+
+def test_a_users_own_tool_is_a_folder_with_a_manifest_and_a_program(aios: Daemon, greet: str) -> None:
+    assert os.listdir(aios.root / greet) == [
+        "schema.json", "info", "call", "limit", "stats", "manifest", "program",
+    ]  # fmt: skip
+    assert aios.read(f"{greet}/manifest") == GREET
+    assert (aios.root / greet / "program").stat().st_size == len(PROGRAM)
+    done = as_user(aios, ALICE, run(f"{greet}/call", '{"name":"ada"}'))
+    assert done.stdout == f'hello from {ALICE}: {{"name": "ada"}}\n'
+    assert "Invalid" in as_user(aios, ALICE, run(f"{greet}/call", "{}")).stderr
+
+
+def test_anothers_tool_runs_once_its_owner_is_allowed(aios: Daemon, greet: str) -> None:
+    ask = run(f"{greet}/call", '{"name":"bob"}')
+    assert "denied" in as_user(aios, BOB, ask).stderr
+    assert "denied" in as_user(aios, 0, ask).stderr
+    remedy = f"echo {ALICE} >> access/owners"
+    script = "mkdir agents/bo; echo greet > agents/bo/tools; cat agents/bo/log.jsonl; rmdir agents/bo"
+    assert remedy in as_user(aios, BOB, script).stdout
+    assert "Invalid" in as_user(aios, BOB, "echo nosuchuser > access/owners").stderr
+    done = as_user(aios, BOB, f"echo {ALICE} >> access/owners; cat access/owners; {ask}")
+    assert done.stdout == f'{ALICE}\nhello from {BOB}: {{"name": "bob"}}\n'
+    assert aios.read("access/owners") == "\n"
+    assert "denied" in as_user(aios, BOB, f"echo > access/owners; {ask}").stderr
+
+
+def test_whose_tool_it_is_nobody_else_changes_it(aios: Daemon, greet: str) -> None:
+    for script in ("echo x > manifest", "echo x > program", "echo 1 > limit", "chmod 777 ."):
+        done = as_user(aios, BOB, f"cd {greet}; {script}")
+        assert "denied" in done.stderr or "not permitted" in done.stderr
+    assert "not permitted" in as_user(aios, BOB, f"rmdir {greet}").stderr
+    assert "exists" in as_user(aios, BOB, f"mkdir {greet}").stderr
+    assert "exists" in as_user(aios, BOB, "mkdir tools/calc").stderr
+    assert "not permitted" in aios.sh("rmdir tools/calc").stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('network = ["example.org:443"]', "network is for the administrator's tools"),
+        ('exclusive = "db"', "exclusive is for"),
+        ("limit = 500", "limit is at most 16"),
+        ('command = ["./other"]', "the file beside the manifest is ./program"),
+        ('name = "calc"', "in a folder of that name"),
+        ("a = " + "[" * 2000 + "]" * 2000, "nested too deep"),
+        ("= 5", "Invalid"),
+    ],
+)
+def test_a_bad_manifest_is_refused_and_info_says_why(aios: Daemon, greet: str, line: str, said: str) -> None:
+    kept = [one for one in GREET.splitlines() if one.partition(" ")[0] != line.partition(" ")[0]]
+    with pytest.raises(OSError, match="Invalid argument"):
+        aios.write(f"{greet}/manifest", "\n".join([line, *kept]))
+    assert said in json.loads(aios.read(f"{greet}/info"))["error"]
+    assert aios.read(f"{greet}/manifest") == GREET
+
+
+@pytest.mark.parametrize("word", ["pattern", "$ref", "uniqueItems"])
+def test_a_schema_that_may_take_for_ever_is_refused(aios: Daemon, greet: str, word: str) -> None:
+    value = "true" if word == "uniqueItems" else '"#"'
+    with pytest.raises(OSError, match="Invalid argument"):
+        aios.write(f"{greet}/manifest", f'{GREET}properties.more."{word}" = {value}\n')
+
+
+def test_arguments_of_very_many_parts_are_refused(aios: Daemon, greet: str) -> None:
+    aios.write(
+        f"{greet}/manifest", GREET + 'properties.list.items.anyOf = [{type="string"}, {type="null"}]\n'
+    )
+    many = """(echo -n '{"name": "a", "list": ['; yes 0, | head -50000; echo '0]}')"""
+    script = f"exec 3<>{greet}/call; {many} >&3; cat <&3"
+    assert "Input/output error" in as_user(aios, ALICE, script).stderr
+
+
+def test_a_tool_without_a_manifest_cannot_be_called(aios: Daemon) -> None:
+    done = as_user(aios, ALICE, "mkdir tools/bare; echo '{}' > tools/bare/call; rmdir tools/bare")
+    assert "No such file" in done.stderr
+
+
+def test_a_call_that_waits_ends_with_its_tool(aios: Daemon, greet: str) -> None:
+    aios.write(f"{greet}/manifest", f"irreversible = true\n{GREET}")
+    as_user(
+        aios,
+        ALICE,
+        """mkdir agents/al; echo '{"name":"greet","arguments":{"name":"x"}}' > agents/al/syscall/tool""",
+    )
+    wait_until(lambda: bool(pending(aios)), "the call to wait")
+    as_user(aios, ALICE, "rmdir tools/greet")
+    wait_until(lambda: not pending(aios), "the call to end")
+    done = as_user(aios, ALICE, "cat agents/al/requests/latest/error; rmdir agents/al")
+    assert done.stdout == "its tool was removed\n"
+
+
+def test_own_tools_are_there_after_kill_9(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    let_in(tmp_path)
+    daemon = make_daemon().start()
+    made = as_user(
+        daemon, ALICE,
+        f"mkdir tools/greet; echo '{GREET}' > tools/greet/manifest; printf '{PROGRAM}' > tools/greet/program;"
+        f"echo {BOB} > access/owners",
+    )  # fmt: skip
+    assert made.stderr == ""
+    daemon.kill()
+    daemon.start()
+    done = as_user(daemon, ALICE, run("tools/greet/call", '{"name":"ada"}') + "; cat access/owners")
+    assert done.stdout == f'hello from {ALICE}: {{"name": "ada"}}\n{BOB}\n'
+    assert "denied" in as_user(daemon, BOB, "ls tools/greet").stderr
+
+
+def test_a_tool_makes_no_tool(aios: Daemon) -> None:
+    """It could else have one run with all that its caller may read."""
+    code = "import os; os.mkdir('/aios/tools/evil')"
+    done = as_user(aios, ALICE, run("tools/python/call", json.dumps({"code": code})) + "; ls tools")
+    assert "evil" not in done.stdout
+
+
+def test_users_have_so_many_tools_of_their_own(make_daemon: Callable[..., Daemon]) -> None:
+    daemon = make_daemon("[quota]\ntools = 2\n").start()
+    assert "quota" in as_user(daemon, ALICE, "mkdir tools/a tools/b tools/c").stderr.lower()
+
+
+# rules
+
+
+RULES = """
+[[rule]]
+tool = "calc"
+arguments = { expression = ["*1/0*", "*cheat*"] }
+decision = "deny"
+why = "nobody divides by zero here"
+
+[[rule]]
+tool = ["clock", "sleep*"]
+user = "61001"
+decision = "ask"
+by = "%s"
+
+[[rule]]
+privilege = "night"
+tool = "shell"
+decision = "allow"
+"""
+
+
+@pytest.fixture
+def ruled(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Daemon:
+    let_in(tmp_path)
+    folder = tmp_path / "policies/access"
+    folder.mkdir(parents=True)
+    (folder / "house.toml").write_text(RULES % "games")
+    return make_daemon(f"[scheduler]\npolicies = '{tmp_path}/policies'\n").start()
+
+
+def test_a_rule_denies_by_what_the_arguments_say(ruled: Daemon) -> None:
+    ruled.sh("mkdir agents/a")
+    assert call(ruled, "tools/calc/call", '{"expression": "1/2"}') == (0, "0.5\n")
+    ruled.write("agents/a/syscall/tool", '{"name": "calc", "arguments": {"expression": "2+1/0"}}')
+    with pytest.raises(OSError, match="Input/output"):
+        ruled.read("agents/a/syscall/tool")
+    assert "nobody divides by zero here" in ruled.read("agents/a/requests/latest/error")
+    last = [json.loads(line) for line in ruled.read("access/audit.jsonl").splitlines()]
+    assert {"what": "called", "decision": "deny", "rule": "house.toml, rule 1"}.items() <= last[-2].items()
+    assert "nobody divides" in ruled.read("access/rules")
+
+
+def test_where_a_rule_names_a_group_its_members_decide_and_not_the_caller(ruled: Daemon) -> None:
+    import grp
+
+    games = str(grp.getgrnam("games").gr_gid)
+    as_user(ruled, ALICE, "mkdir agents/al; echo clock > access/allowed/al/tools")
+    ask = """echo '{"name":"clock","arguments":{"zone":"UTC"}}' > agents/al/syscall/tool"""
+    assert as_user(ruled, ALICE, ask).stderr == ""
+    [id] = pending(ruled)
+    assert "denied" in as_user(ruled, ALICE, f"echo allow > access/pending/{id}/decision").stderr
+    assert "denied" in as_user(ruled, BOB, f"cat access/pending/{id}/request.json").stderr
+    shown = as_user(ruled, BOB, f"cat access/pending/{id}/request.json", groups=games)
+    assert json.loads(shown.stdout)["tool"] == "clock"
+    always = as_user(ruled, BOB, f"echo allow always > access/pending/{id}/decision", groups=games)
+    assert "Invalid" in always.stderr
+    allow = as_user(ruled, BOB, f"echo allow > access/pending/{id}/decision", groups=games)
+    assert allow.stderr == ""
+    assert "20" in as_user(ruled, ALICE, "cat agents/al/syscall/tool").stdout
+    assert call(ruled, "tools/clock/call", '{"zone": "UTC"}')[0] == 0  # of others nobody is asked
+
+
+def test_a_privilege_group_is_of_agents_and_lasts_no_longer_than_they(ruled: Daemon) -> None:
+    shell = '{"name": "shell", "arguments": {"command": "echo done"}}'
+    assert "denied" in as_user(ruled, ALICE, "mkdir access/groups/night").stderr
+    ruled.sh("mkdir agents/owl access/groups/night; echo owl > access/groups/night/agents")
+    assert call(ruled, "agents/owl/syscall/tool", shell) == (0, "done\n")
+    with pytest.raises(OSError, match="No such file"):
+        ruled.write("access/groups/night/agents", "nosuch")
+    ruled.kill()
+    ruled.start()
+    assert ruled.read("access/groups/night/agents") == "owl\n"
+    ruled.sh("rmdir agents/owl; mkdir agents/owl")
+    assert ruled.read("access/groups/night/agents") == "\n"
+    ruled.write("agents/owl/syscall/tool", shell)
+    wait_until(lambda: bool(pending(ruled)), "the call of another owl to wait")
+    ruled.sh(f"cd access/groups/night; chgrp {BOB} . agents; chmod 750 .; chmod 660 agents")
+    assert as_user(ruled, BOB, "echo owl > access/groups/night/agents").stderr == ""
+    assert "denied" in as_user(ruled, ALICE, "cat access/groups/night/agents").stderr
+    ruled.sh("rmdir access/groups/night; mkdir access/groups/night")
+    assert "denied" in as_user(ruled, BOB, "cat access/groups/night/agents").stderr
+
+
+def test_bad_rules_are_not_taken_over(ruled: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "policies/access/house.toml"
+    file.write_text('[[rule]]\ndecision = "perhaps"\n')
+    assert ruled.process
+    ruled.process.send_signal(1)
+    wait_until(lambda: "not reloaded" in ruled.log.read_text(), "the reload")
+    assert "nobody divides" in ruled.read("access/rules")
+    ruled.stop()
+    with pytest.raises(AssertionError, match="'perhaps' is not one of"):
+        ruled.start()
+
+
+# who is told
+
+
+def test_the_administrators_program_tells_who_decides(
+    make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    let_in(tmp_path)
+    (tmp_path / "told").mkdir()
+    (tmp_path / "told").chmod(0o777)
+    hook = tmp_path / "notify"
+    hook.write_text(
+        f'#!/bin/sh\necho "$AIOS_TOOL $AIOS_AGENT $(id -u)" > {tmp_path}/told/$AIOS_REQUEST; sleep 60\n'
+    )
+    hook.chmod(0o755)
+    daemon = make_daemon(f"[tools]\nnotify = '{hook}'\n").start()
+    shell = '{"name": "shell", "arguments": {"command": "true"}}'
+    as_user(daemon, ALICE, f"mkdir agents/al; echo '{shell}' > agents/al/syscall/tool")
+    [id] = pending(daemon)
+    told = tmp_path / "told" / id
+    wait_until(lambda: told.read_text() != "", "the program to tell")
+    assert told.read_text() == f"shell al {ALICE}\n"
+
+
+def test_each_line_of_the_audit_log_is_in_the_journal_with_fields(
+    make_daemon: Callable[..., Daemon],
+) -> None:
+    """On a machine that does not run journald this is its socket."""
+    pytest.importorskip("systemd.journal", reason="systemd-python is not installed")
+    path = Path("/run/systemd/journal/socket")
+    if path.exists():
+        pytest.skip("journald runs here: the boot test asks it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+        journald.bind(str(path))
+        try:
+            daemon = make_daemon().start()
+            assert call(daemon, "tools/calc/call", '{"expression": "41+1"}') == (0, "42\n")
+            entries = [journald.recv(1 << 16).decode() for _ in range(2)]
+        finally:
+            path.unlink()
+    assert "AIOS_WHAT=called\n" in entries[0]
+    assert "AIOS_TOOL=calc\n" in entries[0]
+    assert "AIOS_DECISION=allow\n" in entries[0]
+    assert "AIOS_EXIT_STATUS=0\n" in entries[1]
+    assert "41+1" not in "".join(entries)
