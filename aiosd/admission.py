@@ -175,7 +175,13 @@ class Admission:
             raise BadRequest(f"what is to be resumed was not begun by model {spec.model}", "name that model")
         asked = parse(json.dumps(raw["request"]).encode(), Defaults(spec.model))
         whole = replace(
-            spec, messages=asked.messages, tools=asked.tools, sampling=asked.sampling, system=raw["system"]
+            spec,
+            messages=asked.messages,
+            tools=asked.tools,
+            tool_choice=asked.tool_choice,
+            schema=asked.schema,
+            sampling=asked.sampling,
+            system=raw["system"],
         )
         return whole, raw
 

@@ -136,10 +136,12 @@ class Loops:
         messages = (*loop.before, *between)
         if sum(len(message["content"]) for message in messages) > MESSAGES_CHARS:
             raise TooLong("the conversation has become too long", "ask for less, or lower max_steps")
+        asked = loop.request.spec
         spec = replace(
-            loop.request.spec,
+            asked,
             messages=messages,
             context="", context_id=0, system="", steps=0, json=False, stream=False,
+            tool_choice=asked.tool_choice if step == 1 else "auto",  # else it would call for ever
         )  # fmt: skip
         self._make(loop, str(step), spec, "")
 

@@ -379,6 +379,8 @@ class Scheduler:
                     resume=list(request.tokens),
                     context=held,
                     operation=spec.operation,
+                    schema=spec.schema,
+                    tool_choice=spec.tool_choice,
                 ),
             )
         except AiosError as error:  # the conversation is too large for a message, or cannot be read

@@ -10,7 +10,9 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from aiosd import grammar
 from aiosd.errors import BadRequest
+from aiosd.keys import boolean, choice, integer, number, string
 from aiosd.sampling import Sampling
 
 Message = dict[str, Any]
@@ -30,6 +32,8 @@ class Spec:
     context_id: int = 0  # of that context and no later one of its name
     system: str = ""
     tools: tuple[Message, ...] = ()
+    tool_choice: str = "auto"  # or required, or grammar.FUNCTION and the name of one
+    schema: str = ""  # JSON Schema of the answer, as JSON; empty: it may be any text
     nice: int = 0
     deadline_s: float | None = None  # seconds after submission
     json: bool = False  # answer as a JSON document instead of text
@@ -73,11 +77,7 @@ KEYS = {
     "n",
     "user",
     "steps",
-} | (SAMPLING_KEYS | {"max_completion_tokens", "top_logprobs", "tool_choice", "prompt"})
-NOT_YET = {
-    "response_format": "constrained decoding",
-    "functions": "the old function API: use tools",
-}
+} | (SAMPLING_KEYS | {"max_completion_tokens", "top_logprobs", "tool_choice", "response_format", "prompt"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,22 +179,23 @@ def parse_json(text: str, base: Spec) -> Spec:
     raw = read_json(text)
     assert isinstance(raw, dict)  # its first byte is {
     for key in raw:
-        if key in NOT_YET:
-            raise BadRequest(f"{key} ({NOT_YET[key]}) is not available")
         if key not in KEYS:
             raise BadRequest(f"unknown key {key!r}", f"keys are {', '.join(sorted(KEYS))}")
     if raw.get("n") not in (None, 1):
         raise BadRequest("n is 1 here", "write one request for each answer")
     resume = boolean(raw, "resume", False)
-    if resume and (said := {"messages", "prompt", "tools"} & raw.keys()):
+    if resume and (said := {"messages", "prompt", "tools", "tool_choice", "response_format"} & raw.keys()):
         raise BadRequest(f"resume goes on with what was asked: no {min(said)}")
     own, given = tools(raw), raw.get("tools") is not None or raw.get("tool_choice") == "none"
+    offered = own if given else base.tools
     nice = integer(raw, "nice", base.nice, -20, 19)
     deadline_s = number(raw, "deadline_s", base.deadline_s, 0, 1e9)
     return replace(
         base,
         messages=() if resume else messages(raw),
-        tools=own if given else base.tools,
+        tools=offered,
+        tool_choice=tool_choice(raw, offered),
+        schema=schema(raw),
         steps=0 if given or resume or not base.tools else integer(raw, "steps", base.steps, 0, STEPS_MAX),
         sampling=sampling(raw, base.sampling),
         model=string(raw, "model", base.model),
@@ -213,6 +214,14 @@ def as_asked(spec: Spec) -> Message:
     asked["stop"] = list(spec.sampling.stop)
     if spec.tools:
         asked["tools"] = list(spec.tools)
+    if spec.tool_choice.startswith(grammar.FUNCTION):
+        function = {"name": spec.tool_choice.removeprefix(grammar.FUNCTION)}
+        asked["tool_choice"] = {"type": "function", "function": function}
+    elif spec.tool_choice != "auto":
+        asked["tool_choice"] = spec.tool_choice
+    if spec.schema:
+        wanted = {"name": "answer", "schema": json.loads(spec.schema)}
+        asked["response_format"] = {"type": "json_schema", "json_schema": wanted}
     return asked
 
 
@@ -249,8 +258,6 @@ def message(raw: object, where: str) -> Message:
 
 def tools(raw: Message) -> tuple[Message, ...]:
     given = raw.get("tools") or []
-    if raw.get("tool_choice") not in (None, "auto", "none"):
-        raise BadRequest("tool_choice other than auto and none is not available")
     named = isinstance(given, list) and all(
         isinstance(t, dict)
         and isinstance(t.get("function"), dict)
@@ -262,6 +269,45 @@ def tools(raw: Message) -> tuple[Message, ...]:
             "tools is to be a list of OpenAI functions", '[{"type":"function","function":{"name":…}}]'
         )
     return () if raw.get("tool_choice") == "none" else tuple(given)
+
+
+def tool_choice(raw: Message, offered: tuple[Message, ...]) -> str:
+    wanted = raw.get("tool_choice")
+    if wanted in (None, "auto", "none"):
+        return "auto"
+    if not offered:
+        raise BadRequest("tool_choice needs tools", "name some in tools")
+    if wanted == "required":
+        return "required"
+    function = wanted.get("function") if isinstance(wanted, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not any(tool["function"]["name"] == name for tool in offered):
+        raise BadRequest(
+            "tool_choice is auto, none, required or one of tools", '{"type":"function","function":{"name":…}}'
+        )
+    return f"{grammar.FUNCTION}{name}"
+
+
+def schema(raw: Message) -> str:
+    """That of response_format."""
+    wanted = raw.get("response_format")
+    kind = wanted.get("type") if isinstance(wanted, dict) else "text" if wanted is None else None
+    if kind == "text":
+        return ""
+    if kind == "json_object":
+        return '{"type": "object"}'
+    named = wanted.get("json_schema") if isinstance(wanted, dict) and kind == "json_schema" else None
+    if not isinstance(named, dict) or not isinstance(named.get("schema"), dict):
+        raise BadRequest(
+            "response_format is of type text, json_object or json_schema",
+            '{"type":"json_schema","json_schema":{"name":…,"schema":{…}}}',
+        )
+    text = json.dumps(named["schema"])
+    try:
+        grammar.check(text)
+    except BadRequest as error:
+        raise BadRequest(f"response_format: {error}", error.hint) from None
+    return text
 
 
 def sampling(raw: Message, base: Sampling) -> Sampling:
@@ -289,13 +335,6 @@ def sampling(raw: Message, base: Sampling) -> Sampling:
     )
 
 
-def choice(raw: Message, key: str, default: str, *choices: str) -> str:
-    value = string(raw, key, default)
-    if value not in choices:
-        raise BadRequest(f"{key} is one of {', '.join(choices)}")
-    return value
-
-
 def logprobs(raw: Message, base: int | None) -> int | None:
     if "logprobs" not in raw and "top_logprobs" not in raw:
         return base
@@ -305,39 +344,3 @@ def logprobs(raw: Message, base: int | None) -> int | None:
     if isinstance(wanted, bool):
         return integer(raw, "top_logprobs", 0, 0, 20)
     return integer(raw, "logprobs", 0, 0, 20)
-
-
-def integer(raw: Message, key: str, default: int, low: int, high: int) -> int:
-    value = raw.get(key)
-    if value is None:
-        return default
-    if type(value) is not int or not low <= value <= high:
-        raise BadRequest(f"{key} is to be a whole number from {low} to {high}")
-    return value
-
-
-def number(raw: Message, key: str, default: float | None, low: float, high: float) -> float | None:
-    value = raw.get(key)
-    if value is None:
-        return default
-    if type(value) not in (int, float) or not low <= value <= high:
-        raise BadRequest(f"{key} is to be a number from {low:g} to {high:g}")
-    return float(value)
-
-
-def boolean(raw: Message, key: str, default: bool) -> bool:
-    value = raw.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise BadRequest(f"{key} is to be true or false")
-    return value
-
-
-def string(raw: Message, key: str, default: str) -> str:
-    value = raw.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, str):
-        raise BadRequest(f"{key} is to be text")
-    return value

@@ -52,6 +52,8 @@ class Submit:
     resume: list[int]  # tokens this request already has
     context: int  # the conversation it is a turn of; 0: none
     operation: str = "llm"  # else embed or tokenize: of the last message's text, as it is
+    schema: str = ""  # JSON Schema that the answer is to fit; empty: none
+    tool_choice: str = "auto"  # see aiosd.spec.Spec
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from aiosd import wire
+from aiosd import grammar, wire
 from aiosd.errors import AiosError, BadSnapshot, ModelError, TooLong
 from aiosd.sampling import Sampling
 
@@ -78,6 +78,7 @@ def load_engine(order: wire.Load) -> Engine:
         deterministic=order.deterministic,
         quantization=order.quantization,
     )
+    _ = model.constraints  # half a second for 128k tokens: now, not in the middle of somebody's answer
     return Engine(
         model, kv_bytes=order.kv_bytes, max_running=order.max_running, prefill_tokens=order.prefill_tokens
     )
@@ -99,7 +100,7 @@ class Loop:
             self._obey_waiting()
             outputs = self._engine.step()
             if outputs:
-                self._channel.send(wire.Step([self._pack(o) for o in outputs], self._engine.stats))
+                self._tell(outputs)
 
     def _obey_waiting(self) -> None:
         """One thing that takes long between two steps: those that run wait for no more than that."""
@@ -149,6 +150,7 @@ class Loop:
                 resume=message.resume,
                 context=message.context,
                 embed=message.operation == "embed",
+                grammar=grammar_of(message, model) if message.operation == "llm" else "",
             )
         except AiosError as error:
             self._channel.send(wire.Refused(message.id, str(error), error.hint))
@@ -208,6 +210,15 @@ class Loop:
                 os.close(file)
         self._channel.send(wire.Restored(message.context, tokens, error))
 
+    def _tell(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            if output.error is not None:
+                self._live.discard(output.id)
+                self._prompts.pop(output.id, None)
+                self._channel.send(wire.Refused(output.id, str(output.error), output.error.hint))
+        made = [self._pack(output) for output in outputs if output.error is None]
+        self._channel.send(wire.Step(made, self._engine.stats))
+
     def _pack(self, output: Output) -> wire.Tokens:
         if output.finish:
             self._live.discard(output.id)
@@ -251,6 +262,12 @@ def render(message: wire.Submit, model: Model) -> list[int]:
         return prompt
     fits = bisect_left(turns, True, key=lambda turn: len(since(turn)) <= room)
     return since(turns[min(fits, len(turns) - 1)])
+
+
+def grammar_of(message: wire.Submit, model: Model) -> str:
+    """Of the answer; empty where it may be any text. Raises BadRequest."""
+    family, silent = str(model.info["tool_calls"]), model.vocabulary.silent
+    return grammar.grammar(message.schema, message.tools, message.tool_choice, family, silent)
 
 
 def check_length(message: wire.Submit, model: Model) -> None:

@@ -27,6 +27,7 @@ import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from aiosd import grammar
 from aiosd.engine import Engine, load
 from aiosd.sampling import Sampling
 from bench.engine_models import SHAPES, path_of
@@ -34,11 +35,19 @@ from bench.engine_models import SHAPES, path_of
 NEW = 64
 RESULTS = Path(__file__).parent / "results"
 SLOW_S = 20.0  # what takes longer is run once
+ROW = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "n": {"type": "integer"}},
+}
+SCHEMA = json.dumps({"type": "array", "items": {**ROW, "required": ["name", "n"]}, "minItems": 99})
 Prompts = list[list[int]]
 Side = Callable[[Prompts], float]  # seconds
 
 
-def ours(path: Path, core: str, quantization: str = "none", deterministic: bool = True) -> Side:
+def ours(
+    path: Path, core: str, quantization: str = "none", deterministic: bool = True, schema: str = ""
+) -> Side:
+    form = grammar.grammar(schema, [], "auto", "")
     model = load(path, core=core, quantization=quantization, deterministic=deterministic)
     sampling = Sampling(max_tokens=NEW, ignore_eos=True)
 
@@ -47,7 +56,7 @@ def ours(path: Path, core: str, quantization: str = "none", deterministic: bool 
         engine = Engine(model, kv_bytes=room + 64 * 16 * model.kv_bytes_per_token)
         start, made = time.perf_counter(), 0
         for i, prompt in enumerate(prompts):
-            engine.add(i, prompt, sampling, owner=str(i))
+            engine.add(i, prompt, sampling, owner=str(i), grammar=form)
         while not engine.idle:
             made += sum(len(output.tokens) for output in engine.step())
         assert made == NEW * len(prompts)
@@ -112,6 +121,7 @@ def sides_of(path: Path, wanted: str) -> dict[str, Side]:
 
     makers: dict[str, Callable[[], Side]] = {
         "aiosd, fused": lambda: ours(path, "fused"),
+        "aiosd, fused, by a schema": lambda: ours(path, "fused", schema=SCHEMA),
         "aiosd, int8": lambda: ours(path, "fused", "int8"),
         "aiosd, torch": lambda: ours(path, "torch"),
         "aiosd, transformers' modules": lambda: ours(path, "foreign"),

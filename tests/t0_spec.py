@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from aiosd.errors import BadRequest
 from aiosd.sampling import Sampling
-from aiosd.spec import Defaults, NotJson, Spec, parse
+from aiosd.spec import Defaults, NotJson, Spec, as_asked, parse
 
 DEFAULTS = Defaults(model="m", system="be brief", nice=3, sampling=Sampling(max_tokens=9))
 
@@ -18,6 +19,10 @@ DEFAULTS = Defaults(model="m", system="be brief", nice=3, sampling=Sampling(max_
 def parse_json(**keys: object) -> Spec:
     document = {"messages": [{"role": "user", "content": "x"}], **keys}
     return parse(json.dumps(document).encode(), DEFAULTS)
+
+
+def schema(of: object) -> dict[str, object]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": of}}
 
 
 def test_text_is_one_user_message_without_its_last_newline() -> None:
@@ -68,6 +73,20 @@ def test_a_bad_request_says_what_is_wrong(body: bytes, reason: str) -> None:
         ("logprobs", 21),
         ("model", 5),
         ("response_format", {"type": "json_schema"}),
+        ("response_format", {"type": "xml"}),
+        ("response_format", "json"),
+        ("response_format", {"type": "json_schema", "json_schema": {"schema": "x"}}),
+        ("response_format", schema({"type": "nonsense"})),
+        ("response_format", schema({"not": {"type": "string"}})),
+        ("response_format", schema({"type": "string", "pattern": "("})),
+        ("response_format", schema({"type": "string", "pattern": "(?=a)b"})),
+        ("response_format", schema({"$ref": "#/$defs/none"})),
+        ("response_format", schema({"type": "object", "properties": {"a": False}, "required": ["a"]})),
+        ("response_format", schema({"enum": ["x" * 70_000]})),
+        ("response_format", schema({"not": {}, "x-guidance": {"lenient": True}})),
+        ("tool_choice", "required"),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+        ("tool_choice", 5),
         ("nonsense", 1),
     ],
 )
@@ -137,9 +156,50 @@ def test_bytes_that_cannot_become_json_are_not_waited_on(body: bytes) -> None:
     assert not caught.value.incomplete
 
 
-def test_a_spec_survives_the_store() -> None:
-    spec = parse_json(stop=["a", "b"], tools=[{"type": "function", "function": {"name": "f"}}], deadline_s=3)
+F = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", F])
+def test_a_spec_survives_the_store_and_being_asked_again(choice: object) -> None:
+    form = schema({"type": "integer", "$comment": "größer"})
+    spec = parse_json(
+        stop=["a", "b"], tools=[F], deadline_s=3, tool_choice=choice, response_format=form, model="m"
+    )
     assert Spec.load(spec.dump()) == spec
+    again = parse(json.dumps(as_asked(spec)).encode(), dataclasses.replace(DEFAULTS, nice=3))
+    assert dataclasses.replace(again, deadline_s=3) == spec
+
+
+def test_tool_choice_is_auto_or_one_of_the_tools() -> None:
+    assert parse_json(tools=[F]).tool_choice == "auto"
+    assert parse_json(tools=[F], tool_choice="none").tools == ()
+    assert parse_json(tools=[F], tool_choice=F).tool_choice == "function f"
+    with pytest.raises(BadRequest, match="one of tools"):
+        parse_json(tools=[F], tool_choice={"type": "function", "function": {"name": "g"}})
+    agents = dataclasses.replace(DEFAULTS, tools=(F,), steps=3)
+    body = b'{"messages":[{"role":"user","content":"x"}],"tool_choice":"required"}'
+    assert (parse(body, agents).tool_choice, parse(body, agents).steps) == ("required", 3)
+
+
+def test_any_json_object_and_any_text_need_no_schema() -> None:
+    assert parse_json(response_format={"type": "text"}).schema == ""
+    assert json.loads(parse_json(response_format={"type": "json_object"}).schema) == {"type": "object"}
+
+
+@pytest.mark.parametrize("wrap", ["items", "anyOf", "allOf"])
+def test_a_chain_of_references_that_would_overflow_the_stack_is_refused(wrap: str) -> None:
+    def link(i: int) -> dict[str, object]:
+        to: object = {"$ref": f"#/$defs/{i}"}
+        return {wrap: to if wrap == "items" else [to, {"type": "string"}]}
+
+    deep = {"$ref": "#/$defs/0", "$defs": {str(i): link(i + 1) for i in range(500)}}
+    with pytest.raises(BadRequest, match="its depth times its references"):
+        parse_json(response_format=schema(deep))
+
+
+def test_what_refuses_a_schema_says_why() -> None:
+    with pytest.raises(BadRequest, match=r'Unimplemented keys: \["not"\]'):
+        parse_json(response_format=schema({"not": {"type": "string"}}))
 
 
 @pytest.mark.parametrize(

@@ -205,9 +205,9 @@ def run(e: Engine, answers: dict[int, Answer]) -> None:
         assert steps < 3000
 
 
-def alone(m: Model, asked: Sequence[int], sampling: Sampling, **options: int) -> Answer:
+def alone(m: Model, asked: Sequence[int], sampling: Sampling, grammar: str = "", **options: int) -> Answer:
     e = engine(m, **options)
-    e.add(1, list(asked), sampling, owner="ada")
+    e.add(1, list(asked), sampling, owner="ada", grammar=grammar)
     answers: dict[int, Answer] = {}
     run(e, answers)
     return answers[1]

@@ -37,6 +37,7 @@ def words() -> Vocabulary:
     new: Any = PreTrainedTokenizerFast
     made = Vocabulary.__new__(Vocabulary)
     made.hf, made._byte_level, made._special = new(tokenizer_object=bare), False, None
+    made._added, made.eos = {}, frozenset()
     return made
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from aiosd import audit
@@ -163,6 +164,76 @@ def test_without_steps_the_calls_are_the_callers_to_run(aios: Daemon, agent: str
     assert json.loads(answer)["choices"][0]["message"]["content"] == "1234*5678 = 7006652"
     answer = call(aios, f"{agent}/syscall/llm", json.dumps({**asked, "steps": 1}))[1]
     assert "all of its 1 steps" in json.loads(answer)["error"]["message"]
+
+
+# answers of a shape
+
+
+def form(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+def test_an_answer_fits_its_schema_whatever_the_model_would_say(aios: Daemon, agent: str) -> None:
+    city = {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "maxLength": 20},
+            "people": {"type": "integer", "maximum": 99},
+        },
+        "required": ["city", "people"],
+        "additionalProperties": False,
+    }
+    asked = {"messages": [{"role": "user", "content": "Name a city."}], "response_format": form(city)}
+    for more in ({}, {"temperature": 1, "seed": 3}, {"stream": True}):
+        code, answer = call(aios, f"{agent}/syscall/llm", json.dumps({**asked, **more}))
+        said = [json.loads(line)["choices"][0] for line in answer.splitlines()]
+        text = "".join(
+            one.get("message", one.get("delta"))["content"] for one in said if one.get("delta") != {}
+        )
+        jsonschema.validate(json.loads(text), city)
+        assert (code, said[-1]["finish_reason"]) == (0, "stop")
+    cut = call(aios, f"{agent}/syscall/llm", json.dumps({**asked, "max_tokens": 3}))[1]
+    assert json.loads(cut)["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_schema_that_cannot_be_used_is_refused_by_the_write(aios: Daemon, agent: str) -> None:
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "response_format": form({"type": "strong"})}
+    with pytest.raises(OSError, match="Invalid argument"):
+        aios.write(f"{agent}/syscall/llm", json.dumps(asked))
+    said = json.loads(aios.read(f"{agent}/log.jsonl").splitlines()[-1])["message"]
+    assert "response_format: the JSON schema cannot be used: " in said
+
+
+def test_a_client_may_say_that_a_tool_is_to_be_called_and_which(aios: Daemon, agent: str) -> None:
+    where = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+    tools = [
+        {"type": "function", "function": {"name": "weather", "parameters": where}},
+        {
+            "type": "function",
+            "function": {"name": "news", "parameters": {"type": "object", "properties": {}}},
+        },
+    ]
+    asked = {"messages": [{"role": "user", "content": "Tell me a joke."}], "tools": tools}
+    for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+        code, answer = call(aios, f"{agent}/syscall/llm", json.dumps({**asked, "tool_choice": choice}))
+        said = json.loads(answer)["choices"][0]
+        assert (code, said["finish_reason"]) == (0, "tool_calls")
+        called = said["message"]["tool_calls"][0]["function"]
+        assert choice == "required" or called["name"] == "weather"
+        if called["name"] == "weather":
+            jsonschema.validate(json.loads(called["arguments"]), where)
+
+
+def test_in_a_loop_the_first_step_is_the_call_that_is_asked_for(aios: Daemon, agent: str) -> None:
+    aios.write(f"{agent}/tools", "calc clock\n")
+    named = {"type": "function", "function": {"name": "calc"}}
+    asked = {"messages": [{"role": "user", "content": "What time is it in UTC?"}], "tool_choice": named}
+    code, answer = call(aios, f"{agent}/syscall/llm", json.dumps(asked))
+    id = json.loads(answer)["id"].removeprefix("aios-") if code == 0 else "latest"
+    steps = aios.root / f"{agent}/requests/{id}/steps"
+    first = json.loads((steps / "1.1" / "response.json").read_text())
+    assert first["tool"] == "calc"
+    assert "2" in os.listdir(steps)
 
 
 def test_a_conversation_keeps_the_calls_and_their_results(aios: Daemon, agent: str) -> None:

@@ -65,19 +65,22 @@ class Engine:
         resume: Tokens[int] = (),
         context: int = 0,
         embed: bool = False,
+        grammar: str = "",
     ) -> None:
         """`resume`: tokens of the answer made earlier; they are not emitted again. `context`: the
         conversation whose turn this is, and whose KV is kept when it ends; 0: none. `embed`: no answer is
-        wanted but the direction of the prompt's mean final hidden state (Output.embedding).
+        wanted but the direction of the prompt's mean final hidden state (Output.embedding). `grammar`: of the
+        answer (aiosd.grammar); empty: none.
 
-        Raises TooLong, and BadRequest for what are no tokens of this model.
+        Raises TooLong, and BadRequest for what are no tokens of this model, for a grammar that cannot be used
+        and for a `resume` that does not fit it.
         """
         self._check_length(len(prompt))
         if not prompt or not all(0 <= t < self.model.vocab_size for t in (*prompt, *resume)):
             raise BadRequest(f"the prompt is empty or has tokens outside of 0 to {self.model.vocab_size - 1}")
         assert all(s.id != id for s in self._everyone())
         parked = self._parked.pop(id, None)
-        if parked and parked.tokens == [*prompt, *resume] and parked.same_as(sampling, root(owner)):
+        if parked and parked.tokens == [*prompt, *resume] and parked.same_as(sampling, root(owner), grammar):
             parked.context = context
             self._waiting.append(parked)
             return
@@ -94,6 +97,7 @@ class Engine:
             stream,
             root(owner),
             context=context,
+            constraint=self.model.constraints.make(grammar) if grammar else None,
             pooled=np.zeros(1) if embed else None,
         )
         for token in resume:
@@ -344,18 +348,27 @@ class Engine:
                 if seq.pending == 0:
                     outputs.append(self._embedded(seq, seq.pooled))
             elif seq.pending == 0:
-                outputs.append(self._draw(seq, rows[row], greedy[row]))
+                outputs.append(self._drawn(seq, rows[row], greedy[row]))
                 row += 1
         self._steps += 1
         self._generated += len(outputs)
         return outputs
 
+    def _drawn(self, seq: Sequence, logits: Row, likeliest: int) -> Output:
+        try:
+            return self._draw(seq, logits, likeliest)
+        except BadRequest as error:  # a grammar has become too much: that of one request
+            seq.finish = "failed"
+            self._leave(seq)
+            return Output(seq.id, finish="failed", prompt_tokens=seq.prompt, error=error)
+
     def _draw(self, seq: Sequence, logits: Row, likeliest: int) -> Output:
-        s = seq.sampling
-        if s.temperature <= 0.0 and not seq.banned:
+        s, allowed = seq.sampling, seq.allowed()
+        free = not seq.banned if allowed is None else bool(allowed[likeliest])
+        if s.temperature <= 0.0 and free:
             token = likeliest
         else:
-            token = sampler.choose(logits, s, seq.generated, seq.banned)
+            token = sampler.choose(logits, s, seq.generated, seq.banned, allowed)
         logprobs: tuple[TokenLogprob, ...] | None = None
         if s.logprobs is not None:
             logprobs = (sampler.logprob(logits, token, s.logprobs),)

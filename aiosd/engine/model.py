@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from aiosd import grammar
+from aiosd.engine.constraint import Constraints
 from aiosd.engine.core import Core
 from aiosd.engine.family import read_weights, spec_of
 from aiosd.engine.folder import Folder
@@ -65,6 +68,10 @@ class Model:
     def eos(self) -> frozenset[int]:
         return self.vocabulary.eos
 
+    @cached_property
+    def constraints(self) -> Constraints:
+        return Constraints(self.vocabulary, self.vocab_size)
+
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
         return self.vocabulary.render(messages, tools)
 
@@ -105,6 +112,7 @@ def load(
         "architecture": (config.architectures or [config.model_type])[0],
         "parameters": folder.parameters,
         **made.info,
+        "tool_calls": grammar.style(str(vocabulary.template)) or "unknown",
     }
     return Model(
         folder.path.resolve().name,

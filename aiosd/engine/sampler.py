@@ -41,7 +41,17 @@ def uniform(seed: int, index: int) -> float:
     return (_mix(key + (index + 1) * 0x9E3779B97F4A7C15 & MASK) >> 11) * 2.0**-53
 
 
-def choose(logits: Row, sampling: Sampling, index: int, banned: Sequence[int] = ()) -> int:
+def choose(
+    logits: Row,
+    sampling: Sampling,
+    index: int,
+    banned: Sequence[int] = (),
+    allowed: NDArray[np.bool_] | None = None,
+) -> int:
+    """`allowed`: of each token, in place of `banned`."""
+    if allowed is not None:
+        tokens = np.flatnonzero(allowed)
+        return int(tokens[choose(logits[tokens], sampling, index)])
     if banned:
         logits = logits.copy()
         logits[list(banned)] = -np.inf

@@ -13,12 +13,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from aiosd.engine.constraint import Constraint
 from aiosd.engine.kv import BLOCK, block_keys
 from aiosd.engine.sampler import TokenLogprob
 from aiosd.engine.text import TextStream
+from aiosd.errors import BadRequest
 from aiosd.sampling import Sampling
 
-Finish = Literal["stop", "length", "preempted"]
+Finish = Literal["stop", "length", "preempted", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Output:
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of prompt and resumed tokens, those whose KV was found in the cache
     embedding: tuple[float, ...] = ()  # of a text that was to be embedded, of length 1
+    error: BadRequest | None = None  # why it failed
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +60,7 @@ class Sequence:
     cached: int = 0
     context: int = 0  # the conversation it is a turn of; 0: none
     finish: Finish | None = None
+    constraint: Constraint | None = None  # None: any token may follow
     pooled: NDArray[np.float64] | None = None  # to be embedded: the sum of its final hidden states so far
 
     @property
@@ -77,20 +81,35 @@ class Sequence:
         """End tokens may not be drawn before min_tokens."""
         return tuple(self.eos) if self.generated < self.sampling.min_tokens else ()
 
-    def same_as(self, sampling: Sampling, root: bytes) -> bool:
-        return self.sampling == sampling and self.root == root
+    def allowed(self) -> NDArray[np.bool_] | None:
+        """Of each token, what a constraint lets through. An end token that the request does not want yet is
+        there only where nothing else is: a whole answer ends. Raises BadRequest."""
+        if self.constraint is None:
+            return None
+        allowed = self.constraint.allowed()
+        if self.sampling.ignore_eos or self.banned:
+            others = allowed.copy()
+            others[list(self.eos)] = False
+            return others if others.any() else allowed
+        return allowed
+
+    def same_as(self, sampling: Sampling, root: bytes, grammar: str) -> bool:
+        own = self.constraint.grammar if self.constraint else ""
+        return self.sampling == sampling and self.root == root and own == grammar
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // BLOCK)
 
     def accept(self, token: int) -> str:
-        """Append a token of the answer; gives the text it completes and sets `finish`."""
+        """Append a token of the answer; gives the text it completes and sets `finish`. Raises BadRequest
+        where a constraint does not have it."""
         self.tokens.append(token)
+        whole = self.constraint is not None and self.constraint.accept(token)
         text, stopped = self.stream.push(token)
         if stopped:
             self.finish = "stop"
             return text
-        if token in self.eos and not self.sampling.ignore_eos:
+        if whole or (token in self.eos and not self.sampling.ignore_eos):
             self.finish = "stop"
         elif self.generated >= self.sampling.max_tokens or len(self.tokens) >= self.limit:
             self.finish = "length"

@@ -37,6 +37,7 @@ def _byte_alphabet() -> dict[str, int]:
 ALPHABET = _byte_alphabet()
 # Special tokens that are text all the same: "[TOOL_CALLS]", "<|python_tag|>". Without them nobody could tell
 # a call from an answer.
+BYTE = re.compile("<0x([0-9A-F]{2})>")  # SentencePiece's tokens of a byte
 SPOKEN = re.compile(r"tool|python_tag|^\[(ARGS|CALL_ID)\]$", re.IGNORECASE)
 
 
@@ -70,16 +71,24 @@ class Vocabulary:
             return None
         piece = self._pieces.get(token)
         if piece is None:
-            piece = self._pieces[token] = self._spell(token)
+            piece = self._pieces[token] = self.spelling(token)
         return piece
 
-    def _spell(self, token: int) -> bytes:
+    def spelling(self, token: int) -> bytes:
+        """The bytes of one token in the middle of a text; none of a special one."""
         added = self._added.get(token)
         if added is not None:
-            silent = added["special"] and not SPOKEN.search(added["content"])
-            return b"" if silent else str(added["content"]).encode()
+            return b"" if _is_silent(added) else str(added["content"]).encode()
         text = self.hf.backend_tokenizer.id_to_token(token)  # None: the model's table is longer than this one
+        if not self._byte_level:
+            byte = BYTE.fullmatch(text or "")
+            return bytes([int(byte[1], 16)]) if byte else (text or "").replace("▁", " ").encode()
         return b"".join(bytes([ALPHABET[c]]) if c in ALPHABET else c.encode() for c in text or "")
+
+    @property
+    def silent(self) -> list[int]:
+        """Special tokens that leave no text and end none."""
+        return sorted(id for id, added in self._added.items() if _is_silent(added) and id not in self.eos)
 
     @cached_property
     def template(self) -> str:
@@ -135,6 +144,10 @@ class Vocabulary:
         named += [read_json(generation).get("eos_token_id")] if generation.exists() else []
         flat = [t for n in named for t in (n if isinstance(n, list) else [n])]
         return frozenset(t for t in flat if isinstance(t, int))
+
+
+def _is_silent(added: dict[str, Any]) -> bool:
+    return bool(added["special"]) and not SPOKEN.search(added["content"])
 
 
 def _mentions_byte_level(decoder: dict[str, Any] | None) -> bool:
