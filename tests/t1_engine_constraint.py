@@ -14,7 +14,7 @@ import pytest
 
 from aiosd import grammar, toolcalls
 from aiosd.engine import Engine, Model, load
-from aiosd.engine.constraint import Constraints
+from aiosd.engine.constraint import COMPILED_MAX, Constraints
 from aiosd.engine.vocabulary import Vocabulary
 from aiosd.errors import BadRequest
 from aiosd.sampling import Sampling
@@ -356,15 +356,21 @@ def test_a_grammar_that_becomes_too_much_ends_its_own_request_only() -> None:
     assert tokens == expected
 
 
-def test_a_compiled_grammar_is_used_again_and_few_are_kept() -> None:
-    vocabulary = Vocabulary(TINY, {})
-    made = Constraints(vocabulary, len(vocabulary))
-    forms = [of({"const": i}) for i in range(40)]
-    for form in forms:
-        made.make(form).accept(vocabulary.encode("1")[0]) if form is forms[1] else made.make(form)
-    kept = made._compiled
-    assert len(kept) == 32
-    assert made._compile is not None
-    before = kept[forms[-1]]
-    assert made.make(forms[-1]).allowed().any()
-    assert kept[forms[-1]] is before
+def test_a_compiled_grammar_is_used_again_as_it_was_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary, compiled, real = Vocabulary(TINY, {}), list[str](), Constraints._compile
+
+    def counted(self: Constraints, form: str) -> Any:
+        compiled.append(form)
+        return real(self, form)
+
+    monkeypatch.setattr(Constraints, "_compile", counted)
+    made, first = Constraints(vocabulary, len(vocabulary)), of({"const": "ab"})
+    before = made.make(first)
+    expected = before.allowed()
+    before.accept(vocabulary.encode('"')[0])
+    assert (made.make(first).allowed() == expected).all()
+    assert compiled == [first]
+    for i in range(COMPILED_MAX):
+        made.make(of({"const": i}))
+    made.make(first)
+    assert compiled.count(first) == 2

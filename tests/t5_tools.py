@@ -204,6 +204,21 @@ def test_a_schema_that_cannot_be_used_is_refused_by_the_write(aios: Daemon, agen
     assert "response_format: the JSON schema cannot be used: " in said
 
 
+def test_a_schema_that_becomes_too_much_fails_its_request_and_no_other(aios: Daemon, agent: str) -> None:
+    many = [{"type": "string", "pattern": f"^(.*[a-m]){{{i}}}.{{{i}}}$"} for i in range(1, 40)]
+    asked: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "temperature": 2,
+        "max_tokens": 900,
+    }
+    worker = aios.read("models/tiny/workers")
+    asked["response_format"] = form({"type": "array", "items": {"anyOf": many}, "minItems": 9})
+    error = json.loads(call(aios, f"{agent}/syscall/llm", json.dumps(asked))[1])["error"]
+    assert (error["type"], "cannot be decoded by its schema" in error["message"]) == ("failed", True)
+    assert ask(aios, agent, "Who are you?")
+    assert aios.read("models/tiny/workers") == worker
+
+
 def test_a_client_may_say_that_a_tool_is_to_be_called_and_which(aios: Daemon, agent: str) -> None:
     where = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
     tools = [
