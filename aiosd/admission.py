@@ -19,7 +19,6 @@ from aiosd import access, response, tools
 from aiosd.access import Caller, Permission, Permissions
 from aiosd.agents import Agent
 from aiosd.errors import BadRequest, Busy, Denied, NotAllowed, NotFound, OverQuota
-from aiosd.grants import Grants
 from aiosd.models import ModelState
 from aiosd.queue import add
 from aiosd.request import Request
@@ -27,6 +26,7 @@ from aiosd.rules import user_name
 from aiosd.scheduler import Scheduler, ended
 from aiosd.spec import GREEDY, Defaults, Message, Spec, parse
 from aiosd.tools import Tool
+from aiosd.trust import Trust
 
 DRAFTS_MAX = 1000  # allocated by requests/new and not yet written, per agent
 
@@ -43,8 +43,8 @@ class Source:
 
 
 class Admission:
-    def __init__(self, scheduler: Scheduler, permissions: Permissions, grants: Grants) -> None:
-        self.scheduler, self.grants = scheduler, grants
+    def __init__(self, scheduler: Scheduler, permissions: Permissions, trust: Trust) -> None:
+        self.scheduler, self.trust = scheduler, trust
         scheduler.loops.judge = self.judge_call
         self.permissions = permissions
         self._lock = threading.Lock()
@@ -104,7 +104,7 @@ class Admission:
         for path, mode in ((f"/tools/{name}", 0o755), (f"/tools/{name}/call", 0o777)):
             if not access.may(caller, self.permissions.get(path) or Permission(*own, mode), access.EXECUTE):
                 raise Denied(f"tool {name} is not yours to call", "ask its owner for x on its call file")
-        if owner and owner.uid not in (0, own[0], caller.uid, *self.grants.owners(caller.uid)):
+        if owner and owner.uid not in (0, own[0], caller.uid, *self.trust.owners(caller.uid)):
             who = user_name(owner.uid)
             raise Denied(f"tool {name} is of {who} and would run as you", f"echo {who} >> access/owners")
         return tool

@@ -22,7 +22,6 @@ from aiosd.config import Config
 from aiosd.contexts import Context, Contexts
 from aiosd.errors import AiosError, BadValue, Busy, Denied, Exists, NotEmpty, NotFound, OverQuota
 from aiosd.events import Events
-from aiosd.grants import Grants
 from aiosd.lifetime import Lifetimes
 from aiosd.models import NAME, Models, ModelState
 from aiosd.pending import Pending
@@ -31,6 +30,7 @@ from aiosd.rules import Rules
 from aiosd.scheduler import Scheduler
 from aiosd.store import Store
 from aiosd.tools import Tool, Tools
+from aiosd.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +51,10 @@ class Kernel:
         self.scheduler = Scheduler(
             config, self.store, self.agents, self.contexts, self.models, self.tools, self.events
         )
-        self.grants = Grants(self.store)
+        self.trust = Trust(self.store)
         rules = Rules(Path(config.scheduler.policies) / "access")
-        self.pending = Pending(self.scheduler, self.agents, self.permissions, self.events, self.grants, rules)
-        self.admission = Admission(self.scheduler, self.permissions, self.grants)
+        self.pending = Pending(self.scheduler, self.agents, self.permissions, self.events, self.trust, rules)
+        self.admission = Admission(self.scheduler, self.permissions, self.trust)
         self.lifetimes = Lifetimes(self._end_with_process)
         self._forget_gone()
 
@@ -75,7 +75,7 @@ class Kernel:
             "/agents": self.agents.names(),
             "/contexts": self.contexts.names(),
             "/tools": self.tools.names(),
-            "/access/groups": self.grants.groups(),
+            "/access/groups": self.trust.groups(),
         }
         known = {f"{folder}/{name}" for folder, names in there.items() for name in names}
         for path in self.permissions.paths():
@@ -239,23 +239,23 @@ class Kernel:
 
     def add_group(self, name: str, caller: Caller, mode: int = 0o700) -> None:
         with self.permissions.making, self.permissions.made(f"/access/groups/{name}", caller, mode):
-            self.grants.add_group(name)
+            self.trust.add_group(name)
 
     def remove_group(self, name: str) -> None:
         with self.permissions.making:
-            self.grants.remove_group(name)
+            self.trust.remove_group(name)
             self.permissions.forget(f"/access/groups/{name}")
 
     def set_group(self, name: str, agents: Sequence[str], caller: Caller) -> None:
         """Which agents are in a privilege group."""
         ids = {self.agents.get(agent).id for agent in agents}
         self.scheduler.calls.audit.granted("group", caller, group=name, agents=sorted(set(agents)))
-        self.grants.set_members(name, ids)
+        self.trust.set_members(name, ids)
 
     def allow_owners(self, caller: Caller, owners: set[int]) -> None:
         """Whose tools the caller lets run as him."""
         self.scheduler.calls.audit.granted("owners allowed", caller, owners=sorted(owners))
-        self.grants.set_owners(caller.uid, owners)
+        self.trust.set_owners(caller.uid, owners)
 
     def add_tool(self, name: str, caller: Caller, mode: int = 0o700) -> None:
         """A user's own; it can be called once it has a manifest."""

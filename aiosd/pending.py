@@ -22,11 +22,11 @@ from aiosd.access import Caller, Permissions
 from aiosd.agents import Agent, Agents
 from aiosd.errors import BadValue, Denied, NotFound, StoreFull
 from aiosd.events import Events
-from aiosd.grants import Grants
 from aiosd.request import Request, State
 from aiosd.rules import Asked, Rule, Rules
 from aiosd.scheduler import Scheduler
 from aiosd.tools import QUEUE, Tool
+from aiosd.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +43,13 @@ class Pending:
         agents: Agents,
         permissions: Permissions,
         events: Events,
-        grants: Grants,
+        trust: Trust,
         rules: Rules,
     ) -> None:
         self._scheduler, self._agents, self._permissions, self._events = (
             scheduler, agents, permissions, events,
         )  # fmt: skip
-        self._grants, self.rules = grants, rules
+        self._trust, self.rules = trust, rules
         scheduler.ask, scheduler.rule = self.ask, self.rule
 
     def ids(self) -> list[int]:
@@ -84,7 +84,7 @@ class Pending:
             lambda: dict(json.loads(request.spec.messages[0]["content"])),
             Caller(request.uid, gid, request.pid, frozenset(more)),
             request.agent,
-            partial(self._grants.groups_of, request.agent_id),
+            partial(self._trust.groups_of, request.agent_id),
             asks.spec.model if asks else "",
         )
 

@@ -26,7 +26,7 @@ def access_folder(kernel: Kernel) -> Folder:
             "allowed": lambda: Collection(kernel.agents.names, partial(allowed_folder, kernel)),
             "owners": lambda: Owners(kernel=kernel),
             "groups": lambda: Collection(
-                kernel.grants.groups, partial(group_folder, kernel), kernel.add_group, kernel.remove_group
+                kernel.trust.groups, partial(group_folder, kernel), kernel.add_group, kernel.remove_group
             ),
             "rules": lambda: Text(render=lambda: kernel.pending.rules.text),
             "audit.jsonl": lambda: Stored(0o400, kernel.scheduler.calls.audit.file),
@@ -72,7 +72,7 @@ class Owners(File):
         caller = opening.caller
 
         def get() -> str:
-            return " ".join(map(user_name, sorted(self._kernel.grants.owners(caller.uid))))
+            return " ".join(map(user_name, sorted(self._kernel.trust.owners(caller.uid))))
 
         def set(_: Caller, text: str) -> None:
             self._kernel.allow_owners(caller, {uid_of(name) for name in text.split()})
@@ -92,11 +92,11 @@ def uid_of(name: str) -> int:
 
 def group_folder(kernel: Kernel, name: str) -> Folder | None:
     """A privilege group: agents that a rule names together."""
-    if name not in kernel.grants.groups():
+    if name not in kernel.trust.groups():
         return None
 
     def get() -> str:
-        members = kernel.grants.members(name)
+        members = kernel.trust.members(name)
         return " ".join(agent.name for agent in kernel.agents.all() if agent.id in members)
 
     def set(caller: Caller, text: str) -> None:

@@ -13,7 +13,7 @@ from aiosd.store import Store
 OWNERS, GROUP = "owners", "group"
 
 
-class Grants:
+class Trust:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
