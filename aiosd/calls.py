@@ -48,7 +48,7 @@ class Calls:
     def reload(self, config: Config) -> None:
         self._config = config
         self.pending_s = config.tools.pending_s
-        self.tools.load(Path(config.tools.folder))
+        self.tools.load(Path(config.tools.folder), config.tools.network)
 
     def free(self, tool: Tool, running: Iterable[Request]) -> bool:
         """Whether one more call of it may run beside those."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aiosd.errors import ConfigError
+from aiosd.errors import BadValue, ConfigError
+from aiosd.grants import parse as parse_grant
 
 DEFAULT_FILE = Path("/etc/aios/aiosd.toml")
 WORDS = {int: "a whole number", str: "text in quotes", bool: "true or false"}
@@ -95,6 +96,9 @@ class ToolsConfig:
     work_bytes: int = at_least(1, 256 << 20)  # of the folder that an agent's tools work in
     pending_s: int = at_least(1, 600)  # how long a call waits for a decision
     notify: str = ""  # a program that tells somebody of each call that waits
+    network: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # host:port each tool reaches besides
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,9 @@ def _merge(config: Config, file: Path) -> Config:
         if name == "quota":
             some = {kind: table.pop(kind) for kind in WHO if kind in table}
             changed["quotas"] = {**config.quotas, **_quotas(source, some)}
+        if name == "tools" and "network" in table:
+            grants = {**config.tools.network, **_grants(source, table.pop("network"))}
+            config = dataclasses.replace(config, tools=dataclasses.replace(config.tools, network=grants))
         if name == "models":
             changed[name] = {
                 **config.models,
@@ -183,6 +190,23 @@ def _quotas(source: _Source, some: dict[str, Any]) -> dict[tuple[str, str], Mapp
                 )
             found[kind, name] = table
     return found
+
+
+def _grants(source: _Source, by_tool: object) -> dict[str, tuple[str, ...]]:
+    """[tools.network]: for each tool a list of host:port."""
+    where = ["tools", "network"]
+    if not isinstance(by_tool, dict):
+        raise ConfigError(f"{source.at(where)}: network is a section: write [tools.network]")
+    for tool, grants in by_tool.items():
+        at = source.at([*where, tool])
+        if not isinstance(grants, list) or not all(isinstance(grant, str) for grant in grants):
+            raise ConfigError(f"{at}: {tool} is to be a list of texts", f'{tool} = ["example.org:443"]')
+        try:
+            for grant in grants:
+                parse_grant(grant)
+        except BadValue as error:
+            raise ConfigError(f"{at}: {error.explanation}") from None
+    return {tool: tuple(grants) for tool, grants in by_tool.items()}
 
 
 def _section(source: _Source, where: list[str], now: Section, table: dict[str, Any]) -> Section:

@@ -92,6 +92,10 @@ class TooManyOpen(AiosError):
     """A user has as many files of the mount open as he may."""
 
 
+class NoNetwork(AiosError):
+    """The network that a tool was granted cannot be made or reached."""
+
+
 class BadSnapshot(AiosError):
     """A kv file is not one, is damaged, or belongs to another model."""
 

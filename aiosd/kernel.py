@@ -47,7 +47,7 @@ class Kernel:
         self.contexts = Contexts(self.store, self.permissions, config.limits.context_bytes)
         self.models = Models(config, self.store, model)
         self.events = Events(self.permissions)
-        self.tools = Tools(Path(config.tools.folder), self.store.folder / "tools")
+        self.tools = Tools(Path(config.tools.folder), self.store.folder / "tools", config.tools.network)
         self.scheduler = Scheduler(
             config, self.store, self.agents, self.contexts, self.models, self.tools, self.events
         )

@@ -2,7 +2,7 @@
 
 One thread because a sandbox dies with the thread that started it: so do all with the daemon, however it ends.
 It waits for output, ends and orders in one poll; what a call printed and how it ended it tells `events`. Any
-thread may order.
+thread may order. Networks are made and taken down by short threads, as that takes a while.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from typing import Protocol
 
 import psutil
 
+from aiosd import network
+from aiosd.errors import AiosError
+from aiosd.network import Namespace
 from aiosd.request import Request
 from aiosd.sandbox import Cage, seccomp_filter
 
@@ -66,6 +69,7 @@ class Running:
     process: subprocess.Popen[bytes]
     pidfd: int
     until_s: float
+    namespace: Namespace | None
     streams: int = 3  # stdout, stderr and the pidfd: it is over when all are
     ended_s: float = 0.0  # 0: not yet
     out_bytes: int = 0
@@ -99,6 +103,7 @@ class Runner:
         self._thread = threading.Thread(target=self._loop, name="tools", daemon=True)
 
     def start(self) -> None:
+        threading.Thread(target=network.clean, name="network", daemon=True).start()
         self._thread.start()
 
     def stop(self) -> None:
@@ -108,7 +113,18 @@ class Runner:
             self._thread.join()
 
     def run(self, call: Call) -> None:
-        self._order(partial(self._start, call))
+        if call.cage.manifest.network:
+            threading.Thread(target=self._connect, args=(call,), name="network", daemon=True).start()
+        else:
+            self._order(partial(self._start, call, None))
+
+    def _connect(self, call: Call) -> None:
+        try:
+            namespace = network.open(call.cage.manifest.network)
+        except AiosError as error:
+            self._order(partial(self._refuse, call, error.explanation))
+        else:
+            self._order(partial(self._start, call, namespace))
 
     def kill(self, id: int) -> None:
         def kill() -> None:
@@ -150,6 +166,8 @@ class Runner:
         for running in self._running.values():
             running.kill("the daemon stops")
             running.process.wait()
+            if running.namespace:
+                running.namespace.close()
 
     def _patience_s(self) -> float | None:
         until_timer = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
@@ -164,25 +182,22 @@ class Runner:
         except Exception:  # the broad handler of this thread: other calls run in it
             log.exception("a tool call")
 
-    def _start(self, call: Call) -> None:
-        request = call.request
-        if not self._events.tool_began(request):  # cancelled meanwhile
-            return
+    def _start(self, call: Call, namespace: Namespace | None) -> None:
         try:
-            process = self._spawn(call)
+            if not self._events.tool_began(call.request):  # cancelled meanwhile
+                return
             try:
-                pidfd = os.pidfd_open(process.pid)
-            except OSError:
-                process.kill()
-                process.wait()
-                raise
-        except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a NUL in a manifest
-            self._events.tool_ended(request, End(-1, "", f"cannot be started: {error}"))
-            return
+                running = self._spawn(call, namespace)
+            except (OSError, ValueError, subprocess.SubprocessError) as error:  # a NUL in a manifest
+                self._events.tool_ended(call.request, End(-1, "", f"cannot be started: {error}"))
+                return
+            namespace = None
+        finally:
+            disconnect(namespace)
+        self._running[call.request.id] = running
+        process = running.process
         assert process.stdout
         assert process.stderr
-        running = Running(call, process, pidfd, time.monotonic() + call.cage.manifest.timeout_s)
-        self._running[request.id] = running
         for file, heed in ((process.stdout, self._said), (process.stderr, self._erred)):
             self._selector.register(
                 file, selectors.EVENT_READ, partial(self._read, running, file.fileno(), heed)
@@ -191,8 +206,12 @@ class Runner:
             running.pidfd, selectors.EVENT_READ, partial(self._over, running, running.pidfd)
         )
 
+    def _refuse(self, call: Call, why: str) -> None:
+        if self._events.tool_began(call.request):
+            self._events.tool_ended(call.request, End(-1, "", why))
+
     @staticmethod
-    def _spawn(call: Call) -> subprocess.Popen[bytes]:
+    def _spawn(call: Call, namespace: Namespace | None) -> Running:
         with ExitStack() as stack:
             given = stack.enter_context(memory_file(call.arguments.encode()))
             seccomp = stack.enter_context(memory_file(seccomp_filter())).fileno()
@@ -201,9 +220,14 @@ class Runner:
             if program is not None:
                 stack.callback(os.close, program)
                 passed.append(program)
+            hosts = None
+            if namespace:
+                hosts = stack.enter_context(memory_file(namespace.hosts.encode())).fileno()
+                passed.append(hosts)
+                stack.enter_context(network.inside(namespace.fd))
             change = os.geteuid() == 0
-            return subprocess.Popen(
-                call.cage.command(seccomp, program),
+            process = subprocess.Popen(
+                call.cage.command(seccomp, program, hosts),
                 stdin=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -215,6 +239,13 @@ class Runner:
                 group=call.groups[0] if change else None,
                 extra_groups=call.groups[1:] if change else None,
             )
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            process.kill()
+            process.wait()
+            raise
+        return Running(call, process, pidfd, time.monotonic() + call.cage.manifest.timeout_s, namespace)
 
     def _read(self, running: Running, fd: int, heed: Callable[[Running, bytes], None]) -> None:
         if data := os.read(fd, READ_BYTES):
@@ -252,6 +283,7 @@ class Runner:
                 if file.fileno() in self._selector.get_map():
                     self._selector.unregister(file)
                 file.close()
+        disconnect(running.namespace)
         request = running.call.request
         del self._running[request.id]
         stderr = running.stderr.decode("utf-8", "replace")
@@ -271,6 +303,11 @@ class Runner:
             running.kill(f"its work folder has more than {running.call.work_bytes} bytes")
         elif work and free_bytes(work) < running.call.reserve_bytes:  # files that it removed and holds open
             running.kill("the disk is full")
+
+
+def disconnect(namespace: Namespace | None) -> None:
+    if namespace:
+        threading.Thread(target=namespace.close, name="network").start()
 
 
 def memory_file(data: bytes) -> FileIO:

@@ -1,6 +1,7 @@
 """The cage of one tool call: the bubblewrap command line and the system calls that are refused in it.
 
-Namespaces of its own for everything, no capabilities, no new privileges, no network; the system read-only,
+Namespaces of its own for everything, no capabilities, no new privileges, no network but that of aiosd.network
+where its manifest says so; the system read-only,
 /tmp, /dev and /proc its own, and one work folder to write to. The caller's uid stays his, so that the
 kernel's file modes hold inside. Decides nothing and starts nothing: aiosd.runner does.
 """
@@ -53,13 +54,15 @@ class Cage:
     mount: Path | None
     output_bytes: int
 
-    def command(self, seccomp: int, program: int | None) -> list[str]:
-        """`seccomp`, `program`: descriptors that the child inherits."""
+    def command(self, seccomp: int, program: int | None, hosts: int | None = None) -> list[str]:
+        """Descriptors that the child inherits. With `hosts`, its /etc/hosts, it keeps the network it has."""
         m = self.manifest
         return [
             BWRAP, "--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent",
             "--new-session", "--cap-drop", "ALL", "--seccomp", str(seccomp), "--hostname", "aios",
+            *(("--share-net",) if hosts else ()),
             "--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc", *links(),
+            *(("--ro-bind-data", str(hosts), "/etc/hosts") if hosts else ()),
             "--proc", "/proc", "--remount-ro", "/proc",  # root may write to /proc/sys without a capability
             "--dev", "/dev", *tmpfs("/dev/shm"), "--remount-ro", "/dev", *tmpfs("/tmp"),
             *(("--bind", str(self.work), WORK) if self.work else tmpfs(WORK)),
@@ -93,7 +96,8 @@ class Cage:
     def environment(self) -> dict[str, str]:
         """Not on the command line: that is everybody's to see."""
         base = {"PATH": "/usr/bin:/bin", "HOME": WORK, "LANG": "C.UTF-8", "AIOS": "/aios"}
-        return {**base, **self.manifest.env}
+        reached = {"AIOS_NETWORK": " ".join(self.manifest.network)} if self.manifest.network else {}
+        return {**base, **reached, **self.manifest.env}
 
 
 def aios(mount: Path) -> list[str]:

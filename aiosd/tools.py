@@ -11,9 +11,9 @@ import json
 import logging
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import jsonschema
 from jsonschema.exceptions import best_match
 
 from aiosd.errors import AiosError, BadRequest, BadValue, ConfigError, NotAllowed, NotFound, StoreFull
+from aiosd.grants import parse as parse_grant
 from aiosd.models import NAME
 from aiosd.policy import check_owner
 from aiosd.request import Request, State
@@ -44,6 +45,7 @@ TEXT = {"type": "string"}
 PATHS = {"type": "array", "items": {"type": "string", "pattern": "^/"}}
 NUMBER = {"type": "number", "exclusiveMinimum": 0, "maximum": 86400}
 COUNT = {"type": "integer", "minimum": 1}
+GRANTS = 64
 SCHEMA = {  # of tool.toml
     "type": "object",
     "required": ["name", "description", "command", "parameters"],
@@ -59,6 +61,7 @@ SCHEMA = {  # of tool.toml
         },
         "read": PATHS,
         "write": PATHS,
+        "network": {"type": "array", "items": TEXT, "maxItems": GRANTS},
         "env": {"type": "object", "additionalProperties": TEXT},
         "timeout_s": NUMBER,
         "cpu_s": COUNT,
@@ -83,6 +86,7 @@ class Manifest:
     folder: Path
     read: tuple[str, ...] = ()  # paths that are shown to it besides
     write: tuple[str, ...] = ()  # and those it may write to, where its caller may
+    network: tuple[str, ...] = ()  # host:port that it reaches; none: no network
     env: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = 30.0
     cpu_s: int = 30
@@ -144,14 +148,17 @@ class Tool:
 
 
 class Tools:
-    def __init__(self, folder: Path, own: Path) -> None:
+    def __init__(self, folder: Path, own: Path, grants: Mapping[str, Sequence[str]] | None = None) -> None:
         """`folder`: the administrator's; `own`: where those that users make are kept."""
         self._by_name: dict[str, Tool] = {}
         self._own = own
-        self.load(folder)
+        self.load(folder, grants or {})
 
-    def load(self, folder: Path) -> None:
-        """Reads all again; a tool that is there already keeps its counts."""
+    def load(self, folder: Path, grants: Mapping[str, Sequence[str]]) -> None:
+        """Reads all again; a tool that is there already keeps its counts.
+
+        `grants`: what the administrator lets each reach besides, by name of the tool.
+        """
         found: dict[str, Tool] = {}
         for file in (*sorted(BUILT_IN.glob(f"*/{FILE}")), *sorted(folder.glob(f"*/{FILE}"))):
             try:
@@ -159,12 +166,16 @@ class Tools:
             except ConfigError as error:
                 log.error("tool %s is not used: %s", file.parent.name, error.explanation)
                 continue
+            granted = dict.fromkeys((*manifest.network, *grants.get(manifest.name, ())))
+            manifest = replace(manifest, network=tuple(granted))
             tool = self._by_name.get(manifest.name)
             if tool is None:
                 tool = Tool(manifest, manifest.limit)
             elif tool.manifest != manifest:
                 tool.manifest, tool.limit = manifest, manifest.limit
             found[manifest.name] = tool
+        for name in grants.keys() - found:
+            log.warning("[tools.network] names %s, which is no tool", name)
         for kept in sorted(self._own.glob("*")):
             if kept.name in found:
                 log.warning("tool %s of a user gives way to the administrator's", kept.name)
@@ -291,7 +302,10 @@ def manifest(folder: Path, raw: dict[str, Any]) -> Manifest:
         raise BadValue(f"parameters: {place(error)}{error.message}") from None
     if "uniqueItems" in mentioned(raw["parameters"]):
         raise BadValue("parameters: uniqueItems takes the square of what a caller writes")
-    lists: dict[str, Any] = {key: tuple(raw[key]) for key in ("command", "read", "write") if key in raw}
+    for grant in raw.get("network", ()):
+        parse_grant(grant)
+    keys = ("command", "read", "write", "network")
+    lists: dict[str, Any] = {key: tuple(raw[key]) for key in keys if key in raw}
     return Manifest(**{**raw, **lists}, folder=folder)
 
 

@@ -32,6 +32,15 @@ def test_drop_ins_win_in_name_order(tmp_path: Path) -> None:
     assert set(config.models) == {"a", "b"}
 
 
+def test_grants_of_a_later_file_replace_those_of_the_same_tool(tmp_path: Path) -> None:
+    file = write(tmp_path, "[tools.network]\na = ['x:1']\nb = ['x:2']\n[tools]\nwork_bytes = 5\n")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d/10.toml").write_text("[tools.network]\nb = ['y:3', 'z:4']\n")
+    tools = load(file).tools
+    assert tools.network == {"a": ("x:1",), "b": ("y:3", "z:4")}
+    assert tools.work_bytes == 5
+
+
 @pytest.mark.parametrize(
     ("text", "line", "reason"),
     [
@@ -48,6 +57,9 @@ def test_drop_ins_win_in_name_order(tmp_path: Path) -> None:
         ("[quota.group.staff]\nkv_bytes = -1\n", 2, "is at least 0"),
         ("[quota.agent.ada]\nqueued_requests = 1\nkv_bytes = 1\n", 3, "kv_bytes is not of an agent"),
         ("scheduler = 5\n", 1, "is a section"),
+        ("[tools]\nnetwork = ['a:1']\n", 2, r"write \[tools.network\]"),
+        ("[tools.network]\nhttp_get = 'a:1'\n", 2, "is to be a list"),
+        ("[tools.network]\nhttp_get = ['a:1', '*:443']\n", 2, r"'\*:443' is not a grant; write host:port"),
     ],
 )
 def test_an_error_names_file_and_line(tmp_path: Path, text: str, line: int, reason: str) -> None:
