@@ -548,8 +548,10 @@ def pending(host: Host, uid: int = ALICE) -> list[str]:
 
 def test_no_tool_decides_for_its_caller(host: Host) -> None:
     """Not by a call from within either: it waits as all do."""
+    call = {"name": "grave", "arguments": {"script": f"touch {host.markers}/acted"}}
     within = f"""
-echo '{{"script": "touch {host.markers}/acted"}}' > /aios/tools/grave/call
+mkdir /aios/agents/within
+echo '{json.dumps(call)}' > /aios/agents/within/syscall/tool
 sleep 0.3
 for at in /aios/access /proc/self/root/aios/access /proc/1/cwd/../aios/access /aios/tools/../access; do
     for decision in $at/pending/*/decision; do echo allow > $decision; done
@@ -568,6 +570,7 @@ echo done
     assert as_user(host.daemon, ALICE, f"echo allow > access/pending/{id}/decision").returncode == 0
     wait_until((host.markers / "acted").exists, "the act")
     wait_until(lambda: not pending(host), "its end")
+    assert as_user(host.daemon, ALICE, "rmdir agents/within").returncode == 0
 
 
 def test_calls_that_were_cancelled_while_they_waited_take_no_memory(host: Host) -> None:
