@@ -33,6 +33,7 @@ class Contexts:
         self._store, self._permissions, self._bytes_max = store, permissions, bytes_max
         self._lock = threading.Lock()
         self._by_name = {row[0]: Context(*row) for row in store.contexts()}
+        self._loops: dict[int, Context] = {}
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -47,7 +48,20 @@ class Contexts:
         return self._by_name.get(name)
 
     def by_id(self, id: int) -> Context | None:
-        return next((context for context in self.all() if context.id == id), None)
+        return self._loops.get(id) or next((context for context in self.all() if context.id == id), None)
+
+    def begin_loop(self, request: int) -> None:
+        """What keeps the KV of an agent's loop together while it goes on: it has no name and no messages."""
+        self._loops[-request] = Context("", -request)
+
+    def loop(self, request: int) -> Context | None:
+        return self._loops.get(-request)
+
+    def end_loop(self, request: int) -> Context | None:
+        return self._loops.pop(-request, None)
+
+    def with_loops(self) -> list[Context]:
+        return [*self.all(), *list(self._loops.values())]
 
     def of(self, spec: Spec) -> Context | None:
         """The one a request was made for: a later one of the same name is another's conversation."""
@@ -62,12 +76,13 @@ class Contexts:
     def owns(self, uid: int, context: Context) -> bool:
         """KV, which `kv` files hold, is kept of turns by the context's own user: a guest's prompt has his
         agent's system prompt and tools in it, which are not for others to read."""
-        return self.owner(context)[0] == uid
+        return context.id < 0 or self.owner(context)[0] == uid
 
     def kv_owner(self, context: Context, uid: int) -> str:
         """Of a turn by that user: prefixes are shared within one user; a context of several, or from a
         file, has its own."""
-        return context.salt or (str(uid) if self.owner(context) == (uid, True) else f"context {context.id}")
+        alone = context.id < 0 or self.owner(context) == (uid, True)  # a loop is its caller's alone
+        return context.salt or (str(uid) if alone else f"context {context.id}")
 
     def whole(self, spec: Spec) -> list[Message]:
         """System prompt, the conversation so far, and what is asked now."""

@@ -35,6 +35,7 @@ class Loop:
     lock: threading.Lock = field(default_factory=threading.Lock)
     busy: bool = False
     changed: bool = False
+    away: int = 0  # the last step whose calls were waited for
     earlier: str = ""  # what its reader has of the steps before the one that is being made
 
 
@@ -46,8 +47,10 @@ class Loops:
         admit: Callable[[Request, str], None],
         finish: Callable[[Request, State, str], bool],
         new_id: Callable[[], int],
+        away: Callable[[Request, list[Request]], None] = lambda request, calls: None,
     ) -> None:
-        self._admit, self._finish, self._new_id = admit, finish, new_id
+        """`away` is told of calls that are waited for, once they are in the queue."""
+        self._admit, self._finish, self._new_id, self._away = admit, finish, new_id, away
         self.judge: Judge
         self._loops: dict[int, Loop] = {}
 
@@ -125,6 +128,9 @@ class Loops:
             said += "\n" if said and not said.endswith("\n") else ""
             made = [self._call(loop, f"{step}.{i}", call) for i, call in enumerate(calls[:CALLS_MAX], 1)]
             if not all(one.state.final for one in made):
+                if loop.away < step:
+                    loop.away = step
+                    self._away(request, made)
                 return
             between += turn(prose, calls[:CALLS_MAX], made)
         self._finish(

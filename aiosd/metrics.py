@@ -26,6 +26,8 @@ def exposition(kernel: Kernel) -> str:
          [({"state": s}, counters[s]) for s in ("done", "failed", "cancelled")]),
         ("aios_requests_admitted", "Requests accepted.", alone(counters["admitted"])),
         ("aios_preemptions", "Requests that had to yield.", alone(counters["preemptions"])),
+        ("aios_loop_kv", "What was done with KV of agents that waited for tools.",
+         [({"choice": choice}, n) for choice, n in scheduler.interception.chosen.items()]),
         ("aios_generated_tokens", "Tokens of answers.", alone(counters["tokens"])),
         ("aios_scheduler_busy_seconds", "Time spent on deciding.", alone(scheduler.busy_s)),
         ("aios_worker_restarts", "Workers that died.", alone(pool.restarts)),

@@ -108,7 +108,7 @@ class Residency:
                 self.swap.release(message.context)
 
     def worker_died(self, worker: Worker) -> None:
-        for context in self._contexts.all():
+        for context in self._contexts.with_loops():
             if context.worker == worker.id:
                 context.worker = None
         with self._lock:

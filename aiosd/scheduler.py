@@ -28,6 +28,7 @@ from aiosd.contexts import Context, Contexts
 from aiosd.errors import AiosError, Denied, ShuttingDown
 from aiosd.events import Events
 from aiosd.forecast import Forecast
+from aiosd.interception import Interception
 from aiosd.loops import Loops
 from aiosd.models import Model, Models
 from aiosd.policies import Job, View
@@ -69,11 +70,12 @@ class Scheduler:
             store.folder / "kv", engine.host_kv_bytes, engine.disk_kv_bytes, config.limits.disk_reserve_bytes
         )
         self.residency = Residency(self.pool, contexts, swap)
+        self.interception = Interception(self.pool, self.residency, self.calls)
         self._lock = threading.RLock()  # guards the queue and every Request's changes
         self._queue = Queue()
         self.rule: Callable[[Request], None]  # of aiosd.pending, as the next
         self.ask: Callable[[Request], None]
-        self.loops = Loops(self.admit, self._finish, self.new_id)
+        self.loops = Loops(self.admit, self._finish, self.new_id, self._away)
         self.bounds = Bounds(config, store, self._queue, self._lock)
         self._outbox: deque[Callable[[], None]] = deque()  # orders to workers, sent without the lock
         self._sending = threading.Lock()
@@ -323,8 +325,19 @@ class Scheduler:
 
     def _last_worker(self, request: Request) -> int | None:
         """Where KV of this request may still be: its own, or its conversation's."""
-        context = self.contexts.of(request.spec)
+        context = self._conversation(request)
         return request.worker if request.worker is not None or context is None else context.worker
+
+    def _conversation(self, request: Request) -> Context | None:
+        """Whose KV it goes on with: of a step that of its loop."""
+        return self.contexts.loop(request.parent) if request.parent else self.contexts.of(request.spec)
+
+    def _away(self, request: Request, calls: list[Request]) -> None:
+        """The model of a loop has made these calls."""
+        if context := self.contexts.loop(request.id):
+            with self._lock:
+                running = [r for r in self._queue.running.values() if r.worker == context.worker]
+            self.interception.away(context, calls, running)
 
     def _preempt(self, model: Model) -> bool:
         """Asks the policy whether a waiting request should have a place; True: one is being vacated.
@@ -358,7 +371,7 @@ class Scheduler:
 
     def _submit(self, worker: Worker, request: Request) -> None:
         spec = request.spec
-        context = self.contexts.of(spec)
+        context = self._conversation(request)
         if spec.context and context is None:
             self._finish(request, State.FAILED, "its context was removed")
             return
@@ -405,6 +418,7 @@ class Scheduler:
         try:
             stored = self.store.children(request.id)
             known = [self.find(child.id) or ended(child) for child in stored]
+            self.contexts.begin_loop(request.id)
             self.loops.begin(request, self.contexts.whole(request.spec), known)
         except AiosError as error:
             self._finish(request, State.FAILED, error.explanation)
@@ -523,6 +537,8 @@ class Scheduler:
         request.logprobs += made.logprobs
         if request.worker_visits == 1:  # later ones find what this request itself computed
             request.usage.cached_tokens = made.cached_tokens
+            if not request.tokens:
+                self.interception.read(request, request.usage.prompt_tokens - made.cached_tokens)
         with self._lock:
             self.trace.decodes(request)
             request.tokens += made.tokens
@@ -562,9 +578,11 @@ class Scheduler:
         if request.spec.operation in ("embed", "tokenize"):  # the document has it all
             request.text = ""
         self._saving.save(request, self.config.limits.keep_requests)
-        context, worker = self.contexts.of(request.spec), self.pool.find(request.worker)
+        context, worker = self._conversation(request), self.pool.find(request.worker)
         if context and worker and state is State.DONE and self.contexts.owns(request.uid, context):
             self.residency.came(context, worker)
+        if request.spec.steps and (own := self.contexts.end_loop(request.id)):
+            self.residency.drop(own)
         with self._lock:  # only now: the next turn of the conversation reads what this one stored
             self._queue.end_turn(request)
             self._decide()
@@ -593,8 +611,8 @@ class Scheduler:
             tool.account(request)
         if agent := self.agents.find(request.agent):
             agent.account(request)
-        context = self.contexts.of(request.spec)
-        if context and request.state is State.DONE:
+        context = self._conversation(request)
+        if context and request.spec.operation == "llm" and request.state is State.DONE:
             context.tokens = request.spent.prompt_tokens + request.spent.completion_tokens
             context.model, context.unfinished = request.spec.model, ""
 

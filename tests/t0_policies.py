@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from aiosd.errors import BadValue
 from aiosd.ledger import OUTPUT_WEIGHT, Ledger
 from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, rr
+from aiosd.policies.interception import Away
+from aiosd.policies.interception import place as place_kv
 from aiosd.policies.placement import Seat, place
 from aiosd.policy import BUILT_IN, Chooser, read_all
 from aiosd.request import Request
@@ -243,3 +245,19 @@ def test_an_unknown_policy_is_refused_and_the_old_one_stays() -> None:
     with pytest.raises(BadValue, match="no policy"):
         chooser.switch("best")
     assert chooser.name == "rr"
+
+
+def test_kv_of_who_waits_for_a_tool_goes_where_it_wastes_least() -> None:
+    calc = Away(expected_s=0.02, bytes=1 << 20, others_bytes=4 << 20, recompute_s=0.5, move_s=0.01, used=0.95)
+    assert place_kv(calc) == "keep"
+    person = replace(calc, expected_s=60.0)
+    assert place_kv(person) == "host"
+    assert place_kv(replace(person, used=0.3)) == "keep"  # there is room enough
+    assert place_kv(replace(person, recompute_s=0.001)) == "drop"
+
+
+@given(st.builds(Away, *[st.floats(0, 1e6), st.integers(0, 1 << 40), st.integers(0, 1 << 40)],
+                 st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1)))  # fmt: skip
+def test_kv_of_who_waits_has_a_place(away: Away) -> None:
+    assert place_kv(away) in ("keep", "host", "drop")
+    assert place_kv(replace(away, expected_s=0.0)) == "keep"

@@ -458,3 +458,44 @@ def test_aiosctl_shows_and_decides(aios: Daemon, agent: str, shell: Callable[[],
     assert "does not wait" in aios.sh(f"{ctl} access deny {id}").stderr
     assert "calc" in aios.sh(f"{ctl} tools").stdout
     assert "follows the one before" in aios.sh(f"{ctl} audit verify").stdout
+
+
+# KV while a tool runs
+
+
+def test_kv_of_a_loop_that_waits_for_a_person_makes_room_and_comes_back(
+    make_daemon: Callable[..., Daemon],
+) -> None:
+    daemon = make_daemon("[engine]\nkv_bytes = 8000000\n", model=TINY).start()
+    daemon.sh("mkdir agents/a agents/b; echo shell > agents/a/tools")
+
+    def fill(name: str) -> None:
+        for i in range(20):
+            daemon.sh(f"mkdir contexts/{name}{i}; echo {name}{i} > agents/b/context")
+            ask(daemon, "agents/b", f"Repeat: {name} {i}" + " mango" * 10)
+
+    def run() -> str:
+        """The first request of a loop, which then waits to be allowed."""
+        daemon.write("agents/a/syscall/llm", "Run echo done")
+        wait_until(lambda: bool(pending(daemon)), "the call to wait")
+        return os.path.basename(os.readlink(daemon.root / "agents/a/requests/latest"))
+
+    def allow() -> tuple[str, int]:
+        """The answer, and how many tokens of its prompt were not computed again."""
+        daemon.write(f"access/pending/{pending(daemon)[0]}/decision", "allow")
+        answer = daemon.read("agents/a/syscall/llm")
+        used = document(daemon, "agents/a")["usage"]
+        return answer, used["prompt_tokens_details"]["cached_tokens"]
+
+    def chosen(choice: str) -> bool:
+        return f'aios_loop_kv_total{{choice="{choice}"}} 1' in daemon.read("metrics")
+
+    run()
+    assert chosen("keep")
+    answer, cached = allow()
+    fill("x")
+    run()
+    wait_until(lambda: chosen("host"), "its KV to go")
+    wait_until(lambda: 'aios_swapped_kv_bytes{tier="host"} 0' not in daemon.read("metrics"), "it to be there")
+    fill("y")
+    assert allow() == (answer, cached)
