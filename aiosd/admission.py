@@ -255,10 +255,12 @@ class Admission:
         return size
 
     def _withdraw_if_removed(self, source: Source, request: Request) -> None:
-        """Agent or context may have been removed a moment ago: then the request ends."""
+        """Agent, context or tool may have been removed a moment ago: then the request ends."""
         spec = request.spec
         if spec.context and self.scheduler.contexts.of(spec) is None:
             self.scheduler.cancel(request, "its context was removed")
+        if spec.operation == "tool" and spec.messages and self.scheduler.calls.tools.of(spec.model) is None:
+            self.scheduler.cancel(request, "its tool is gone")
         if source.agent is None:
             return
         try:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 
 from aiosd.agents import Agent
@@ -16,9 +17,11 @@ from aiosd.audit import Audit
 from aiosd.config import Config
 from aiosd.errors import AiosError, NotFound, StoreFull
 from aiosd.fs.mount import is_mounted  # by /proc: a stat() would wait for this daemon, which starts
+from aiosd.listing import Listings
 from aiosd.request import Request, State
-from aiosd.runner import Call, End, Runner
+from aiosd.runner import Call, End, Events, Runner
 from aiosd.sandbox import Cage
+from aiosd.sessions import Asked, Sessions, User
 from aiosd.store import Store
 from aiosd.tools import Tool, Tools, shorten
 
@@ -39,16 +42,36 @@ class Calls:
         self._begin, self._finish, self._stir = begin, finish, stir
         self.pending_s = config.tools.pending_s
         self._live: dict[int, Tool] = {}  # a cancelled call is one until its processes are gone
-        self._runner = Runner(self)
+        self._runner = Runner()
         self.audit = Audit(store.folder / "audit.jsonl")
         self._work = store.folder / "work"
-        self.start, self.stop = self._runner.start, self._runner.stop
-        self.kill, self.later = self._runner.kill, self._runner.later
+        self.stop, self.later = self._runner.stop, self._runner.later
+        self._sessions = Sessions(self._runner)
+        self.listings = Listings(tools, self._runner, self._sessions, store.folder / "mcp")
+        self._sessions.changed = self.listings.changed
+        self._configure(config)
+
+    def start(self) -> None:
+        self._runner.start()
+        self.listings.start()
 
     def reload(self, config: Config) -> None:
         self._config = config
         self.pending_s = config.tools.pending_s
         self.tools.load(Path(config.tools.folder), config.tools.network)
+        self._configure(config)
+        self.listings.start()
+
+    def _configure(self, config: Config) -> None:
+        sessions = self._sessions
+        sessions.output_bytes, sessions.work_bytes = config.tools.output_bytes, config.tools.work_bytes
+        sessions.reserve_bytes = config.limits.disk_reserve_bytes
+        sessions.keep(set(config.mcp.values()))
+        self.listings.configure(config.mcp)
+
+    def kill(self, id: int) -> None:
+        self._runner.kill(id)
+        self._sessions.cancel(id)
 
     def free(self, tool: Tool, running: Iterable[Request]) -> bool:
         """Whether one more call of it may run beside those."""
@@ -68,19 +91,26 @@ class Calls:
 
     def _run(self, request: Request) -> None:
         tool, config = self.tools.of(request.spec.model), self._config
-        if tool is None:
+        if tool is None or tool.manifest.server not in ("", *config.mcp):
             raise NotFound("its tool is gone")
         self._live[request.id] = tool
         mount = Path(config.daemon.mount)
-        cage = Cage(
-            tool.manifest,
-            self._folder(request) if request.agent_id else None,
-            mount if is_mounted(mount) else None,
-            config.tools.output_bytes,
-        )
+        shown = mount if is_mounted(mount) else None
         arguments, groups = request.spec.messages[0]["content"], request.spec.groups
+        events = Events(
+            partial(self.tool_began, request),
+            partial(self.tool_said, request),
+            partial(self.tool_ended, request),
+        )
+        if server := config.mcp.get(tool.manifest.server):
+            user = User(request.uid, groups, self._folder(request, f"mcp-{server.name}"), shown)
+            name = tool.name.removeprefix(f"{server.name}.")
+            self._sessions.call(server, user, Asked(request.id, name, arguments, events))
+            return
+        work = self._folder(request, str(request.agent_id)) if request.agent_id else None
+        cage = Cage(tool.manifest, work, shown, config.tools.output_bytes)
         bounds = config.tools.work_bytes, config.limits.disk_reserve_bytes
-        self._runner.run(Call(request, cage, arguments, request.uid, groups, *bounds))
+        self._runner.run(Call(request.id, cage, arguments, request.uid, groups, *bounds, events))
 
     # the runner's thread tells
 
@@ -113,14 +143,14 @@ class Calls:
 
     # work folders
 
-    def _folder(self, request: Request) -> Path:
-        """Where the agent's tools work, of each user who calls them through it his own.
+    def _folder(self, request: Request, name: str) -> Path:
+        """Where an agent's tools or an MCP server work, of each user who calls them his own.
 
         The folders above are the daemon's: who could put a link in the place of one would be given what
         it leads to. Only his group passes the one of his uid, so that a tool opens /work to nobody else.
         """
         own = self._work / str(request.uid)
-        folder = own / str(request.agent_id)
+        folder = own / name
         try:
             if not folder.is_dir():
                 self._work.mkdir(0o711, exist_ok=True)
@@ -141,7 +171,7 @@ class Calls:
 
     def forget_gone(self, agents: Collection[int]) -> None:
         """Folders of agents that a killed daemon was about to end."""
-        remove(folder for folder in self._work.glob("*/*") if int(folder.name) not in agents)
+        remove(f for f in self._work.glob("*/*") if f.name.isdecimal() and int(f.name) not in agents)
 
 
 def remove(folders: Iterable[Path]) -> None:

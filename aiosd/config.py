@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -15,8 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jsonschema
+from jsonschema.exceptions import best_match
+
+from aiosd import servers
 from aiosd.errors import BadValue, ConfigError
 from aiosd.grants import parse as parse_grant
+from aiosd.servers import Server
 
 DEFAULT_FILE = Path("/etc/aios/aiosd.toml")
 WORDS = {int: "a whole number", str: "text in quotes", bool: "true or false"}
@@ -118,6 +124,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     tools: ToolsConfig = field(default_factory=ToolsConfig)
     models: Mapping[str, ModelConfig] = field(default_factory=dict)
+    mcp: Mapping[str, Server] = field(default_factory=dict)
 
 
 def load(file: Path | None) -> Config:
@@ -161,6 +168,8 @@ def _merge(config: Config, file: Path) -> Config:
                 **config.models,
                 **{key: _model(source, key, value) for key, value in table.items()},
             }
+        elif name == "mcp":
+            changed[name] = {**config.mcp, **{key: _server(source, key, t) for key, t in table.items()}}
         else:
             changed[name] = _section(source, [name], getattr(config, name), table)
     return dataclasses.replace(config, **changed)
@@ -171,6 +180,26 @@ def _model(source: _Source, name: str, table: object) -> ModelConfig:
     if not isinstance(table, dict) or "path" not in table:
         raise ConfigError(f"{source.at(where)}: a model needs a path", f'[models.{name}] path = "/folder"')
     return _section(source, where, ModelConfig(path=""), table)
+
+
+def _server(source: _Source, name: str, table: object) -> Server:
+    where = ["mcp", name]
+    if not re.fullmatch(servers.NAME, name):
+        raise ConfigError(f"{source.at(where)}: a server's name is 1 to 32 of A-Z a-z 0-9 _ -")
+    if not isinstance(table, dict):
+        raise ConfigError(f"{source.at(where)}: write [mcp.{name}]")
+    if wrong := best_match(jsonschema.Draft202012Validator(servers.SCHEMA).iter_errors(table)):
+        key = (
+            wrong.absolute_path[0]
+            if wrong.absolute_path
+            else min(table.keys() - servers.SCHEMA["properties"])
+        )
+        raise ConfigError(f"{source.at([*where, str(key)])}: {key}: {wrong.message}", "see aiosd.toml(5)")
+    try:
+        return servers.server(name, table)
+    except ValueError as error:
+        hint = 'command = ["/usr/bin/NAME"], or url = "http://HOST:PORT/mcp"'
+        raise ConfigError(f"{source.at(where)}: {error}", hint) from None
 
 
 def _quotas(source: _Source, some: dict[str, Any]) -> dict[tuple[str, str], Mapping[str, int]]:

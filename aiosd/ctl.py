@@ -153,6 +153,10 @@ def arguments() -> argparse.ArgumentParser:
     )
     trace_parser = command("trace", trace, "what each request did when, as JSON or as a picture")
     trace_parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: svg, png or pdf")
+    served = command("mcp", mcp_serve, "the tree for an MCP client").add_subparsers(required=True)
+    mcp = served.add_parser("serve", help="your agents, contexts and tools, over standard input and output")
+    mcp.add_argument("--agent", default="", metavar="NAME", help="call tools through this agent")
+    mcp.set_defaults(run=mcp_serve)
     model = command("model", models, "add, load, unload or remove a model").add_subparsers(required=True)
     add = model.add_parser("add", help="serve a folder with a Hugging Face model")
     add.add_argument("path", type=Path)
@@ -279,6 +283,16 @@ def trace(files: Files, options: argparse.Namespace) -> None:
         ) from None
     except ValueError as error:  # a suffix that is no format
         raise Failed(f"{options.plot}: {error}") from None
+
+
+def mcp_serve(files: Files, options: argparse.Namespace) -> None:
+    try:
+        from aiosd.mcp.serve import serve
+    except ImportError:
+        raise Failed("this needs the MCP SDK: pip install 'aiosd[mcp]'") from None
+    if options.agent and not os.access(files.root / "agents" / options.agent, os.X_OK):
+        raise Failed(f"no agent {options.agent} of yours; mkdir {files.root}/agents/{options.agent} makes it")
+    serve(files.root, options.agent)
 
 
 def model_add(files: Files, options: argparse.Namespace) -> None:

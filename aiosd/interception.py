@@ -1,7 +1,7 @@
 """While an agent's tools run: asks the policy where its KV waits meanwhile, and has it brought there.
 
-What the policy is told is measured: how long calls of a tool took, how fast a model reads prompts, how fast KV
-moved. KV is only a shortcut, so a wrong guess costs time and never a token. Any thread may call.
+What the policy is told is measured: how long calls of a tool took, how fast a model reads prompts, how fast
+KV moved. KV is only a shortcut, so a wrong guess costs time and never a token. Any thread may call.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from aiosd import access, lifetime
 from aiosd.access import Caller, Permission, Permissions, object_of
@@ -29,7 +30,7 @@ from aiosd.policy import Chooser
 from aiosd.rules import Rules
 from aiosd.scheduler import Scheduler
 from aiosd.store import Store
-from aiosd.tools import Tool, Tools
+from aiosd.tools import QUEUE, Tool, Tools
 from aiosd.trust import Trust
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Kernel:
         self.scheduler = Scheduler(
             config, self.store, self.agents, self.contexts, self.models, self.tools, self.events
         )
+        self.scheduler.calls.listings.told = self._listed
         self.trust = Trust(self.store)
         rules = Rules(Path(config.scheduler.policies) / "access")
         self.pending = Pending(self.scheduler, self.agents, self.permissions, self.events, self.trust, rules)
@@ -74,7 +76,7 @@ class Kernel:
         there = {
             "/agents": self.agents.names(),
             "/contexts": self.contexts.names(),
-            "/tools": self.tools.names(),
+            "/tools": [tool.name for tool in self.tools.all() if tool.own],
             "/access/groups": self.trust.groups(),
         }
         known = {f"{folder}/{name}" for folder, names in there.items() for name in names}
@@ -86,7 +88,18 @@ class Kernel:
                 continue  # of a tool that the administrator may put back
             if folder in there and object not in known:
                 self.permissions.forget(object)
+        self._oust()
         self.scheduler.calls.forget_gone({agent.id for agent in self.agents.all()})
+
+    def _oust(self) -> None:
+        """Users' own tools whose names the administrator has taken: nothing of them is to be in his."""
+        for name in self.tools.ousted:
+            log.warning("tool %s of a user is ended: the administrator has one of that name", name)
+            self.permissions.forget(f"/tools/{name}")
+            for request in self.scheduler.unfinished():
+                if request.spec.model == QUEUE + name:
+                    self.scheduler.cancel(request, "its tool was removed")
+        self.tools.discard_ousted()
 
     def reload(self, config: Config) -> None:
         """Takes over what can change while running; Models judges the new ones before anything else."""
@@ -104,9 +117,9 @@ class Kernel:
         self.scheduler.bounds.reload(config)
         self.scheduler.calls.reload(config)
         self.pending.rules = rules
-        for request in self.scheduler.unfinished():
-            if request.spec.operation == "tool" and not self.tools.of(request.spec.model):
-                self.scheduler.cancel(request, "its tool is gone")
+        with self.permissions.making:
+            self._oust()
+        self._cancel_gone()
         self.scheduler.chooser.load(folder)
         if old.scheduler.policy != now.scheduler.policy:
             self.scheduler.chooser.switch(now.scheduler.policy)
@@ -115,6 +128,18 @@ class Kernel:
         for model in added:
             self.scheduler.pool.load(model)
         self.scheduler.stir()
+
+    def _listed(self, server: str, error: str) -> None:
+        """An MCP server has told its tools, or has not."""
+        facts: dict[str, Any] = {"error": error} if error else {}
+        self.events.emit("mcp", server=server, state="failed" if error else "listed", **facts)
+        self._cancel_gone()
+        self.scheduler.stir()
+
+    def _cancel_gone(self) -> None:
+        for request in self.scheduler.unfinished():
+            if request.spec.operation == "tool" and not self.tools.of(request.spec.model):
+                self.scheduler.cancel(request, "its tool is gone")
 
     def stop(self) -> None:
         self.lifetimes.stop()

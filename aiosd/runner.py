@@ -1,13 +1,12 @@
-"""Runs tool calls: one process tree each, in its cage (aiosd.sandbox), started and watched by one thread.
+"""Runs process trees in cages (aiosd.sandbox): tool calls and MCP sessions, watched by one thread.
 
 One thread because a sandbox dies with the thread that started it: so do all with the daemon, however it ends.
-It waits for output, ends and orders in one poll; what a call printed and how it ended it tells `events`. Any
-thread may order. Networks are made and taken down by short threads, as that takes a while.
+It waits for output, ends and orders in one poll; what a process printed and how it ended it tells `events`.
+Any thread may order. Networks are made and taken down by short threads, as that takes a while.
 """
 
 from __future__ import annotations
 
-import errno
 import heapq
 import itertools
 import logging
@@ -17,41 +16,26 @@ import signal
 import subprocess
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from io import FileIO
-from pathlib import Path
-from typing import Protocol
-
-import psutil
 
 from aiosd import network
 from aiosd.errors import AiosError
 from aiosd.network import Namespace
-from aiosd.request import Request
 from aiosd.sandbox import Cage, seccomp_filter
+from aiosd.usage import free_bytes, memory, size
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5  # how often what a call uses is looked at
-STDERR_BYTES = 64 << 10
-DEEPEST = 1000  # processes below each other
-ENTRY_BYTES = 4096  # that any name in a work folder counts for
+REST_LOOK_S = 2.0  # and how often while nothing but idle sessions is there
+STDERR_BYTES = 64 << 10  # that are kept, the last ones
+STDERR_MOST = 256 << 20
 READ_BYTES = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    request: Request
-    cage: Cage
-    arguments: str  # JSON, for its standard input
-    uid: int
-    groups: tuple[int, ...]  # gid first
-    work_bytes: int
-    reserve_bytes: int  # of the disk that its work folder is on
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +45,27 @@ class End:
     status: int
     stderr: str
     why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Called on the runner's thread."""
+
+    began: Callable[[], bool]  # it is about to start; False: it is not to
+    said: Callable[[bytes], None]
+    ended: Callable[[End], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    id: int  # the request's; of a session less than 0
+    cage: Cage
+    given: str | None  # its standard input; None: what `tell` gives it, as it comes
+    uid: int
+    groups: tuple[int, ...]  # gid first
+    work_bytes: int
+    reserve_bytes: int  # of the disk that its work folder is on
+    events: Events
 
 
 @dataclass(slots=True, eq=False)
@@ -73,7 +78,11 @@ class Running:
     streams: int = 3  # stdout, stderr and the pidfd: it is over when all are
     ended_s: float = 0.0  # 0: not yet
     out_bytes: int = 0
+    stderr_bytes: int = 0
     stderr: bytearray = field(default_factory=bytearray)
+    unsent: bytearray = field(default_factory=bytearray)  # of its standard input
+    shut: bool = False  # nothing more is to come there
+    resting: bool = False
     why: str = ""
 
     def kill(self, why: str) -> None:
@@ -83,17 +92,11 @@ class Running:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
-class Events(Protocol):
-    def tool_began(self, request: Request) -> bool: ...
-    def tool_said(self, request: Request, data: bytes) -> None: ...
-    def tool_ended(self, request: Request, end: End) -> None: ...
-
-
 class Runner:
-    def __init__(self, events: Events) -> None:
-        self._events = events
+    def __init__(self) -> None:
         self._orders: deque[Callable[[], None]] = deque()
         self._running: dict[int, Running] = {}
+        self._early: dict[int, bytearray] = {}  # standard input of those whose network is being made
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake, selectors.EVENT_READ, lambda: os.eventfd_read(self._wake))
@@ -108,40 +111,66 @@ class Runner:
 
     def stop(self) -> None:
         """Ends all that run, without a word: they are told as interrupted by the next daemon."""
-        self._order(lambda: setattr(self, "_stopping", True))
+        self.order(lambda: setattr(self, "_stopping", True))
         if self._thread.ident is not None:
             self._thread.join()
 
     def run(self, call: Call) -> None:
         if call.cage.manifest.network:
+            self._early[call.id] = bytearray()
             threading.Thread(target=self._connect, args=(call,), name="network", daemon=True).start()
         else:
-            self._order(partial(self._start, call, None))
+            self.order(partial(self._start, call, None))
 
     def _connect(self, call: Call) -> None:
         try:
             namespace = network.open(call.cage.manifest.network)
         except AiosError as error:
-            self._order(partial(self._refuse, call, error.explanation))
+            self.order(partial(self._refuse, call, error.explanation))
         else:
-            self._order(partial(self._start, call, namespace))
+            self.order(partial(self._start, call, namespace))
 
-    def kill(self, id: int) -> None:
+    def kill(self, id: int, why: str = "cancelled") -> None:
         def kill() -> None:
             if running := self._running.get(id):
-                running.kill("cancelled")
+                running.kill(why)
 
-        self._order(kill)
+        self.order(kill)
 
     def later(self, after_s: float, order: Callable[[], None]) -> None:
         """Runs it on this thread, then."""
-        self._order(
-            lambda: heapq.heappush(self._timers, (time.monotonic() + after_s, next(self._ids), order))
-        )
+        self.order(lambda: heapq.heappush(self._timers, (time.monotonic() + after_s, next(self._ids), order)))
 
-    def _order(self, order: Callable[[], None]) -> None:
+    def order(self, order: Callable[[], None]) -> None:
+        """Runs it on this thread, soon, after what was ordered before."""
         self._orders.append(order)
         os.eventfd_write(self._wake, 1)
+
+    # on the thread only
+
+    def tell(self, id: int, data: bytes) -> None:
+        """More of its standard input; who has ended hears nothing."""
+        if id in self._early:
+            self._early[id] += data
+        if running := self._running.get(id):
+            running.unsent += data
+            self._send(running)
+
+    def shut(self, id: int) -> None:
+        """Its standard input ends."""
+        if running := self._running.get(id):
+            running.shut = True
+            self._send(running)
+
+    def rest(self, id: int, resting: bool) -> None:
+        """Whether it is idle, and need not be looked at often."""
+        if running := self._running.get(id):
+            running.resting = resting
+
+    def stderr(self, id: int) -> tuple[int, bytes]:
+        """How many bytes it has said there, and the last of them."""
+        running = self._running.get(id)
+        return (running.stderr_bytes, bytes(running.stderr)) if running else (0, b"")
 
     # the thread
 
@@ -155,8 +184,8 @@ class Runner:
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
                 self._try(heapq.heappop(self._timers)[2])
-            if self._running and now >= look_s:
-                look_s = now + LOOK_S
+            if self._running and now >= look_s + self._look_s():
+                look_s = now
                 used = memory({running.process.pid for running in self._running.values()})
                 for running in list(self._running.values()):
                     if running.ended_s and now > running.ended_s + LOOK_S:  # its output is held open outside
@@ -172,8 +201,11 @@ class Runner:
     def _patience_s(self) -> float | None:
         until_timer = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
         if self._running:
-            return LOOK_S if until_timer is None else min(LOOK_S, until_timer)
+            return self._look_s() if until_timer is None else min(self._look_s(), until_timer)
         return until_timer
+
+    def _look_s(self) -> float:
+        return REST_LOOK_S if all(running.resting for running in self._running.values()) else LOOK_S
 
     @staticmethod
     def _try(act: Callable[[], object]) -> None:
@@ -183,21 +215,26 @@ class Runner:
             log.exception("a tool call")
 
     def _start(self, call: Call, namespace: Namespace | None) -> None:
+        early = self._early.pop(call.id, b"")
         try:
-            if not self._events.tool_began(call.request):  # cancelled meanwhile
+            if not call.events.began():  # cancelled meanwhile
                 return
             try:
                 running = self._spawn(call, namespace)
             except (OSError, ValueError, subprocess.SubprocessError) as error:  # a NUL in a manifest
-                self._events.tool_ended(call.request, End(-1, "", f"cannot be started: {error}"))
+                call.events.ended(End(-1, "", f"cannot be started: {error}"))
                 return
             namespace = None
         finally:
             disconnect(namespace)
-        self._running[call.request.id] = running
+        self._running[call.id] = running
+        running.unsent += early
         process = running.process
         assert process.stdout
         assert process.stderr
+        if process.stdin:
+            os.set_blocking(process.stdin.fileno(), False)
+            self._send(running)
         for file, heed in ((process.stdout, self._said), (process.stderr, self._erred)):
             self._selector.register(
                 file, selectors.EVENT_READ, partial(self._read, running, file.fileno(), heed)
@@ -207,13 +244,16 @@ class Runner:
         )
 
     def _refuse(self, call: Call, why: str) -> None:
-        if self._events.tool_began(call.request):
-            self._events.tool_ended(call.request, End(-1, "", why))
+        self._early.pop(call.id, None)
+        if call.events.began():
+            call.events.ended(End(-1, "", why))
 
     @staticmethod
     def _spawn(call: Call, namespace: Namespace | None) -> Running:
         with ExitStack() as stack:
-            given = stack.enter_context(memory_file(call.arguments.encode()))
+            given: FileIO | int = subprocess.PIPE
+            if call.given is not None:
+                given = stack.enter_context(memory_file(call.given.encode()))
             seccomp = stack.enter_context(memory_file(seccomp_filter())).fileno()
             program = call.cage.open_program()
             passed = [seccomp]
@@ -247,6 +287,26 @@ class Runner:
             raise
         return Running(call, process, pidfd, time.monotonic() + call.cage.manifest.timeout_s, namespace)
 
+    def _send(self, running: Running) -> None:
+        """As much as its standard input takes now; the rest when it takes more."""
+        file = running.process.stdin
+        if file is None or file.closed:
+            return
+        watched = file.fileno() in self._selector.get_map()
+        try:
+            while running.unsent:
+                del running.unsent[: os.write(file.fileno(), running.unsent[:READ_BYTES])]
+        except BlockingIOError:
+            if not watched:
+                self._selector.register(file, selectors.EVENT_WRITE, partial(self._send, running))
+            return
+        except BrokenPipeError:  # it has ended, or wants no more
+            running.unsent.clear()
+        if watched:
+            self._selector.unregister(file)
+        if running.shut:
+            file.close()
+
     def _read(self, running: Running, fd: int, heed: Callable[[Running, bytes], None]) -> None:
         if data := os.read(fd, READ_BYTES):
             heed(running, data)
@@ -257,12 +317,13 @@ class Runner:
         room = max(0, running.call.cage.output_bytes - running.out_bytes)
         running.out_bytes += len(data)
         if data[:room]:
-            self._events.tool_said(running.call.request, data[:room])
+            running.call.events.said(data[:room])
         if len(data) > room:
             running.kill(f"it printed more than {running.call.cage.output_bytes} bytes")
 
     @staticmethod
     def _erred(running: Running, data: bytes) -> None:
+        running.stderr_bytes += len(data)
         running.stderr += data
         del running.stderr[:-STDERR_BYTES]
 
@@ -278,16 +339,15 @@ class Runner:
     def _end(self, running: Running) -> None:
         status = running.process.wait()
         os.close(running.pidfd)
-        for file in (running.process.stdout, running.process.stderr):
-            if file:
+        for file in (running.process.stdin, running.process.stdout, running.process.stderr):
+            if file and not file.closed:
                 if file.fileno() in self._selector.get_map():
                     self._selector.unregister(file)
                 file.close()
         disconnect(running.namespace)
-        request = running.call.request
-        del self._running[request.id]
+        del self._running[running.call.id]
         stderr = running.stderr.decode("utf-8", "replace")
-        self._events.tool_ended(request, End(status, stderr, running.why))
+        running.call.events.ended(End(status, stderr, running.why))
 
     @staticmethod
     def _look(running: Running, now: float, memory_bytes: int) -> None:
@@ -297,6 +357,8 @@ class Runner:
             running.kill(f"it took more than {manifest.timeout_s:g} s")
         elif memory_bytes > manifest.memory_bytes:
             running.kill(f"it took more than {manifest.memory_bytes} bytes of memory")
+        elif running.stderr_bytes > STDERR_MOST:
+            running.kill(f"it said more than {STDERR_MOST} bytes on its standard error")
         elif (work := running.call.cage.work) and size(
             work, running.call.work_bytes
         ) > running.call.work_bytes:
@@ -316,42 +378,3 @@ def memory_file(data: bytes) -> FileIO:
     file.write(data)
     file.seek(0)
     return file
-
-
-def memory(tops: Collection[int]) -> Counter[int]:
-    """Bytes that each of these processes and all below it hold."""
-    found = {p.pid: p.info for p in psutil.process_iter(["ppid", "memory_info"])}
-    total = Counter[int]()
-    for pid, info in found.items():
-        top = pid
-        for _ in range(DEEPEST):  # no further, should pids come round while they are read
-            if top not in found or top in tops:
-                break
-            top = found[top]["ppid"]
-        if top in tops and info["memory_info"]:
-            total[top] += info["memory_info"].rss
-    return total
-
-
-def free_bytes(folder: Path) -> int:
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
-
-
-def size(folder: Path, enough: int) -> int:
-    """Bytes below a folder; counts no further than `enough`. What is empty counts too, and what is so deep
-    that it has no path as too much: else its owner could make this take for ever, or hide things."""
-    total, folders = 0, [str(folder)]
-    while folders and total <= enough:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    total += max(ENTRY_BYTES, entry.stat(follow_symlinks=False).st_blocks * 512)
-                    if total > enough:
-                        return total
-        except OSError as error:  # most of all one that was removed meanwhile
-            if error.errno == errno.ENAMETOOLONG:
-                return enough + 1
-    return total

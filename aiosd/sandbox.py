@@ -71,7 +71,8 @@ class Cage:
             *(aios(self.mount) if self.mount else ()),
             *(("--perms", "0555", "--ro-bind-data", str(program), self._program) if program else ()),
             "--remount-ro", "/", "--chdir", WORK, "--",
-            "/usr/bin/prlimit", f"--as={m.memory_bytes}", f"--cpu={m.cpu_s}", f"--nproc={PROCESSES}",
+            "/usr/bin/prlimit", f"--as={m.address_bytes or m.memory_bytes}", f"--data={m.memory_bytes}",
+            f"--cpu={m.cpu_s}", f"--nproc={PROCESSES}",
             f"--fsize={m.memory_bytes}", f"--nofile={FILES}", "--core=0", "--",
             *("/tool/" + part[2:] if part.startswith("./") else part for part in m.command),
         ]  # fmt: skip

@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 from jsonschema.exceptions import best_match
 
+from aiosd import schemas
 from aiosd.errors import AiosError, BadRequest, BadValue, ConfigError, NotAllowed, NotFound, StoreFull
 from aiosd.grants import parse as parse_grant
 from aiosd.models import NAME
@@ -34,8 +36,6 @@ BUILT_IN = Path(__file__).parent / "toolbox"
 FILE, PROGRAM = "tool.toml", "program"
 OWN_BYTES = {FILE: 64 << 10, PROGRAM: 1 << 20}  # at most, of a user's own
 LIMIT_OWN = 16  # calls at once of a user's own tool
-SLOW = {"pattern", "patternProperties", "$ref", "$dynamicRef", "$recursiveRef", "propertyNames"}
-JUDGED = 200_000  # parts of a foreign schema times parts of the arguments
 ADMINISTRATORS = ("exclusive", "network", "credentials")  # not in the manifest of a user's own
 ERRORS = 100  # of one call's arguments that are looked at
 SAID = 500  # characters of an error's text
@@ -94,6 +94,9 @@ class Manifest:
     limit: int = 4  # calls at once
     exclusive: str = ""  # calls of tools with the same word never overlap
     irreversible: bool = False
+    server: str = ""  # the MCP server whose tool it is
+    address_bytes: int = 0  # that a process may map, also without using it; 0: memory_bytes
+    judge: Mapping[str, Any] | None = None  # what arguments are judged by, where not by `parameters`
 
     @property
     def function(self) -> dict[str, Any]:
@@ -123,7 +126,7 @@ class Tool:
     @property
     def ready(self) -> bool:
         """It has a manifest."""
-        return bool(self.manifest.command)
+        return bool(self.manifest.command or self.manifest.server)
 
     @property
     def limit_max(self) -> int:
@@ -152,6 +155,10 @@ class Tools:
         """`folder`: the administrator's; `own`: where those that users make are kept."""
         self._by_name: dict[str, Tool] = {}
         self._own = own
+        self.ousted: set[str] = set()  # users' own whose names the administrator has taken
+        self._installed: list[Manifest] = []
+        self._offered: dict[str, list[Manifest]] = {}  # by MCP server
+        self._lock = threading.Lock()
         self.load(folder, grants or {})
 
     def load(self, folder: Path, grants: Mapping[str, Sequence[str]]) -> None:
@@ -159,7 +166,7 @@ class Tools:
 
         `grants`: what the administrator lets each reach besides, by name of the tool.
         """
-        found: dict[str, Tool] = {}
+        found: dict[str, Manifest] = {}
         for file in (*sorted(BUILT_IN.glob(f"*/{FILE}")), *sorted(folder.glob(f"*/{FILE}"))):
             try:
                 manifest = read(file)
@@ -167,18 +174,32 @@ class Tools:
                 log.error("tool %s is not used: %s", file.parent.name, error.explanation)
                 continue
             granted = dict.fromkeys((*manifest.network, *grants.get(manifest.name, ())))
-            manifest = replace(manifest, network=tuple(granted))
+            found[manifest.name] = replace(manifest, network=tuple(granted))
+        for name in grants.keys() - found:
+            log.warning("[tools.network] names %s, which is no tool", name)
+        with self._lock:
+            self._installed = list(found.values())
+            self._merge()
+
+    def offer(self, server: str, manifests: Sequence[Manifest]) -> None:
+        """All that an MCP server has; none, and it is gone."""
+        with self._lock:
+            self._offered[server] = list(manifests)
+            self._merge()
+
+    def _merge(self) -> None:
+        """What is the administrator's goes before what a server offers, and that before users' own."""
+        found: dict[str, Tool] = {}
+        for manifest in chain(chain.from_iterable(self._offered.values()), self._installed):
             tool = self._by_name.get(manifest.name)
-            if tool is None:
+            if tool is None or tool.own:
                 tool = Tool(manifest, manifest.limit)
             elif tool.manifest != manifest:
                 tool.manifest, tool.limit = manifest, manifest.limit
             found[manifest.name] = tool
-        for name in grants.keys() - found:
-            log.warning("[tools.network] names %s, which is no tool", name)
         for kept in sorted(self._own.glob("*")):
             if kept.name in found:
-                log.warning("tool %s of a user gives way to the administrator's", kept.name)
+                self.ousted.add(kept.name)
             else:
                 known = self._by_name.get(kept.name)
                 found[kept.name] = known if known and known.own else self._kept(kept)
@@ -196,7 +217,9 @@ class Tools:
         return tool
 
     def make(self, name: str) -> None:
-        """A user's own, without a manifest."""
+        """A user's own, without a manifest. Raises BadValue, StoreFull."""
+        if "." in name:
+            raise BadValue("names with a dot are of MCP servers' tools", "take another")
         folder = self._own / name
         with full(folder):
             self._own.mkdir(0o700, exist_ok=True)
@@ -207,9 +230,16 @@ class Tools:
         if tool.own is None:
             raise NotAllowed(f"tool {tool.name} is not yours to remove", f"{tool.manifest.folder} holds it")
         self._by_name = {name: one for name, one in self._by_name.items() if one is not tool}
-        for file in tool.own.iterdir():
+        self._discard(tool.name)
+
+    def discard_ousted(self) -> None:
+        while self.ousted:
+            self._discard(self.ousted.pop())
+
+    def _discard(self, name: str) -> None:
+        for file in (self._own / name).iterdir():
             file.unlink()
-        tool.own.rmdir()
+        (self._own / name).rmdir()
 
     def keep(self, tool: Tool, file: str, data: bytes) -> None:
         """The manifest or program of a user's own. Raises BadValue, StoreFull; the old one stays then."""
@@ -276,15 +306,14 @@ def _own(folder: Path, raw: dict[str, Any]) -> Manifest:
     if refused := [key for key in ADMINISTRATORS if key in raw]:
         raise BadValue(f"{refused[0]} is for the administrator's tools", "leave it out")
     found = manifest(folder, raw)
-    if slow := mentioned(found.parameters) & SLOW:
-        raise BadValue(
-            f"parameters: {min(slow)} may take for ever", "leave it out: the program may judge more"
-        )
     if found.limit > LIMIT_OWN:
         raise BadValue(f"limit is at most {LIMIT_OWN}")
     if any(part.startswith("./") and part != f"./{PROGRAM}" for part in found.command):
         raise BadValue(f"the file beside the manifest is ./{PROGRAM}", "cp it there")
-    return found
+    try:
+        return replace(found, judge=schemas.reduced(found.parameters))
+    except ValueError as error:
+        raise BadValue(f"parameters: {error}") from None
 
 
 def manifest(folder: Path, raw: dict[str, Any]) -> Manifest:
@@ -324,18 +353,15 @@ def mentioned(value: object) -> set[str]:
     return set(value).union(*map(mentioned, value.values())) if isinstance(value, dict) else set()
 
 
-def parts(value: object) -> int:
-    if isinstance(value, dict):
-        return 1 + sum(map(parts, value.values()))
-    return 1 + sum(map(parts, value)) if isinstance(value, list) else 1
-
-
 def arguments(tool: Tool, text: str) -> dict[str, Any]:
     """The arguments of a call, judged by the tool's schema. Raises BadRequest."""
     raw = read_json(text)
-    if tool.own and parts(tool.manifest.parameters) * parts(raw) > JUDGED:
-        raise BadRequest(f"{tool.name}: the arguments have too many parts for its schema", "send fewer")
-    errors = jsonschema.Draft202012Validator(tool.manifest.parameters).iter_errors(raw)
+    schema = tool.manifest.parameters
+    if tool.manifest.judge is not None:
+        schema = tool.manifest.judge
+        if not schemas.can_judge(schema, text):
+            raise BadRequest(f"{tool.name}: too many values to be judged", "give fewer, or longer ones")
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(raw)
     if wrong := best_match(islice(errors, ERRORS)):
         names = ", ".join(tool.manifest.parameters.get("properties", {}))
         raise BadRequest(shorten(f"{tool.name}: {place(wrong)}{wrong.message}"), f"its arguments are {names}")

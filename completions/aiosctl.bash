@@ -23,7 +23,7 @@ _aiosctl() {
     for ((i = 1; i < COMP_CWORD; i++)); do # the words that are no options
         word=${COMP_WORDS[i]}
         case $word in
-            --mount | --name) ((i++)) ;;
+            --mount | --name | --agent) ((i++)) ;;
             -m | --model) asks_model=yes && ((i++)) ;;
             -*) ;;
             *) words+=("$word") ;;
@@ -36,7 +36,7 @@ _aiosctl() {
         --name) ;;
         *)
             case "${words[*]}" in
-                '') answers='status queue agents models ask log cancel policy tools access audit trace model --mount --verbose --version --help' ;;
+                '') answers='status queue agents models ask log cancel policy tools access audit mcp trace model --mount --verbose --version --help' ;;
                 ask) [[ $asks_model == yes ]] || answers="-m $(command ls "$root/agents" 2>/dev/null)" ;;
                 log) answers=$(command ls "$root/agents" 2>/dev/null) ;;
                 cancel) answers=$(awk 'NR > 1 { print $1 }' "$root/scheduler/queue" 2>/dev/null) ;;
@@ -45,6 +45,8 @@ _aiosctl() {
                 access) answers='allow deny' ;;
                 'access allow' | 'access deny') answers=$(command ls "$root/access/pending" 2>/dev/null) ;;
                 audit) answers=verify ;;
+                mcp) answers=serve ;;
+                'mcp serve') if [[ $previous == --agent ]]; then answers=$(command ls "$root/agents" 2>/dev/null); else answers=--agent; fi ;;
                 model) answers='add load unload remove' ;;
                 'model add') folders=yes ;;
                 'model load' | 'model unload' | 'model remove') answers=$(command ls "$root/models" 2>/dev/null) ;;

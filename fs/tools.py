@@ -16,6 +16,8 @@ from aiosd.fs.tree import Factory, Folder, Table
 from aiosd.kernel import Kernel
 from aiosd.tools import FILE, OWN_BYTES, PROGRAM, Incomplete, Tool
 
+OF_SERVER = ("name", "description", "server", "timeout_s", "limit", "irreversible")  # an MCP server's tool
+
 
 def tool_folder(kernel: Kernel, name: str) -> Folder | None:
     tool = kernel.tools.find(name)
@@ -46,8 +48,11 @@ def tool_folder(kernel: Kernel, name: str) -> Folder | None:
 
 def info(tool: Tool) -> str:
     m = tool.manifest
-    facts = {key: value for key, value in asdict(m).items() if key not in ("parameters", "env")}
-    facts |= {"folder": str(m.folder), "env": sorted(m.env)}
+    facts = {key: value for key, value in asdict(m).items() if key not in ("parameters", "env", "judge")}
+    if m.server:
+        facts = {key: facts[key] for key in OF_SERVER}
+    else:
+        facts |= {"folder": str(m.folder), "env": sorted(m.env)}
     return json.dumps({**facts, "error": tool.error} if tool.error else facts, indent=2) + "\n"
 
 

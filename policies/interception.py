@@ -1,4 +1,4 @@
-"""What happens to the KV of an agent that waits for its tools: it stays, goes to the host's memory, or is dropped.
+"""What happens to KV of an agent that waits for its tools: it stays, goes to the host, or is dropped.
 
 Each choice wastes memory of the worker for some time, and the least waste wins (InferCept, arXiv 2402.01869).
 """

@@ -29,6 +29,7 @@ from aiosd.fs.tree import Folder, Link, Node
 from aiosd.kernel import Kernel
 from aiosd.pool import Worker
 from aiosd.request import Request
+from aiosd.servers import Server
 
 ROOT = Path(__file__).parent.parent
 MAN, DOCS = ROOT / "man", ROOT / "docs"
@@ -106,9 +107,17 @@ def test_aiosd_toml_5_has_every_key_and_its_default() -> None:
         documented[section, key] = tomllib.loads(text)[key] if value.startswith("=") else value
     config = Config()
     sections: dict[str, Any] = {f"[{f.name}]": getattr(config, f.name) for f in fields(Config)}
-    del sections["[models]"], sections["[quotas]"]  # the tables of the latter have the keys of [quota]
+    del (
+        sections["[models]"],
+        sections["[quotas]"],
+        sections["[mcp]"],
+    )  # the tables of the latter have the keys of [quota]
     expected = {(s, f.name): getattr(now, f.name) for s, now in sections.items() for f in fields(now)}
     expected |= {("[models.NAME]", f.name): default(f) for f in fields(ModelConfig)}
+    words = {"command": "(this or url)", "url": "(this or command)", "env": {}}
+    words |= {"irreversible": "(as the server says)", "read": [], "write": [], "network": []}
+    keys = {f.name: words.get(f.name, f.default) for f in fields(Server) if f.name != "name"}
+    expected |= {("[mcp.NAME]", key): value for key, value in keys.items()}
     assert documented == expected
 
 

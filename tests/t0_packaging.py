@@ -34,7 +34,7 @@ def pinned_version(requirement: Requirement) -> Version:
     return Version(specifier.version)
 
 
-@pytest.mark.parametrize("extra", ["", "engine", "dev", "systemd"])
+@pytest.mark.parametrize("extra", ["", "engine", "mcp", "dev", "systemd"])
 def test_the_lock_fits_the_bounds_of_the_project(extra: str) -> None:
     lock = locked("requirements.lock") | locked("requirements-systemd.lock")
     for wanted in map(Requirement, project()[extra]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,11 +113,11 @@ def test_a_bad_manifest_is_refused_and_info_says_why(aios: Daemon, greet: str, l
     assert aios.read(f"{greet}/manifest") == GREET
 
 
-@pytest.mark.parametrize("word", ["pattern", "$ref", "uniqueItems"])
-def test_a_schema_that_may_take_for_ever_is_refused(aios: Daemon, greet: str, word: str) -> None:
-    value = "true" if word == "uniqueItems" else '"#"'
-    with pytest.raises(OSError, match="Invalid argument"):
-        aios.write(f"{greet}/manifest", f'{GREET}properties.more."{word}" = {value}\n')
+def test_what_may_take_the_daemon_for_ever_is_left_to_the_program(aios: Daemon, greet: str) -> None:
+    slow = """properties.name.pattern = "(a+)+$"\nproperties.again."$ref" = "#"\n"""
+    assert as_user(aios, ALICE, f"cat > {greet}/manifest <<'E'\n{GREET}{slow}E\n").stderr == ""
+    done = as_user(aios, ALICE, run(f"{greet}/call", json.dumps({"name": "a" * 40 + "!", "again": {}})))
+    assert "hello" in done.stdout or "Invalid" in done.stderr
 
 
 def test_arguments_of_very_many_parts_are_refused(aios: Daemon, greet: str) -> None:
@@ -161,6 +162,25 @@ def test_own_tools_are_there_after_kill_9(make_daemon: Callable[..., Daemon], tm
     done = as_user(daemon, ALICE, run("tools/greet/call", '{"name":"ada"}') + "; cat access/owners")
     assert done.stdout == f'hello from {ALICE}: {{"name": "ada"}}\n{BOB}\n'
     assert "denied" in as_user(daemon, BOB, "ls tools/greet").stderr
+
+
+def test_the_administrators_tool_takes_the_place_of_a_users(
+    make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    let_in(tmp_path)
+    daemon = make_daemon(f"[tools]\nfolder = '{tmp_path}/tools.d'\n").start()
+    as_user(daemon, ALICE, f"mkdir tools/greet; echo '{GREET}' > tools/greet/manifest; chmod 755 tools/greet")
+    assert "Invalid" in as_user(daemon, ALICE, "mkdir tools/server.tool").stderr
+    folder = tmp_path / "tools.d/greet"
+    folder.mkdir(parents=True)
+    (folder / "tool.toml").write_text('name = "greet"\n' + GREET.replace("./program", "/bin/true"))
+    assert daemon.process
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: (daemon.root / "tools/greet").stat().st_uid == 0, "the reload")
+    assert "/bin/true" in daemon.read("tools/greet/info")
+    assert as_user(daemon, BOB, run("tools/greet/call", '{"name":"b"}')).stderr == ""
+    assert "not permitted" in as_user(daemon, ALICE, "chmod 700 tools/greet").stderr
+    assert not (daemon.state / "tools/greet").exists()
 
 
 def test_a_tool_makes_no_tool(aios: Daemon) -> None:

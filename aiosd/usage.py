@@ -1,0 +1,53 @@
+"""What processes and folders take: memory and disk, as bounds are held against it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+
+import psutil
+
+DEEPEST = 1000  # processes below each other
+ENTRY_BYTES = 4096  # that any name in a work folder counts for
+
+
+def memory(tops: Collection[int]) -> Counter[int]:
+    """Bytes that each of these processes and all below it hold."""
+    found = {p.pid: p.info for p in psutil.process_iter(["ppid", "memory_info"])}
+    total = Counter[int]()
+    for pid, info in found.items():
+        top = pid
+        for _ in range(DEEPEST):  # no further, should pids come round while they are read
+            if top not in found or top in tops:
+                break
+            top = found[top]["ppid"]
+        if top in tops and info["memory_info"]:
+            total[top] += info["memory_info"].rss
+    return total
+
+
+def free_bytes(folder: Path) -> int:
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def size(folder: Path, enough: int) -> int:
+    """Bytes below a folder; counts no further than `enough`. What is empty counts too, and what is so deep
+    that it has no path as too much: else its owner could make this take for ever, or hide things."""
+    total, folders = 0, [str(folder)]
+    while folders and total <= enough:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    total += max(ENTRY_BYTES, entry.stat(follow_symlinks=False).st_blocks * 512)
+                    if total > enough:
+                        return total
+        except OSError as error:  # most of all one that was removed meanwhile
+            if error.errno == errno.ENAMETOOLONG:
+                return enough + 1
+    return total
