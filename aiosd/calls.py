@@ -5,6 +5,7 @@ The scheduler asks `free` with its lock held, and orders without; the runner tel
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import threading
@@ -18,12 +19,17 @@ from aiosd.config import Config
 from aiosd.errors import AiosError, NotFound, StoreFull
 from aiosd.fs.mount import is_mounted  # by /proc: a stat() would wait for this daemon, which starts
 from aiosd.listing import Listings
+from aiosd.policy import check_owner
 from aiosd.request import Request, State
-from aiosd.runner import Call, End, Events, Runner
+from aiosd.runner import Runner
 from aiosd.sandbox import Cage
 from aiosd.sessions import Asked, Sessions, User
+from aiosd.spawn import Call, End, Events
 from aiosd.store import Store
 from aiosd.tools import Tool, Tools, shorten
+
+log = logging.getLogger(__name__)
+CREDENTIAL_BYTES = 64 << 10  # at most, of each
 
 
 class Calls:
@@ -108,7 +114,8 @@ class Calls:
             self._sessions.call(server, user, Asked(request.id, name, arguments, events))
             return
         work = self._folder(request, str(request.agent_id)) if request.agent_id else None
-        cage = Cage(tool.manifest, work, shown, config.tools.output_bytes)
+        secrets = credentials(Path(config.tools.credentials), tool.manifest.credentials)
+        cage = Cage(tool.manifest, work, shown, config.tools.output_bytes, secrets)
         bounds = config.tools.work_bytes, config.limits.disk_reserve_bytes
         self._runner.run(Call(request.id, cage, arguments, request.uid, groups, *bounds, events))
 
@@ -178,3 +185,24 @@ def remove(folders: Iterable[Path]) -> None:
     """By rm(1): shutil's recursion ends at a thousand folders in each other, which a tool may make."""
     if names := list(folders):
         subprocess.run(["/bin/rm", "-rf", "--one-file-system", "--", *names], stderr=subprocess.DEVNULL)
+
+
+def credentials(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """Secrets by name: of the service manager (systemd.exec(5)), else of the folder. Raises NotFound."""
+    given = os.environ.get("CREDENTIALS_DIRECTORY")
+    found = {}
+    for name in names:
+        file = Path(given, name) if given and Path(given, name).exists() else folder / name
+        try:
+            with file.open("rb") as opened:
+                status = os.fstat(opened.fileno())
+                check_owner(file, status)
+                if status.st_mode & 0o077:
+                    raise ValueError(f"{file} may be read by others; chmod 600 it")
+                found[name] = opened.read(CREDENTIAL_BYTES)
+        except (OSError, ValueError) as error:
+            log.error("credential %s: %s", name, error)
+            raise NotFound(
+                f"its credential {name} cannot be used; the log says why", f"see {folder}"
+            ) from None
+    return found

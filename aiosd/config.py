@@ -101,6 +101,7 @@ class ToolsConfig:
     output_bytes: int = at_least(1, 1 << 20)  # that one call may print
     work_bytes: int = at_least(1, 256 << 20)  # of the folder that an agent's tools work in
     pending_s: int = at_least(1, 600)  # how long a call waits for a decision
+    credentials: str = "/etc/aios/credentials"  # a folder: secrets that manifests name
     notify: str = ""  # a program that tells somebody of each call that waits
     network: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict

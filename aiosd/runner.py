@@ -21,12 +21,13 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from io import FileIO
 
 from aiosd import network
+from aiosd.cgroups import Cgroups, Group
 from aiosd.errors import AiosError
 from aiosd.network import Namespace
-from aiosd.sandbox import Cage, seccomp_filter
+from aiosd.sandbox import PROCESSES
+from aiosd.spawn import Call, End, popen
 from aiosd.usage import free_bytes, memory, size
 
 log = logging.getLogger(__name__)
@@ -36,36 +37,8 @@ REST_LOOK_S = 2.0  # and how often while nothing but idle sessions is there
 STDERR_BYTES = 64 << 10  # that are kept, the last ones
 STDERR_MOST = 256 << 20
 READ_BYTES = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a call ended. `why` it was ended from here, or could not begin; else its exit status says it."""
-
-    status: int
-    stderr: str
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Events:
-    """Called on the runner's thread."""
-
-    began: Callable[[], bool]  # it is about to start; False: it is not to
-    said: Callable[[bytes], None]
-    ended: Callable[[End], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    id: int  # the request's; of a session less than 0
-    cage: Cage
-    given: str | None  # its standard input; None: what `tell` gives it, as it comes
-    uid: int
-    groups: tuple[int, ...]  # gid first
-    work_bytes: int
-    reserve_bytes: int  # of the disk that its work folder is on
-    events: Events
+REMOVE_S = 0.2
+BWRAP_PROCESSES = 2  # besides the tool's
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +48,7 @@ class Running:
     pidfd: int
     until_s: float
     namespace: Namespace | None
+    group: Group | None
     streams: int = 3  # stdout, stderr and the pidfd: it is over when all are
     ended_s: float = 0.0  # 0: not yet
     out_bytes: int = 0
@@ -102,10 +76,12 @@ class Runner:
         self._selector.register(self._wake, selectors.EVENT_READ, lambda: os.eventfd_read(self._wake))
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._ids = itertools.count()
+        self._cgroups = Cgroups()
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="tools", daemon=True)
 
     def start(self) -> None:
+        self._cgroups.find()
         threading.Thread(target=network.clean, name="network", daemon=True).start()
         self._thread.start()
 
@@ -186,7 +162,7 @@ class Runner:
                 self._try(heapq.heappop(self._timers)[2])
             if self._running and now >= look_s + self._look_s():
                 look_s = now
-                used = memory({running.process.pid for running in self._running.values()})
+                used = memory({call.process.pid for call in self._running.values() if not call.group})
                 for running in list(self._running.values()):
                     if running.ended_s and now > running.ended_s + LOOK_S:  # its output is held open outside
                         self._try(partial(self._end, running))
@@ -197,6 +173,8 @@ class Runner:
             running.process.wait()
             if running.namespace:
                 running.namespace.close()
+            if running.group:
+                running.group.remove()
 
     def _patience_s(self) -> float | None:
         until_timer = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
@@ -248,44 +226,23 @@ class Runner:
         if call.events.began():
             call.events.ended(End(-1, "", why))
 
-    @staticmethod
-    def _spawn(call: Call, namespace: Namespace | None) -> Running:
-        with ExitStack() as stack:
-            given: FileIO | int = subprocess.PIPE
-            if call.given is not None:
-                given = stack.enter_context(memory_file(call.given.encode()))
-            seccomp = stack.enter_context(memory_file(seccomp_filter())).fileno()
-            program = call.cage.open_program()
-            passed = [seccomp]
-            if program is not None:
-                stack.callback(os.close, program)
-                passed.append(program)
-            hosts = None
-            if namespace:
-                hosts = stack.enter_context(memory_file(namespace.hosts.encode())).fileno()
-                passed.append(hosts)
-                stack.enter_context(network.inside(namespace.fd))
-            change = os.geteuid() == 0
-            process = subprocess.Popen(
-                call.cage.command(seccomp, program, hosts),
-                stdin=given,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                pass_fds=passed,
-                cwd="/",
-                env=call.cage.environment(),
-                user=call.uid if change else None,
-                group=call.groups[0] if change else None,
-                extra_groups=call.groups[1:] if change else None,
-            )
-        try:
+    def _spawn(self, call: Call, namespace: Namespace | None) -> Running:
+        manifest = call.cage.manifest
+        group = self._cgroups.make(PROCESSES + BWRAP_PROCESSES, manifest.memory_bytes)
+        with ExitStack() as undo:
+            if group:
+                undo.callback(self._remove, group)
+            process = popen(call, namespace, group)
+            undo.callback(process.wait)
+            undo.callback(process.kill)
             pidfd = os.pidfd_open(process.pid)
-        except OSError:
-            process.kill()
-            process.wait()
-            raise
-        return Running(call, process, pidfd, time.monotonic() + call.cage.manifest.timeout_s, namespace)
+            undo.pop_all()
+        return Running(call, process, pidfd, time.monotonic() + manifest.timeout_s, namespace, group)
+
+    def _remove(self, group: Group) -> None:
+        """When its last process is gone, which may take a moment."""
+        if not group.remove():
+            self.later(REMOVE_S, partial(self._remove, group))
 
     def _send(self, running: Running) -> None:
         """As much as its standard input takes now; the rest when it takes more."""
@@ -339,6 +296,10 @@ class Runner:
     def _end(self, running: Running) -> None:
         status = running.process.wait()
         os.close(running.pidfd)
+        if running.group:
+            if running.group.out_of_memory():
+                running.why = running.why or over_memory(running.call)
+            self._remove(running.group)
         for file in (running.process.stdin, running.process.stdout, running.process.stderr):
             if file and not file.closed:
                 if file.fileno() in self._selector.get_map():
@@ -351,12 +312,15 @@ class Runner:
 
     @staticmethod
     def _look(running: Running, now: float, memory_bytes: int) -> None:
-        """Ends what takes too long, or more memory or disk than it may: rlimits bound each process alone."""
+        """Ends what takes too long, or more memory or disk than it may: rlimits bound each process alone.
+
+        A group bounds memory by itself, but the kernel kills one of its processes only.
+        """
         manifest = running.call.cage.manifest
         if now > running.until_s:
             running.kill(f"it took more than {manifest.timeout_s:g} s")
-        elif memory_bytes > manifest.memory_bytes:
-            running.kill(f"it took more than {manifest.memory_bytes} bytes of memory")
+        elif memory_bytes > manifest.memory_bytes or (running.group and running.group.out_of_memory()):
+            running.kill(over_memory(running.call))
         elif running.stderr_bytes > STDERR_MOST:
             running.kill(f"it said more than {STDERR_MOST} bytes on its standard error")
         elif (work := running.call.cage.work) and size(
@@ -367,14 +331,10 @@ class Runner:
             running.kill("the disk is full")
 
 
+def over_memory(call: Call) -> str:
+    return f"it took more than {call.cage.manifest.memory_bytes} bytes of memory"
+
+
 def disconnect(namespace: Namespace | None) -> None:
     if namespace:
         threading.Thread(target=namespace.close, name="network").start()
-
-
-def memory_file(data: bytes) -> FileIO:
-    """An open file that holds so much and is at its beginning."""
-    file = FileIO(os.memfd_create("aios"), "r+")
-    file.write(data)
-    file.seek(0)
-    return file

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import pyseccomp
 
@@ -25,6 +27,7 @@ TMP_BYTES = 64 << 20
 PROCESSES = 64  # of one call, threads too
 FILES = 256
 WORK = "/work"
+CREDENTIALS = "/run/credentials"
 HIDDEN = ("--tmpfs", "/aios/access", "--remount-ro", "/aios/access")
 # Ways to look into or act on what is outside, to hold memory that is nobody's, or that only an attack on the
 # kernel needs
@@ -53,14 +56,23 @@ class Cage:
     work: Path | None  # None: an empty one that is gone with the call
     mount: Path | None
     output_bytes: int
+    credentials: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
-    def command(self, seccomp: int, program: int | None, hosts: int | None = None) -> list[str]:
-        """Descriptors that the child inherits. With `hosts`, its /etc/hosts, it keeps the network it has."""
+    def command(
+        self,
+        seccomp: int,
+        program: int | None,
+        hosts: int | None = None,
+        gate: int | None = None,
+        credentials: Mapping[str, int] = MappingProxyType({}),
+    ) -> list[str]:
+        """Descriptors that the child inherits. With `hosts`, its /etc/hosts, it keeps the network it has; the
+        program starts when `gate` can be read."""
         m = self.manifest
         return [
             BWRAP, "--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent",
             "--new-session", "--cap-drop", "ALL", "--seccomp", str(seccomp), "--hostname", "aios",
-            *(("--share-net",) if hosts else ()),
+            *(("--share-net",) if hosts else ()), *(("--block-fd", str(gate)) if gate else ()),
             "--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc", *links(),
             *(("--ro-bind-data", str(hosts), "/etc/hosts") if hosts else ()),
             "--proc", "/proc", "--remount-ro", "/proc",  # root may write to /proc/sys without a capability
@@ -70,6 +82,7 @@ class Cage:
             *(option for path in m.write for option in ("--bind-try", path, path)),
             *(aios(self.mount) if self.mount else ()),
             *(("--perms", "0555", "--ro-bind-data", str(program), self._program) if program else ()),
+            *(o for name, fd in credentials.items() for o in secret(fd, f"{CREDENTIALS}/{name}")),
             "--remount-ro", "/", "--chdir", WORK, "--",
             "/usr/bin/prlimit", f"--as={m.address_bytes or m.memory_bytes}", f"--data={m.memory_bytes}",
             f"--cpu={m.cpu_s}", f"--nproc={PROCESSES}",
@@ -98,12 +111,17 @@ class Cage:
         """Not on the command line: that is everybody's to see."""
         base = {"PATH": "/usr/bin:/bin", "HOME": WORK, "LANG": "C.UTF-8", "AIOS": "/aios"}
         reached = {"AIOS_NETWORK": " ".join(self.manifest.network)} if self.manifest.network else {}
-        return {**base, **reached, **self.manifest.env}
+        given = {"CREDENTIALS_DIRECTORY": CREDENTIALS} if self.credentials else {}
+        return {**base, **reached, **given, **self.manifest.env}
 
 
 def aios(mount: Path) -> list[str]:
     """What runs here may not decide, nor make a tool that would see more than it does."""
     return ["--bind", str(mount), "/aios", "--ro-bind", f"{mount}/tools", "/aios/tools", *HIDDEN]
+
+
+def secret(fd: int, path: str) -> list[str]:
+    return ["--perms", "0400", "--ro-bind-data", str(fd), path]
 
 
 def tmpfs(path: str) -> list[str]:

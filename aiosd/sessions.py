@@ -20,9 +20,10 @@ from typing import Any
 
 from aiosd.errors import AiosError, BadRequest
 from aiosd.mcp.program import program
-from aiosd.runner import STDERR_BYTES, Call, End, Events, Runner
+from aiosd.runner import STDERR_BYTES, Runner
 from aiosd.sandbox import Cage
 from aiosd.servers import Server
+from aiosd.spawn import Call, End, Events
 from aiosd.spec import read_json
 from aiosd.tools import Manifest, shorten
 

@@ -42,6 +42,7 @@ SAID = 500  # characters of an error's text
 LIMIT_MAX = 1024
 QUEUE = "tools/"  # with a tool's name: what its calls wait for, where others wait for a model
 TEXT = {"type": "string"}
+FILE_NAME = {"type": "string", "pattern": r"^(?!\.)[A-Za-z0-9._-]{1,64}$"}
 PATHS = {"type": "array", "items": {"type": "string", "pattern": "^/"}}
 NUMBER = {"type": "number", "exclusiveMinimum": 0, "maximum": 86400}
 COUNT = {"type": "integer", "minimum": 1}
@@ -51,7 +52,7 @@ SCHEMA = {  # of tool.toml
     "required": ["name", "description", "command", "parameters"],
     "additionalProperties": False,
     "properties": {
-        "name": {"type": "string", "pattern": r"^(?!\.)[A-Za-z0-9._-]{1,64}$"},
+        "name": FILE_NAME,
         "description": {"type": "string", "minLength": 1, "maxLength": 1024},
         "command": {"type": "array", "items": TEXT, "minItems": 1},
         "parameters": {
@@ -68,6 +69,7 @@ SCHEMA = {  # of tool.toml
         "memory_bytes": COUNT,
         "limit": COUNT,
         "exclusive": TEXT,
+        "credentials": {"type": "array", "items": FILE_NAME},
         "irreversible": {"type": "boolean"},
     },
 }
@@ -93,6 +95,7 @@ class Manifest:
     memory_bytes: int = 512 << 20
     limit: int = 4  # calls at once
     exclusive: str = ""  # calls of tools with the same word never overlap
+    credentials: tuple[str, ...] = ()  # names of secrets that it is given
     irreversible: bool = False
     server: str = ""  # the MCP server whose tool it is
     address_bytes: int = 0  # that a process may map, also without using it; 0: memory_bytes
@@ -333,7 +336,7 @@ def manifest(folder: Path, raw: dict[str, Any]) -> Manifest:
         raise BadValue("parameters: uniqueItems takes the square of what a caller writes")
     for grant in raw.get("network", ()):
         parse_grant(grant)
-    keys = ("command", "read", "write", "network")
+    keys = ("command", "read", "write", "network", "credentials")
     lists: dict[str, Any] = {key: tuple(raw[key]) for key in keys if key in raw}
     return Manifest(**{**raw, **lists}, folder=folder)
 

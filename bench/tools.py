@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aiosd.runner import memory_file
 from aiosd.sandbox import Cage, seccomp_filter
+from aiosd.spawn import memory_file
 from aiosd.tools import Tools
 from tests.running import REPOSITORY, Daemon
 

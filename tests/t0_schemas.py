@@ -134,13 +134,13 @@ def test_what_waits_for_a_decision(configured: Any, hints: dict[str, Any], waits
 
 
 def test_a_server_does_not_take_the_name_of_a_tool_that_is_there(tmp_path: Path) -> None:
-    known = tools.Tools(tmp_path)
+    known = tools.Tools(tmp_path, tmp_path / "own")
     manifest = Manifest("calc", "another", (), {"type": "object"}, Path("/"), server="s")
     known.offer("s", [manifest])
     assert not known.get("calc").manifest.server
     known.offer("s", [*manifests(SERVER, [listed("a")])[0]])
     known.get("s.a").calls = 3
-    known.load(tmp_path)
+    known.load(tmp_path, {})
     assert known.get("s.a").calls == 3
     known.offer("s", [])
     assert known.find("s.a") is None

@@ -337,3 +337,34 @@ def test_each_line_of_the_audit_log_is_in_the_journal_with_fields(
     assert "AIOS_DECISION=allow\n" in entries[0]
     assert "AIOS_EXIT_STATUS=0\n" in entries[1]
     assert "41+1" not in "".join(entries)
+
+
+# credentials
+
+SECRET = """name = "secret"
+description = "Say a secret"
+command = ["/bin/sh", "-c", "cd $CREDENTIALS_DIRECTORY; stat -c %a token; cat token; ls"]
+credentials = ["token"]
+parameters.type = "object"
+"""
+
+
+def test_a_tool_gets_the_secrets_that_its_manifest_names_and_no_log_has_them(
+    make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    let_in(tmp_path)
+    folder, secrets = tmp_path / "tools.d/secret", tmp_path / "credentials"
+    folder.mkdir(parents=True)
+    secrets.mkdir()
+    (folder / "tool.toml").write_text(SECRET)
+    for name in ("token", "other"):
+        (secrets / name).write_text("s3cret-of-ours\n")
+        (secrets / name).chmod(0o644)
+    daemon = make_daemon(f"[tools]\nfolder = '{tmp_path}/tools.d'\ncredentials = '{secrets}'\n").start()
+    ask = run("tools/secret/call", "{}")
+    assert "Input/output" in as_user(daemon, ALICE, ask).stderr
+    assert "may be read by others; chmod 600 it" in daemon.log.read_text()
+    (secrets / "token").chmod(0o600)
+    done = as_user(daemon, ALICE, ask)
+    assert done.stdout == "400\ns3cret-of-ours\ntoken\n", done.stderr
+    assert "s3cret" not in daemon.read("access/audit.jsonl") + daemon.log.read_text()

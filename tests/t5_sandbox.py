@@ -10,10 +10,15 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from aiosd.cgroups import Group
+from aiosd.sandbox import Cage
+from aiosd.spawn import popen
+from aiosd.tools import read
 from tests.running import Daemon, together, wait_until
 from tests.t5_users import ALICE, BOB, as_user
 
@@ -297,7 +302,10 @@ print([name for _, name in socket.if_nameindex()])
     assert facts["output"].endswith("['lo']\n"), facts
 
 
-def test_a_fork_bomb_ends_at_its_bound_while_the_daemon_answers(host: Host) -> None:
+@pytest.mark.parametrize("uid", [ALICE, 0], ids=["a user", "root"])
+def test_a_fork_bomb_ends_at_its_bound_while_the_daemon_answers(host: Host, uid: int) -> None:
+    if uid == 0 and "without cgroups" in host.daemon.log.read_text():
+        pytest.skip("no cgroups here that the daemon may use, and an rlimit does not bind root")
     bomb = python("""
 import os, time
 print("begun", flush=True)
@@ -311,7 +319,7 @@ for _ in range(200):
         pass
 print(n)
 """)
-    client = host.begin(bomb)
+    client = host.begin(bomb, uid)
     assert host.daemon.table("status")["running"] != ""
     said = client.stdout.read()
     assert 30 < int(said) < 64
@@ -321,17 +329,62 @@ print(n)
 def test_memory_is_bounded_of_one_process_and_of_many(host: Host) -> None:
     facts = host.call(python(f"bytearray({MEMORY_BYTES * 2})"))
     assert "MemoryError" in facts["stderr"]
-    children = python(f"""
+    assert f"more than {MEMORY_BYTES} bytes of memory" in host.call(HOLD.format(n=5))["error"]
+
+
+HOLD = python(f"""
 import os, time
-for _ in range(5):
+for i in range({{n}}):
     if os.fork() == 0:
         break
+else:
+    i = "none"
 held = bytearray({MEMORY_BYTES // 4})
-for i in range(0, len(held), 4096):
-    held[i] = 1
+for at in range(0, len(held), 4096):
+    held[at] = 1
+open(f"/work/{{{{i}}}}", "w").close()
 time.sleep(20)
 """)
-    assert f"more than {MEMORY_BYTES} bytes of memory" in host.call(children)["error"]
+
+
+def test_memory_is_bounded_before_anybody_looks(host: Host) -> None:
+    """Of processes that would have taken four times as much within a look."""
+    if "without cgroups" in host.daemon.log.read_text():
+        pytest.skip("no cgroups here that the daemon may use")
+    facts = host.call(HOLD.format(n=15))
+    full = len(list(host.work().iterdir()))
+    host.empty_work()
+    assert f"more than {MEMORY_BYTES} bytes of memory" in facts["error"]
+    assert full < 15  # of those that the kernel kills others take the place
+
+
+def groups() -> list[Path]:
+    """Of calls, whatever hierarchies there are."""
+    return [
+        file for at in Path("/sys/fs/cgroup").glob("**/aios-tools") for file in at.iterdir() if file.is_dir()
+    ]
+
+
+def test_a_call_has_a_control_group_that_ends_with_it(host: Host) -> None:
+    if "without cgroups" in host.daemon.log.read_text():
+        pytest.skip("no cgroups here that the daemon may use")
+    assert host.daemon.process
+    pid = f"{host.daemon.process.pid}."
+
+    def own() -> list[Path]:
+        return [group for group in groups() if group.name.startswith(pid)]
+
+    client = host.begin("sleep 4716 & sleep 4716 & echo begun; wait")
+    held = {group: set(map(int, (group / "cgroup.procs").read_text().split())) for group in own()}
+    assert held
+    assert all(set(running("sleep 4716")) <= pids for pids in held.values()), "bwrap's own, too"
+    said = host.call(
+        "for at in $(find / -name aios-tools 2>/dev/null); do echo $$ > $at/cgroup.procs; done; ls /sys"
+    )
+    assert said["output"] == ""
+    client.kill()
+    client.wait()
+    wait_until(lambda: not own(), "the end of the groups")
 
 
 @pytest.mark.parametrize(
@@ -598,6 +651,30 @@ def test_calls_that_were_cancelled_while_they_waited_take_no_memory(host: Host) 
     assert pending(host, 0) == []
 
 
+def test_of_cgroup_v2_the_program_starts_in_its_group(tmp_path: Path) -> None:
+    """Here without its controllers, which the machine may have given to v1."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    root = next((Path(mount[1]) for mount in mounts if mount[2] == "cgroup2"), None)
+    if root is None or not os.access(root, os.W_OK):
+        pytest.skip("no cgroup v2 here")
+    folder = root / f"aios-test-{os.getpid()}"
+    folder.mkdir()
+    group = Group({"pids": folder, "memory": folder})
+    add_tool(tmp_path, "sh")
+    try:
+        cage = Cage(read(tmp_path / "sh/tool.toml"), None, None, 1 << 20)
+        arguments = json.dumps({"script": "grep ^0:: /proc/self/cgroup; sleep 5 & grep ^0:: /proc/$!/cgroup"})
+        call: Any = SimpleNamespace(cage=cage, given=arguments, uid=ALICE, groups=(ALICE,))
+        said, _ = popen(call, None, group).communicate(timeout=20)
+        assert said.decode() == f"0::/{folder.name}\n" * 2
+        wait_until(group.remove, "the end of the group")
+        with pytest.raises(FileNotFoundError):
+            popen(call, None, group)
+        assert not running("aios-test-")
+    finally:
+        group.remove()
+
+
 @pytest.fixture
 def own_host(tmp_path: Path, random_llama: Path) -> Iterator[Host]:
     host = Host(tmp_path, random_llama).start()
@@ -621,6 +698,8 @@ def test_a_killed_daemon_takes_its_calls_with_it_and_runs_none_twice(own_host: H
     ids = sorted(
         int(name) for name in os.listdir(host.daemon.root / "agents/alice/requests") if name.isdigit()
     )
+    assert host.daemon.process
+    killed = host.daemon.process.pid
     host.daemon.kill()
     wait_until(lambda: not running("sleep 4715"), "the end of what ran", 2)
     host.daemon.start(ready=False)
@@ -636,3 +715,4 @@ def test_a_killed_daemon_takes_its_calls_with_it_and_runs_none_twice(own_host: H
     assert as_user(host.daemon, ALICE, f"echo deny > access/pending/{ids[2]}/decision").returncode == 0
     assert "denied" in host.daemon.read(f"{at}/{ids[2]}/error")
     assert not (mark / "asked").exists()
+    assert not [group for group in groups() if group.name.startswith(f"{killed}.")]

@@ -1,0 +1,111 @@
+"""Starts the process of a tool call or session: in its cage, network and control group, as its caller.
+
+Called by the one thread of aiosd.runner, whose network namespace and group it changes for a moment; a sandbox
+dies with the thread that started it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from io import FileIO
+
+from aiosd import network
+from aiosd.cgroups import Group
+from aiosd.network import Namespace
+from aiosd.sandbox import Cage, seccomp_filter
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a call ended. `why` it was ended from here, or could not begin; else its exit status says it."""
+
+    status: int
+    stderr: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Called on the runner's thread."""
+
+    began: Callable[[], bool]  # it is about to start; False: it is not to
+    said: Callable[[bytes], None]
+    ended: Callable[[End], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    id: int  # the request's; of a session less than 0
+    cage: Cage
+    given: str | None  # its standard input; None: what Runner.tell gives it, as it comes
+    uid: int
+    groups: tuple[int, ...]  # gid first
+    work_bytes: int
+    reserve_bytes: int  # of the disk that its work folder is on
+    events: Events
+
+
+def popen(call: Call, namespace: Namespace | None, group: Group | None) -> subprocess.Popen[bytes]:
+    """The program starts in its group. Raises OSError, ValueError (a NUL in a manifest)."""
+    with ExitStack() as stack:
+        given: FileIO | int = subprocess.PIPE
+        if call.given is not None:
+            given = stack.enter_context(memory_file(call.given.encode()))
+        seccomp = stack.enter_context(memory_file(seccomp_filter())).fileno()
+        program, hosts, gate = call.cage.open_program(), None, None
+        if program is not None:
+            stack.callback(os.close, program)
+        if namespace:
+            hosts = stack.enter_context(memory_file(namespace.hosts.encode())).fileno()
+        secrets = {
+            name: stack.enter_context(memory_file(secret)).fileno()
+            for name, secret in call.cage.credentials.items()
+        }
+        gated = group if group and group.unified else None
+        if gated:
+            gate, opener = os.pipe()
+            stack.callback(os.close, gate)
+            stack.callback(os.close, opener)
+        change = os.geteuid() == 0
+        with (
+            network.inside(namespace.fd) if namespace else nullcontext(),
+            group.entered() if group and not gated else nullcontext(),
+        ):
+            process = subprocess.Popen(
+                call.cage.command(seccomp, program, hosts, gate, secrets),
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=[fd for fd in (seccomp, program, hosts, gate, *secrets.values()) if fd is not None],
+                cwd="/",
+                env=call.cage.environment(),
+                user=call.uid if change else None,
+                group=call.groups[0] if change else None,
+                extra_groups=call.groups[1:] if change else None,
+            )
+            stack.push(partial(_end_failed, process))
+        if gated:
+            gated.add(process.pid)
+            os.write(opener, b"x")
+    return process
+
+
+def _end_failed(process: subprocess.Popen[bytes], kind: type[BaseException] | None, *_: object) -> None:
+    """It was started, but not all of it was done: nobody would watch it."""
+    if kind:
+        process.kill()
+        process.wait()
+
+
+def memory_file(data: bytes) -> FileIO:
+    """An open file that holds so much and is at its beginning."""
+    file = FileIO(os.memfd_create("aios"), "r+")
+    file.write(data)
+    file.seek(0)
+    return file
