@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 PERSON_S = 60.0  # that somebody takes to decide
 TOOL_S = 1.0  # a tool that was never called
 READ_PER_S = 1000.0  # tokens of a prompt, before any was read
-MOVED_PER_S = 5e8  # bytes, before any were moved
+MOVED_PER_S = 2e9  # bytes, before any were moved
 NEW = 0.2  # what the last measurement counts for
 
 

@@ -495,7 +495,11 @@ def test_kv_of_a_loop_that_waits_for_a_person_makes_room_and_comes_back(
     answer, cached = allow()
     fill("x")
     run()
-    wait_until(lambda: chosen("host"), "its KV to go")
-    wait_until(lambda: 'aios_swapped_kv_bytes{tier="host"} 0' not in daemon.read("metrics"), "it to be there")
+    wait_until(lambda: chosen("host") or chosen("drop"), "its KV to go")
+    moved = chosen("host")  # a machine that reads fast may rather compute it again
+    if moved:
+        wait_until(lambda: 'aios_swapped_kv_bytes{tier="host"} 0' not in daemon.read("metrics"), "its coming")
     fill("y")
-    assert allow() == (answer, cached)
+    again, found = allow()
+    assert again == answer
+    assert found == (cached if moved else 0)
