@@ -33,6 +33,7 @@ from aiosd.spec import read_json
 log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent / "toolbox"
+PACKAGED = Path("/usr/lib/aios/tools")  # of other packages
 FILE, PROGRAM = "tool.toml", "program"
 OWN_BYTES = {FILE: 64 << 10, PROGRAM: 1 << 20}  # at most, of a user's own
 LIMIT_OWN = 16  # calls at once of a user's own tool
@@ -170,7 +171,7 @@ class Tools:
         `grants`: what the administrator lets each reach besides, by name of the tool.
         """
         found: dict[str, Manifest] = {}
-        for file in (*sorted(BUILT_IN.glob(f"*/{FILE}")), *sorted(folder.glob(f"*/{FILE}"))):
+        for file in (file for at in (BUILT_IN, PACKAGED, folder) for file in sorted(at.glob(f"*/{FILE}"))):
             try:
                 manifest = read(file)
             except ConfigError as error:

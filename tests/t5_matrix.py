@@ -29,9 +29,10 @@ ROLES: dict[str, tuple[int, int, list[int], int]] = {
 }
 # how an object is shared -> mode of its folder, and what is added to the modes in it
 SHARED = {"private": (0o700, 0), "read": (0o750, 0o040), "use": (0o770, 0o070), "world": (0o777, 0o077)}
-OBJECTS = ("matrix-agent", "matrix-context")
+OBJECTS = ("agents/matrix", "contexts/matrix", "tools/matrix", "access/groups/matrix")
 BESIDE = ["status", "README", "scheduler/policy", "scheduler/queue", "models/tiny/llm", "workers/0/ctl"]
 BESIDE += ["tools/calc/call", "tools/calc/limit", "tools/calc/info", "access/audit.jsonl", "access/pending"]
+BESIDE += ["access/rules", "access/owners"]
 REFUSED = {errno.EACCES, errno.EPERM}
 
 
@@ -114,7 +115,7 @@ def as_role(role: str, paths: list[Path]) -> dict[str, dict[str, bool]]:
 def test_every_file_does_for_every_role_what_its_mode_says(aios: Daemon, shared: str) -> None:
     root = aios.root
     folder, added = SHARED[shared]
-    objects = [root / "agents" / OBJECTS[0], root / "contexts" / OBJECTS[1]]
+    objects = [root / name for name in OBJECTS]
     try:
         for made in objects:
             made.mkdir()
