@@ -177,12 +177,13 @@ def _lead_out(record: int, devices: Collection[str]) -> None:
     """The table, and forwarding of what comes back by these: to the pairs alone, as it was not on before."""
     known = _recorded(record)
     new = [device for device in devices if _forwarding(device).read_text() == "0\n"]
-    if known and not new:
+    there = bool(known) and nftables.is_there()
+    if there and not new:
         return
     lines = [*(known or [nftables.TABLE]), *new]
     os.pwrite(record, "".join(f"{line}\n" for line in lines).encode(), 0)
-    there = nftables.gone() if known else ()  # to replace a table takes 10 ms
-    nftables.apply([*there, *nftables.of_host(tuple(lines[1:]))])
+    old = nftables.gone() if there else ()  # to replace a table takes 10 ms
+    nftables.apply([*old, *nftables.of_host(tuple(lines[1:]))])
     for device in new:
         _forwarding(device).write_text("1")
 

@@ -28,7 +28,8 @@ DROP, ACCEPT = 0, 1
 PER_S, BURST = 50, 256  # connections that one call may begin
 NETLINK_NETFILTER, NFTABLES = 12, 10  # the protocol and the subsystem
 PATIENCE_S = 10.0
-NEWTABLE, DELTABLE, NEWCHAIN, NEWRULE, BEGIN, END = 0, 2, 3, 6, 0x10, 0x11
+NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, NEWRULE, BEGIN, END = 0, 1, 2, 3, 6, 0x10, 0x11
+ERROR = 2  # of netlink(7)
 REQUEST, ACK, CREATE, APPEND = 0x1, 0x4, 0x400, 0x800
 Expressions = list[dict[str, Any]]
 
@@ -105,13 +106,28 @@ def apply(messages: Collection[bytes]) -> None:
                 raise OSError(-error, f"nf_tables: {os.strerror(-error)}")
 
 
+def is_there() -> bool:
+    """The host's table: who loads his own rules may begin with `flush ruleset`."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as nft:
+        nft.settimeout(PATIENCE_S)
+        nft.send(_get())
+        [kind] = struct.unpack_from("=H", nft.recv(65536), 4)  # of struct nlmsghdr
+        return bool(kind != ERROR)
+
+
+@cache
+def _get() -> bytes:
+    return message(GETTABLE, IPV4, name=TABLE)
+
+
 def message(kind: int, family: int, **facts: Any) -> bytes:
     from pyroute2.netlink.nfnetlink import nftsocket
 
-    kinds = {NEWTABLE: "table", DELTABLE: "table", NEWCHAIN: "chain", NEWRULE: "rule"}
+    kinds = {NEWTABLE: "table", GETTABLE: "table", DELTABLE: "table", NEWCHAIN: "chain", NEWRULE: "rule"}
     made = getattr(nftsocket, f"nft_{kinds[kind]}_msg")()
     made["header"]["type"] = NFTABLES << 8 | kind
-    made["header"]["flags"] = REQUEST | ACK | (0 if kind == DELTABLE else CREATE | APPEND)
+    change = {GETTABLE: 0, DELTABLE: ACK}.get(kind, ACK | CREATE | APPEND)
+    made["header"]["flags"] = REQUEST | change
     made["nfgen_family"] = family
     made["attrs"] = [[made.name2nla(key), value] for key, value in facts.items()]
     made.encode()

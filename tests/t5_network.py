@@ -391,6 +391,17 @@ def test_after_kill_9_the_pair_goes_by_itself_and_the_rest_with_the_next_start(
         host.daemon.clean()
 
 
+def test_who_flushes_the_rules_of_the_machine_breaks_no_later_call(host: Host, machines: Machines) -> None:
+    """As a firewall that is loaded again does."""
+    waiting = host.begin("echo begun; sleep 20", tool="net")
+    try:
+        nftables.apply(nftables.gone())
+        assert get(host, f"http://localhost:{machines.pages}/") == "Grüße\n"
+    finally:
+        waiting.kill()
+        waiting.wait()
+
+
 # http_get
 
 
