@@ -11,6 +11,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -18,7 +19,7 @@ from weakref import WeakValueDictionary
 from aiosd import access, response, tools
 from aiosd.access import Caller, Permission, Permissions
 from aiosd.agents import Agent
-from aiosd.errors import BadRequest, Busy, Denied, NotAllowed, NotFound, OverQuota
+from aiosd.errors import AiosError, BadRequest, Busy, Denied, NotAllowed, NotFound, OverQuota
 from aiosd.models import ModelState
 from aiosd.queue import add
 from aiosd.request import Request
@@ -101,6 +102,8 @@ class Admission:
         tool = self.scheduler.calls.tools.get(name)
         own = os.geteuid(), os.getegid()
         owner = self.permissions.get(f"/tools/{name}")
+        if tool.own and owner is None:
+            raise NotFound(f"tool {name} is being removed")
         for path, mode in ((f"/tools/{name}", 0o755), (f"/tools/{name}/call", 0o777)):
             if not access.may(caller, self.permissions.get(path) or Permission(*own, mode), access.EXECUTE):
                 raise Denied(f"tool {name} is not yours to call", "ask its owner for x on its call file")
@@ -134,9 +137,16 @@ class Admission:
             return Defaults(model=source.model, operation=source.operation)
         s = source.agent.settings
         known = map(self.scheduler.calls.tools.find, s.tools)
-        functions = tuple(tool.manifest.function for tool in known if tool and tool.ready)
+        offered = [tool.manifest for tool in known if tool and tool.ready]
         return Defaults(
-            s.model or default_model, s.context, s.system, s.nice, s.sampling, "llm", functions, s.max_steps
+            s.model or default_model,
+            s.context,
+            s.system,
+            s.nice,
+            s.sampling,
+            tools=tuple(one.function for one in offered),
+            decoded=tuple(one.decoded for one in offered),
+            steps=s.max_steps,
         )
 
     def check_model(self, caller: Caller, name: str) -> None:
@@ -178,6 +188,7 @@ class Admission:
             spec,
             messages=asked.messages,
             tools=asked.tools,
+            decoded=asked.decoded,
             tool_choice=asked.tool_choice,
             schema=asked.schema,
             sampling=asked.sampling,
@@ -206,6 +217,9 @@ class Admission:
 
     def submit(self, caller: Caller, source: Source, body: bytes, id: int | None = None) -> Request:
         """Enqueues; what is wrong with the text now ends the request as failed, told to its readers."""
+        if b'"response_format"' in body or b'"tools"' in body:
+            with suppress(AiosError):  # a schema may take long the first time: not while others wait
+                parse(body, self.defaults(source))
         with self._submitting:  # what was judged still holds when the request is in the queue
             request = self._submit(caller, source, body, id)
         with self._lock:

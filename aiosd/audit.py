@@ -24,7 +24,7 @@ from aiosd.request import Request
 log = logging.getLogger(__name__)
 
 FIRST = "0" * 64
-LINE_BYTES = 64 << 10  # more than any has
+LINE_BYTES = 1 << 20  # more than any has
 
 
 class Audit:

@@ -8,10 +8,17 @@ aiosd.toolcalls. Pure.
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiosd.errors import BadRequest
@@ -24,6 +31,11 @@ SCHEMA_CHARS = 64 << 10
 GRAMMAR_CHARS = 256 << 10  # with the schemas of all functions
 # llguidance goes down a schema by recursion, references too: 3900 was too much for 8 MiB of stack.
 REACH_MAX = 1000
+COMPILE_S = 0.25  # of the processor, that a schema may take: a worker compiles between two steps of others
+WAIT_S = 20.0
+CHECKS = threading.BoundedSemaphore(2)  # schemas that are judged at once
+TOO_LONG = "it takes too long to be understood"
+ALONE = {"PYTHONPATH": str(Path(__file__).parent.parent), "RAYON_NUM_THREADS": "1"}
 SPACE = r" |\n{1,2}[ \t]{0,20}"  # bounded: a model that has lost its way would say nothing else
 FUNCTION = "function "  # with a name behind it, the tool_choice of that one
 HEAD = '%llguidance {"no_forcing": true, "ignore_once": true}\n'  # forcing would need the tokenizer's say
@@ -72,11 +84,17 @@ def style(template: str) -> str:
 
 
 def grammar(
-    schema: str, functions: Sequence[dict[str, Any]], choice: str, family: str, silent: Sequence[int] = ()
+    schema: str,
+    functions: Sequence[dict[str, Any]],
+    choice: str,
+    family: str,
+    silent: Sequence[int] = (),
+    decoded: Sequence[str] = (),
 ) -> str:
     """Of an answer; empty where anything goes, also for functions that are too many. Raises BadRequest.
 
-    `schema`: of an answer that is no call, as JSON, or empty. `functions`: OpenAI tools. `choice`: auto,
+    `schema`: of an answer that is no call, as JSON, or empty. `functions`: OpenAI tools; `decoded`: what
+    arguments() made of the parameters of each. `choice`: auto,
     required, or FUNCTION and a name. `family`: of STYLES, or empty. `silent`: special tokens, not of the end,
     that may come in a text.
     """
@@ -86,7 +104,12 @@ def grammar(
     if not functions or how is None:
         return f"{HEAD}start: %json {with_options(schema)}\n" if schema else ""
     one = choice.startswith(FUNCTION)
-    named = [f["function"] for f in functions if not one or f["function"]["name"] == choice[len(FUNCTION) :]]
+    each = decoded or [arguments(parameters(f)) for f in functions]
+    named = [
+        (f["function"]["name"], schema_)
+        for f, schema_ in zip(functions, each, strict=True)
+        if not one or f["function"]["name"] == choice[len(FUNCTION) :]
+    ]
     call = calls_of(how, named)
     opening = json.dumps(how.opening)
     opened = f"{opening}?" if how.bare else opening
@@ -113,18 +136,19 @@ def free(how: Style, turn: str, opening: str, silent: Sequence[int]) -> str:
     return f"start: {rules}TEXT: /(?s:.*)/\n"
 
 
-def calls_of(how: Style, functions: Sequence[dict[str, Any]]) -> str:
-    calls = "\n    | ".join(call_of(how, i, function) for i, function in enumerate(functions))
-    heads = (how.head.replace("NAME", quoted(function["name"])) for function in functions)
+def calls_of(how: Style, functions: Sequence[tuple[str, str]]) -> str:
+    """`functions`: names, and what arguments() made of their parameters."""
+    calls = "\n    | ".join(call_of(how, i, *function) for i, function in enumerate(functions))
+    heads = (how.head.replace("NAME", quoted(name)) for name, _ in functions)
     named = "".join(f"HEAD{i}: {head}\n" for i, head in enumerate(heads) if head)
     return f"call: {calls}\n{named}"
 
 
-def call_of(how: Style, i: int, function: dict[str, Any]) -> str:
+def call_of(how: Style, i: int, name: str, decoded: str) -> str:
     pieces = {
-        "QUOTED": quoted(quoted(function["name"])),
+        "QUOTED": quoted(quoted(name)),
         "HEAD": f"HEAD{i}",
-        "ARGUMENTS": "%json " + arguments(json.dumps(function.get("parameters") or {})),
+        "ARGUMENTS": "%json " + decoded,
     }
     return re.sub("|".join(pieces), lambda piece: pieces[piece[0]], how.call)
 
@@ -133,12 +157,16 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def arguments(parameters: str) -> str:
+def parameters(function: dict[str, Any]) -> str:
+    return json.dumps(function["function"].get("parameters") or {})
+
+
+def arguments(parameters: str, trusted: bool = False) -> str:
     """The schema of a function's arguments, as far as an answer can be decoded by it."""
     raw = json.loads(parameters)
     if isinstance(raw, dict) and raw.get("type", "object") == "object":
         made = with_options(json.dumps({"type": "object", **raw}), lenient=True)
-        if not wrong(made):
+        if not wrong(made, trusted):
             return made
     return with_options('{"type": "object"}')
 
@@ -157,21 +185,50 @@ def check(schema: str) -> None:
         )
 
 
-def wrong(schema: str) -> str:
+def wrong(schema: str, trusted: bool = False) -> str:
     """Why nothing can be decoded by it; empty: it can."""
     if len(schema) > SCHEMA_CHARS:
         return f"it has more than {SCHEMA_CHARS} characters"
     if reach(json.loads(schema)) > REACH_MAX:
         return "its depth times its references is too much"
-    return refused(schema)
+    return compiled(schema) if trusted else refused(schema)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def refused(schema: str) -> str:
+    """Asked of a process of its own: some small schemas take for ever."""
+    with CHECKS:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "aiosd.grammar"],
+                input=schema.encode(),
+                capture_output=True,
+                timeout=WAIT_S,
+                check=False,
+                env={**os.environ, **ALONE},
+            )
+        except subprocess.TimeoutExpired:
+            return TOO_LONG
+    return TOO_LONG if done.returncode else done.stdout.decode()
+
+
+@lru_cache(maxsize=1024)
+def compiled(schema: str) -> str:
+    """The same in this process."""
     import llguidance
 
     start = f"{HEAD}start: %json {schema}\n"
     return reason(llguidance.LLMatcher.validate_grammar(start, limits=limits()))
+
+
+def main() -> None:
+    """Says why nothing can be decoded by the schema on standard input; nothing: it can."""
+    resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    schema = sys.stdin.read()
+    limits()  # imports the library
+    began = time.process_time()
+    print(compiled(schema) or (TOO_LONG if time.process_time() - began > COMPILE_S else ""), end="")
 
 
 def reason(error: str) -> str:
@@ -198,3 +255,7 @@ def reach(schema: object) -> int:
             child for value in level if isinstance(value, list) for child in value
         ]
     return deep * (1 + len(references))
+
+
+if __name__ == "__main__":
+    main()

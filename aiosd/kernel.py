@@ -10,7 +10,7 @@ import grp
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,13 @@ from aiosd.policy import Chooser
 from aiosd.rules import Rules
 from aiosd.scheduler import Scheduler
 from aiosd.store import Store
-from aiosd.tools import QUEUE, Tool, Tools
+from aiosd.tools import FILE, QUEUE, Tool, Tools
 from aiosd.trust import Trust
 
 log = logging.getLogger(__name__)
 
 EVICT_S = 5.0
+GRANTED_MAX = 500
 
 
 class Kernel:
@@ -115,10 +116,10 @@ class Kernel:
         self.config = self.scheduler.config = config
         self.scheduler.pool.engine = config.engine
         self.scheduler.bounds.reload(config)
-        self.scheduler.calls.reload(config)
-        self.pending.rules = rules
         with self.permissions.making:
+            self.scheduler.calls.reload(config)
             self._oust()
+        self.pending.rules = rules
         self._cancel_gone()
         self.scheduler.chooser.load(folder)
         if old.scheduler.policy != now.scheduler.policy:
@@ -273,12 +274,14 @@ class Kernel:
 
     def set_group(self, name: str, agents: Sequence[str], caller: Caller) -> None:
         """Which agents are in a privilege group."""
+        check_count(agents)
         ids = {self.agents.get(agent).id for agent in agents}
         self.scheduler.calls.audit.granted("group", caller, group=name, agents=sorted(set(agents)))
         self.trust.set_members(name, ids)
 
     def allow_owners(self, caller: Caller, owners: set[int]) -> None:
         """Whose tools the caller lets run as him."""
+        check_count(owners)
         self.scheduler.calls.audit.granted("owners allowed", caller, owners=sorted(owners))
         self.trust.set_owners(caller.uid, owners)
 
@@ -292,9 +295,10 @@ class Kernel:
                 self.tools.make(name)
 
     def keep_tool(self, tool: Tool, file: str, data: bytes) -> None:
+        manifest = tool.judge(data) if file == FILE else None
         with self.permissions.making:
             self.scheduler.bounds.check_disk(len(data))
-            self.tools.keep(tool, file, data)
+            self.tools.keep(tool, file, data, manifest)
 
     def remove_tool(self, name: str) -> None:
         with self.permissions.making:
@@ -305,6 +309,9 @@ class Kernel:
             for request in self.scheduler.unfinished():
                 if request.spec.model == tool.queue:
                     self.scheduler.cancel(request, "its tool was removed")
+            for agent in self.agents.all():  # the next of that name may be another's
+                if name in agent.settings.allowed:
+                    self.agents.change(agent, allowed=[n for n in agent.settings.allowed if n != name])
             self.permissions.forget(f"/tools/{name}")
 
     def _check_new(self, there: object, path: str, caller: Caller) -> None:
@@ -398,3 +405,9 @@ class Kernel:
         if agent:
             agent.note(error.explanation, file="/".join(parts[3:]))
         log.debug("%s: %s", path, error.explanation)
+
+
+def check_count(granted: Collection[object]) -> None:
+    """Each grant is one line of the audit log."""
+    if len(granted) > GRANTED_MAX:
+        raise BadValue(f"more than {GRANTED_MAX} at once", "name fewer")

@@ -94,10 +94,13 @@ def open(grants: Iterable[str]) -> Namespace:
 def clean() -> None:
     """Takes back what a killed daemon left on the host, when its pairs have gone as they do by themselves."""
     until_s = time.monotonic() + LEAVE_S
-    while os.geteuid() == 0 and RECORD.exists() and RECORD.stat().st_size and time.monotonic() < until_s:
-        with _locked() as record:
-            _settle(record)
-        time.sleep(0.1)
+    try:
+        while os.geteuid() == 0 and RECORD.exists() and RECORD.stat().st_size and time.monotonic() < until_s:
+            with _locked() as record:
+                _settle(record)
+            time.sleep(0.1)
+    except (OSError, ImportError) as error:
+        log.warning("what a killed daemon left of networks stays: %s; %s", error, REMEDY)
 
 
 @contextmanager

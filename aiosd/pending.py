@@ -31,6 +31,7 @@ from aiosd.trust import Trust
 log = logging.getLogger(__name__)
 
 ALWAYS = Rule("allow", "access/allowed")
+ALLOWED_MAX = 500  # one line of the audit log has them
 NOBODY = 65534
 NOTIFY_S = 10.0
 DAEMON = Caller(os.geteuid(), os.getegid(), os.getpid())  # the daemon itself
@@ -98,6 +99,8 @@ class Pending:
         for name in names:
             self._scheduler.calls.tools.get(name)
         allowed = sorted(set(names))
+        if len(allowed) > ALLOWED_MAX:
+            raise BadValue(f"more than {ALLOWED_MAX} tools", "name fewer")
         self._scheduler.calls.audit.granted("allowed always", caller, agent=agent.name, tools=allowed)
         self._agents.change(agent, allowed=allowed)
 

@@ -138,8 +138,9 @@ class Scheduler:
         self._send()
         try:
             self.store.add_request(request)  # its worker may be at it already: nobody knows of it yet
-        except AiosError as error:
-            self._finish(request, State.CANCELLED, error.explanation)
+        except Exception as error:
+            why = error.explanation if isinstance(error, AiosError) else repr(error)
+            self._finish(request, State.CANCELLED, why)
             raise
         if hopeless:
             self._finish(request, State.FAILED, hopeless)
@@ -284,7 +285,15 @@ class Scheduler:
         request = self._queue.waiting[id]
         self._queue.start(request, worker)
         self.trace.enter(request, span)
-        self._outbox.append(partial(order, request))
+        self._outbox.append(partial(self._obey, order, request))
+
+    def _obey(self, order: Callable[[Request], None], request: Request) -> None:
+        """What one request breaks is its own trouble: the thread may be another user's."""
+        try:
+            order(request)
+        except Exception:
+            log.exception("request %d", request.id)
+            self._finish(request, State.FAILED, "the daemon could not start it; the log says why")
 
     def _next(self, queue: str) -> int | None:
         """Whom the policy picks; None: all who wait have as many running as they may."""
@@ -387,6 +396,7 @@ class Scheduler:
                     id=request.id,
                     messages=self.contexts.whole(spec),
                     tools=list(spec.tools),
+                    decoded=list(spec.decoded),
                     sampling=wire.plain(spec.sampling),
                     owner=owner,
                     resume=list(request.tokens),

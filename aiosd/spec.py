@@ -32,6 +32,7 @@ class Spec:
     context_id: int = 0  # of that context and no later one of its name
     system: str = ""
     tools: tuple[Message, ...] = ()
+    decoded: tuple[str, ...] = ()  # of each what its arguments are decoded by
     tool_choice: str = "auto"  # or required, or grammar.FUNCTION and the name of one
     schema: str = ""  # JSON Schema of the answer, as JSON; empty: it may be any text
     nice: int = 0
@@ -55,6 +56,7 @@ class Spec:
                 **raw,
                 "messages": tuple(raw["messages"]),
                 "tools": tuple(raw["tools"]),
+                "decoded": tuple(raw.get("decoded", ())),
                 "groups": tuple(raw.get("groups", ())),
                 "sampling": Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
             }
@@ -91,6 +93,7 @@ class Defaults:
     sampling: Sampling = GREEDY
     operation: str = "llm"
     tools: tuple[Message, ...] = ()
+    decoded: tuple[str, ...] = ()
     steps: int = 0
 
 
@@ -102,7 +105,7 @@ def parse(body: bytes, defaults: Defaults) -> Spec:
         raise BadRequest(f"byte {error.start} is not UTF-8 text") from None
     d = defaults
     base = Spec((), d.sampling, d.model, d.context, system=d.system, nice=d.nice, operation=d.operation)
-    base = replace(base, tools=d.tools, steps=d.steps if d.tools else 0)
+    base = replace(base, tools=d.tools, decoded=d.decoded, steps=d.steps if d.tools else 0)
     if body[:1] == b"{" and d.operation == "llm":
         return parse_json(text, base)
     if body[:1] == b"{":
@@ -194,6 +197,7 @@ def parse_json(text: str, base: Spec) -> Spec:
         base,
         messages=() if resume else messages(raw),
         tools=offered,
+        decoded=tuple(grammar.arguments(grammar.parameters(f)) for f in own) if given else base.decoded,
         tool_choice=tool_choice(raw, offered),
         schema=schema(raw),
         steps=0 if given or resume or not base.tools else integer(raw, "steps", base.steps, 0, STEPS_MAX),

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import jsonschema
 from jsonschema.exceptions import best_match
 
-from aiosd import schemas
+from aiosd import grammar, schemas
 from aiosd.errors import AiosError, BadRequest, BadValue, ConfigError, NotAllowed, NotFound, StoreFull
 from aiosd.grants import parse as parse_grant
 from aiosd.models import NAME
@@ -36,8 +37,15 @@ BUILT_IN = Path(__file__).parent / "toolbox"
 PACKAGED = Path("/usr/lib/aios/tools")  # of other packages
 FILE, PROGRAM = "tool.toml", "program"
 OWN_BYTES = {FILE: 64 << 10, PROGRAM: 1 << 20}  # at most, of a user's own
+DOTS = 200
 LIMIT_OWN = 16  # calls at once of a user's own tool
-ADMINISTRATORS = ("exclusive", "network", "credentials")  # not in the manifest of a user's own
+ADMINISTRATORS = (
+    "read",
+    "write",
+    "exclusive",
+    "network",
+    "credentials",
+)  # not in the manifest of a user's own
 ERRORS = 100  # of one call's arguments that are looked at
 SAID = 500  # characters of an error's text
 LIMIT_MAX = 1024
@@ -107,6 +115,12 @@ class Manifest:
         """As the chat-completion API names a tool to a model."""
         facts = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": facts}
+
+    @cached_property
+    def decoded(self) -> str:
+        """What a model's arguments are decoded by."""
+        text = json.dumps(self.parameters)
+        return grammar.arguments(text, trusted=self.judge is None)
 
 
 @dataclass(slots=True, eq=False)
@@ -225,32 +239,33 @@ class Tools:
         if "." in name:
             raise BadValue("names with a dot are of MCP servers' tools", "take another")
         folder = self._own / name
-        with full(folder):
+        with self._lock, full(folder):
             self._own.mkdir(0o700, exist_ok=True)
             folder.mkdir(0o700)
-        self._by_name = {**self._by_name, name: self._kept(folder)}
+            self._by_name = {**self._by_name, name: self._kept(folder)}
 
     def remove(self, tool: Tool) -> None:
         if tool.own is None:
             raise NotAllowed(f"tool {tool.name} is not yours to remove", f"{tool.manifest.folder} holds it")
-        self._by_name = {name: one for name, one in self._by_name.items() if one is not tool}
-        self._discard(tool.name)
+        with self._lock:
+            self._by_name = {name: one for name, one in self._by_name.items() if one is not tool}
+            self._discard(tool.name)
 
     def discard_ousted(self) -> None:
-        while self.ousted:
-            self._discard(self.ousted.pop())
+        with self._lock:
+            while self.ousted:
+                self._discard(self.ousted.pop())
 
     def _discard(self, name: str) -> None:
         for file in (self._own / name).iterdir():
             file.unlink()
         (self._own / name).rmdir()
 
-    def keep(self, tool: Tool, file: str, data: bytes) -> None:
-        """The manifest or program of a user's own. Raises BadValue, StoreFull; the old one stays then."""
+    def keep(self, tool: Tool, file: str, data: bytes, manifest: Manifest | None) -> None:
+        """The program of a user's own, or its manifest as it was judged. Raises StoreFull."""
         assert tool.own
         if self._by_name.get(tool.name) is not tool:
             raise NotFound(f"tool {tool.name} was removed")
-        manifest = tool.judge(data) if file == FILE else None
         with full(tool.own):
             new = tool.own / ".new"
             new.write_bytes(data)
@@ -298,6 +313,8 @@ def read(file: Path) -> Manifest:
 
 def own(folder: Path, text: str) -> Manifest:
     """A user's own, which may leave out its name. Raises BadValue."""
+    if max((line.count(".") for line in text.splitlines()), default=0) > DOTS:
+        raise BadValue(f"a line has more than {DOTS} dots")  # tomllib takes the square of a key's parts
     try:
         return _own(folder, {"name": folder.name, **tomllib.loads(text)})
     except tomllib.TOMLDecodeError as error:
@@ -322,6 +339,10 @@ def _own(folder: Path, raw: dict[str, Any]) -> Manifest:
 
 def manifest(folder: Path, raw: dict[str, Any]) -> Manifest:
     """Raises BadValue."""
+    try:
+        json.dumps(raw, allow_nan=False)
+    except (TypeError, ValueError):
+        raise BadValue("it holds what JSON has not: a date, nan or inf", "write a text") from None
     errors = list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(raw))
     if wrong := best_match(error for error in errors if error.validator != "required"):
         raise BadValue(f"{place(wrong)}{wrong.message}", "see aios-tool(5)")

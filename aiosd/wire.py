@@ -47,6 +47,7 @@ class Submit:
     id: int
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]]
+    decoded: list[str]
     sampling: dict[str, Any]
     owner: str  # prefix blocks are shared within one owner only
     resume: list[int]  # tokens this request already has

@@ -267,7 +267,9 @@ def render(message: wire.Submit, model: Model) -> list[int]:
 def grammar_of(message: wire.Submit, model: Model) -> str:
     """Of the answer; empty where it may be any text. Raises BadRequest."""
     family, silent = str(model.info["tool_calls"]), model.vocabulary.silent
-    return grammar.grammar(message.schema, message.tools, message.tool_choice, family, silent)
+    return grammar.grammar(
+        message.schema, message.tools, message.tool_choice, family, silent, message.decoded
+    )
 
 
 def check_length(message: wire.Submit, model: Model) -> None:

@@ -98,7 +98,11 @@ def test_whose_tool_it_is_nobody_else_changes_it(aios: Daemon, greet: str) -> No
     [
         ('network = ["example.org:443"]', "network is for the administrator's tools"),
         ('exclusive = "db"', "exclusive is for"),
+        ('write = ["/home"]', "write is for"),
         ("limit = 500", "limit is at most 16"),
+        ("timeout_s = nan", "it holds what JSON has not"),
+        ("parameters.default = 2020-01-01", "it holds what JSON has not"),
+        (".".join("a" * 20_000) + " = 1", "more than 200 dots"),
         ('command = ["./other"]', "the file beside the manifest is ./program"),
         ('name = "calc"', "in a folder of that name"),
         ("a = " + "[" * 2000 + "]" * 2000, "nested too deep"),
@@ -107,6 +111,8 @@ def test_whose_tool_it_is_nobody_else_changes_it(aios: Daemon, greet: str) -> No
 )
 def test_a_bad_manifest_is_refused_and_info_says_why(aios: Daemon, greet: str, line: str, said: str) -> None:
     kept = [one for one in GREET.splitlines() if one.partition(" ")[0] != line.partition(" ")[0]]
+    if line.startswith("parameters."):
+        line, kept = "", [*kept, line.removeprefix("parameters.")]
     with pytest.raises(OSError, match="Invalid argument"):
         aios.write(f"{greet}/manifest", "\n".join([line, *kept]))
     assert said in json.loads(aios.read(f"{greet}/info"))["error"]
@@ -132,6 +138,11 @@ def test_arguments_of_very_many_parts_are_refused(aios: Daemon, greet: str) -> N
 def test_a_tool_without_a_manifest_cannot_be_called(aios: Daemon) -> None:
     done = as_user(aios, ALICE, "mkdir tools/bare; echo '{}' > tools/bare/call; rmdir tools/bare")
     assert "No such file" in done.stderr
+
+
+def test_a_line_of_very_many_owners_is_refused(aios: Daemon) -> None:
+    many = " ".join(map(str, range(10_000, 11_000)))
+    assert "Invalid" in as_user(aios, ALICE, f"echo {many} > access/owners").stderr
 
 
 def test_a_call_that_waits_ends_with_its_tool(aios: Daemon, greet: str) -> None:

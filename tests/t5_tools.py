@@ -503,3 +503,15 @@ def test_kv_of_a_loop_that_waits_for_a_person_makes_room_and_comes_back(
     again, found = allow()
     assert again == answer
     assert found == (cached if moved else 0)
+
+
+def test_a_schema_that_takes_for_ever_is_refused_and_nobody_waits(aios: Daemon, agent: str) -> None:
+    slow = {"allOf": [{"type": "string", "pattern": f".*a{i}.*"} for i in range(26)]}
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Repeat: mango"}]}
+    form = {"type": "json_schema", "json_schema": {"name": "slow", "schema": slow}}
+    assert call(aios, f"{agent}/syscall/llm", json.dumps({**asked, "response_format": form}))[0] == 1
+    assert "it takes too long to be understood" in aios.read(f"{agent}/log.jsonl")
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"a": slow}}}
+    tools = [{"type": "function", "function": function}]
+    _, answer = call(aios, f"{agent}/syscall/llm", json.dumps({**asked, "tools": tools}))
+    assert json.loads(answer)["choices"], "its calls are not bound to the schema"
