@@ -24,13 +24,14 @@ from aiosd.contexts import Context, Contexts
 from aiosd.errors import AiosError, BadValue, Busy, Denied, Exists, NotEmpty, NotFound, OverQuota
 from aiosd.events import Events
 from aiosd.lifetime import Lifetimes
+from aiosd.manifest import FILE
 from aiosd.models import NAME, Models, ModelState
 from aiosd.pending import Pending
 from aiosd.policy import Chooser
 from aiosd.rules import Rules
 from aiosd.scheduler import Scheduler
 from aiosd.store import Store
-from aiosd.tools import FILE, QUEUE, Tool, Tools
+from aiosd.tools import QUEUE, Tool, Tools
 from aiosd.trust import Trust
 
 log = logging.getLogger(__name__)

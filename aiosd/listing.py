@@ -20,12 +20,13 @@ from typing import Any
 
 from aiosd import schemas
 from aiosd.errors import AiosError
+from aiosd.manifest import Manifest
 from aiosd.models import NAME
 from aiosd.runner import Runner
 from aiosd.servers import Server
 from aiosd.sessions import Sessions, User
 from aiosd.spec import read_json
-from aiosd.tools import Manifest, Tools, shorten
+from aiosd.tools import Tools, shorten
 
 log = logging.getLogger(__name__)
 

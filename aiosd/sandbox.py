@@ -19,8 +19,8 @@ from types import MappingProxyType
 
 import pyseccomp
 
+from aiosd.manifest import Manifest
 from aiosd.policy import check_owner
-from aiosd.tools import Manifest
 
 BWRAP = "/usr/bin/bwrap"
 TMP_BYTES = 64 << 20

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from aiosd.errors import AiosError, BadRequest
+from aiosd.manifest import Manifest
 from aiosd.mcp.program import program
 from aiosd.runner import STDERR_BYTES, Runner
 from aiosd.sandbox import Cage
 from aiosd.servers import Server
 from aiosd.spawn import Call, End, Events
 from aiosd.spec import read_json
-from aiosd.tools import Manifest, shorten
+from aiosd.tools import shorten
 
 MOST = 64  # sessions at once
 CPU_S = 3600  # of one process of a session

@@ -14,7 +14,8 @@ from aiosd.fs.text import table
 from aiosd.fs.transaction import Transaction, same_process
 from aiosd.fs.tree import Factory, Folder, Table
 from aiosd.kernel import Kernel
-from aiosd.tools import FILE, OWN_BYTES, PROGRAM, Incomplete, Tool
+from aiosd.manifest import FILE, OWN_BYTES, PROGRAM, Incomplete
+from aiosd.tools import Tool
 
 OF_SERVER = ("name", "description", "server", "timeout_s", "limit", "irreversible")  # an MCP server's tool
 

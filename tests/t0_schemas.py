@@ -13,8 +13,9 @@ import pytest
 from aiosd import schemas, tools
 from aiosd.errors import BadRequest
 from aiosd.listing import manifests
+from aiosd.manifest import Manifest
 from aiosd.servers import Server, server
-from aiosd.tools import Manifest, Tool
+from aiosd.tools import Tool
 
 SERVER = Server("s", ("/bin/true",))
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from aiosd.cgroups import Group
+from aiosd.manifest import read
 from aiosd.sandbox import Cage
 from aiosd.spawn import popen
-from aiosd.tools import read
 from tests.running import Daemon, together, wait_until
 from tests.t5_users import ALICE, BOB, as_user
 
