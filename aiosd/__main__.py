@@ -1,6 +1,6 @@
 """aiosd, the daemon: reads the configuration, builds the kernel, mounts the tree, waits for a signal.
 
-Order of start: state, workers (they load in their own time), mount, READY=1. Order of stop: end every wait,
+Order of start: mount, state, workers (they load in their own time), READY=1. Order of stop: end every wait,
 unmount, workers, state. The main thread only waits for signals.
 """
 
@@ -14,18 +14,20 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from aiosd import __version__
+from aiosd import __version__, identity
 from aiosd.config import Config, Daemon, load, private_mount
 from aiosd.errors import AiosError
-from aiosd.fs import layout, mount
+from aiosd.fs import layout
 from aiosd.fs.libfuse import Server
 from aiosd.fs.ops import Ops
 from aiosd.kernel import Kernel
 from aiosd.notify import notify
+from aiosd.privilege import Helped
+from aiosd.system import Own, System
 
 log = logging.getLogger("aiosd")
 JOIN_S = 5.0
@@ -34,6 +36,8 @@ JOIN_S = 5.0
 def main() -> int:
     options = arguments().parse_args()
     try:
+        if options.privileged:
+            identity.serve_for_root()
         config = configure(options)
         logging.basicConfig(
             level=config.daemon.log_level.upper(),
@@ -52,6 +56,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--mount", metavar="DIR", help="where the tree appears (root: /aios)")
     parser.add_argument("--state", metavar="DIR", help="what survives a restart (root: /var/lib/aios)")
     parser.add_argument("--model", type=Path, metavar="DIR", help="serve this model folder, as the default")
+    parser.add_argument("--privileged", type=Path, metavar="SOCKET", help="of aios-privileged, to act for it")
     parser.add_argument("--version", action="version", version=f"aiosd {__version__}")
     return parser
 
@@ -60,7 +65,7 @@ def configure(options: argparse.Namespace) -> Config:
     config = load(options.config)
     daemon = config.daemon
     mount, state = options.mount, options.state
-    if os.geteuid() != 0:  # the system's folders are not an ordinary user's
+    if not identity.is_root():  # the system's folders are not an ordinary user's
         mount = mount or (private_mount() if daemon.mount == Daemon.mount else None)
         home = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "aios"
         state = state or (home if daemon.state == Daemon.state else None)
@@ -77,15 +82,13 @@ def serve(config: Config, options: argparse.Namespace) -> int:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # kv files and clients take one each
     folder = Path(config.daemon.mount)
-    mount.clear_stale(folder)
-    made_here = not folder.exists()
     with ExitStack() as undo:
-        kernel = Kernel(config, options.model)
+        system: System = Helped(options.privileged) if options.privileged else Own()
+        fd = system.mount(folder)
+        undo.callback(system.unmount, folder)
+        kernel = Kernel(config, options.model, system)
         server = Server(Ops(layout.build(kernel)), {"hard_remove": True, "big_writes": True})
-        if made_here:
-            undo.callback(remove_if_empty, folder)
-        fd = mount.open_fuse(folder, shared=mount.others_allowed())
-        undo.callback(finish, kernel, server, lambda: mount.unmount(folder))
+        undo.callback(finish, kernel, server, lambda: system.unmount(folder))
         kernel.start()  # first takes up what an earlier daemon left, then lets new requests in
         server.serve(fd)
         notify(READY=1, STATUS=f"serving {folder}")
@@ -93,7 +96,7 @@ def serve(config: Config, options: argparse.Namespace) -> int:
         status = wait(signals, server, lambda: reload(kernel, options))
         notify(STOPPING=1)
     log.info("aiosd stopped")
-    return status
+    return 1 if system.lost else status
 
 
 def wait(signals: set[signal.Signals], server: Server, reload: Callable[[], None]) -> int:
@@ -138,11 +141,6 @@ def die(what: threading.ExceptHookArgs) -> None:
     log.critical("thread %s ended by an error", what.thread and what.thread.name, exc_info=trace)
     logging.shutdown()
     os._exit(70)  # EX_SOFTWARE
-
-
-def remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
 
 
 if __name__ == "__main__":

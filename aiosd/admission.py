@@ -7,7 +7,6 @@ mode bits, as the kernel checks paths. FUSE threads call; the lock is the schedu
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
-from aiosd import access, response, tools
+from aiosd import access, identity, response, tools
 from aiosd.access import Caller, Permission, Permissions
 from aiosd.agents import Agent
 from aiosd.errors import AiosError, BadRequest, Busy, Denied, NotAllowed, NotFound, OverQuota
@@ -100,7 +99,7 @@ class Admission:
     def check_tool(self, caller: Caller, name: str) -> Tool:
         """Raises NotFound, Denied."""
         tool = self.scheduler.calls.tools.get(name)
-        own = os.geteuid(), os.getegid()
+        own = identity.uid(), identity.gid()
         owner = self.permissions.get(f"/tools/{name}")
         if tool.own and owner is None:
             raise NotFound(f"tool {name} is being removed")
@@ -344,5 +343,5 @@ class Admission:
 
 def check_nice(caller: Caller, nice: int) -> None:
     """As nice(2): only who is privileged goes before the others."""
-    if nice < 0 and caller.uid not in (0, os.geteuid()):
+    if nice < 0 and caller.uid not in (0, identity.uid()):
         raise Denied(f"nice {nice} is for root", "0 to 19 is everybody's")

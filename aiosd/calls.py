@@ -6,30 +6,23 @@ The scheduler asks `free` with its lock held, and orders without; the runner tel
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from aiosd.agents import Agent
 from aiosd.audit import Audit
 from aiosd.config import Config
-from aiosd.errors import AiosError, NotFound, StoreFull
-from aiosd.fs.mount import is_mounted  # by /proc: a stat() would wait for this daemon, which starts
+from aiosd.errors import AiosError, NotFound
 from aiosd.listing import Listings
-from aiosd.policy import check_owner
 from aiosd.request import Request, State
-from aiosd.runner import Runner
-from aiosd.sandbox import Cage
+from aiosd.runner import Places
 from aiosd.sessions import Asked, Sessions, User
-from aiosd.spawn import Call, End, Events
+from aiosd.spawn import Bounds, Call, End, Events
 from aiosd.store import Store
+from aiosd.system import System
 from aiosd.tools import Tool, Tools, shorten
 
 log = logging.getLogger(__name__)
-CREDENTIAL_BYTES = 64 << 10  # at most, of each
 
 
 class Calls:
@@ -41,6 +34,7 @@ class Calls:
         begin: Callable[[Request], bool],
         finish: Callable[[Request, State, str], bool],
         stir: Callable[[], None],
+        system: System,
     ) -> None:
         """The scheduler's: `begin` is False when the request has ended, `stir` tells that there is room."""
         self.tools = tools
@@ -48,12 +42,13 @@ class Calls:
         self._begin, self._finish, self._stir = begin, finish, stir
         self.pending_s = config.tools.pending_s
         self._live: dict[int, Tool] = {}  # a cancelled call is one until its processes are gone
-        self._runner = Runner()
+        places = Places(store.folder / "work", Path(config.tools.credentials), Path(config.daemon.mount))
+        runner = self._runner = system.tools(places)
         self.audit = Audit(store.folder / "audit.jsonl")
-        self._work = store.folder / "work"
-        self.stop, self.later = self._runner.stop, self._runner.later
-        self._sessions = Sessions(self._runner)
-        self.listings = Listings(tools, self._runner, self._sessions, store.folder / "mcp")
+        self.stop, self.later, self.notify = runner.stop, runner.later, runner.notify
+        self.forget, self.forget_but = runner.forget, runner.forget_but  # what tools of agents have written
+        self._sessions = Sessions(runner)
+        self.listings = Listings(tools, runner, self._sessions, store.folder / "mcp")
         self._sessions.changed = self.listings.changed
         self._configure(config)
 
@@ -100,8 +95,6 @@ class Calls:
         if tool is None or tool.manifest.server not in ("", *config.mcp):
             raise NotFound("its tool is gone")
         self._live[request.id] = tool
-        mount = Path(config.daemon.mount)
-        shown = mount if is_mounted(mount) else None
         arguments, groups = request.spec.messages[0]["content"], request.spec.groups
         events = Events(
             partial(self.tool_began, request),
@@ -109,15 +102,15 @@ class Calls:
             partial(self.tool_ended, request),
         )
         if server := config.mcp.get(tool.manifest.server):
-            user = User(request.uid, groups, self._folder(request, f"mcp-{server.name}"), shown)
+            user = User(request.uid, groups, f"mcp-{server.name}", True)
             name = tool.name.removeprefix(f"{server.name}.")
             self._sessions.call(server, user, Asked(request.id, name, arguments, events))
             return
-        work = self._folder(request, str(request.agent_id)) if request.agent_id else None
-        secrets = credentials(Path(config.tools.credentials), tool.manifest.credentials)
-        cage = Cage(tool.manifest, work, shown, config.tools.output_bytes, secrets)
-        bounds = config.tools.work_bytes, config.limits.disk_reserve_bytes
-        self._runner.run(Call(request.id, cage, arguments, request.uid, groups, *bounds, events))
+        bounds = Bounds(config.tools.output_bytes, config.tools.work_bytes, config.limits.disk_reserve_bytes)
+        folder = str(request.agent_id) if request.agent_id else ""
+        self._runner.run(
+            Call(request.id, tool.manifest, arguments, request.uid, groups, folder, True, bounds, events)
+        )
 
     # the runner's thread tells
 
@@ -147,62 +140,3 @@ class Calls:
     def _left(self, request: Request) -> None:
         """Nothing of it runs any more."""
         self._live.pop(request.id, None)
-
-    # work folders
-
-    def _folder(self, request: Request, name: str) -> Path:
-        """Where an agent's tools or an MCP server work, of each user who calls them his own.
-
-        The folders above are the daemon's: who could put a link in the place of one would be given what
-        it leads to. Only his group passes the one of his uid, so that a tool opens /work to nobody else.
-        """
-        own = self._work / str(request.uid)
-        folder = own / name
-        try:
-            if not folder.is_dir():
-                self._work.mkdir(0o711, exist_ok=True)
-                own.mkdir(0o710, exist_ok=True)
-                folder.mkdir(0o700)
-            if os.geteuid() == 0:
-                gid = request.spec.groups[0]
-                os.chown(own, 0, gid, follow_symlinks=False)
-                os.chown(folder, request.uid, gid, follow_symlinks=False)
-        except OSError as error:
-            raise StoreFull(f"{folder}: {error.strerror}", "free some space there") from None
-        return folder
-
-    def forget(self, agent: Agent) -> None:
-        """In a thread of its own: there may be very much, and others wait for the lock that is held here."""
-        if folders := list(self._work.glob(f"*/{agent.id}")):
-            threading.Thread(target=remove, args=(folders,), name="rm", daemon=True).start()
-
-    def forget_gone(self, agents: Collection[int]) -> None:
-        """Folders of agents that a killed daemon was about to end."""
-        remove(f for f in self._work.glob("*/*") if f.name.isdecimal() and int(f.name) not in agents)
-
-
-def remove(folders: Iterable[Path]) -> None:
-    """By rm(1): shutil's recursion ends at a thousand folders in each other, which a tool may make."""
-    if names := list(folders):
-        subprocess.run(["/bin/rm", "-rf", "--one-file-system", "--", *names], stderr=subprocess.DEVNULL)
-
-
-def credentials(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """Secrets by name: of the service manager (systemd.exec(5)), else of the folder. Raises NotFound."""
-    given = os.environ.get("CREDENTIALS_DIRECTORY")
-    found = {}
-    for name in names:
-        file = Path(given, name) if given and Path(given, name).exists() else folder / name
-        try:
-            with file.open("rb") as opened:
-                status = os.fstat(opened.fileno())
-                check_owner(file, status)
-                if status.st_mode & 0o077:
-                    raise ValueError(f"{file} may be read by others; chmod 600 it")
-                found[name] = opened.read(CREDENTIAL_BYTES)
-        except (OSError, ValueError) as error:
-            log.error("credential %s: %s", name, error)
-            raise NotFound(
-                f"its credential {name} cannot be used; the log says why", f"see {folder}"
-            ) from None
-    return found

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from aiosd import access, lifetime
+from aiosd import access, identity, lifetime
 from aiosd.access import Caller, Permission, Permissions, object_of
 from aiosd.admission import Admission
 from aiosd.agents import Agent, Agents
@@ -31,6 +31,7 @@ from aiosd.policy import Chooser
 from aiosd.rules import Rules
 from aiosd.scheduler import Scheduler
 from aiosd.store import Store
+from aiosd.system import Own, System
 from aiosd.tools import QUEUE, Tool, Tools
 from aiosd.trust import Trust
 
@@ -41,7 +42,7 @@ GRANTED_MAX = 500
 
 
 class Kernel:
-    def __init__(self, config: Config, model: Path | None = None) -> None:
+    def __init__(self, config: Config, model: Path | None = None, system: System | None = None) -> None:
         self.config = config
         self.started_s = time.time()
         self.store = Store(Path(config.daemon.state))
@@ -52,8 +53,9 @@ class Kernel:
         self.events = Events(self.permissions)
         self.tools = Tools(Path(config.tools.folder), self.store.folder / "tools", config.tools.network)
         self.scheduler = Scheduler(
-            config, self.store, self.agents, self.contexts, self.models, self.tools, self.events
-        )
+            config, self.store, self.agents, self.contexts, self.models, self.tools, self.events,
+            system or Own(),
+        )  # fmt: skip
         self.scheduler.calls.listings.told = self._listed
         self.trust = Trust(self.store)
         rules = Rules(Path(config.scheduler.policies) / "access")
@@ -86,12 +88,12 @@ class Kernel:
             object = object_of(path)
             folder = object.rpartition("/")[0]
             at = self.permissions.get(path)
-            if folder == "/tools" and at and at.uid in (0, os.geteuid()):
+            if folder == "/tools" and at and at.uid in (0, identity.uid()):
                 continue  # of a tool that the administrator may put back
             if folder in there and object not in known:
                 self.permissions.forget(object)
         self._oust()
-        self.scheduler.calls.forget_gone({agent.id for agent in self.agents.all()})
+        self.scheduler.calls.forget_but({agent.id for agent in self.agents.all()})
 
     def _oust(self) -> None:
         """Users' own tools whose names the administrator has taken: nothing of them is to be in his."""
@@ -183,7 +185,7 @@ class Kernel:
             self.cancel_all(agent, why)
             self._emit_removed("agent", path, agent=agent.name)
             self.admission.forget(agent)
-            self.scheduler.calls.forget(agent)
+            self.scheduler.calls.forget(agent.id)
             self.permissions.forget(path)
 
     def bind_agent(self, agent: Agent, caller: Caller, text: str) -> None:

@@ -18,14 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aiosd import schemas
+from aiosd import identity, schemas
 from aiosd.errors import AiosError
 from aiosd.manifest import Manifest
 from aiosd.models import NAME
-from aiosd.runner import Runner
 from aiosd.servers import Server
 from aiosd.sessions import Sessions, User
 from aiosd.spec import read_json
+from aiosd.system import ToolRunner
 from aiosd.tools import Tools, shorten
 
 log = logging.getLogger(__name__)
@@ -48,13 +48,12 @@ class Listing:
 
 
 class Listings:
-    def __init__(self, tools: Tools, runner: Runner, sessions: Sessions, folder: Path) -> None:
+    def __init__(self, tools: Tools, runner: ToolRunner, sessions: Sessions, folder: Path) -> None:
         self._tools, self._runner, self._sessions, self._folder = tools, runner, sessions, folder
         self._by_name: dict[str, Listing] = {}
         self.told: Callable[[str, str], None]  # (name, why it failed or empty), of aiosd.kernel
-        change = os.geteuid() == 0
-        uid, gid = (NOBODY, NOBODY) if change else (os.geteuid(), os.getegid())
-        self._stand_in = User(uid, (gid,), None, None)
+        uid, gid = (NOBODY, NOBODY) if identity.is_root() else (identity.uid(), identity.gid())
+        self._stand_in = User(uid, (gid,), "", False)
 
     def configure(self, servers: Mapping[str, Server]) -> None:
         """As of now these. What is known of each is offered at once."""

@@ -11,13 +11,12 @@ import grp
 import json
 import logging
 import os
-import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
+from aiosd import identity
 from aiosd.access import Caller, Permissions
 from aiosd.agents import Agent, Agents
 from aiosd.errors import BadValue, Denied, NotFound, StoreFull
@@ -33,8 +32,6 @@ log = logging.getLogger(__name__)
 ALWAYS = Rule("allow", "access/allowed")
 ALLOWED_MAX = 500  # one line of the audit log has them
 NOBODY = 65534
-NOTIFY_S = 10.0
-DAEMON = Caller(os.geteuid(), os.getegid(), os.getpid())  # the daemon itself
 
 
 class Pending:
@@ -51,6 +48,7 @@ class Pending:
             scheduler, agents, permissions, events,
         )  # fmt: skip
         self._trust, self.rules = trust, rules
+        self._daemon = Caller(identity.uid(), identity.gid(), os.getpid())
         scheduler.ask, scheduler.rule = self.ask, self.rule
 
     def ids(self) -> list[int]:
@@ -114,7 +112,7 @@ class Pending:
             how = f"echo allow > access/pending/{request.id}/decision"
             agent.note(f"{request.spec.model} waits for a decision: {how}", request=request.id)
         if hook := self._scheduler.config.tools.notify:
-            self._scheduler.calls.later(0, partial(self._notify, hook, request))
+            self._notify(hook, request)
         self._scheduler.calls.later(until_s - time.time(), partial(self._expire, request.id))
 
     def _notify(self, hook: str, request: Request) -> None:
@@ -125,24 +123,13 @@ class Pending:
         facts = {"REQUEST": request.id, "TOOL": tool, "AGENT": request.agent, "GROUP": group}
         facts |= {"UID": request.uid, "DECISION": decision}
         uid, gid = (NOBODY, NOBODY) if group else (request.uid, request.spec.groups[0])
-        change = os.geteuid() == 0
-        try:
-            process = subprocess.Popen(
-                [hook],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
-                env={"PATH": "/usr/bin:/bin", **{f"AIOS_{key}": str(value) for key, value in facts.items()}},
-                user=uid if change else None, group=gid if change else None,
-                extra_groups=[] if change else None, start_new_session=True,
-            )  # fmt: skip
-        except (OSError, subprocess.SubprocessError) as error:
-            log.error("notify %s cannot be run: %s", hook, error)
-            return
-        self._scheduler.calls.later(NOTIFY_S, partial(end, process))
+        named = {f"AIOS_{key}": str(value) for key, value in facts.items()}
+        self._scheduler.calls.notify(hook, named, uid, gid)
 
     def _expire(self, id: int) -> None:
         """By id: a request that was decided or cancelled long ago is not to be kept in memory till then."""
         if request := self.find(id):
-            self._deny(request, "nobody allowed it in time", DAEMON)
+            self._deny(request, "nobody allowed it in time", self._daemon)
 
     def decide(self, caller: Caller, id: int, text: str) -> None:
         request = self.find(id)
@@ -188,10 +175,3 @@ class Pending:
         self._events.emit(
             "access", at, request.uid, id=request.id, agent=request.agent, tool=tool, state=state
         )
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """And all that it has started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -7,10 +7,6 @@ thread alone, so a worker sees them in the order they were decided.
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -21,6 +17,7 @@ from typing import Protocol
 from aiosd import wire
 from aiosd.config import EngineConfig
 from aiosd.errors import WireError
+from aiosd.launch import Launcher, Process
 from aiosd.models import Model, ModelState
 
 log = logging.getLogger(__name__)
@@ -28,6 +25,7 @@ log = logging.getLogger(__name__)
 RESTART_S_MIN, RESTART_S_MAX = 0.5, 30.0
 DEATHS_MAX = 6  # in a row, none of them ready in between
 STOP_S = 3.0
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class WorkerState(StrEnum):
@@ -41,8 +39,8 @@ class WorkerState(StrEnum):
 class Worker:
     id: int
     model: Model
-    process: subprocess.Popen[bytes]
-    channel: wire.Channel
+    process: Process
+    channel: wire.Channel | None = None  # None: it is being started
     state: WorkerState = WorkerState.LOADING
     started_s: float = field(default_factory=time.monotonic)
     stats: dict[str, int] = field(default_factory=dict)
@@ -56,9 +54,9 @@ class Events(Protocol):
 
 
 class Pool:
-    def __init__(self, engine: EngineConfig, events: Events) -> None:
+    def __init__(self, engine: EngineConfig, events: Events, launch: Launcher) -> None:
         self.engine = engine
-        self._events = events
+        self._events, self._launch = events, launch
         self._lock = threading.Lock()
         self._workers: dict[int, Worker] = {}
         self._threads: list[threading.Thread] = []
@@ -100,7 +98,8 @@ class Pool:
 
     def send(self, worker: Worker, message: wire.Message, file: int | None = None) -> None:
         with suppress(OSError):  # it died; its listener is about to tell
-            worker.channel.send(message, file)
+            if worker.channel:
+                worker.channel.send(message, file)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -109,7 +108,7 @@ class Pool:
         for worker in self.workers():
             try:
                 worker.process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
+            except TimeoutError:
                 worker.process.kill()
         for thread in list(self._threads):
             thread.join(STOP_S)
@@ -120,41 +119,35 @@ class Pool:
         worker.process.terminate()
 
     def _start(self, model: Model) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "aiosd.worker", "--fd", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C on the daemon's terminal is the daemon's to handle
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-            )
         with self._lock:
             id = next(n for n in range(len(self._workers) + 1) if n not in self._workers)
-            worker = self._workers[id] = Worker(id, model, process, wire.Channel(ours))
-        e = self.engine
-        self.send(
-            worker,
-            wire.Load(
-                path=str(model.path),
-                device=e.device,
-                dtype=e.dtype,
-                kv_bytes=e.kv_bytes,
-                max_running=e.max_running,
-                prefill_tokens=e.prefill_tokens,
-                threads=e.threads,
-                deterministic=e.deterministic,
-                quantization=e.quantization,
-            ),
-        )
+            worker = self._workers[id] = Worker(id, model, self._launch(id, ENVIRONMENT))
         thread = threading.Thread(target=self._listen, args=(worker,), name=f"worker-{id}", daemon=True)
         self._threads.append(thread)
         thread.start()
-        log.info("worker %d started for model %s (pid %d)", id, model.name, process.pid)
+
+    def _order(self, model: Model) -> wire.Load:
+        e = self.engine
+        return wire.Load(
+            path=str(model.path),
+            device=e.device,
+            dtype=e.dtype,
+            kv_bytes=e.kv_bytes,
+            max_running=e.max_running,
+            prefill_tokens=e.prefill_tokens,
+            threads=e.threads,
+            deterministic=e.deterministic,
+            quantization=e.quantization,
+        )
 
     def _listen(self, worker: Worker) -> None:
         failed: wire.LoadFailed | None = None
         try:
+            worker.channel = worker.process.connect()
+            log.info(
+                "worker %d started for model %s (pid %d)", worker.id, worker.model.name, worker.process.pid
+            )
+            self.send(worker, self._order(worker.model))
             while (message := worker.channel.receive()) is not None:
                 match message:
                     case wire.Ready():
@@ -169,9 +162,10 @@ class Pool:
         except (WireError, OSError) as error:
             log.error("worker %d: %s", worker.id, error)
         worker.process.kill()
-        worker.process.wait()
-        worker.channel.close()
-        self._ended(worker, failed)
+        how = worker.process.wait()
+        if worker.channel:
+            worker.channel.close()
+        self._ended(worker, failed, how)
 
     def _ready(self, worker: Worker, message: wire.Ready) -> None:
         model = worker.model
@@ -183,7 +177,7 @@ class Pool:
         log.info("worker %d ready after %.1f s", worker.id, time.monotonic() - worker.started_s)
         self._events.worker_ready(worker)
 
-    def _ended(self, worker: Worker, failed: wire.LoadFailed | None) -> None:
+    def _ended(self, worker: Worker, failed: wire.LoadFailed | None, how: str) -> None:
         model, wanted = worker.model, worker.state is WorkerState.STOPPING
         worker.state = WorkerState.DEAD
         with self._lock:
@@ -196,7 +190,7 @@ class Pool:
         if failed is not None:
             self._failed(model, f"{failed.reason}; {failed.hint}" if failed.hint else failed.reason)
             return
-        log.error("worker %d died (exit status %s)", worker.id, worker.process.returncode)
+        log.error("worker %d died (%s)", worker.id, how)
         self._restart(model)
 
     def _failed(self, model: Model, why: str) -> None:

@@ -88,7 +88,7 @@ class Residency:
         context = self._contexts.by_id(message.context)
         match message:
             case wire.Saved():
-                file = worker.channel.take_file()
+                file = worker.channel.take_file() if worker.channel else None
                 if message.evicted:
                     self._evicted(worker, context, file)
                     file = None

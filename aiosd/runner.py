@@ -7,8 +7,6 @@ Any thread may order. Networks are made and taken down by short threads, as that
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import os
 import selectors
@@ -16,19 +14,22 @@ import signal
 import subprocess
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
-from aiosd import network
+from aiosd import credentials, network
 from aiosd.cgroups import Cgroups, Group
 from aiosd.errors import AiosError
+from aiosd.fs.mount import is_mounted  # by /proc: a stat() would wait for a daemon that starts
+from aiosd.loop import Loop
 from aiosd.network import Namespace
-from aiosd.sandbox import PROCESSES
-from aiosd.spawn import Call, End, popen
+from aiosd.sandbox import PROCESSES, Cage
+from aiosd.spawn import Call, End, popen, whose
 from aiosd.usage import free_bytes, memory, size
+from aiosd.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +39,14 @@ STDERR_BYTES = 64 << 10  # that are kept, the last ones
 STDERR_MOST = 256 << 20
 READ_BYTES = 64 << 10
 REMOVE_S = 0.2
+NOTIFY_S = 10.0
 BWRAP_PROCESSES = 2  # besides the tool's
 
 
 @dataclass(slots=True, eq=False)
 class Running:
     call: Call
+    work: Path | None
     process: subprocess.Popen[bytes]
     pidfd: int
     until_s: float
@@ -66,33 +69,31 @@ class Running:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
-class Runner:
-    def __init__(self) -> None:
-        self._orders: deque[Callable[[], None]] = deque()
+@dataclass(frozen=True, slots=True)
+class Places:
+    work: Path  # what tools may write to is below
+    credentials: Path
+    mount: Path
+
+
+class Runner(Loop):
+    """Its end ends all that run, without a word: they are told as interrupted by the next daemon."""
+
+    def __init__(self, places: Places) -> None:
+        super().__init__("tools")
+        self._work, self._credentials, self._mount = Work(places.work), places.credentials, places.mount
         self._running: dict[int, Running] = {}
         self._early: dict[int, bytearray] = {}  # standard input of those whose network is being made
-        self._selector = selectors.DefaultSelector()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._selector.register(self._wake, selectors.EVENT_READ, lambda: os.eventfd_read(self._wake))
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._ids = itertools.count()
         self._cgroups = Cgroups()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._loop, name="tools", daemon=True)
+        self._look_s = 0.0  # when what they use was looked at
 
     def start(self) -> None:
         self._cgroups.find()
         threading.Thread(target=network.clean, name="network", daemon=True).start()
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends all that run, without a word: they are told as interrupted by the next daemon."""
-        self.order(lambda: setattr(self, "_stopping", True))
-        if self._thread.ident is not None:
-            self._thread.join()
+        super().start()
 
     def run(self, call: Call) -> None:
-        if call.cage.manifest.network:
+        if call.manifest.network:
             self._early[call.id] = bytearray()
             threading.Thread(target=self._connect, args=(call,), name="network", daemon=True).start()
         else:
@@ -100,7 +101,7 @@ class Runner:
 
     def _connect(self, call: Call) -> None:
         try:
-            namespace = network.open(call.cage.manifest.network)
+            namespace = network.open(call.manifest.network)
         except AiosError as error:
             self.order(partial(self._refuse, call, error.explanation))
         else:
@@ -113,14 +114,17 @@ class Runner:
 
         self.order(kill)
 
-    def later(self, after_s: float, order: Callable[[], None]) -> None:
-        """Runs it on this thread, then."""
-        self.order(lambda: heapq.heappush(self._timers, (time.monotonic() + after_s, next(self._ids), order)))
+    def forget(self, agent: int) -> None:
+        """Its work folders, in a thread: there may be very much."""
+        if self._work.has(agent):
+            threading.Thread(target=self._work.forget, args=(agent,), name="rm", daemon=True).start()
 
-    def order(self, order: Callable[[], None]) -> None:
-        """Runs it on this thread, soon, after what was ordered before."""
-        self._orders.append(order)
-        os.eventfd_write(self._wake, 1)
+    def forget_but(self, agents: Collection[int]) -> None:
+        self._work.forget_but(agents)
+
+    def notify(self, hook: str, facts: Mapping[str, str], uid: int, gid: int) -> None:
+        """Runs the administrator's program, uncaged and for no long time, as that user."""
+        self.order(partial(self._notify, hook, facts, uid, gid))
 
     # on the thread only
 
@@ -150,24 +154,18 @@ class Runner:
 
     # the thread
 
-    def _loop(self) -> None:
-        look_s = 0.0
-        while not self._stopping:
-            for key, _ in self._selector.select(self._patience_s()):
-                self._try(key.data)
-            while self._orders and not self._stopping:
-                self._try(self._orders.popleft())
-            now = time.monotonic()
-            while self._timers and self._timers[0][0] <= now:
-                self._try(heapq.heappop(self._timers)[2])
-            if self._running and now >= look_s + self._look_s():
-                look_s = now
-                used = memory({call.process.pid for call in self._running.values() if not call.group})
-                for running in list(self._running.values()):
-                    if running.ended_s and now > running.ended_s + LOOK_S:  # its output is held open outside
-                        self._try(partial(self._end, running))
-                    else:
-                        self._try(partial(self._look, running, now, used[running.process.pid]))
+    def _tick(self, now: float) -> None:
+        if not self._running or now < self._look_s + self._between_s():
+            return
+        self._look_s = now
+        used = memory({running.process.pid for running in self._running.values() if not running.group})
+        for running in list(self._running.values()):
+            if running.ended_s and now > running.ended_s + LOOK_S:  # its output is held open outside
+                self._try(partial(self._end, running))
+            else:
+                self._try(partial(self._look, running, now, used[running.process.pid]))
+
+    def _finish(self) -> None:
         for running in self._running.values():
             running.kill("the daemon stops")
             running.process.wait()
@@ -177,28 +175,25 @@ class Runner:
                 running.group.remove()
 
     def _patience_s(self) -> float | None:
-        until_timer = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        until_timer = super()._patience_s()
         if self._running:
-            return self._look_s() if until_timer is None else min(self._look_s(), until_timer)
+            return self._between_s() if until_timer is None else min(self._between_s(), until_timer)
         return until_timer
 
-    def _look_s(self) -> float:
+    def _between_s(self) -> float:
         return REST_LOOK_S if all(running.resting for running in self._running.values()) else LOOK_S
-
-    @staticmethod
-    def _try(act: Callable[[], object]) -> None:
-        try:
-            act()
-        except Exception:  # the broad handler of this thread: other calls run in it
-            log.exception("a tool call")
 
     def _start(self, call: Call, namespace: Namespace | None) -> None:
         early = self._early.pop(call.id, b"")
         try:
             if not call.events.began():  # cancelled meanwhile
+                call.discard()
                 return
             try:
                 running = self._spawn(call, namespace)
+            except AiosError as error:
+                call.events.ended(End(-1, "", error.explanation))
+                return
             except (OSError, ValueError, subprocess.SubprocessError) as error:  # a NUL in a manifest
                 call.events.ended(End(-1, "", f"cannot be started: {error}"))
                 return
@@ -223,21 +218,44 @@ class Runner:
 
     def _refuse(self, call: Call, why: str) -> None:
         self._early.pop(call.id, None)
+        call.discard()
         if call.events.began():
             call.events.ended(End(-1, "", why))
 
     def _spawn(self, call: Call, namespace: Namespace | None) -> Running:
-        manifest = call.cage.manifest
-        group = self._cgroups.make(PROCESSES + BWRAP_PROCESSES, manifest.memory_bytes)
+        manifest = call.manifest
         with ExitStack() as undo:
+            undo.callback(call.discard)
+            cage = self._cage(call)
+            group = self._cgroups.make(PROCESSES + BWRAP_PROCESSES, manifest.memory_bytes)
+            undo.pop_all()
             if group:
                 undo.callback(self._remove, group)
-            process = popen(call, namespace, group)
+            process = popen(call, cage, namespace, group)
             undo.callback(process.wait)
             undo.callback(process.kill)
             pidfd = os.pidfd_open(process.pid)
             undo.pop_all()
-        return Running(call, process, pidfd, time.monotonic() + manifest.timeout_s, namespace, group)
+        until_s = time.monotonic() + manifest.timeout_s
+        return Running(call, cage.work, process, pidfd, until_s, namespace, group)
+
+    def _cage(self, call: Call) -> Cage:
+        work = self._work.make(call.folder, call.uid, call.groups[0]) if call.folder else None
+        secrets = credentials.read(self._credentials, call.manifest.credentials)
+        mount = self._mount if call.sees_aios and is_mounted(self._mount) else None
+        return Cage(call.manifest, work, mount, secrets)
+
+    def _notify(self, hook: str, facts: Mapping[str, str], uid: int, gid: int) -> None:
+        try:
+            process = subprocess.Popen(
+                [hook],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+                env={"PATH": "/usr/bin:/bin", **facts}, start_new_session=True, **whose(uid, (gid,)),
+            )  # fmt: skip
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            log.error("notify %s cannot be run: %s", hook, error)
+            return
+        self.later(NOTIFY_S, partial(end_group, process))
 
     def _remove(self, group: Group) -> None:
         """When its last process is gone, which may take a moment."""
@@ -271,15 +289,16 @@ class Runner:
             self._over(running, fd)
 
     def _said(self, running: Running, data: bytes) -> None:
-        room = max(0, running.call.cage.output_bytes - running.out_bytes)
+        room = max(0, running.call.bounds.output_bytes - running.out_bytes)
         running.out_bytes += len(data)
         if data[:room]:
             running.call.events.said(data[:room])
         if len(data) > room:
-            running.kill(f"it printed more than {running.call.cage.output_bytes} bytes")
+            running.kill(f"it printed more than {running.call.bounds.output_bytes} bytes")
 
     @staticmethod
     def _erred(running: Running, data: bytes) -> None:
+        running.call.events.erred(data)
         running.stderr_bytes += len(data)
         running.stderr += data
         del running.stderr[:-STDERR_BYTES]
@@ -316,23 +335,28 @@ class Runner:
 
         A group bounds memory by itself, but the kernel kills one of its processes only.
         """
-        manifest = running.call.cage.manifest
+        manifest, bounds = running.call.manifest, running.call.bounds
         if now > running.until_s:
             running.kill(f"it took more than {manifest.timeout_s:g} s")
         elif memory_bytes > manifest.memory_bytes or (running.group and running.group.out_of_memory()):
             running.kill(over_memory(running.call))
         elif running.stderr_bytes > STDERR_MOST:
             running.kill(f"it said more than {STDERR_MOST} bytes on its standard error")
-        elif (work := running.call.cage.work) and size(
-            work, running.call.work_bytes
-        ) > running.call.work_bytes:
-            running.kill(f"its work folder has more than {running.call.work_bytes} bytes")
-        elif work and free_bytes(work) < running.call.reserve_bytes:  # files that it removed and holds open
+        elif (work := running.work) and size(work, bounds.work_bytes) > bounds.work_bytes:
+            running.kill(f"its work folder has more than {bounds.work_bytes} bytes")
+        elif work and free_bytes(work) < bounds.reserve_bytes:  # files that it removed and holds open
             running.kill("the disk is full")
 
 
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """And all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def over_memory(call: Call) -> str:
-    return f"it took more than {call.cage.manifest.memory_bytes} bytes of memory"
+    return f"it took more than {call.manifest.memory_bytes} bytes of memory"
 
 
 def disconnect(namespace: Namespace | None) -> None:

@@ -55,7 +55,6 @@ class Cage:
     manifest: Manifest
     work: Path | None  # None: an empty one that is gone with the call
     mount: Path | None
-    output_bytes: int
     credentials: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def command(

@@ -41,6 +41,7 @@ from aiosd.residency import Residency
 from aiosd.saving import Saving
 from aiosd.store import Store
 from aiosd.swap import Swap
+from aiosd.system import System
 from aiosd.tools import Tool, Tools
 from aiosd.trace import Span, Trace
 
@@ -57,14 +58,15 @@ class Scheduler:
         models: Models,
         tools: Tools,
         events: Events,
+        system: System,
     ) -> None:
         self.config, self.store, self.agents, self.contexts, self.models, self.events = (
             config, store, agents, contexts, models, events,
         )  # fmt: skip
-        self.calls = Calls(config, tools, store, self._began, self._finish, self.stir)
+        self.calls = Calls(config, tools, store, self._began, self._finish, self.stir, system)
         self.chooser = Chooser(config.scheduler.policy, Path(config.scheduler.policies))
         self.quantum_tokens = config.scheduler.quantum
-        self.pool = Pool(config.engine, self)
+        self.pool = Pool(config.engine, self, system.launch)
         engine = config.engine
         swap = Swap(
             store.folder / "kv", engine.host_kv_bytes, engine.disk_kv_bytes, config.limits.disk_reserve_bytes

@@ -21,11 +21,11 @@ from typing import Any
 from aiosd.errors import AiosError, BadRequest
 from aiosd.manifest import Manifest
 from aiosd.mcp.program import program
-from aiosd.runner import STDERR_BYTES, Runner
-from aiosd.sandbox import Cage
+from aiosd.runner import STDERR_BYTES
 from aiosd.servers import Server
-from aiosd.spawn import Call, End, Events
+from aiosd.spawn import Bounds, Call, End, Events
 from aiosd.spec import read_json
+from aiosd.system import ToolRunner
 from aiosd.tools import shorten
 
 MOST = 64  # sessions at once
@@ -53,8 +53,8 @@ class Asked:
 class User:
     uid: int
     groups: tuple[int, ...]  # gid first
-    work: Path | None
-    mount: Path | None
+    folder: str  # of his work folders; empty: none
+    sees_aios: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -79,7 +79,7 @@ class Session:
 
 
 class Sessions:
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: ToolRunner) -> None:
         self._runner = runner
         self.changed: Callable[[Server], None]  # a server says that it has other tools now; of aiosd.listing
         self._by_id: dict[int, Session] = {}
@@ -145,27 +145,16 @@ class Sessions:
                 raise BadRequest(f"{MOST} MCP sessions run already", "try again when some of them are idle")
             self._kill(min(idle, key=lambda session: session.used_s), "another needed its place")
         session = Session(next(self._ids), server, user)
-        manifest = self._manifest(server)
+        manifest = host(server)
         self._by_id[session.id] = session
         events = Events(lambda: True, partial(self._said, session), partial(self._ended, session))
-        cage = Cage(manifest, user.work, user.mount, sys.maxsize)
-        bounds = self.work_bytes, self.reserve_bytes
+        bounds = Bounds(sys.maxsize, self.work_bytes, self.reserve_bytes)
         self._runner.later(START_S, partial(self._end_if_slow, session))
-        self._runner.run(Call(session.id, cage, None, user.uid, user.groups, *bounds, events))
+        whose = user.uid, user.groups, user.folder, user.sees_aios
+        self._runner.run(Call(session.id, manifest, None, *whose, bounds, events))
         about = {"url": server.url} if server.url else {"command": server.command, "env": dict(server.env)}
         self._tell(session, {**about, "output_bytes": self.output_bytes})
         return session
-
-    @staticmethod
-    def _manifest(server: Server) -> Manifest:
-        """What its host is, as the cage knows programs."""
-        command, read, env = program()
-        return Manifest(
-            server.name, "", command, {}, Path("/"),
-            read=(*read, *server.read), write=server.write, env=env, network=server.reached,
-            timeout_s=math.inf, cpu_s=CPU_S, memory_bytes=server.memory_bytes,
-            address_bytes=max(server.memory_bytes, ADDRESS_BYTES),
-        )  # fmt: skip
 
     def _tell(self, session: Session, order: dict[str, Any]) -> None:
         line = json.dumps(order).encode() + b"\n"
@@ -283,3 +272,14 @@ class Sessions:
         for call in list(session.calls.values()):
             call.asked.events.ended(End(-1, end.stderr[-STDERR_BYTES:], call.why or why))
         session.calls.clear()
+
+
+def host(server: Server) -> Manifest:
+    """What holds a session of it, as the cage knows programs."""
+    command, read, env = program()
+    return Manifest(
+        server.name, "", command, {}, Path("/"),
+        read=(*read, *server.read), write=server.write, env=env, network=server.reached,
+        timeout_s=math.inf, cpu_s=CPU_S, memory_bytes=server.memory_bytes,
+        address_bytes=max(server.memory_bytes, ADDRESS_BYTES),
+    )  # fmt: skip

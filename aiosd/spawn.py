@@ -13,9 +13,11 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
+from typing import Any
 
 from aiosd import network
 from aiosd.cgroups import Group
+from aiosd.manifest import Manifest
 from aiosd.network import Namespace
 from aiosd.sandbox import Cage, seccomp_filter
 
@@ -29,6 +31,10 @@ class End:
     why: str = ""
 
 
+def ignore(_: bytes) -> None:
+    """Nobody wants to hear it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Events:
     """Called on the runner's thread."""
@@ -36,64 +42,86 @@ class Events:
     began: Callable[[], bool]  # it is about to start; False: it is not to
     said: Callable[[bytes], None]
     ended: Callable[[End], None]
+    erred: Callable[[bytes], None] = ignore  # on its standard error, as it comes; the end has it whole
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    output_bytes: int
+    work_bytes: int
+    reserve_bytes: int  # of the disk that its work folder is on
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     id: int  # the request's; of a session less than 0
-    cage: Cage
+    manifest: Manifest
     given: str | None  # its standard input; None: what Runner.tell gives it, as it comes
     uid: int
     groups: tuple[int, ...]  # gid first
-    work_bytes: int
-    reserve_bytes: int  # of the disk that its work folder is on
+    folder: str  # of its caller's work folders; empty: one that is gone with the call
+    sees_aios: bool
+    bounds: Bounds
     events: Events
+    program: int | None = None  # the file beside the manifest, open; None: it is still to be opened
+
+    def discard(self) -> None:
+        """It does not start."""
+        if self.program is not None:
+            os.close(self.program)
 
 
-def popen(call: Call, namespace: Namespace | None, group: Group | None) -> subprocess.Popen[bytes]:
-    """The program starts in its group. Raises OSError, ValueError (a NUL in a manifest)."""
+def popen(
+    call: Call, cage: Cage, namespace: Namespace | None, group: Group | None
+) -> subprocess.Popen[bytes]:
+    """The program starts in its group. Closes call.program. Raises OSError, ValueError (a NUL)."""
     with ExitStack() as stack:
+        program = cage.open_program() if call.program is None else call.program
+        if program is not None:
+            stack.callback(os.close, program)
         given: FileIO | int = subprocess.PIPE
         if call.given is not None:
             given = stack.enter_context(memory_file(call.given.encode()))
         seccomp = stack.enter_context(memory_file(seccomp_filter())).fileno()
-        program, hosts, gate = call.cage.open_program(), None, None
-        if program is not None:
-            stack.callback(os.close, program)
+        hosts, gate = None, None
         if namespace:
             hosts = stack.enter_context(memory_file(namespace.hosts.encode())).fileno()
         secrets = {
             name: stack.enter_context(memory_file(secret)).fileno()
-            for name, secret in call.cage.credentials.items()
+            for name, secret in cage.credentials.items()
         }
         gated = group if group and group.unified else None
         if gated:
             gate, opener = os.pipe()
             stack.callback(os.close, gate)
             stack.callback(os.close, opener)
-        change = os.geteuid() == 0
         with (
             network.inside(namespace.fd) if namespace else nullcontext(),
             group.entered() if group and not gated else nullcontext(),
         ):
             process = subprocess.Popen(
-                call.cage.command(seccomp, program, hosts, gate, secrets),
+                cage.command(seccomp, program, hosts, gate, secrets),
                 stdin=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 pass_fds=[fd for fd in (seccomp, program, hosts, gate, *secrets.values()) if fd is not None],
                 cwd="/",
-                env=call.cage.environment(),
-                user=call.uid if change else None,
-                group=call.groups[0] if change else None,
-                extra_groups=call.groups[1:] if change else None,
+                env=cage.environment(),
+                **whose(call.uid, call.groups),
             )
             stack.push(partial(_end_failed, process))
         if gated:
             gated.add(process.pid)
             os.write(opener, b"x")
     return process
+
+
+def whose(uid: int, groups: tuple[int, ...]) -> dict[str, Any]:
+    """Arguments of Popen: as whom, where this process may choose."""
+    if os.geteuid() != 0:
+        return {}
+    return {"user": uid, "group": groups[0], "extra_groups": groups[1:]}
 
 
 def _end_failed(process: subprocess.Popen[bytes], kind: type[BaseException] | None, *_: object) -> None:

@@ -1,9 +1,9 @@
 """The protocol between daemon and worker: every message, on one screen, and how it travels.
 
-A frame is a 4-byte little-endian length and a JSON object `{"is": NAME, …fields}`; a message of WITH_FILE
-brings an open file (SCM_RIGHTS) with it. Bounded and typed on both sides: an unknown name, a missing or extra
+A frame is a 4-byte little-endian length and a JSON object `{"is": NAME, …fields}`; some (Restore, Saved)
+bring an open file (SCM_RIGHTS) with it. Bounded and typed on both sides: an unknown name, a missing or extra
 field or an oversized frame is a WireError, and the connection ends. The worker is trusted to compute, not
-to be correct.
+to be correct. Other processes of the daemon speak so too, with messages of their own (aiosd.privilege).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import socket
 import struct
 import threading
 from collections import deque
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, get_args
@@ -175,12 +177,12 @@ Message = (
     Load | Submit | Remove | Save | Restore | Keep | Fork
     | Ready | LoadFailed | Started | Refused | Removed | Saved | NotSaved | Restored | Step
 )  # fmt: skip
-BY_NAME: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Message)}
-WITH_FILE = (Restore, Saved)
-KINDS = {"int": int, "str": str, "bool": bool, "list": list, "dict": dict}
+MESSAGES: tuple[type[Any], ...] = get_args(Message)
+BY_NAME: Mapping[str, type[Any]] = {kind.__name__: kind for kind in MESSAGES}
+FIELDS = {"int": int, "str": str, "bool": bool, "list": list, "dict": dict}
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Any) -> bytes:
     fields_ = {"is": type(message).__name__, **plain(message)}
     if isinstance(message, Step):
         fields_["outputs"] = [plain(one) for one in message.outputs]
@@ -201,19 +203,18 @@ def plain(message: Any) -> dict[str, Any]:
 
 @cache
 def types_of(kind: Any) -> dict[str, type[Any]]:
-    return {f.name: KINDS.get(str(f.type).partition("[")[0], object) for f in fields(kind)}
+    return {f.name: FIELDS.get(str(f.type).partition("[")[0], object) for f in fields(kind)}
 
 
-def decode(body: bytes) -> Message:
+def decode(body: bytes, kinds: Mapping[str, type[Any]] = BY_NAME) -> Any:
     try:
         raw = json.loads(body)
-        kind = BY_NAME[raw.pop("is")]
+        kind = kinds[raw.pop("is")]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise WireError(f"not a message: {error!r}") from None
     if kind is Step and isinstance(raw.get("outputs"), list):
         raw["outputs"] = [_build(Tokens, one) for one in raw["outputs"]]
-    message: Message = _build(kind, raw)
-    return message
+    return _build(kind, raw)
 
 
 def _build(kind: Any, raw: object) -> Any:
@@ -229,23 +230,25 @@ def _build(kind: Any, raw: object) -> Any:
 class Channel:
     """One end of the connection. Any thread may send; one thread receives."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, kinds: Collection[type[Any]] = MESSAGES) -> None:
+        """`kinds`: of messages that are received."""
         self._socket = sock
+        self._kinds = {kind.__name__: kind for kind in kinds}
+        self.closed = False
         self._sending = threading.Lock()
         self._buffer = bytearray()
         self._files: deque[int] = deque()  # received, and not taken yet
 
-    def send(self, message: Message, file: int | None = None) -> None:
+    def send(self, message: Any, file: int | None = None) -> None:
         """Raises OSError when the other side is gone. `file` stays the caller's to close."""
         frame = encode(message)
-        assert isinstance(message, WITH_FILE) == (file is not None)
         with self._sending:
             if file is not None:
                 socket.send_fds(self._socket, [frame[:1]], [file])
                 frame = frame[1:]
             self._socket.sendall(frame)
 
-    def receive(self) -> Message | None:
+    def receive(self) -> Any:
         """The next message; None when the other side closed."""
         header = self._exactly(LENGTH.size)
         if header is None:
@@ -256,12 +259,18 @@ class Channel:
         body = self._exactly(length)
         if body is None:
             raise WireError("the connection ended inside a frame")
-        return decode(body)
+        return decode(body, self._kinds)
 
     def take_file(self) -> int | None:
         """The file of the message just received, for the caller to close; None: this process had no
         descriptor left to receive it with."""
         return self._files.popleft() if self._files else None
+
+    def shut(self) -> None:
+        """The other side sees its end, and a thread that receives here too."""
+        self.closed = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._socket.close()

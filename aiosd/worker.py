@@ -33,11 +33,16 @@ PROMPTS_KEPT = 1024
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="aios-worker")
-    parser.add_argument("--fd", type=int, required=True, help="connected socket of the daemon")
+    end = parser.add_mutually_exclusive_group(required=True)
+    end.add_argument("--fd", type=int, help="connected socket of the daemon")
+    end.add_argument("--connect", metavar="PATH", help="where the daemon listens for it")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the daemon blocks its own, and we inherited that
-    channel = wire.Channel(socket.socket(fileno=options.fd))
+    sock = socket.socket(fileno=options.fd) if options.connect is None else socket.socket(socket.AF_UNIX)
+    if options.connect:
+        sock.connect(options.connect)
+    channel = wire.Channel(sock)
     first = channel.receive()
     if isinstance(first, wire.Load):
         serve(channel, first)

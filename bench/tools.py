@@ -42,7 +42,7 @@ properties.zone.type = "string"
 
 def bare(mount: Path) -> None:
     """The same program in the same sandbox, started as a shell script would."""
-    cage = Cage(TOOLS.get("calc").manifest, None, mount, 1 << 20)
+    cage = Cage(TOOLS.get("calc").manifest, None, mount)
     program = cage.open_program()
     assert program is not None
     with memory_file(ARGUMENTS) as given, memory_file(seccomp_filter()) as seccomp:

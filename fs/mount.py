@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from aiosd.errors import ConfigError
@@ -117,6 +118,11 @@ def clear_stale(folder: Path) -> None:
         f"{folder} is mounted already" + (f" by aiosd with pid {who}" if who else ""),
         "stop that one, or name another folder with --mount",
     )
+
+
+def remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def is_mounted(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 
 import fuse
 
+from aiosd import identity
 from aiosd.access import Caller
 from aiosd.errors import (
     AiosError,
@@ -253,7 +254,7 @@ class Ops:
     def _check_open(self, caller: Caller) -> None:
         """Each open file may hold a thread that waits in a read."""
         most = self._tree.quotas().of(caller).open_files
-        if caller.uid not in (0, os.geteuid()) and self._opened_by[caller.uid] >= most:
+        if caller.uid not in (0, identity.uid()) and self._opened_by[caller.uid] >= most:
             raise TooManyOpen(f"you have {most} files of this mount open", "close some first")
 
     def read(self, path: str | None, size: int, offset: int, info: Any) -> bytes:

@@ -6,13 +6,13 @@ owner of a name is the nearest object above it that has one (aiosd.access.Permis
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from aiosd import identity
 from aiosd.access import Caller, Permission, Permissions
 from aiosd.errors import AiosError, BadValue, Exists, NotAllowed, NotFound
 from aiosd.fs.files import File
@@ -123,7 +123,7 @@ class Tree:
         self._root, self._permissions, self.space, self.explain = root, permissions, space, explain
         self.quotas = quotas
         self._born_s = time.time()
-        self._owner = Permission(os.geteuid(), os.getegid(), 0)
+        self._owner = Permission(identity.uid(), identity.gid(), 0)
 
     def find(self, path: str) -> Found:
         """Raises NotFound. `path` begins with a slash."""

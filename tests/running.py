@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,10 +15,20 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
 START_S = 120.0
+DAEMON = 60777  # the user of a helped daemon
+SETPRIV = [
+    "setpriv", f"--reuid={DAEMON}", f"--regid={DAEMON}", "--clear-groups", "--no-new-privs",
+    "--inh-caps=-all,+sys_ptrace", "--ambient-caps=-all,+sys_ptrace", "--bounding-set=-all,+sys_ptrace",
+]  # fmt: skip
+# The one of a checkout may lie where that user cannot go.
+PYTHON = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+PATHS = {"PYTHONPATH": f"{REPOSITORY}:{sysconfig.get_path('purelib')}"}
 
 
 class Daemon:
     """`root` is the mount. The log is kept, and read at the end: an unexpected warning fails the test."""
+
+    helped = "HELPED" in os.environ  # as the service of systemd: with aios-privileged, as a user of its own
 
     def __init__(self, folder: Path, model: Path, config: str = "", state: Path | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -25,19 +37,50 @@ class Daemon:
         self._config = folder / "aiosd.toml"
         self._config.write_text(config)
         self.process: subprocess.Popen[bytes] | None = None
+        self.privileged: subprocess.Popen[bytes] | None = None
 
     def start(self, ready: bool = True) -> Daemon:
-        with self.log.open("ab") as log:
-            options = ["--config", self._config, "--mount", self.root, "--state", self.state]
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "aiosd", *map(str, options), "--model", str(self._model)],
-                cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
-            )  # fmt: skip
+        options = ["--mount", str(self.root), "--state", str(self.state), "--model", str(self._model)]
+        if self.helped:
+            self._start_privileged()
+            self.process = self._run([*SETPRIV, PYTHON, "-P"], "aiosd", *options, *self._helper)
+        else:
+            self.process = self._run([sys.executable], "aiosd", *options)
         wait_until(lambda: self._ended() or self._serves(), "the mount")
         if ready:
             wait_until(lambda: self.model_state() == "ready", "the model", START_S)
         return self
+
+    @property
+    def _helper(self) -> list[str]:
+        return ["--privileged", str(self._config.with_name("privileged"))]
+
+    def _start_privileged(self) -> None:
+        """Once: it stays while the daemon is stopped and started."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        os.chown(self.state, DAEMON, DAEMON)
+        if self.privileged and self.privileged.poll() is None:
+            return
+        text = self._config.read_text().replace("[daemon]\n", "")
+        places = f"mount = {json.dumps(str(self.root))}\nstate = {json.dumps(str(self.state))}\n"
+        own = self._config.with_name("privileged.toml")
+        own.write_text(f"[daemon]\n{places}{'' if text.lstrip().startswith('[') else text}")
+        if text.lstrip().startswith("["):
+            own.write_text(own.read_text() + text)
+        self.privileged = self._run(
+            [PYTHON, "-P"], "aiosd.privileged", "--socket", self._helper[1], "--user", str(DAEMON), config=own
+        )
+        wait_until(Path(self._helper[1]).exists, "aios-privileged")
+
+    def _run(
+        self, command: list[str], module: str, *options: str, config: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [*command, "-m", module, "--config", str(config or self._config), *options],
+                cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **(PATHS if self.helped else {})},
+            )  # fmt: skip
 
     def stop(self) -> int:
         assert self.process is not None
@@ -52,6 +95,9 @@ class Daemon:
     def clean(self) -> None:
         if self.process and self.process.poll() is None:
             self.stop()
+        if self.privileged:
+            self.privileged.terminate()
+            self.privileged.wait(30)
         subprocess.run(["umount", "-l", self.root], stderr=subprocess.DEVNULL)
 
     def read(self, path: str) -> str:

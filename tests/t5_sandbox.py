@@ -662,14 +662,14 @@ def test_of_cgroup_v2_the_program_starts_in_its_group(tmp_path: Path) -> None:
     group = Group({"pids": folder, "memory": folder})
     add_tool(tmp_path, "sh")
     try:
-        cage = Cage(read(tmp_path / "sh/tool.toml"), None, None, 1 << 20)
+        cage = Cage(read(tmp_path / "sh/tool.toml"), None, None)
         arguments = json.dumps({"script": "grep ^0:: /proc/self/cgroup; sleep 5 & grep ^0:: /proc/$!/cgroup"})
-        call: Any = SimpleNamespace(cage=cage, given=arguments, uid=ALICE, groups=(ALICE,))
-        said, _ = popen(call, None, group).communicate(timeout=20)
+        call: Any = SimpleNamespace(program=None, given=arguments, uid=ALICE, groups=(ALICE,))
+        said, _ = popen(call, cage, None, group).communicate(timeout=20)
         assert said.decode() == f"0::/{folder.name}\n" * 2
         wait_until(group.remove, "the end of the group")
         with pytest.raises(FileNotFoundError):
-            popen(call, None, group)
+            popen(call, cage, None, group)
         assert not running("aios-test-")
     finally:
         group.remove()

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import aiosd
+from aiosd import identity
 from aiosd.errors import ConfigError
 
 PACKAGES = ("site-packages", "dist-packages")
@@ -40,7 +41,7 @@ def program() -> tuple[tuple[str, ...], tuple[str, ...], dict[str, str]]:
 
 def is_reached(path: Path) -> bool:
     """By everybody, by the modes of all that is on its way; of an ordinary user's daemon, by him."""
-    if os.geteuid() != 0:
+    if not identity.is_root():
         return os.access(path, os.R_OK)
     try:
         return all(step.stat().st_mode & 0o001 for step in (path, *path.parents))

@@ -1,0 +1,242 @@
+"""aios-privileged: the root process beside a daemon that has no privileges of its own (aiosd.privilege).
+
+It mounts the tree and hands the descriptor over, runs tools as their callers, and starts workers' units. It
+knows no requests, reads no file of users and parses no more of what they say than it must. What the daemon
+orders is held against the configuration, which it reads itself: a tool's manifest may grant paths, network
+or secrets where the administrator's says so, and users' tools nothing. One daemon at a time; with it go all
+tools that ran for it, and the tree is mounted again for the next, so that who comes meanwhile waits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aiosd import __version__, privilege, sessions
+from aiosd.config import load
+from aiosd.errors import AiosError, ConfigError, Denied, WireError
+from aiosd.fs import mount
+from aiosd.manifest import Manifest
+from aiosd.notify import notify
+from aiosd.privilege import PEER, Ended, Erred, Mounted, Said, WorkerFailed
+from aiosd.runner import Places, Runner
+from aiosd.spawn import End, Events
+from aiosd.tools import Tools
+from aiosd.wire import Channel
+
+log = logging.getLogger("aios-privileged")
+
+NOWHERE = Path("/nonexistent")  # users' tools are none of its own
+SYSTEMCTL = {
+    "start": ["start"],
+    "stop": ["stop", "--no-block"],
+    "kill": ["kill", "--signal=SIGKILL"],
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="aios-privileged", description="Acts as root for aiosd.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="default /etc/aios/aiosd.toml")
+    parser.add_argument("--socket", type=Path, metavar="PATH", default=Path("/run/aios/privileged"))
+    parser.add_argument("--user", default="aios", help="that the daemon runs as, by name or number")
+    parser.add_argument("--version", action="version", version=f"aiosd {__version__}")
+    options = parser.parse_args()
+    logging.basicConfig(level="INFO", format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        Privileged(options.config, options.socket, uid_of(options.user)).serve()
+    except AiosError as error:
+        print(f"aios-privileged: {error.explanation}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class Privileged:
+    def __init__(self, file: Path | None, address: Path, uid: int) -> None:
+        self._file, self._address, self._uid = file, address, uid
+        self._configure()
+
+    def _configure(self) -> None:
+        """Raises ConfigError."""
+        self.config = config = load(self._file)
+        self.tools = Tools(Path(config.tools.folder), NOWHERE, config.tools.network)
+
+    def serve(self) -> None:
+        signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        folder = Path(self.config.daemon.mount)
+        mount.clear_stale(folder)
+        with ExitStack() as undo:
+            self._fuse = mount.open_fuse(folder, shared=True)
+            undo.callback(mount.unmount, folder)
+            listener = undo.enter_context(self._listen())
+            threading.Thread(target=self._accept, args=(listener, folder), daemon=True).start()
+            notify(READY=1, STATUS=f"mounted {folder}")
+            while (got := signal.sigwait(signals)) == signal.SIGHUP:
+                self._reload()
+            log.info("%s: stopping", signal.Signals(got).name)
+
+    def _reload(self) -> None:
+        try:
+            self._configure()
+            log.info("configuration reloaded")
+        except AiosError as error:
+            log.error("not reloaded, the old configuration stays: %s", error.explanation)
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX)
+        with suppress(FileNotFoundError):
+            self._address.unlink()
+        listener.bind(str(self._address))
+        os.chown(self._address, self._uid, -1)
+        self._address.chmod(0o600)
+        listener.listen(1)
+        return listener
+
+    def _accept(self, listener: socket.socket, folder: Path) -> None:
+        while True:
+            sock, _ = listener.accept()
+            pid, uid, _ = PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+            if uid not in (0, self._uid):
+                log.warning("user %d is not the daemon", uid)
+                sock.close()
+                continue
+            log.info("the daemon is here (pid %d)", pid)
+            try:
+                Daemon(self, Channel(sock, privilege.ORDERS)).serve(folder, self._fuse)
+            except Exception:
+                log.exception("the daemon's orders")
+                os._exit(70)  # EX_SOFTWARE: tools die with it, and the service manager starts it again
+            log.info("the daemon is gone")
+            mount.unmount(folder)
+            self._fuse = mount.open_fuse(folder, shared=True)
+
+
+class Daemon:
+    """What one daemon orders, for as long as it is there."""
+
+    def __init__(self, privileged: Privileged, channel: Channel) -> None:
+        self._privileged, self._channel = privileged, channel
+        daemon, tools = privileged.config.daemon, privileged.config.tools
+        places = Places(Path(daemon.state) / "work", Path(tools.credentials), Path(daemon.mount))
+        self._runner = Runner(places)
+
+    def serve(self, folder: Path, fuse: int) -> None:
+        self._runner.start()
+        try:
+            self._send(Mounted(str(folder)), fuse)
+            os.close(fuse)
+            while (message := self._channel.receive()) is not None:
+                self._obey(message)
+        except (OSError, WireError) as error:
+            log.error("the daemon's connection: %s", error)
+        finally:
+            self._runner.stop()
+            self._channel.close()
+
+    def _obey(self, message: Any) -> None:
+        runner = self._runner
+        match message:
+            case privilege.Run():
+                self._run(message)
+            case privilege.Kill():
+                runner.kill(message.id, message.why)
+            case privilege.Tell():
+                runner.order(partial(runner.tell, message.id, message.data.encode("latin-1")))
+            case privilege.Shut():
+                runner.order(partial(runner.shut, message.id))
+            case privilege.Rest():
+                runner.order(partial(runner.rest, message.id, message.resting))
+            case privilege.Forget():
+                runner.forget(message.agent)
+            case privilege.ForgetBut():
+                runner.forget_but([int(agent) for agent in message.agents])
+            case privilege.Notify():
+                facts = {key: str(value) for key, value in message.facts.items() if key.startswith("AIOS_")}
+                if hook := self._privileged.config.tools.notify:
+                    runner.notify(hook, facts, message.uid, message.gid)
+            case privilege.Worker():
+                threading.Thread(target=self._order_worker, args=(message,), daemon=True).start()
+
+    def _run(self, message: privilege.Run) -> None:
+        program = self._channel.take_file() if message.with_program else None
+        id = message.id
+        events = Events(
+            lambda: True,
+            lambda data: self._send(Said(id, data.decode("latin-1"))),
+            partial(self._ended, id),
+            lambda data: self._send(Erred(id, data.decode("latin-1"))) if id < 0 else None,
+        )
+        call = privilege.received(message, program, events)
+        try:
+            self._check(call.manifest, call.folder)
+        except AiosError as error:
+            call.discard()
+            log.error("call %d: %s", id, error.explanation)
+            self._ended(id, End(-1, "", error.explanation))
+            return
+        self._runner.run(call)
+
+    def _check(self, manifest: Manifest, folder: str) -> None:
+        """Raises Denied: it would have more than the administrator gives it."""
+        if (folder and not (folder.isdecimal() or folder.startswith("mcp-"))) or "/" in folder:
+            raise Denied(f"{folder!r} is no work folder")
+        if not (
+            manifest.read or manifest.write or manifest.network or manifest.credentials or manifest.server
+        ):
+            return
+        if manifest not in (lawful(self._privileged, manifest)):
+            self._privileged._reload()  # it may have changed, and the daemon was told first
+            if manifest not in (lawful(self._privileged, manifest)):
+                raise Denied(
+                    f"{manifest.name} is to have what its manifest does not say", "systemctl reload aiosd"
+                )
+
+    def _ended(self, id: int, end: End) -> None:
+        self._send(Ended(id, end.status, end.stderr, end.why))
+
+    def _send(self, message: Any, file: int | None = None) -> None:
+        with suppress(OSError):  # it is gone, and serve() is about to see it
+            self._channel.send(message, file)
+
+    def _order_worker(self, order: privilege.Worker) -> None:
+        unit = f"aios-worker@{int(order.id)}.service"
+        done = subprocess.run(
+            ["systemctl", *SYSTEMCTL[order.what], unit], capture_output=True, text=True, check=False
+        )
+        if done.returncode and order.what == "start":
+            why = done.stderr.strip() or f"{unit} cannot be started"
+            log.error("%s", why)
+            self._send(WorkerFailed(order.id, why))
+
+
+def uid_of(user: str) -> int:
+    try:
+        return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise ConfigError(f"there is no user {user}", "systemd-sysusers") from None
+
+
+def lawful(privileged: Privileged, manifest: Manifest) -> list[Manifest]:
+    """What one of that name may be: the administrator's tool, or the host of an MCP server."""
+    found = []
+    if tool := privileged.tools.find(manifest.name):
+        found.append(replace(tool.manifest, description="", parameters={}, judge=None))
+    if server := privileged.config.mcp.get(manifest.name):
+        found.append(sessions.host(server))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

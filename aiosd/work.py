@@ -1,0 +1,67 @@
+"""Work folders: what the tools of an agent, or an MCP server, may write to, one for each user besides.
+
+STATE/work/UID/NAME. The folders above are the daemon's: who could put a link in the place of one would be
+given what it leads to. Only his group passes the one of his uid, so that a tool opens /work to nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from aiosd.errors import StoreFull
+
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Work:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def make(self, name: str, uid: int, gid: int) -> Path:
+        """That of a user by its name, made where it is not there yet. Raises StoreFull."""
+        folder = self.root / str(uid) / name
+        try:
+            with ExitStack() as undo:
+                at = _enter(undo, None, str(self.root), 0o711)
+                at = _enter(undo, at, str(uid), 0o710)
+                self._give(at, os.geteuid(), gid)
+                self._give(_enter(undo, at, name, 0o700, uid), uid, gid)
+        except OSError as error:
+            raise StoreFull(f"{folder}: {error.strerror}", "free some space there") from None
+        return folder
+
+    @staticmethod
+    def _give(fd: int, uid: int, gid: int) -> None:
+        if os.geteuid() == 0:
+            os.fchown(fd, uid, gid)
+
+    def has(self, agent: int) -> bool:
+        return any(self.root.glob(f"*/{agent}"))
+
+    def forget(self, agent: int) -> None:
+        remove(self.root.glob(f"*/{agent}"))
+
+    def forget_but(self, agents: Collection[int]) -> None:
+        """Of agents that a killed daemon was about to end."""
+        remove(f for f in self.root.glob("*/*") if f.name.isdecimal() and int(f.name) not in agents)
+
+
+def _enter(undo: ExitStack, parent: int | None, name: str, mode: int, owner: int | None = None) -> int:
+    """Opens a folder, made where it is not there; one that is another's is refused."""
+    with suppress(FileExistsError):
+        os.mkdir(name, mode, dir_fd=parent)
+    fd = os.open(name, FOLDER, dir_fd=parent)
+    undo.callback(os.close, fd)
+    if os.fstat(fd).st_uid not in (os.geteuid(), owner):
+        raise PermissionError(1, f"{name} belongs to user {os.fstat(fd).st_uid}")
+    return fd
+
+
+def remove(folders: Iterable[Path]) -> None:
+    """By rm(1): shutil's recursion ends at a thousand folders in each other, which a tool may make."""
+    if names := list(folders):
+        subprocess.run(["/bin/rm", "-rf", "--one-file-system", "--", *names], stderr=subprocess.DEVNULL)

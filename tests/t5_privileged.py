@@ -1,0 +1,188 @@
+"""A daemon without privileges, and the root process that acts for it: what the units run, without systemd."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aiosd import privilege
+from aiosd.manifest import Manifest
+from aiosd.spawn import Bounds, Call, Events
+from aiosd.wire import Channel
+from tests.running import DAEMON, PYTHON, Daemon, wait_until
+
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
+ALICE, BOB = 60501, 60502
+
+
+def reaches() -> bool:
+    """Whether the daemon's user can run the checkout with the system's Python."""
+    here = Path(__file__).resolve().parent.parent
+    return os.path.exists(PYTHON) and all(step.stat().st_mode & 0o001 for step in (here, *here.parents))
+
+
+def open_to_all(folder: Path) -> None:
+    for step in (folder, *folder.parents):
+        if step.stat().st_mode & 0o055 != 0o055 and step != Path("/"):
+            step.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> Iterator[Daemon]:
+    if not reaches():
+        pytest.skip("the checkout, or a Python for it, is where other users cannot go")
+    folder = tmp_path_factory.mktemp("helped")
+    open_to_all(folder)
+    open_to_all(random_llama / "model.safetensors")
+    made = Daemon(folder, random_llama)
+    made.helped = True
+    try:
+        yield made.start()
+    finally:
+        made.clean()
+
+
+def call(daemon: Daemon, tool: str, arguments: object, uid: int = ALICE) -> subprocess.CompletedProcess[str]:
+    script = f"exec 3<>tools/{tool}/call; cat >&3; cat <&3"
+    return subprocess.run(
+        ["bash", "-c", script], input=json.dumps(arguments), capture_output=True, text=True,
+        cwd=daemon.root, user=uid, group=uid, extra_groups=[], timeout=60,
+    )  # fmt: skip
+
+
+def test_the_daemon_has_one_capability_and_the_tree_is_roots(daemon: Daemon) -> None:
+    assert daemon.process
+    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    assert f"Uid:\t{DAEMON}\t{DAEMON}" in status
+    assert all(f"Cap{which}:\t{1 << 19:016x}" in status for which in ("Prm", "Eff", "Bnd"))
+    assert (daemon.root.stat().st_uid, (daemon.root / "scheduler/policy").stat().st_uid) == (0, 0)
+    assert daemon.sh("echo fifo > scheduler/policy").returncode == 0
+    assert subprocess.run(["sh", "-c", "echo rr > scheduler/policy"], cwd=daemon.root, user=DAEMON).returncode
+
+
+def test_tools_run_as_their_callers(daemon: Daemon) -> None:
+    for uid in (ALICE, BOB):
+        said = call(daemon, "calc", {"expression": "2**64"}, uid)
+        assert (said.stdout, said.stderr) == ("18446744073709551616\n", "")
+    subprocess.run(["mkdir", "agents/alice"], cwd=daemon.root, user=ALICE, group=ALICE, check=True)
+    body = {"name": "write_file", "arguments": {"path": "note", "content": "hers"}}
+    done = subprocess.run(
+        ["bash", "-c", "exec 3<>agents/alice/syscall/tool; cat >&3; cat <&3"],
+        input=json.dumps(body), text=True, capture_output=True, cwd=daemon.root,
+        user=ALICE, group=ALICE, extra_groups=[],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [note] = daemon.state.glob(f"work/{ALICE}/*/note")
+    assert (note.read_text(), note.stat().st_uid) == ("hers", ALICE)
+    subprocess.run(["rmdir", "agents/alice"], cwd=daemon.root, user=ALICE, group=ALICE, check=True)
+    wait_until(lambda: not note.exists(), "the end of her folder")
+
+
+def test_a_users_own_program_comes_from_the_daemons_state(daemon: Daemon) -> None:
+    script = """
+        mkdir tools/who
+        printf '#!/bin/sh\nid -u; cat /proc/self/status | grep CapEff\n' > tools/who/program
+        cat > tools/who/manifest <<END
+description = "who"
+command = ["./program"]
+parameters = { type = "object" }
+END
+    """
+    assert subprocess.run(["bash", "-ec", script], cwd=daemon.root, user=BOB, group=BOB).returncode == 0
+    assert call(daemon, "who", {}, BOB).stdout == f"{BOB}\nCapEff:\t{0:016x}\n"
+
+
+class Forger:
+    """A daemon that was taken over: it orders what it likes."""
+
+    def __init__(self, address: Path) -> None:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(30)
+        sock.connect(str(address))
+        self.channel = Channel(sock, privilege.ANSWERS)
+        assert isinstance(self.channel.receive(), privilege.Mounted)
+
+    def order(self, manifest: Manifest, uid: int = ALICE, folder: str = "") -> tuple[str, str]:
+        """What it said, and why it ended."""
+        bounds = Bounds(1 << 20, 1 << 20, 0)
+        events = Events(lambda: True, lambda _: None, lambda _: None)
+        asked = Call(1, manifest, "{}", uid, (uid,), folder, False, bounds, events)
+        self.channel.send(privilege.sent(asked, False))
+        said = ""
+        while not isinstance(message := self.channel.receive(), privilege.Ended):
+            said += message.data
+        return said, message.why
+
+
+def test_a_daemon_that_was_taken_over_gets_no_more_than_the_configuration_grants(
+    tmp_path: Path, random_llama: Path
+) -> None:
+    if not reaches():
+        pytest.skip("the checkout, or a Python for it, is where other users cannot go")
+    open_to_all(tmp_path)
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    own = Daemon(tmp_path, random_llama)
+    own.helped = True
+    own._start_privileged()
+    try:
+        forger = Forger(tmp_path / "privileged")
+        shown = Manifest("x", "", ("/bin/cat", str(secret)), {}, tmp_path)
+        assert forger.order(shown) == ("", "")  # it is not there to be seen
+        for grant in ({"read": (str(tmp_path),)}, {"write": ("/etc",)}, {"network": ("192.0.2.1:80",)}):
+            said, why = forger.order(replace(shown, **grant))  # type: ignore[arg-type]
+            assert (said, "does not say" in why) == ("", True)
+        calc = Manifest("calc", "", ("/bin/cat", "/etc/shadow"), {}, tmp_path, credentials=("token",))
+        assert "does not say" in forger.order(calc)[1]
+        for name in ("../../etc", "1/2", "..", "mcp-/x"):
+            assert "no work folder" in forger.order(shown, folder=name)[1]
+        os.symlink("/etc", tmp_path / "state/work")  # the state folder is the daemon's
+        assert "work" in forger.order(shown, folder="7")[1]
+        assert os.stat("/etc").st_uid == 0
+    finally:
+        own.clean()
+    assert "does not say" in own.log.read_text()
+
+
+def test_who_comes_while_there_is_no_daemon_waits_for_the_next(daemon: Daemon) -> None:
+    daemon.kill()
+    said: list[str] = []
+    wait_until(lambda: "the daemon is gone" in daemon.log.read_text(), "its end")
+    thread = threading.Thread(target=lambda: said.append(daemon.read("version")))
+    thread.start()
+    assert not said
+    daemon.start(ready=False)
+    thread.join(60)
+    assert said == [daemon.read("version")]
+
+
+def test_without_its_other_half_the_daemon_ends_with_an_error_and_tools_with_both(daemon: Daemon) -> None:
+    assert daemon.privileged
+    assert daemon.process
+    waits = subprocess.Popen(
+        ["bash", "-c", "exec 3<>tools/python/call; cat >&3; cat <&3"], cwd=daemon.root, user=BOB, group=BOB,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert waits.stdin
+    waits.stdin.write(json.dumps({"code": "import os; os.execv('/bin/sleep', ['sleep', '4739'])"}).encode())
+    waits.stdin.close()
+
+    def there() -> bool:
+        return subprocess.run(["pgrep", "-f", "sleep 4739"], stdout=subprocess.DEVNULL).returncode == 0
+
+    wait_until(there, "the tool")
+    daemon.privileged.send_signal(signal.SIGKILL)
+    assert daemon.process.wait(30) == 1
+    wait_until(lambda: not there(), "the tool's end")
+    waits.wait(30)
+    daemon.start()
+    assert call(daemon, "calc", {"expression": "1+1"}).stdout == "2\n"
