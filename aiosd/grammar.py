@@ -35,7 +35,10 @@ COMPILE_S = 0.25  # of the processor, that a schema may take: a worker compiles 
 WAIT_S = 20.0
 CHECKS = threading.BoundedSemaphore(2)  # schemas that are judged at once
 TOO_LONG = "it takes too long to be understood"
-ALONE = {"PYTHONPATH": str(Path(__file__).parent.parent), "RAYON_NUM_THREADS": "1"}
+ALONE = {
+    "PYTHONPATH": ":".join(filter(None, [str(Path(__file__).parent.parent), *sys.path])),
+    "RAYON_NUM_THREADS": "1",
+}
 SPACE = r" |\n{1,2}[ \t]{0,20}"  # bounded: a model that has lost its way would say nothing else
 FUNCTION = "function "  # with a name behind it, the tool_choice of that one
 HEAD = '%llguidance {"no_forcing": true, "ignore_once": true}\n'  # forcing would need the tokenizer's say

@@ -61,23 +61,19 @@ class Daemon:
         os.chown(self.state, DAEMON, DAEMON)
         if self.privileged and self.privileged.poll() is None:
             return
-        text = self._config.read_text().replace("[daemon]\n", "")
+        extra = self._config.with_name("conf.d")
+        extra.mkdir(exist_ok=True)
         places = f"mount = {json.dumps(str(self.root))}\nstate = {json.dumps(str(self.state))}\n"
-        own = self._config.with_name("privileged.toml")
-        own.write_text(f"[daemon]\n{places}{'' if text.lstrip().startswith('[') else text}")
-        if text.lstrip().startswith("["):
-            own.write_text(own.read_text() + text)
+        (extra / "places.toml").write_text(f"[daemon]\n{places}")
         self.privileged = self._run(
-            [PYTHON, "-P"], "aiosd.privileged", "--socket", self._helper[1], "--user", str(DAEMON), config=own
+            [PYTHON, "-P"], "aiosd.privileged", "--socket", self._helper[1], "--user", str(DAEMON)
         )
         wait_until(Path(self._helper[1]).exists, "aios-privileged")
 
-    def _run(
-        self, command: list[str], module: str, *options: str, config: Path | None = None
-    ) -> subprocess.Popen[bytes]:
+    def _run(self, command: list[str], module: str, *options: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [*command, "-m", module, "--config", str(config or self._config), *options],
+                [*command, "-m", module, "--config", str(self._config), *options],
                 cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env={**os.environ, "PYTHONFAULTHANDLER": "1", **(PATHS if self.helped else {})},
             )  # fmt: skip
@@ -124,7 +120,10 @@ class Daemon:
 
     def _serves(self) -> bool:
         """This one: of a mount whose daemon was killed, the kernel still knows the names for a second."""
-        return self.process is not None and self.table("status")["pid"] == str(self.process.pid)
+        assert self.process is not None
+        if self.helped and f"(pid {self.process.pid})\n" not in self.log.read_text().partition("serves")[2]:
+            return False  # a read waits until it does
+        return self.table("status")["pid"] == str(self.process.pid)
 
     def _ended(self) -> bool:
         if self.process and self.process.poll() is not None:

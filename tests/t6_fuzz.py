@@ -379,6 +379,9 @@ def fuzz(folder: Path, model: Path, calls: int, seed: int) -> dict[str, Any]:
         assert [user.returncode for user in users] == [0] * len(USERS)
         for agent in (daemon.root / "agents").iterdir():
             daemon.write(f"agents/{agent.name}/ctl", "cancel all")
+        for waiting in (daemon.root / "access/pending").iterdir():  # calls of `shell`, for a decision
+            with suppress(OSError):  # it was decided meanwhile
+                daemon.write(f"access/pending/{waiting.name}/decision", "deny")
         wait_until(lambda: daemon.read("scheduler/queue").count("\n") == 1, "the queue to be empty", 60)
         for kind in ("agents", "contexts"):
             for thing in (daemon.root / kind).iterdir():
