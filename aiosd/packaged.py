@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ from aiosd.spec import STEPS_MAX
 
 FILE = "agent.toml"
 FOLDERS = tuple(map(Path, ("/etc/aios/agents", "/usr/local/lib/aios/agents", "/usr/lib/aios/agents")))
+# Its user is aios-agent-NAME, and a dynamic user's name is at most 31 of these.
+PACKAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,19}")
 HINT = "aios-agent(5) says what it holds"
 TEXT = {"type": "string", "minLength": 1}
 NAMED = {"type": "string", "pattern": f"^{NAME.pattern}$"}
@@ -61,7 +64,7 @@ def find(name: str) -> Package:
     if "/" in name:
         return read(Path(name).resolve())
     for folder in FOLDERS:
-        if NAME.fullmatch(name) and (folder / name / FILE).exists():
+        if PACKAGE.fullmatch(name) and (folder / name / FILE).exists():
             return read(folder / name, trusted=True)
     raise ConfigError(
         f"no packaged agent {name!r}", f"its folder is to be in {' or '.join(map(str, FOLDERS))}"
@@ -89,8 +92,8 @@ def read(folder: Path, trusted: bool = False) -> Package:
         raise ConfigError(f"{file}: {error.strerror}", HINT) from None
     except ValueError as error:  # not TOML, not UTF-8, another's
         raise ConfigError(f"{file}: {error}", HINT) from None
-    if not NAME.fullmatch(folder.name):
-        raise ConfigError(f"{folder}: an agent's name is 1 to 64 of A-Z a-z 0-9 . _ -, no dot in front")
+    if not PACKAGE.fullmatch(folder.name):
+        raise ConfigError(f"{folder}: its name is to be 1 to 20 of A-Z a-z 0-9 _ -, no - in front")
     source = Source(file, text)
     _check(source, table)
     command = tuple(str(folder / part[2:]) if part.startswith("./") else part for part in table["command"])

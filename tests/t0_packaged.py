@@ -65,6 +65,14 @@ def test_a_wrong_one_is_refused_with_file_and_line(tmp_path: Path, text: str, sa
     assert re.search(said, wrong(folder(tmp_path, text)))
 
 
+@pytest.mark.parametrize("name", ["a" * 21, "a.b", "-a", "ä"])
+def test_a_name_has_to_fit_that_of_its_user(tmp_path: Path, name: str) -> None:
+    assert "its name is to be 1 to 20 of" in wrong(folder(tmp_path, PLAIN, name))
+    longest = "aios-agent-" + "a" * 20
+    assert len(longest) == 31, "what systemd takes as the name of a dynamic user"
+    assert "User=aios-agent-%i\n" in (REPOSITORY / "units/aios-agent@.service").read_text()
+
+
 def test_the_first_of_a_name_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaged, "FOLDERS", (tmp_path / "etc", tmp_path / "none", tmp_path / "lib"))
     folder(tmp_path / "lib", PLAIN)
