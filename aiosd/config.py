@@ -148,7 +148,7 @@ def _merge(config: Config, file: Path) -> Config:
         raise ConfigError(f"{file}: {error.strerror}", "name a readable file with --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: {error}") from None
-    source = _Source(file, text)
+    source = Source(file, text)
     changed: dict[str, Any] = {}
     sections = [name for name in _fields(Config) if name != "quotas"]
     for name, table in tables.items():
@@ -176,14 +176,14 @@ def _merge(config: Config, file: Path) -> Config:
     return dataclasses.replace(config, **changed)
 
 
-def _model(source: _Source, name: str, table: object) -> ModelConfig:
+def _model(source: Source, name: str, table: object) -> ModelConfig:
     where = ["models", name]
     if not isinstance(table, dict) or "path" not in table:
         raise ConfigError(f"{source.at(where)}: a model needs a path", f'[models.{name}] path = "/folder"')
     return _section(source, where, ModelConfig(path=""), table)
 
 
-def _server(source: _Source, name: str, table: object) -> Server:
+def _server(source: Source, name: str, table: object) -> Server:
     where = ["mcp", name]
     if not re.fullmatch(servers.NAME, name):
         raise ConfigError(f"{source.at(where)}: a server's name is 1 to 32 of A-Z a-z 0-9 _ -")
@@ -203,7 +203,7 @@ def _server(source: _Source, name: str, table: object) -> Server:
         raise ConfigError(f"{source.at(where)}: {error}", hint) from None
 
 
-def _quotas(source: _Source, some: dict[str, Any]) -> dict[tuple[str, str], Mapping[str, int]]:
+def _quotas(source: Source, some: dict[str, Any]) -> dict[tuple[str, str], Mapping[str, int]]:
     """[quota.user.NAME], [quota.group.NAME] and [quota.agent.NAME]."""
     found: dict[tuple[str, str], Mapping[str, int]] = {}
     for kind, by_name in some.items():
@@ -222,7 +222,7 @@ def _quotas(source: _Source, some: dict[str, Any]) -> dict[tuple[str, str], Mapp
     return found
 
 
-def _grants(source: _Source, by_tool: object) -> dict[str, tuple[str, ...]]:
+def _grants(source: Source, by_tool: object) -> dict[str, tuple[str, ...]]:
     """[tools.network]: for each tool a list of host:port."""
     where = ["tools", "network"]
     if not isinstance(by_tool, dict):
@@ -239,7 +239,7 @@ def _grants(source: _Source, by_tool: object) -> dict[str, tuple[str, ...]]:
     return {tool: tuple(grants) for tool, grants in by_tool.items()}
 
 
-def _section(source: _Source, where: list[str], now: Section, table: dict[str, Any]) -> Section:
+def _section(source: Source, where: list[str], now: Section, table: dict[str, Any]) -> Section:
     known = _fields(type(now))
     rules = {f.name: f.metadata for f in dataclasses.fields(type(now))}  # type: ignore[arg-type]
     for key, value in table.items():
@@ -260,7 +260,7 @@ def _fields(section: type[Any]) -> dict[str, type[Any]]:
     return {f.name: hints[f.name] for f in dataclasses.fields(section)}
 
 
-class _Source:
+class Source:
     """Finds the line of a key: tomllib keeps no positions, and an error without a line is half an error."""
 
     def __init__(self, file: Path, text: str) -> None:

@@ -9,82 +9,30 @@ import argparse
 import json
 import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from aiosd import __version__, audit
+from aiosd import __version__, agentctl, audit
+from aiosd.client import Failed, Files
 from aiosd.config import private_mount
 
 POLL_S = 0.1
-
-
-class Failed(Exception):
-    """The message is for the user."""
-
-
-class Files:
-    """The tree, with each access shown as the shell line that does the same."""
-
-    def __init__(self, root: Path, verbose: bool) -> None:
-        self.root, self._verbose = root, verbose
-
-    def read(self, path: str) -> str:
-        self._show(f"cat {self._quoted(path)}")
-        return (self.root / path).read_text()
-
-    def write(self, path: str, text: str) -> None:
-        self._show(f"echo {shlex.quote(text)} > {self._quoted(path)}")
-        with open(self.root / path, "wb", buffering=0) as file:
-            file.write(text.encode() + b"\n")
-
-    def names(self, path: str) -> list[str]:
-        self._show(f"ls {self._quoted(path)}")
-        return sorted(os.listdir(self.root / path))
-
-    def make(self, path: str) -> None:
-        self._show(f"mkdir {self._quoted(path)}")
-        (self.root / path).mkdir()
-
-    def remove(self, path: str) -> None:
-        self._show(f"rmdir {self._quoted(path)}")
-        (self.root / path).rmdir()
-
-    def ask(self, path: str, text: str) -> None:
-        """One private transaction: what is read is the answer to what was written."""
-        quoted = self._quoted(path)
-        self._show(f"exec 3<>{quoted}; echo {shlex.quote(text)} >&3; cat <&3")
-        fd = os.open(self.root / path, os.O_RDWR)
-        try:
-            os.write(fd, text.encode() + b"\n")
-            while data := os.read(fd, 65536):
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
-        finally:
-            os.close(fd)
-
-    def _quoted(self, path: str) -> str:
-        return shlex.quote(str(self.root / path))
-
-    def _show(self, line: str) -> None:
-        if self._verbose:
-            print(f"+ {line}", file=sys.stderr)
 
 
 def main() -> int:
     options = arguments().parse_args()
     files = Files(options.mount or find_mount(), options.verbose)
     try:
-        if not (files.root / "version").exists():
+        if options.served and not (files.root / "version").exists():
             raise Failed(
                 f"{files.root}: aiosd is not running here; systemctl start aiosd, or name it with --mount"
             )
         options.run(files, options)
     except Failed as error:
         print(f"aiosctl: {error}", file=sys.stderr)
-        return 1
+        return error.status
     except OSError as error:
         print(
             f"aiosctl: {error.filename or files.root}: {error.strerror}{reason(files, options)}",
@@ -123,7 +71,7 @@ def arguments() -> argparse.ArgumentParser:
         name: str, run: Callable[[Files, argparse.Namespace], None], about: str
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, served=True)
         return sub
 
     command("status", status, "how the daemon stands")
@@ -157,6 +105,14 @@ def arguments() -> argparse.ArgumentParser:
     mcp = served.add_parser("serve", help="your agents, contexts and tools, over standard input and output")
     mcp.add_argument("--agent", default="", metavar="NAME", help="call tools through this agent")
     mcp.set_defaults(run=mcp_serve)
+    packaged = command("agent", agentctl.show, "packaged agents, aios-agent(5)").add_subparsers(required=True)
+    run = packaged.add_parser("run", help="run one in this process, as aios-agent@NAME.service does")
+    run.add_argument("package", metavar="NAME|FOLDER")
+    run.set_defaults(run=agentctl.run, served=False)
+    check = packaged.add_parser("check", help="whether its agent.toml is right")
+    check.add_argument("package", metavar="NAME|FOLDER")
+    check.set_defaults(run=agentctl.check, served=False)
+    packaged.add_parser("list", help="those of this machine").set_defaults(run=agentctl.show, served=False)
     model = command("model", models, "add, load, unload or remove a model").add_subparsers(required=True)
     add = model.add_parser("add", help="serve a folder with a Hugging Face model")
     add.add_argument("path", type=Path)

@@ -36,7 +36,7 @@ _aiosctl() {
         --name) ;;
         *)
             case "${words[*]}" in
-                '') answers='status queue agents models ask log cancel policy tools access audit mcp trace model --mount --verbose --version --help' ;;
+                '') answers='status queue agents agent models ask log cancel policy tools access audit mcp trace model --mount --verbose --version --help' ;;
                 ask) [[ $asks_model == yes ]] || answers="-m $(command ls "$root/agents" 2>/dev/null)" ;;
                 log) answers=$(command ls "$root/agents" 2>/dev/null) ;;
                 cancel) answers=$(awk 'NR > 1 { print $1 }' "$root/scheduler/queue" 2>/dev/null) ;;
@@ -44,6 +44,8 @@ _aiosctl() {
                 policy) answers=$(cat "$root/scheduler/policies" 2>/dev/null) ;;
                 access) answers='allow deny' ;;
                 'access allow' | 'access deny') answers=$(command ls "$root/access/pending" 2>/dev/null) ;;
+                agent) answers='run check list' ;;
+                'agent run' | 'agent check') folders=yes && answers=$(aiosctl agent list 2>/dev/null | awk '{ print $1 }') ;;
                 audit) answers=verify ;;
                 mcp) answers=serve ;;
                 'mcp serve') if [[ $previous == --agent ]]; then answers=$(command ls "$root/agents" 2>/dev/null); else answers=--agent; fi ;;
@@ -57,7 +59,7 @@ _aiosctl() {
 
     if [[ $folders == yes ]]; then
         compopt -o filenames 2>/dev/null
-        mapfile -t COMPREPLY < <(compgen -d -- "$current")
+        mapfile -t COMPREPLY < <(compgen -d -W "$answers" -- "$current")
     else
         mapfile -t COMPREPLY < <(compgen -W "$answers" -- "$current")
     fi

@@ -33,7 +33,7 @@ from aiosd.servers import Server
 
 ROOT = Path(__file__).parent.parent
 MAN, DOCS = ROOT / "man", ROOT / "docs"
-PAGES = sorted(page.name for page in MAN.iterdir())
+PAGES = sorted(page.name for page in MAN.iterdir() if page.suffix != ".md")
 MARKDOWN = [path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if path.exists()]
 CODE_NAME = re.compile(r"`(aiosd(?:\.\w+)+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")

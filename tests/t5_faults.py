@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from aiosd.fs import mount
 from tests.running import REPOSITORY, Daemon, together, wait_until
 
 pytestmark = [pytest.mark.mount]
@@ -79,6 +80,12 @@ def test_a_killed_daemon_leaves_no_worker_and_loses_no_request(make_daemon: Make
     daemon.start()  # clears the stale mount
     assert [(daemon.root / f"agents/q{i}/syscall/llm").read_bytes().decode() for i in range(6)] == expected
     assert daemon.table("agents/q0/usage")["requests"] == "2"
+
+
+def test_a_mount_in_the_root_folder_is_seen() -> None:
+    """/aios is one: that of a killed daemon could not be taken away."""
+    assert mount.is_mounted(Path("/proc"))
+    assert not mount.is_mounted(Path("/proc/self"))
 
 
 def test_a_stopped_daemon_ends_blocked_readers_and_leaves_nothing(make_daemon: MakeDaemon) -> None:
