@@ -9,7 +9,7 @@ import logging
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from aiosd.config import Config
 from aiosd.errors import AiosError, NotFound, StoreFull
 from aiosd.fs.mount import is_mounted  # by /proc: a stat() would wait for this daemon, which starts
 from aiosd.listing import Listings
+from aiosd.manifest import Manifest
 from aiosd.policy import check_owner
 from aiosd.request import Request, State
 from aiosd.runner import Runner
@@ -61,10 +62,10 @@ class Calls:
         self._runner.start()
         self.listings.start()
 
-    def reload(self, config: Config) -> None:
+    def reload(self, config: Config, manifests: Sequence[Manifest]) -> None:
         self._config = config
         self.pending_s = config.tools.pending_s
-        self.tools.load(Path(config.tools.folder), config.tools.network)
+        self.tools.install(manifests)
         self._configure(config)
         self.listings.start()
 
