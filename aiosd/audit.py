@@ -117,7 +117,7 @@ def digest(data: bytes) -> str:
 
 def tell(what: str, facts: Mapping[str, object]) -> None:
     """In the log: acts and refusals are worth a look, that a call came to a good end is not."""
-    named = {key: text(value) for key, value in facts.items() if value or key == "uid"}
+    named = {key: text(value) for key, value in facts.items() if value or key in ("uid", "exit_status")}
     said = " ".join(f"{key}={named[key]}" for key in SAID if key in named)
     denied = what == "denied" or facts.get("decision") == "deny"
     id = Id.DENIED if denied else Id.REQUEST_FAILED if what == "failed" else Id.AUDIT

@@ -24,6 +24,7 @@ class Daemon:
         self._model = model
         self._config = folder / "aiosd.toml"
         self._config.write_text(config)
+        self.env: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, ready: bool = True) -> Daemon:
@@ -32,7 +33,7 @@ class Daemon:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "aiosd", *map(str, options), "--model", str(self._model)],
                 cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **self.env},
             )  # fmt: skip
         wait_until(lambda: self._ended() or self._serves(), "the mount")
         if ready:
@@ -40,9 +41,13 @@ class Daemon:
         return self
 
     def stop(self) -> int:
+        self.signal(signal.SIGTERM)
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
 
     def kill(self) -> None:
         assert self.process is not None
@@ -51,6 +56,7 @@ class Daemon:
 
     def clean(self) -> None:
         if self.process and self.process.poll() is None:
+            self.signal(signal.SIGINT)  # and the other that stop() sends: nothing is waited for
             self.stop()
         subprocess.run(["umount", "-l", self.root], stderr=subprocess.DEVNULL)
 
