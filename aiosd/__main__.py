@@ -1,36 +1,45 @@
 """aiosd, the daemon: reads the configuration, builds the kernel, mounts the tree, waits for a signal.
 
-Order of start: mount, state, workers (they load in their own time), READY=1. Order of stop: end every wait,
-unmount, workers, state. The main thread only waits for signals.
+Order of start: mount, state, workers (they load in their own time), READY=1. Order of stop: let what runs
+end, workers, end every wait, unmount, state. The main thread only waits for signals.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
+import math
 import os
 import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from aiosd import __version__, identity
+from aiosd import __version__, identity, journal
+from aiosd.changes import story
 from aiosd.config import Config, Daemon, load, private_mount
 from aiosd.errors import AiosError
 from aiosd.fs import layout
 from aiosd.fs.libfuse import Server
 from aiosd.fs.ops import Ops
+from aiosd.heartbeat import Heartbeat
 from aiosd.kernel import Kernel
+from aiosd.messages import Id, about
 from aiosd.notify import notify
 from aiosd.privilege import Helped
 from aiosd.system import Own, System
 
 log = logging.getLogger("aiosd")
 JOIN_S = 5.0
+START_S = 300  # that reading a large state may take, beside what the service manager allows
+STOP_S = 60  # as much for what comes after draining
+DRAIN_LOOK_S = 0.1
 
 
 def main() -> int:
@@ -39,11 +48,7 @@ def main() -> int:
         if options.privileged:
             identity.serve_for_root()
         config = configure(options)
-        logging.basicConfig(
-            level=config.daemon.log_level.upper(),
-            format="%(levelname)s %(name)s: %(message)s",
-            stream=sys.stderr,
-        )
+        journal.begin(config.daemon.log_level)
         return serve(config, options)
     except AiosError as error:
         print(f"aiosd: {error.explanation}", file=sys.stderr)
@@ -79,23 +84,29 @@ def serve(config: Config, options: argparse.Namespace) -> int:
     signal.signal(signal.SIGUSR1, lambda *_: None)  # only breaks a wait of libfuse at the end
 
     threading.excepthook = die
+    faulthandler.enable()  # the watchdog's SIGABRT leaves in the log where each thread was
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # kv files and clients take one each
     folder = Path(config.daemon.mount)
+    words = __version__, config.daemon.state
+    log.info("aiosd %s starts with the state of %s", *words, extra=about(Id.STARTED))
+    notify(STATUS=f"reading {config.daemon.state}", EXTEND_TIMEOUT_USEC=START_S * 10**6)
     with ExitStack() as undo:
         system: System = Helped(options.privileged) if options.privileged else Own()
         fd = system.mount(folder)
         undo.callback(system.unmount, folder)
         kernel = Kernel(config, options.model, system)
         server = Server(Ops(layout.build(kernel)), {"hard_remove": True, "big_writes": True})
-        undo.callback(finish, kernel, server, lambda: system.unmount(folder))
+        undo.callback(finish, kernel, server, system)
         kernel.start()  # first takes up what an earlier daemon left, then lets new requests in
         server.serve(fd)
+        heartbeat = Heartbeat(kernel, folder)
+        undo.callback(heartbeat.stop)
         notify(READY=1, STATUS=f"serving {folder}")
-        log.info("aiosd %s serves %s (pid %d)", __version__, folder, os.getpid())
+        heartbeat.start()
+        log.info("aiosd serves %s (pid %d)", folder, os.getpid(), extra=about(Id.READY))
         status = wait(signals, server, lambda: reload(kernel, options))
-        notify(STOPPING=1)
-    log.info("aiosd stopped")
+        drain(kernel, signals)
     return 1 if system.lost else status
 
 
@@ -107,32 +118,70 @@ def wait(signals: set[signal.Signals], server: Server, reload: Callable[[], None
         if number == signal.SIGHUP:
             reload()
         elif number in signals:
-            log.info("%s: stopping", signal.Signals(number).name)
+            log.info("%s: stopping", signal.Signals(number).name, extra=about(Id.STOPPING))
             return 0
         elif not server.serving:
-            log.error("the tree was unmounted from outside: stopping")
+            log.error("the tree was unmounted from outside: stopping", extra=about(Id.STOPPING))
             return 1
 
 
 def reload(kernel: Kernel, options: argparse.Namespace) -> None:
     """SIGHUP: all of a good configuration, or nothing of a bad one."""
+    notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+    old = kernel.config
     try:
         config = configure(options)
         kernel.reload(config)
-    except AiosError as error:
-        log.error("not reloaded, the old configuration stays: %s", error.explanation)
-        return
-    logging.getLogger().setLevel(config.daemon.log_level.upper())
-    log.info("configuration reloaded")
+    except (AiosError, OSError) as error:
+        kernel.reload_refused = True
+        why = error.explanation if isinstance(error, AiosError) else str(error)
+        log.error("not reloaded, the old configuration stays: %s", why, extra=about(Id.REFUSED))
+    else:
+        kernel.reload_refused = False
+        logging.getLogger().setLevel(config.daemon.log_level.upper())
+        log.info("configuration reloaded: %s", story(old, config), extra=about(Id.RELOADED))
+    notify(READY=1)
 
 
-def finish(kernel: Kernel, server: Server, unmount: Callable[[], None]) -> None:
-    kernel.stop()  # ends every blocked read, so that the unmount can
-    unmount()
-    if not server.join(JOIN_S):
+def drain(kernel: Kernel, signals: set[signal.Signals]) -> None:
+    """Nothing new is let in, nothing starts; what runs may come to its end within drain_s, or until the
+    daemon is told again to stop."""
+    scheduler, end_s = kernel.scheduler, time.monotonic() + kernel.config.daemon.drain_s
+    notify(STOPPING=1, EXTEND_TIMEOUT_USEC=(kernel.config.daemon.drain_s + STOP_S) * 10**6)
+    scheduler.drain()
+    said = ""
+    while (running := scheduler.computing) and (left_s := end_s - time.monotonic()) > 0:
+        line = f"stopping: requests that still run: {running}; they have {math.ceil(left_s)} s"
+        if not said:
+            log.info("%s", line, extra=about(Id.STOPPING))
+        if line != said:
+            notify(STATUS=line)
+        said = line
+        got = signal.sigtimedwait(signals, min(DRAIN_LOOK_S, left_s))
+        if got and got.si_signo in (signal.SIGTERM, signal.SIGINT):
+            log.info("%s again: stopping at once", signal.Signals(got.si_signo).name)
+            break
+        if got and got.si_signo == signal.SIGHUP:
+            log.info("not reloaded: the daemon is stopping")
+    notify(STATUS="stopping")
+
+
+def finish(kernel: Kernel, server: Server, system: System) -> None:
+    def leave() -> None:
+        system.unmount(Path(kernel.config.daemon.mount))
+        ended.append(server.join(JOIN_S))
+
+    ended: list[bool] = []
+    kernel.stop(leave)  # ends every blocked read, so that the unmount can
+    left = len(kernel.scheduler.unfinished())
+    later = f"; {left} requests go on when it starts again" if left else ""
+    log.info("aiosd stopped%s", later, extra=about(Id.STOPPED))
+    if not all(ended):
         log.warning("a client still holds a file open; leaving it behind")
         logging.shutdown()
-        os._exit(0)  # a thread of libfuse cannot be ended otherwise; all state is stored and closed
+        os._exit(
+            int(system.lost)
+        )  # a thread of libfuse cannot be ended otherwise; all state is stored and closed
 
 
 def die(what: threading.ExceptHookArgs) -> None:

@@ -113,6 +113,7 @@ class Admission:
 
     def check(self, caller: Caller, source: Source, size: int) -> None:
         """What can be refused before the request is whole: called by the write() that begins it."""
+        self.scheduler.bounds.check_open()
         self.scheduler.bounds.check_room(caller, source.agent.name if source.agent else "", size)
         if source.agent:
             self.scheduler.agents.check(source.agent)

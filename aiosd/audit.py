@@ -2,7 +2,8 @@
 
 Each line holds the SHA-256 of the one before it, so that a line cannot be changed or taken out without all
 later ones telling (`aiosctl audit verify`). Arguments and results are there as digests only: they may be
-secret. A call that cannot be written down is not run. Any thread may write.
+secret. A call that cannot be written down is not run. Each line is a message of the daemon's log too, so that
+the journal finds it by its facts. Any thread may write.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from aiosd import journal
 from aiosd.access import Caller
 from aiosd.errors import StoreFull
+from aiosd.messages import NOTICE, Id, about
 from aiosd.request import Request
 
 log = logging.getLogger(__name__)
 
 FIRST = "0" * 64
 LINE_BYTES = 1 << 20  # more than any has
+SAID = ("tool", "agent", "request", "uid", "decision", "rule", "by", "why")  # in the message itself
 
 
 class Audit:
@@ -62,7 +64,9 @@ class Audit:
         try:
             self._write(str(request.state), request, why=request.error, **facts)
         except StoreFull as error:
-            log.error("the end of request %d is not in the audit log: %s", request.id, error.explanation)
+            extra = about(request=request.id, agent=request.agent, uid=request.uid)
+            words = request.id, error.explanation
+            log.error("the end of request %d is not in the audit log: %s", *words, extra=extra)
 
     def _write(self, what: str, request: Request, **facts: object) -> None:
         said = "".join(m["content"] for m in request.spec.messages)
@@ -83,7 +87,7 @@ class Audit:
             if self._cut:
                 raise StoreFull(f"{self.file}: the disk is full", "free some space there")
             self._last = digest(data)
-        journal.tell(what, facts)
+        tell(what, facts)
 
 
 def verify(lines: Iterable[bytes]) -> tuple[int, list[str]]:
@@ -109,6 +113,23 @@ def is_whole(line: bytes) -> bool:
 
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def tell(what: str, facts: Mapping[str, object]) -> None:
+    """In the log: acts and refusals are worth a look, that a call came to a good end is not."""
+    named = {key: text(value) for key, value in facts.items() if value or key in ("uid", "exit_status")}
+    said = " ".join(f"{key}={named[key]}" for key in SAID if key in named)
+    denied = what == "denied" or facts.get("decision") == "deny"
+    id = Id.DENIED if denied else Id.REQUEST_FAILED if what == "failed" else Id.AUDIT
+    level = logging.INFO if what in ("done", "cancelled") else NOTICE
+    log.log(level, "%s %s", what, said, extra=about(id, what=what, **named))
+
+
+def text(value: object) -> str:
+    """A list is its words; of a caller its uid and program."""
+    if isinstance(value, dict):
+        return " ".join(str(part) for part in value.values())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def who(caller: Caller) -> dict[str, object]:

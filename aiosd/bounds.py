@@ -20,17 +20,21 @@ class Bounds:
     def __init__(self, config: Config, store: Store, queue: Queue, lock: threading.RLock) -> None:
         """`lock` guards the queue."""
         self._store, self._queue, self._lock = store, queue, lock
-        self.closed = False  # the daemon is stopping
+        self.draining = False  # the daemon is about to stop
         self.reload(config)
 
     def reload(self, config: Config) -> None:
         self._limits, self.quotas = config.limits, Quotas(config)
 
+    def check_open(self) -> None:
+        """Of a request that is begun now; one whose first write was taken is stored, and runs after the next
+        start. Raises ShuttingDown."""
+        if self.draining:
+            raise ShuttingDown("the daemon is stopping", "write it again when it is back")
+
     def check_room(self, caller: Caller, agent: str, size: int = 0) -> None:
-        """Whether a user may enqueue one more, of so many bytes. Raises Busy, StoreFull, ShuttingDown."""
+        """Whether a user may enqueue one more, of so many bytes. Raises Busy, StoreFull."""
         limits, quota, own = self._limits, self.quotas.of(caller), self.quotas.of_agent(agent)
-        if self.closed:
-            raise ShuttingDown("the daemon is stopping")
         if len(self._queue) >= limits.queued_requests:
             raise Busy(f"{len(self._queue)} requests wait", LATER)
         if self._queue.per_user[caller.uid] >= quota.queued_requests:

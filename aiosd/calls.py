@@ -6,7 +6,7 @@ The scheduler asks `free` with its lock held, and orders without; the runner tel
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from aiosd.audit import Audit
 from aiosd.config import Config
 from aiosd.errors import AiosError, NotFound
 from aiosd.listing import Listings
+from aiosd.manifest import Manifest
 from aiosd.request import Request, State
 from aiosd.runner import Places
 from aiosd.sessions import Asked, Sessions, User
@@ -56,10 +57,10 @@ class Calls:
         self._runner.start()
         self.listings.start()
 
-    def reload(self, config: Config) -> None:
+    def reload(self, config: Config, manifests: Sequence[Manifest]) -> None:
         self._config = config
         self.pending_s = config.tools.pending_s
-        self.tools.load(Path(config.tools.folder), config.tools.network)
+        self.tools.install(manifests)
         self._configure(config)
         self.listings.start()
 

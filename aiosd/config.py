@@ -42,7 +42,8 @@ class Daemon:
     mount: str = "/aios"
     state: str = "/var/lib/aios"
     group: str = "aios"  # group of agents/ and contexts/, where it exists
-    log_level: str = one_of("info", "debug", "info", "warning", "error")
+    log_level: str = one_of("info", "debug", "info", "notice", "warning", "error")
+    drain_s: int = 5  # what runs may go on for so long when the daemon is told to stop
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Context:
 
 class Contexts:
     def __init__(self, store: Store, permissions: Permissions, bytes_max: int) -> None:
-        self._store, self._permissions, self._bytes_max = store, permissions, bytes_max
+        self._store, self._permissions, self.bytes_max = store, permissions, bytes_max
         self._lock = threading.Lock()
         self._by_name = {row[0]: Context(*row) for row in store.contexts()}
         self._loops: dict[int, Context] = {}
@@ -149,8 +149,8 @@ class Contexts:
             self._set(context, facts)
 
     def _check_size(self, size: int) -> None:
-        if size > self._bytes_max:
-            raise OverQuota(f"a context has at most {self._bytes_max} bytes", "begin a new one")
+        if size > self.bytes_max:
+            raise OverQuota(f"a context has at most {self.bytes_max} bytes", "begin a new one")
 
     def size(self, context: Context) -> int:
         """Bytes of messages.jsonl."""

@@ -1,40 +1,96 @@
-"""The systemd journal, where there is one: an entry with fields for each line of the audit log.
+"""Where the log goes: to the systemd journal, with fields, when standard error is a stream of it; else there.
 
-`journalctl AIOS_AGENT=ada` finds what an agent did. Any thread may tell; nothing waits for the journal.
+`journalctl AIOS_AGENT=ada` finds what an agent did. An entry is one datagram of the journal's native protocol
+(systemd.io/JOURNAL_NATIVE_PROTOCOL), or a sealed memory file when it is too long for one, so that nothing of
+systemd is needed. Any thread may log.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import logging
+import os
+import socket
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
-try:
-    from systemd import journal
-except ImportError:  # an optional part of the installation
-    journal = None
+from aiosd.messages import NOTICE
 
-MESSAGE_ID = "0d5b4f2c7a7e4ab0b5a1d0b2a8f3c6e1"  # of all of them: journalctl MESSAGE_ID=…
-
-
-def tell(what: str, facts: Mapping[str, object]) -> None:
-    """`facts`: as the audit log has them, no secrets; a field each."""
-    if journal is None:
-        return
-    fields = {f"AIOS_{key.upper()}": text(value) for key, value in facts.items()}
-    about = " ".join(f"{key}={text(facts[key])}" for key in ("tool", "agent", "request") if facts.get(key))
-    with suppress(OSError):
-        journal.send(
-            f"{what} {about}".strip(),
-            MESSAGE_ID=MESSAGE_ID,
-            SYSLOG_IDENTIFIER="aiosd",
-            PRIORITY="5" if what in ("denied", "allowed", "allowed always") else "6",
-            AIOS_WHAT=what,
-            **fields,
-        )
+SOCKET = "/run/systemd/journal/socket"
+PATIENCE_S = 1.0  # for a journal that is busy: then an entry is lost, and no request waits
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+FORMAT = "%(levelname)s %(name)s: %(message)s"
+PRIORITIES = (  # of syslog(3)
+    (logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (NOTICE, 5), (logging.INFO, 6),
+)  # fmt: skip
 
 
-def text(value: object) -> str:
-    """A list is its words; of a caller its uid and program."""
-    if isinstance(value, dict):
-        return " ".join(str(part) for part in value.values())
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def begin(level: str) -> None:
+    """From here on what is logged goes where it belongs."""
+    handler = Handler() if is_journal(sys.stderr.fileno()) else logging.StreamHandler(sys.stderr)
+    logging.basicConfig(level=level.upper(), format=FORMAT, handlers=[handler])
+
+
+def is_journal(descriptor: int) -> bool:
+    """Whether the service manager has connected it to the journal (systemd.exec(5), JOURNAL_STREAM)."""
+    status = os.fstat(descriptor)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}" and os.path.exists(SOCKET)
+
+
+class Handler(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.settimeout(PATIENCE_S)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # there is nowhere left to tell it
+            self._send(encode(fields(record)))
+
+    def _send(self, entry: bytes) -> None:
+        try:
+            self._socket.sendto(entry, SOCKET)
+        except OSError as error:
+            if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
+                raise
+            file = os.memfd_create("aiosd-log", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+            try:
+                with open(file, "wb", closefd=False) as out:
+                    out.write(entry)
+                fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, file.to_bytes(4, sys.byteorder))
+                self._socket.sendmsg([b""], [rights], 0, SOCKET)
+            finally:
+                os.close(file)
+
+
+def fields(record: logging.LogRecord) -> dict[str, object]:
+    """The names of fields are in capitals, as those of `extra` that are meant for here."""
+    message = record.getMessage()
+    if record.exc_info:
+        message += "\n" + logging.Formatter().formatException(record.exc_info)
+    return {
+        "MESSAGE": message,
+        "PRIORITY": next((p for level, p in PRIORITIES if record.levelno >= level), 7),
+        "SYSLOG_IDENTIFIER": "aiosd",
+        "LOGGER": record.name,
+        "CODE_FILE": record.pathname,
+        "CODE_LINE": record.lineno,
+        "CODE_FUNC": record.funcName,
+        "THREAD_NAME": record.threadName,
+        **{key: value for key, value in vars(record).items() if key.isupper()},
+    }
+
+
+def encode(entry: Mapping[str, object]) -> bytes:
+    """A value with a newline is told with its length: what a user wrote cannot become a field."""
+    lines = bytearray()
+    for key, value in entry.items():
+        data = str(value).encode("utf-8", "replace")
+        if b"\n" in data:
+            lines += key.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
+        else:
+            lines += key.encode() + b"=" + data + b"\n"
+    return bytes(lines)

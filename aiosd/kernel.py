@@ -10,24 +10,36 @@ import grp
 import logging
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from aiosd import access, identity, lifetime
+from aiosd import access, identity, lifetime, policy, tools
 from aiosd.access import Caller, Permission, Permissions, object_of
 from aiosd.admission import Admission
 from aiosd.agents import Agent, Agents
 from aiosd.config import Config
 from aiosd.contexts import Context, Contexts
-from aiosd.errors import AiosError, BadValue, Busy, Denied, Exists, NotEmpty, NotFound, OverQuota
+from aiosd.errors import (
+    AiosError,
+    BadValue,
+    Busy,
+    Denied,
+    Exists,
+    NotEmpty,
+    NotFound,
+    OverQuota,
+    StoreFailed,
+    StoreFull,
+)
 from aiosd.events import Events
 from aiosd.lifetime import Lifetimes
 from aiosd.manifest import FILE
+from aiosd.messages import about
 from aiosd.models import NAME, Models, ModelState
 from aiosd.pending import Pending
-from aiosd.policy import Chooser
+from aiosd.refusals import Refusals
 from aiosd.rules import Rules
 from aiosd.scheduler import Scheduler
 from aiosd.store import Store
@@ -62,6 +74,8 @@ class Kernel:
         self.pending = Pending(self.scheduler, self.agents, self.permissions, self.events, self.trust, rules)
         self.admission = Admission(self.scheduler, self.permissions, self.trust)
         self.lifetimes = Lifetimes(self._end_with_process)
+        self.refusals = Refusals()
+        self.reload_refused = False  # the last one
         self._forget_gone()
 
     def start(self) -> None:
@@ -99,38 +113,40 @@ class Kernel:
         """Users' own tools whose names the administrator has taken: nothing of them is to be in his."""
         for name in self.tools.ousted:
             log.warning("tool %s of a user is ended: the administrator has one of that name", name)
-            self.permissions.forget(f"/tools/{name}")
+            with suppress(StoreFull, StoreFailed):  # then it is forgotten at the next start
+                self.permissions.forget(f"/tools/{name}")
             for request in self.scheduler.unfinished():
                 if request.spec.model == QUEUE + name:
                     self.scheduler.cancel(request, "its tool was removed")
         self.tools.discard_ousted()
 
     def reload(self, config: Config) -> None:
-        """Takes over what can change while running; Models judges the new ones before anything else."""
+        """Takes over what can change while running. All is read and judged first: if it raises, nothing has
+        changed. Raises BadValue, ConfigError, ModelError."""
         folder = Path(config.scheduler.policies)
-        Chooser(config.scheduler.policy, folder)  # raises when there is no such policy
+        policies = policy.judge(config.scheduler.policy, folder)
         rules = Rules(folder / "access")
-        added = self.models.reload(config)
-        old, now = self.config, config
-        if (old.daemon.mount, old.daemon.state) != (now.daemon.mount, now.daemon.state):
-            log.warning("another mount or state folder takes a restart")
-        if old.engine != now.engine:
-            log.warning("[engine] applies to workers started from now on")
-        self.config = self.scheduler.config = config
-        self.scheduler.pool.engine = config.engine
-        self.scheduler.bounds.reload(config)
+        manifests = tools.read_all(Path(config.tools.folder), config.tools.network, strict=True)
+        self.models.judge(self.config, config)
+        # from here on nothing refuses
+        old, self.config = self.config, config
+        self.scheduler.reload(config)
+        self.contexts.bytes_max = config.limits.context_bytes
         with self.permissions.making:
-            self.scheduler.calls.reload(config)
+            self.scheduler.calls.reload(config, manifests)
             self._oust()
         self.pending.rules = rules
         self._cancel_gone()
-        self.scheduler.chooser.load(folder)
-        if old.scheduler.policy != now.scheduler.policy:
-            self.scheduler.chooser.switch(now.scheduler.policy)
-        if old.scheduler.quantum != now.scheduler.quantum:
-            self.scheduler.quantum_tokens = now.scheduler.quantum
-        for model in added:
-            self.scheduler.pool.load(model)
+        self.scheduler.chooser.take(policies)
+        if old.scheduler.policy != config.scheduler.policy:
+            self.scheduler.chooser.switch(config.scheduler.policy)
+        if old.scheduler.quantum != config.scheduler.quantum:
+            self.scheduler.quantum_tokens = config.scheduler.quantum
+        for model, entry in self.models.reload(old, config):
+            if model.path != Path(entry.path):
+                model.path = Path(entry.path)
+                self.scheduler.pool.unload(model)  # what ran there goes on with the new one
+            self.scheduler.pool.resize(model, entry.replicas)
         self.scheduler.stir()
 
     def _listed(self, server: str, error: str) -> None:
@@ -145,9 +161,12 @@ class Kernel:
             if request.spec.operation == "tool" and not self.tools.of(request.spec.model):
                 self.scheduler.cancel(request, "its tool is gone")
 
-    def stop(self) -> None:
+    def stop(self, unmount: Callable[[], object] = lambda: None) -> None:
+        """`unmount`: once every wait has ended, before the state is closed: what clients do last counts."""
         self.lifetimes.stop()
         self.scheduler.stop()
+        unmount()
+        self.scheduler.calls.audit.close()
         self.store.close()
 
     @property
@@ -208,12 +227,22 @@ class Kernel:
         except BadValue:
             self.lifetimes.expire(agent)
         except OverQuota as error:
-            log.error("agent %s will not end with its process: %s", agent.name, error.explanation)
+            log.error(
+                "agent %s will not end with its process: %s",
+                agent.name,
+                error.explanation,
+                extra=about(agent=agent.name),
+            )
 
     def _end_with_process(self, agent: Agent) -> None:
         with self.permissions.making, suppress(NotFound):  # removed meanwhile
             self._remove_agent(agent, "its agent ended with its process")
-            log.info("agent %s ended with process %d", agent.name, agent.settings.pid)
+            log.info(
+                "agent %s ended with process %d",
+                agent.name,
+                agent.settings.pid,
+                extra=about(agent=agent.name),
+            )
 
     def remove_context(self, name: str) -> None:
         path = f"/contexts/{name}"
@@ -407,7 +436,7 @@ class Kernel:
         agent = self.agents.find(parts[2]) if path.startswith("/agents/") and len(parts) > 2 else None
         if agent:
             agent.note(error.explanation, file="/".join(parts[3:]))
-        log.debug("%s: %s", path, error.explanation)
+        self.refusals.tell(path, error)
 
 
 def check_count(granted: Collection[object]) -> None:

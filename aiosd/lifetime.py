@@ -17,6 +17,7 @@ from pathlib import Path
 from aiosd.access import Caller, proc_status
 from aiosd.agents import Agent
 from aiosd.errors import AiosError, BadValue, Denied, OverQuota
+from aiosd.messages import about
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,8 @@ class Lifetimes:
                 try:
                     self._end(agent)
                 except AiosError as error:  # the disk is full, say
-                    log.error("agent %s cannot be removed yet: %s", agent.name, error.explanation)
+                    words = agent.name, error.explanation
+                    log.error("agent %s cannot be removed yet: %s", *words, extra=about(agent=agent.name))
                     with self._lock:
                         self._due.append(agent)
 

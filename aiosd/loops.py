@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from aiosd import response, toolcalls
 from aiosd.access import Caller
 from aiosd.errors import AiosError, TooLong
+from aiosd.messages import about
 from aiosd.request import Request, State
 from aiosd.spec import Message, Spec
 
@@ -101,7 +102,7 @@ class Loops:
             except AiosError as error:  # a step could not be stored
                 self._finish(loop.request, State.FAILED, error.explanation)
             except Exception:  # what a model said is foreign: it ends this loop, which else would never end
-                log.exception("request %d", loop.request.id)
+                log.exception("request %d", loop.request.id, extra=about(request=loop.request.id))
                 self._finish(loop.request, State.FAILED, "the daemon could not go on; the log says why")
 
     def _advance(self, loop: Loop) -> None:

@@ -5,6 +5,7 @@ A model's state is told by its workers (aiosd.pool sets it). Any thread may read
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from dataclasses import dataclass, field
@@ -12,10 +13,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from aiosd.config import Config
+from aiosd.config import Config, ModelConfig
 from aiosd.errors import ConfigError, Exists, ModelError, NotFound
 from aiosd.request import Usage
 from aiosd.store import Store
+
+log = logging.getLogger(__name__)
 
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
 BUILT_IN = (
@@ -55,6 +58,7 @@ class Model:
 class Models:
     def __init__(self, config: Config, store: Store, option: Path | None) -> None:
         self._store = store
+        self._option = ""  # the model of the command line
         self._by_name: dict[str, Model] = {}
         for name, path in store.models():
             self._by_name[name] = Model(name, Path(path), configured=False)
@@ -63,20 +67,41 @@ class Models:
         if option is not None:
             name = re.sub(r"[^A-Za-z0-9._-]", "-", option.resolve().name).lstrip(".")[:64] or "model"
             self._by_name[name] = Model(name, option.resolve())
-            self.default = name
+            self.default = self._option = name
         if not config.models and option is None:
             self._by_name["tiny"] = Model("tiny", next((p for p in BUILT_IN if p.exists()), BUILT_IN[0]))
         for model in self._by_name.values():
             model.state = ModelState.LOADING  # requests may come before the workers do
         self.default = self.default or next((m.name for m in self._by_name.values() if m.configured), "")
 
-    def reload(self, config: Config) -> list[Model]:
-        """The models that are new in the configuration; those gone from it stay until they are removed."""
-        added = [model for model in configured(config) if model.name not in self._by_name]
-        self._by_name |= {model.name: model for model in added}
-        default = next((name for name, entry in config.models.items() if entry.default), "")
+    def changed(self, old: Config, new: Config) -> dict[str, ModelConfig]:
+        """What a reload brings; what was changed by `ctl` meanwhile stays, as long as its entry does."""
+        return {
+            name: entry
+            for name, entry in new.models.items()
+            if name != self._option and old.models.get(name) != entry
+        }
+
+    def judge(self, old: Config, new: Config) -> None:
+        """Whether it may. Raises ConfigError, ModelError."""
+        configured(new)
+        for entry in self.changed(old, new).values():
+            check_folder(Path(entry.path))
+
+    def reload(self, old: Config, new: Config) -> list[tuple[Model, ModelConfig]]:
+        """The models that are new or another now, with what they are to be; those gone from the configuration
+        stay until they are removed."""
+        wanted = self.changed(old, new)
+        self._by_name |= {m.name: m for m in configured(new) if m.name not in self._by_name}
+        for name in old.models.keys() - new.models.keys() - {self._option}:
+            if model := self.find(name):
+                log.info("model %s is not configured any more; rmdir models/%s ends it", name, name)
+                model.configured = False
+        default = next((name for name, entry in new.models.items() if entry.default), "")
         self.default = default or self.default
-        return added
+        for name in wanted:
+            self._by_name[name].configured = True
+        return [(self._by_name[name], entry) for name, entry in wanted.items()]
 
     def names(self) -> list[str]:
         return list(self._by_name)

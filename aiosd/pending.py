@@ -21,6 +21,7 @@ from aiosd.access import Caller, Permissions
 from aiosd.agents import Agent, Agents
 from aiosd.errors import BadValue, Denied, NotFound, StoreFull
 from aiosd.events import Events
+from aiosd.messages import NOTICE, Id, about
 from aiosd.request import Request, State
 from aiosd.rules import Asked, Rule, Rules
 from aiosd.scheduler import Scheduler
@@ -108,8 +109,23 @@ class Pending:
         if until_s is None:  # somebody was quick to allow it
             return
         self._tell(request, "pending")
+        how = f"echo allow > access/pending/{request.id}/decision"
+        log.log(
+            NOTICE,
+            "call %d of %s waits for a decision of %s: %s",
+            request.id,
+            request.spec.model,
+            f"group {request.rule.by}" if request.rule and request.rule.by else f"user {request.uid}",
+            how,
+            extra=about(
+                Id.CALL_WAITS,
+                request=request.id,
+                agent=request.agent,
+                uid=request.uid,
+                tool=request.spec.model.removeprefix(QUEUE),
+            ),
+        )
         if agent := self._agents.find(request.agent):
-            how = f"echo allow > access/pending/{request.id}/decision"
             agent.note(f"{request.spec.model} waits for a decision: {how}", request=request.id)
         if hook := self._scheduler.config.tools.notify:
             self._notify(hook, request)

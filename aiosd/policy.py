@@ -10,10 +10,10 @@ import heapq
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from aiosd.errors import BadValue
+from aiosd.errors import BadValue, ConfigError
 from aiosd.policies import Job, Policy, View, edf, eviction, fair, fifo, las, priority, rr
 from aiosd.policies.eviction import Kept
 
@@ -35,7 +35,10 @@ class Chooser:
 
     def load(self, folder: Path) -> None:
         """The built-in policies and those of the folder; one in force that is gone or bad gives way."""
-        self.policies = BUILT_IN | read_all(folder)
+        self.take(read_all(folder))
+
+    def take(self, own: dict[str, Policy]) -> None:
+        self.policies = BUILT_IN | own
         if self.name and self.name not in self.policies:
             log.error("policy %s is gone; fifo decides instead", self.name)
             self.switch("fifo")
@@ -48,8 +51,7 @@ class Chooser:
         self._warned = False
 
     def check(self, name: str) -> None:
-        if name not in self.policies:
-            raise BadValue(f"no policy {name[:40]!r}", f"policies are {', '.join(self.policies)}")
+        check(name, self.policies)
 
     def order(self, view: View, count: int) -> list[Job]:
         """The next `count` of those that wait, best first."""
@@ -77,8 +79,20 @@ class Chooser:
         self._warned = True
 
 
-def read_all(folder: Path) -> dict[str, Policy]:
-    """Administrators' policies; one that cannot be trusted or used is left out, loudly."""
+def check(name: str, policies: Collection[str]) -> None:
+    if name not in policies:
+        raise BadValue(f"no policy {name[:40]!r}", f"policies are {', '.join(policies)}")
+
+
+def judge(name: str, folder: Path) -> dict[str, Policy]:
+    """Administrators' policies for a reload that puts this one in force. Raises BadValue, ConfigError."""
+    own = read_all(folder, strict=True)
+    check(name, [*BUILT_IN, *own])
+    return own
+
+
+def read_all(folder: Path, strict: bool = False) -> dict[str, Policy]:
+    """Administrators' policies; one that cannot be trusted or used is left out, loudly, or a ConfigError."""
     found: dict[str, Policy] = {}
     for file in sorted(folder.glob("*.py")):
         try:
@@ -86,6 +100,8 @@ def read_all(folder: Path) -> dict[str, Policy]:
                 raise ValueError("a built-in policy has this name")
             found[file.stem] = read_one(file)
         except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises, the daemon starts
+            if strict:
+                raise ConfigError(f"policy {file}: {error}") from None
             log.error("policy %s is not used: %s", file, error)
     return found
 

@@ -18,6 +18,7 @@ from aiosd import wire
 from aiosd.config import EngineConfig
 from aiosd.errors import WireError
 from aiosd.launch import Launcher, Process
+from aiosd.messages import Id, about
 from aiosd.models import Model, ModelState
 
 log = logging.getLogger(__name__)
@@ -144,8 +145,9 @@ class Pool:
         failed: wire.LoadFailed | None = None
         try:
             worker.channel = worker.process.connect()
+            words = worker.id, worker.model.name, worker.process.pid
             log.info(
-                "worker %d started for model %s (pid %d)", worker.id, worker.model.name, worker.process.pid
+                "worker %d started for model %s (pid %d)", *words, extra=facts(worker, Id.WORKER_STARTED)
             )
             self.send(worker, self._order(worker.model))
             while (message := worker.channel.receive()) is not None:
@@ -160,7 +162,7 @@ class Pool:
                     case _:
                         self._events.worker_said(worker, message)
         except (WireError, OSError) as error:
-            log.error("worker %d: %s", worker.id, error)
+            log.error("worker %d: %s", worker.id, error, extra=facts(worker))
         worker.process.kill()
         how = worker.process.wait()
         if worker.channel:
@@ -174,7 +176,8 @@ class Pool:
         worker.state = WorkerState.READY
         model.info, model.state, model.error = message.info, ModelState.READY, ""
         self._deaths[model.name] = 0
-        log.info("worker %d ready after %.1f s", worker.id, time.monotonic() - worker.started_s)
+        words = worker.id, time.monotonic() - worker.started_s
+        log.info("worker %d ready after %.1f s", *words, extra=facts(worker, Id.WORKER_READY))
         self._events.worker_ready(worker)
 
     def _ended(self, worker: Worker, failed: wire.LoadFailed | None, how: str) -> None:
@@ -185,17 +188,18 @@ class Pool:
             self._threads.remove(threading.current_thread())
         self._events.worker_died(worker)
         if wanted:
-            log.info("worker %d ended", worker.id)
+            log.info("worker %d ended", worker.id, extra=facts(worker))
             return
         if failed is not None:
             self._failed(model, f"{failed.reason}; {failed.hint}" if failed.hint else failed.reason)
             return
-        log.error("worker %d died (%s)", worker.id, how)
+        log.error("worker %d died (%s)", worker.id, how, extra=facts(worker, Id.WORKER_DIED))
         self._restart(model)
 
     def _failed(self, model: Model, why: str) -> None:
         model.state, model.error = ModelState.FAILED, why
-        log.error("model %s cannot be loaded: %s", model.name, why)
+        extra = about(Id.MODEL_FAILED, model=model.name)
+        log.error("model %s cannot be loaded: %s", model.name, why, extra=extra)
         self._events.model_failed(model)
 
     def _restart(self, model: Model) -> None:
@@ -213,5 +217,11 @@ class Pool:
                 self.load(model)
                 return
             except OSError as error:  # no process or no descriptor to be had
-                log.error("a worker for model %s cannot be started yet: %s", model.name, error)
+                words, extra = (model.name, error), about(model=model.name)
+                log.error("a worker for model %s cannot be started yet: %s", *words, extra=extra)
                 pause_s = RESTART_S_MAX
+
+
+def facts(worker: Worker, id: Id | None = None) -> dict[str, object]:
+    """For the log."""
+    return about(id, worker=worker.id, model=worker.model.name)

@@ -112,6 +112,7 @@ class Request:
     submitted_s: float = field(default_factory=time.time)
     state: State = State.QUEUED
     tokens: list[int] = field(default_factory=list)
+    parked: str = ""  # what an earlier daemon had of its answer (aiosd.parking), until it goes on
     text: str = ""
     logprobs: list[Any] = field(default_factory=list)
     finish_reason: str = ""

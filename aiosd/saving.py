@@ -7,6 +7,7 @@ import threading
 
 from aiosd.contexts import Contexts
 from aiosd.errors import StoreFailed, StoreFull
+from aiosd.messages import about
 from aiosd.request import Request, State
 from aiosd.spec import Message
 from aiosd.store import Store
@@ -34,6 +35,8 @@ class Saving:
                 try:
                     self._store.finish_request(late, said, keep)
                 except (StoreFull, StoreFailed) as error:
-                    log.error("request %d ended but cannot be stored: %s", late.id, error.explanation)
+                    extra = about(request=late.id, agent=late.agent, uid=late.uid)
+                    words = late.id, error.explanation
+                    log.error("request %d ended but cannot be stored: %s", *words, extra=extra)
                     return
                 self._late.pop(late.id, None)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from aiosd import response, wire
+from aiosd import parking, response, wire
 from aiosd.access import Caller
 from aiosd.agents import Agent, Agents
 from aiosd.bounds import Bounds
@@ -30,6 +30,7 @@ from aiosd.events import Events
 from aiosd.forecast import Forecast
 from aiosd.interception import Interception
 from aiosd.loops import Loops
+from aiosd.messages import NOTICE, Id, about
 from aiosd.models import Model, Models
 from aiosd.policies import Job, View
 from aiosd.policies.placement import Seat, place
@@ -46,6 +47,9 @@ from aiosd.tools import Tool, Tools
 from aiosd.trace import Span, Trace
 
 log = logging.getLogger(__name__)
+
+STOPPED = "the daemon stopped; the request goes on when it starts again"
+LEVELS = {State.DONE: logging.INFO, State.CANCELLED: logging.INFO, State.FAILED: NOTICE}  # of ends
 
 
 class Scheduler:
@@ -81,11 +85,13 @@ class Scheduler:
         self.bounds = Bounds(config, store, self._queue, self._lock)
         self._outbox: deque[Callable[[], None]] = deque()  # orders to workers, sent without the lock
         self._sending = threading.Lock()
+        self._order_s: float | None = None  # since when the order is being sent that is
         self._ids = itertools.count(store.last_request_id() + 1)
         self._saving = Saving(store, contexts)
         self.trace = Trace()
         self._forecast = Forecast()
         self._deciding = False  # not before it has started, nor while it stops
+        self._stopped = False
         self.counters = {"admitted": 0, "done": 0, "failed": 0, "cancelled": 0, "preemptions": 0, "tokens": 0}
         self.busy_s = 0.0
 
@@ -107,19 +113,52 @@ class Scheduler:
         self._deciding = True
         self.stir()
 
-    def stop(self) -> None:
-        """Ends every wait. Unfinished requests stay in the store and run after the next start."""
+    def reload(self, config: Config) -> None:
+        self.config, engine = config, config.engine
+        self.pool.engine = engine
+        self.residency.swap.resize(
+            engine.host_kv_bytes, engine.disk_kv_bytes, config.limits.disk_reserve_bytes
+        )
+        self.bounds.reload(config)
+
+    def drain(self) -> None:
+        """From here on nothing new is let in, and nothing starts; what runs goes on."""
         with self._lock:
-            self._deciding, self.bounds.closed = False, True
+            self._deciding, self.bounds.draining = False, True
+
+    def stop(self) -> None:
+        """Ends every wait. Unfinished requests stay in the store and go on after the next start."""
+        self.drain()
+        with self._lock:
+            self._stopped = True
             left = list(self._queue)
         self.calls.stop()
         self.pool.stop()
+        self._park(left)
         for request in left:
-            request.answer.end(
-                error=ShuttingDown("the daemon stopped; the request goes on when it starts again")
-            )
+            request.answer.end(error=ShuttingDown(STOPPED))
         self.residency.swap.stop()
-        self.calls.audit.close()  # not before: clients who leave cancel their calls
+
+    def _park(self, left: list[Request]) -> None:
+        made = {r.id: parking.pack(r, self.models.find(r.spec.model)) for r in left}
+        try:
+            self.store.park({id: text for id, text in made.items() if text})
+        except AiosError as error:
+            log.error("unfinished requests will run from their beginning: %s", error.explanation)
+
+    def beat(self, patience_s: float) -> str:
+        """For the watchdog: makes a decision as any other; gives what hangs, or nothing."""
+        if not self._lock.acquire(timeout=patience_s):
+            return f"the scheduler's lock was held for {patience_s:g} s"
+        try:
+            self._decide()
+        finally:
+            self._lock.release()
+        self._send()
+        since_s = self._order_s
+        if since_s is not None and time.monotonic() - since_s > patience_s:
+            return f"an order to a worker or a tool did not get out for {patience_s:g} s"
+        return ""
 
     # admission
 
@@ -148,6 +187,8 @@ class Scheduler:
             self._finish(request, State.FAILED, hopeless)
         elif request.decide_by_s is not None:
             self.ask(request)
+        if self._stopped:  # begun before, and stored in time
+            request.answer.end(error=ShuttingDown(STOPPED))
 
     def _left(self, request: Request) -> str:
         """Why what an earlier daemon accepted cannot go on; empty: it can."""
@@ -186,6 +227,12 @@ class Scheduler:
     def load(self) -> tuple[int, int]:
         """How many requests run, and how many wait."""
         return len(self._queue.running), len(self._queue.waiting)
+
+    @property
+    def computing(self) -> int:
+        """How many have a worker or a tool at work: an agent's loop has not, it waits for its steps."""
+        with self._lock:
+            return sum(not request.spec.steps for request in self._queue.running.values())
 
     def cancel(self, request: Request, why: str = "cancelled") -> bool:
         """False when it had ended already."""
@@ -257,8 +304,10 @@ class Scheduler:
         while self._outbox and self._sending.acquire(blocking=False):
             try:
                 while self._outbox:
+                    self._order_s = time.monotonic()
                     self._outbox.popleft()()
             finally:
+                self._order_s = None
                 self._sending.release()
 
     def _fill(self, model: Model) -> None:
@@ -294,7 +343,7 @@ class Scheduler:
         try:
             order(request)
         except Exception:
-            log.exception("request %d", request.id)
+            log.exception("request %d", request.id, extra=about(request=request.id, agent=request.agent))
             self._finish(request, State.FAILED, "the daemon could not start it; the log says why")
 
     def _next(self, queue: str) -> int | None:
@@ -391,6 +440,8 @@ class Scheduler:
             owner = self.contexts.kv_owner(context, request.uid)
             self.residency.prepare(context, worker, owner)
             held = context.id if self.contexts.owns(request.uid, context) else 0
+        if request.parked:
+            self._unpark(request, worker.model)
         try:
             self.pool.send(
                 worker,
@@ -410,6 +461,14 @@ class Scheduler:
             )
         except AiosError as error:  # the conversation is too large for a message, or cannot be read
             self._finish(request, State.FAILED, error.explanation)
+
+    def _unpark(self, request: Request, model: Model) -> None:
+        with self._lock:
+            goes_on = parking.unpack(request, model)
+        if goes_on:
+            response.grow(request, request.text, request.logprobs)
+            if request.parent:
+                self.loops.said(request)
 
     def _began(self, request: Request) -> bool:
         """A tool call acts from now on; False: it has ended."""
@@ -462,7 +521,7 @@ class Scheduler:
         try:
             self._heed(worker, message)
         except Exception:
-            log.exception("worker %d: %s", worker.id, type(message).__name__)
+            log.exception("worker %d: %s", worker.id, type(message).__name__, extra=about(worker=worker.id))
             if request := self._mine(worker, getattr(message, "id", -1)):
                 self._finish(
                     request, State.FAILED, "the daemon could not handle its answer; the log says why"
@@ -491,7 +550,8 @@ class Scheduler:
                 if request := self._mine(worker, message.id):
                     self._requeue(request, State.PREEMPTED)
             case _:
-                log.error("worker %d sent a %s", worker.id, type(message).__name__)
+                words = worker.id, type(message).__name__
+                log.error("worker %d sent a %s", *words, extra=about(worker=worker.id))
 
     def _started(self, request: Request, prompt_tokens: int) -> None:
         with self._lock:
@@ -508,6 +568,8 @@ class Scheduler:
         self.events.emit("worker", worker=worker.id, model=worker.model.name, state="ended")
         with self._lock:
             orphans = [r for r in self._queue.running.values() if r.worker == worker.id]
+            if self._stopped:  # of our own doing: they are parked
+                return
         # one that its worker had not begun with is the likelier cause, and clears the others
         suspects = [r for r in orphans if not r.computing] or orphans
         for request in orphans:
@@ -604,17 +666,29 @@ class Scheduler:
         os.sched_yield()  # gives the interpreter to the reader it has woken
         self._send()
         self._tell(request)
-        level = logging.INFO if state is State.DONE else logging.WARNING
-        why = f": {error}" if error else ""
-        facts = {"AIOS_REQUEST": request.id, "AIOS_AGENT": request.agent, "AIOS_UID": request.uid}
-        log.log(
-            level, "request %d of agent %s %s%s", request.id, request.agent or "-", state, why, extra=facts
-        )
+        self._log_end(request)
         for child in self.loops.ended(request) if request.spec.steps else ():
             self.cancel(child, "its request ended")
         if request.parent:
             self.loops.child_ended(request)
         return True
+
+    @staticmethod
+    def _log_end(request: Request) -> None:
+        if request.spec.operation == "tool":  # the audit log's line is in the log as well
+            return
+        state, why = request.state, f": {request.error}" if request.error else ""
+        extra = about(
+            Id.REQUEST_FAILED if state is State.FAILED else None,
+            request=request.id,
+            agent=request.agent,
+            uid=request.uid,
+            model=request.spec.model,
+            worker=request.worker,
+            state=state,
+        )
+        words = request.id, request.agent or "-", state, why
+        log.log(LEVELS[state], "request %d of agent %s %s%s", *words, extra=extra)
 
     def _account(self, request: Request) -> None:
         if model := self.models.find(request.spec.model):

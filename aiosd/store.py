@@ -20,7 +20,7 @@ from aiosd.errors import StoreFailed, StoreFull
 from aiosd.request import Request, State, Usage
 from aiosd.spec import Message, Spec
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 FORGET_SHARE = 16  # a sixteenth more requests may be kept than are asked for
 SCHEMA = """
 CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
@@ -38,7 +38,8 @@ CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, uid INTEGER NOT NUL
     text TEXT NOT NULL DEFAULT '', response TEXT NOT NULL DEFAULT '', finish_reason TEXT NOT NULL DEFAULT '',
     error TEXT NOT NULL DEFAULT '', started_s REAL, preemptions INTEGER NOT NULL DEFAULT 0,
     prompt_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
-    completion_tokens INTEGER NOT NULL DEFAULT 0, parent INTEGER NOT NULL DEFAULT 0);
+    completion_tokens INTEGER NOT NULL DEFAULT 0, parent INTEGER NOT NULL DEFAULT 0,
+    parked TEXT NOT NULL DEFAULT '');
 CREATE INDEX requests_by_agent ON requests (agent_id, id);
 CREATE INDEX requests_by_parent ON requests (parent) WHERE parent<>0;
 CREATE TABLE permissions (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
@@ -61,6 +62,7 @@ CREATE INDEX requests_by_parent ON requests (parent) WHERE parent<>0;
     3: """
 CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (kind, name));
 """,
+    4: "ALTER TABLE requests ADD COLUMN parked TEXT NOT NULL DEFAULT '';",
 }
 CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
 FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
@@ -294,6 +296,14 @@ class Store:
             self._add_request(db, request)  # its start may come before it was added
             db.execute("UPDATE requests SET started_s=? WHERE id=?", (request.started_s, request.id))
 
+    def park(self, made: dict[int, str]) -> None:
+        """What unfinished requests have of their answers, for the next daemon to go on from."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE requests SET parked=? WHERE id=? AND finished_s IS NULL",
+                [(text, id) for id, text in made.items()],
+            )
+
     def finish_request(self, request: Request, said: list[Message], keep: int) -> None:
         """The end, the agent's usage and the context's new turn become true together, or not at all."""
         spent = request.spent
@@ -322,7 +332,7 @@ class Store:
         usage = request.usage
         ended = db.execute(
             "UPDATE requests SET state=?, finished_s=?, text=?, response=?, finish_reason=?, error=?,"
-            " started_s=?, preemptions=?, prompt_tokens=?, cached_tokens=?, completion_tokens=?"
+            " started_s=?, preemptions=?, prompt_tokens=?, cached_tokens=?, completion_tokens=?, parked=''"
             " WHERE id=? AND finished_s IS NULL",
             (request.state, request.finished_s, request.text, request.document, request.finish_reason,
              request.error, request.started_s, request.preemptions, usage.prompt_tokens,
@@ -377,7 +387,7 @@ class Store:
     def _select(self, where: str, *arguments: object) -> list[tuple[Any, ...]]:
         return self._rows(
             "SELECT id, uid, agent, agent_id, file, state, spec, submitted_s, text, response, finish_reason,"
-            " error, finished_s, started_s, preemptions, parent, prompt_tokens, cached_tokens,"
+            " error, finished_s, started_s, preemptions, parent, parked, prompt_tokens, cached_tokens,"
             " completion_tokens"
             f" FROM requests WHERE {where} ORDER BY id",
             *arguments,
@@ -386,10 +396,10 @@ class Store:
     @staticmethod
     def _request(row: tuple[Any, ...]) -> Request:
         (id, uid, agent, agent_id, file, state, spec, submitted_s, text, document, finish_reason, error,
-         finished_s, started_s, preemptions, parent, *usage) = row  # fmt: skip
+         finished_s, started_s, preemptions, parent, parked, *usage) = row  # fmt: skip
         return Request(
             id, uid, agent, file, Spec.load(spec), agent_id=agent_id, parent=parent, submitted_s=submitted_s,
             state=State(state), text=text, document=document,
             finish_reason=finish_reason, error=error, finished_s=finished_s,
-            started_s=started_s, preemptions=preemptions, usage=Usage(*usage),
+            started_s=started_s, preemptions=preemptions, parked=parked, usage=Usage(*usage),
         )  # fmt: skip

@@ -61,6 +61,11 @@ class Swap:
         if self._thread.ident is not None:
             self._thread.join()
 
+    def resize(self, host_bytes: int, disk_bytes: int, reserve_bytes: int) -> None:
+        with self._changed:
+            self.host_bytes, self.disk_bytes, self._reserve_bytes = host_bytes, disk_bytes, reserve_bytes
+            self._changed.notify_all()
+
     def tier(self, context: int) -> str:
         image = self._images.get(context)
         return "cold" if image is None else "disk" if image.file is None else "host"

@@ -94,23 +94,13 @@ class Tools:
         self.load(folder, grants or {})
 
     def load(self, folder: Path, grants: Mapping[str, Sequence[str]]) -> None:
-        """Reads all again; a tool that is there already keeps its counts.
+        """Reads all again."""
+        self.install(read_all(folder, grants))
 
-        `grants`: what the administrator lets each reach besides, by name of the tool.
-        """
-        found: dict[str, Manifest] = {}
-        for file in (file for at in (BUILT_IN, PACKAGED, folder) for file in sorted(at.glob(f"*/{FILE}"))):
-            try:
-                manifest = read(file)
-            except ConfigError as error:
-                log.error("tool %s is not used: %s", file.parent.name, error.explanation)
-                continue
-            granted = dict.fromkeys((*manifest.network, *grants.get(manifest.name, ())))
-            found[manifest.name] = replace(manifest, network=tuple(granted))
-        for name in grants.keys() - found:
-            log.warning("[tools.network] names %s, which is no tool", name)
+    def install(self, manifests: Sequence[Manifest]) -> None:
+        """All that are not users' own; a tool that is there already keeps its counts."""
         with self._lock:
-            self._installed = list(found.values())
+            self._installed = list(manifests)
             self._merge()
 
     def offer(self, server: str, manifests: Sequence[Manifest]) -> None:
@@ -208,6 +198,28 @@ class Tools:
     def of(self, queue: str) -> Tool | None:
         """Whose calls wait there."""
         return self._by_name.get(queue.removeprefix(QUEUE)) if queue.startswith(QUEUE) else None
+
+
+def read_all(folder: Path, grants: Mapping[str, Sequence[str]], strict: bool = False) -> list[Manifest]:
+    """The built-in tools, those of packages and the administrator's. One that cannot be used is left out,
+    loudly, or raises ConfigError.
+
+    `grants`: what the administrator lets each reach besides, by name of the tool.
+    """
+    found: dict[str, Manifest] = {}
+    for file in (file for at in (BUILT_IN, PACKAGED, folder) for file in sorted(at.glob(f"*/{FILE}"))):
+        try:
+            manifest = read(file)
+        except ConfigError as error:
+            if strict:
+                raise
+            log.error("tool %s is not used: %s", file.parent.name, error.explanation)
+            continue
+        granted = dict.fromkeys((*manifest.network, *grants.get(manifest.name, ())))
+        found[manifest.name] = replace(manifest, network=tuple(granted))
+    for name in grants.keys() - found:
+        log.warning("[tools.network] names %s, which is no tool", name)
+    return list(found.values())
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class TransactionHandle(Handle):
                     self._submit()
             finally:
                 self._draft.drop()
-            if self._request and self._unread():
+            if self._request and self._unread() and not self._request.answer.ended:  # else it is parked
                 self._admission.scheduler.cancel(
                     self._request, "its file was closed before the answer was read"
                 )

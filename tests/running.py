@@ -36,6 +36,7 @@ class Daemon:
         self._model = model
         self._config = folder / "aiosd.toml"
         self._config.write_text(config)
+        self.env: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self.privileged: subprocess.Popen[bytes] | None = None
 
@@ -75,13 +76,17 @@ class Daemon:
             return subprocess.Popen(
                 [*command, "-m", module, "--config", str(self._config), *options],
                 cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env={**os.environ, "PYTHONFAULTHANDLER": "1", **(PATHS if self.helped else {})},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **(PATHS if self.helped else {}), **self.env},
             )  # fmt: skip
 
     def stop(self) -> int:
+        self.signal(signal.SIGTERM)
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
 
     def kill(self) -> None:
         assert self.process is not None
@@ -90,6 +95,7 @@ class Daemon:
 
     def clean(self) -> None:
         if self.process and self.process.poll() is None:
+            self.signal(signal.SIGINT)  # and the other that stop() sends: nothing is waited for
             self.stop()
         if self.privileged:
             self.privileged.terminate()

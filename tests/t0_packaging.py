@@ -34,9 +34,9 @@ def pinned_version(requirement: Requirement) -> Version:
     return Version(specifier.version)
 
 
-@pytest.mark.parametrize("extra", ["", "engine", "mcp", "dev", "systemd"])
+@pytest.mark.parametrize("extra", ["", "engine", "mcp", "dev"])
 def test_the_lock_fits_the_bounds_of_the_project(extra: str) -> None:
-    lock = locked("requirements.lock") | locked("requirements-systemd.lock")
+    lock = locked("requirements.lock")
     for wanted in map(Requirement, project()[extra]):
         assert pinned_version(lock[canonicalize_name(wanted.name)]) in wanted.specifier
 

@@ -1,0 +1,76 @@
+"""A reload reaches every part that holds something of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosd.changes import AT_RESTART, BY_NEW_WORKERS, flat, story
+from aiosd.config import Config, load
+from aiosd.errors import AiosError
+from aiosd.kernel import Kernel
+from aiosd.models import ModelState
+
+MakeKernel = Callable[..., Kernel]
+
+
+def reload(kernel: Kernel, file: Path, text: str) -> str:
+    file.write_text(text)
+    old, new = kernel.config, load(file)
+    kernel.reload(new)
+    return story(old, new)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "get"),
+    [
+        ("limits.context_bytes", 5, lambda k: k.contexts.bytes_max),
+        ("limits.request_bytes", 5, lambda k: k.scheduler.config.limits.request_bytes),
+        ("limits.disk_reserve_bytes", 5, lambda k: k.scheduler.residency.swap._reserve_bytes),
+        ("engine.host_kv_bytes", 5, lambda k: k.scheduler.residency.swap.host_bytes),
+        ("engine.disk_kv_bytes", 5, lambda k: k.scheduler.residency.swap.disk_bytes),
+        ("engine.threads", 5, lambda k: k.scheduler.pool.engine.threads),
+        ("scheduler.quantum", 5, lambda k: k.scheduler.quantum_tokens),
+        ("tools.pending_s", 5, lambda k: k.scheduler.calls.pending_s),
+        ("tools.output_bytes", 5, lambda k: k.scheduler.calls._sessions.output_bytes),
+        ("tools.work_bytes", 5, lambda k: k.scheduler.calls._sessions.work_bytes),
+        ("daemon.drain_s", 7, lambda k: k.config.daemon.drain_s),
+    ],
+)
+def test_what_applies_at_once_does(
+    make_kernel: MakeKernel, tmp_path: Path, key: str, value: int, get: Callable[[Kernel], Any]
+) -> None:
+    kernel = make_kernel()
+    section, _, name = key.partition(".")
+    assert get(kernel) != value
+    said = reload(kernel, tmp_path / "new.toml", f"[{section}]\n{name} = {value}\n")
+    assert get(kernel) == value
+    assert key in said
+    assert ("workers started from now on: " + key in said) == (key in BY_NEW_WORKERS)
+
+
+def test_the_keys_that_wait_exist() -> None:
+    assert flat(Config()).keys() >= AT_RESTART | BY_NEW_WORKERS
+
+
+def test_models_come_change_and_go(make_kernel: MakeKernel, tmp_path: Path, random_llama: Path) -> None:
+    kernel, file = make_kernel(), tmp_path / "new.toml"
+    entry = f"[models.second]\npath = '{random_llama}'\n"
+    reload(kernel, file, entry)
+    second = kernel.models.get("second")
+    assert second.state is ModelState.LOADING
+    assert len(kernel.scheduler.pool.of(second)) == 1
+    assert reload(kernel, file, entry + "replicas = 2\n") == "models.second"
+    assert len(kernel.scheduler.pool.of(second)) == 2
+    kernel.scheduler.pool.resize(second, 1)
+    reload(kernel, file, entry + "replicas = 2\n[limits]\nkeep_requests = 3\n")
+    assert second.replicas == 1, "what was changed by ctl stays while its entry does"
+    with pytest.raises(AiosError, match="no such folder"):
+        reload(kernel, file, "[models.second]\npath = '/nonexistent'\n")
+    assert second.path == random_llama
+    reload(kernel, file, "")
+    kernel.remove_model("second")
+    assert not kernel.models.find("second")

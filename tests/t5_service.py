@@ -1,0 +1,250 @@
+"""The daemon as a service manager knows it: READY, watchdog, STATUS, reload, drain and stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running import Daemon, wait_until
+
+pytestmark = pytest.mark.mount
+MakeDaemon = Callable[..., Daemon]
+LONG = '{"max_tokens": 900, "ignore_eos": true, "temperature": 0.9, "seed": 3}'
+ONE = "[engine]\nmax_running = 1\n"
+
+
+class Manager:
+    """The socket that a service manager listens at, and what it heard."""
+
+    def __init__(self, socket: socket.socket) -> None:
+        self._socket = socket
+        self.heard: list[dict[str, str]] = []
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while data := self._socket.recv(4096):
+            self.heard.append(dict(line.split("=", 1) for line in data.decode().splitlines()))
+
+    def count(self, key: str) -> int:
+        return sum(key in said for said in self.heard)
+
+    def says(self, key: str, words: str) -> bool:
+        return any(words in said.get(key, "") for said in self.heard)
+
+
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(f"\0aiosd-test-{os.getpid()}")
+        yield Manager(listening)
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+def managed(daemon: Daemon, watchdog_s: float = 0) -> Daemon:
+    daemon.env = {"NOTIFY_SOCKET": f"@aiosd-test-{os.getpid()}"}
+    if watchdog_s:
+        daemon.env["WATCHDOG_USEC"] = str(int(watchdog_s * 1e6))
+    return daemon
+
+
+def ask(daemon: Daemon, agent: str, params: str = LONG) -> Path:
+    path = daemon.root / "agents" / agent
+    path.mkdir()
+    (path / "params.json").write_text(params)
+    (path / "syscall/llm").write_text(f"question of {agent}")
+    return path / "syscall/llm"
+
+
+def runs(daemon: Daemon) -> None:
+    """Waits until a request is in the middle of its answer."""
+    before = daemon.table("scheduler/stats")["tokens"]
+    wait_until(lambda: daemon.table("scheduler/stats")["tokens"] != before, "tokens", 60)
+
+
+def test_a_service_manager_hears_how_the_daemon_stands(make_daemon: MakeDaemon, manager: Manager) -> None:
+    daemon = managed(make_daemon(), watchdog_s=1).start()
+    wait_until(lambda: manager.says("STATUS", f"serving {daemon.root}: 0 running, 0 waiting"), "the line")
+    wait_until(lambda: manager.says("STATUS", "0 agents, model random ready"), "the model")
+    wait_until(lambda: manager.count("WATCHDOG") >= 4, "the watchdog")
+    assert manager.count("READY") == 1
+    daemon.signal(signal.SIGHUP)
+    wait_until(lambda: manager.count("READY") == 2, "the reload")
+    reloading = next(said for said in manager.heard if "RELOADING" in said)
+    assert 0 < int(reloading["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+    assert daemon.stop() == 0
+    assert manager.count("STOPPING") == 1
+    assert manager.heard[-1] == {"STATUS": "stopping"}
+
+
+def test_without_a_watchdog_nobody_is_fed(make_daemon: MakeDaemon, manager: Manager) -> None:
+    daemon = managed(make_daemon()).start(ready=False)
+    daemon.env["WATCHDOG_PID"] = "1"
+    wait_until(lambda: manager.says("STATUS", "0 agents"), "the line")
+    assert daemon.stop() == 0
+    assert not manager.count("WATCHDOG")
+
+
+STUCK = """import time
+def rank(view, job): return job.id
+def preempt(view): time.sleep(3600)
+"""
+
+
+def test_a_scheduler_that_hangs_is_not_fed_and_loses_nothing(
+    make_daemon: MakeDaemon, manager: Manager, tmp_path: Path
+) -> None:
+    """An administrator's policy that never returns holds the scheduler's lock."""
+    policies = tmp_path / "policies"
+    policies.mkdir()
+    (policies / "stuck.py").write_text(STUCK)
+    config = f"[scheduler]\npolicy = 'POLICY'\npolicies = '{policies}'\n" + ONE
+    daemon = managed(make_daemon(config.replace("POLICY", "stuck")), watchdog_s=1).start()
+    [worker] = daemon.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    accepted = ask(daemon, "a", '{"max_tokens": 5}')
+    (daemon.root / "agents/b").mkdir()
+    writer = subprocess.Popen(["bash", "-c", f"echo two > {daemon.root}/agents/b/syscall/llm"])
+    wait_until(lambda: "the watchdog is not fed" in daemon.log.read_text(), "the hang")
+    fed = manager.count("WATCHDOG")
+    time.sleep(2)  # for as long as two would have come in
+    assert manager.count("WATCHDOG") == fed
+    daemon.signal(signal.SIGABRT)  # as the service manager does
+    assert daemon.process
+    assert daemon.process.wait(10) == -signal.SIGABRT
+    writer.wait(10)
+    os.kill(worker, signal.SIGCONT)
+    assert 'stuck.py", line 3 in preempt' in daemon.log.read_text(), "where it hung"
+    (tmp_path / "aiosd.toml").write_text(config.replace("POLICY", "fair"))
+    daemon.start()
+    assert accepted.read_bytes()
+
+
+def test_what_runs_at_a_stop_comes_to_its_end_and_the_rest_goes_on_later(
+    make_daemon: MakeDaemon, manager: Manager, slow_llama: Path
+) -> None:
+    daemon = managed(make_daemon(ONE + "[daemon]\ndrain_s = 60\n", slow_llama)).start()
+    running = ask(daemon, "running")
+    reader = subprocess.Popen(["cat", running], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    runs(daemon)
+    waiting = ask(daemon, "waiting", '{"max_tokens": 5}')
+    blocked = subprocess.Popen(["cat", waiting], stderr=subprocess.PIPE)
+    (daemon.root / "agents/begun").mkdir()
+    begun = (daemon.root / "agents/begun/syscall/llm").open("wb", buffering=0)
+    begun.write(b"written before, closed after")
+    daemon.signal(signal.SIGTERM)
+    wait_until(lambda: manager.says("STATUS", "stopping: requests that still run: 1"), "the drain")
+    refused = daemon.sh("mkdir agents/late; echo hi > agents/late/syscall/llm; cat agents/late/log.jsonl")
+    assert "endpoint shutdown" in refused.stderr
+    assert "write it again when it is back" in refused.stdout
+    begun.close()
+    answer = reader.communicate(timeout=60)[0]
+    assert daemon.process
+    assert daemon.process.wait(60) == 0
+    assert len(answer) > 100
+    assert blocked.wait(5) == 1, "who waited for one that did not start"
+    assert "2 requests go on when it starts again" in daemon.log.read_text()
+    daemon.start()
+    assert running.read_bytes() == answer
+    assert waiting.read_bytes()
+    assert (daemon.root / "agents/begun/syscall/llm").read_bytes()
+    assert daemon.table("agents/running/usage")["requests"] == "1"
+
+
+def test_a_second_signal_ends_the_drain_and_what_is_parked_goes_on_with_the_same_tokens(
+    make_daemon: MakeDaemon, slow_llama: Path
+) -> None:
+    daemon = make_daemon(ONE + "[daemon]\ndrain_s = 600\n", slow_llama).start()
+    undisturbed = ask(daemon, "a").read_bytes()
+    total = int(daemon.table("scheduler/stats")["tokens"])
+    path = daemon.root / "agents/a/syscall/llm"
+    reader = subprocess.Popen(["bash", "-c", f"exec 3<>{path}; echo -n question of a >&3; cat <&3"])
+    runs(daemon)
+    daemon.signal(signal.SIGTERM)
+    wait_until(lambda: "requests that still run: 1" in daemon.log.read_text(), "the drain")
+    daemon.signal(signal.SIGTERM)
+    assert daemon.process
+    assert daemon.process.wait(20) == 0
+    assert "SIGTERM again" in daemon.log.read_text()
+    assert reader.wait(5) == 1
+    daemon.start()
+    assert path.read_bytes() == undisturbed, "who had it open read-write has not cancelled it"
+    assert int(daemon.table("scheduler/stats")["tokens"]) < total, "it did not begin anew"
+
+
+def test_a_stop_with_nothing_running_is_immediate(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon("[daemon]\ndrain_s = 600\n").start()
+    ask(daemon, "a", '{"max_tokens": 3}').read_bytes()
+    ask(daemon, "b", '{"max_tokens": 3}').read_bytes()
+    daemon.write("agents/b/ctl", "pause")
+    daemon.write("agents/b/syscall/llm", "waits")
+    began = time.monotonic()
+    assert daemon.stop() == 0
+    assert time.monotonic() - began < 10
+
+
+# reload
+
+
+def reload(daemon: Daemon) -> str:
+    """What the log says of it."""
+    before = len(daemon.log.read_text())
+
+    def news() -> str:
+        return daemon.log.read_text()[before:]
+
+    daemon.signal(signal.SIGHUP)
+    wait_until(lambda: "reloaded" in news(), "the reload")
+    return news()
+
+
+TOOL = """name = "greet"
+description = "Say hello"
+command = ["/bin/echo", "hello"]
+parameters.type = "object"
+"""
+
+
+def test_a_reload_takes_over_everything_or_nothing(
+    make_daemon: MakeDaemon, manager: Manager, tmp_path: Path
+) -> None:
+    for folder in ("policies/access", "tools.d/greet"):
+        (tmp_path / folder).mkdir(parents=True)
+    base = f"[scheduler]\npolicies = '{tmp_path}/policies'\nquantum = QUANTUM\n"
+    base += f"[tools]\nfolder = '{tmp_path}/tools.d'\n"
+    daemon = managed(make_daemon(base.replace("QUANTUM", "7"))).start()
+    config = tmp_path / "aiosd.toml"
+    good = base.replace("QUANTUM", "8")
+    bad = {
+        "policies/mine.py": "def rank(",
+        "policies/access/mine.toml": "[[rule]]\ndecision = 'perhaps'\n",
+        "tools.d/greet/tool.toml": TOOL.replace("parameters.type", "parameter"),
+        "aiosd.toml": good + "[models.none]\npath = '/nonexistent'\n",
+    }
+    for name, text in bad.items():
+        config.write_text(good)
+        file = tmp_path / name
+        file.write_text(text)
+        said = reload(daemon)
+        assert "not reloaded, the old configuration stays" in said
+        assert ("/nonexistent" if name == "aiosd.toml" else str(file)) in said
+        assert daemon.read("scheduler/quantum") == "7\n"
+        assert "greet" not in os.listdir(daemon.root / "tools")
+        wait_until(lambda: manager.says("STATUS", "the last reload was refused"), "the line")
+        if name != "aiosd.toml":
+            file.unlink()
+    (tmp_path / "tools.d/greet/tool.toml").write_text(TOOL)
+    config.write_text(good + "[daemon]\nmount = '/elsewhere'\n[engine]\nthreads = 1\n")
+    said = reload(daemon)
+    assert "configuration reloaded: scheduler.quantum; of workers started from now on: engine.threads" in said
+    assert "takes a restart" not in said, "the command line named the mount"
+    assert daemon.read("scheduler/quantum") == "8\n"
+    assert "greet" in os.listdir(daemon.root / "tools")
+    wait_until(lambda: manager.heard[-1].get("STATUS", "").endswith("model random ready"), "the line")
