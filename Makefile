@@ -1,7 +1,7 @@
 # make demo, make test: all a newcomer needs. Every target sets the checkout up first (./setup, which
 # does nothing when nothing changed).
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test run lint format build eval-tiny train-tiny bench bench-engine bench-sched bench-fs bench-tools bench-daemon lock clean distclean
+.PHONY: help setup demo test run lint format build deb eval-tiny train-tiny bench bench-engine bench-sched bench-fs bench-tools bench-daemon lock clean distclean
 PY := .venv/bin/python
 ARGS ?=
 
@@ -12,6 +12,7 @@ help:
 	@echo 'make setup                                  system packages, .venv, C++ extension'
 	@echo 'make lint | format                          ruff, mypy --strict | ruff format'
 	@echo 'make build                                  the C++ extension of the engine again'
+	@echo 'make deb                                    dist/aiosd_VERSION_ARCH.deb, for this release of Debian'
 	@echo 'make eval-tiny | train-tiny                 the built-in model: measure it, make it again'
 	@echo 'make bench | bench-{engine,sched,fs,tools,daemon} all of them, or one'
 	@echo 'make lock                                   requirements*.lock from pyproject.toml'
@@ -40,6 +41,13 @@ format: setup
 
 build: setup
 	$(PY) -m aiosd.engine.build
+
+# Needs no .venv: the package is made for Debian's own python3. The first time takes minutes, then seconds.
+deb:
+	@dpkg-checkbuilddeps || { echo 'as root: apt-get build-dep .' >&2; exit 1; }
+	mkdir -p dist
+	DIST=dist DEB_RULES_REQUIRES_ROOT=no debian/rules clean binary
+	debian/rules clean
 
 eval-tiny: setup
 	$(PY) models/tiny/evaluate.py $(ARGS)
@@ -77,6 +85,7 @@ lock: setup
 	  grep -E '^(nvidia|cuda|triton)' .venv/all.lock; } > requirements-cuda.lock
 
 clean:
+	rm -rf debian/aiosd debian/.debhelper debian/files debian/*.substvars debian/*.log debian/*stamp debian/*.debhelper
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .venv/.built
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name '*.so' \) -print0 | xargs -0 rm -rf
 

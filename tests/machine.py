@@ -1,0 +1,190 @@
+"""A small Debian machine with systemd as PID 1 in a container, as a boot test sees it: made, booted, used, put away.
+
+    machine = Machine(root); machine.boot(); machine.run("alice", "cat /aios/status")
+
+The root is a folder that mmdebstrap made, kept as a tar under build/. It has no network: what works in it works
+offline. Commands enter the container's namespaces by its PID 1 and so need no service inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from tests.running import REPOSITORY, wait_until
+
+BASE = ["systemd", "systemd-sysv", "dbus", "procps", "apt"]
+USERS = ("alice", "bob")
+BOOT_S, STOP_S = 60.0, 30.0
+
+
+class Machine:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._nspawn: subprocess.Popen[bytes] | None = None
+        self._init = 0  # PID 1 of the machine, as this one numbers it
+
+    def boot(self) -> None:
+        with (self.root.parent / "console").open("ab") as console:
+            self._nspawn = subprocess.Popen(
+                # a test run that is killed takes its machine along
+                ["setpriv", "--pdeathsig", "KILL", "systemd-nspawn", "--quiet", "-D", str(self.root), "--boot",
+                 "--register=no", "--keep-unit", "--private-network", "--bind=/dev/fuse", "--console=pipe"],
+                stdin=subprocess.DEVNULL, stdout=console, stderr=console,
+            )  # fmt: skip
+        wait_until(self._finds_init, "PID 1 of the machine", BOOT_S)
+        wait_until(self._is_up, "the end of booting", BOOT_S)
+
+    def power_off(self) -> None:
+        if self._nspawn is None:
+            return
+        self.run("root", "systemctl poweroff", check=False)
+        try:
+            self._nspawn.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._nspawn.kill()  # and PID 1 with it
+            self._nspawn.wait()
+        self._nspawn = None
+
+    def reboot(self) -> None:
+        self.power_off()
+        self.boot()
+
+    def remove(self) -> None:
+        self.power_off()
+        subprocess.run(["rm", "-rf", "--one-file-system", self.root], check=True)
+
+    def run(
+        self, user: str, command: str, *, check: bool = True, timeout_s: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        """A shell command as a user of the machine. bash: dash's echo calls every errno "I/O error"."""
+        done = subprocess.run(
+            self._enter(user, command),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise AssertionError(f"{user}: {command}: status {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def start(self, user: str, command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._enter(user, command),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def out(self, user: str, command: str) -> str:
+        return self.run(user, command).stdout.strip()
+
+    def works(self, user: str, command: str) -> bool:
+        return self.run(user, command, check=False).returncode == 0
+
+    def _enter(self, user: str, command: str) -> list[str]:
+        clean = [
+            "env",
+            "-i",
+            "LC_ALL=C.UTF-8",
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        ]
+        shell = ["runuser", "-u", user, "--", "bash", "-c", command]
+        return ["nsenter", "--all", "--target", str(self._init), "--", *clean, *shell]
+
+    def _finds_init(self) -> bool:
+        assert self._nspawn is not None
+        if self._nspawn.poll() is not None:
+            raise AssertionError(f"systemd-nspawn ended:\n{(self.root.parent / 'console').read_text()}")
+        own = os.readlink("/proc/self/ns/pid")
+        for task in Path(f"/proc/{self._nspawn.pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                if os.readlink(f"/proc/{child}/ns/pid") != own and _name(child) == "systemd":
+                    self._init = int(child)
+                    return True
+        return False
+
+    def _is_up(self) -> bool:
+        state = self.run("root", "systemctl is-system-running", check=False).stdout.strip()
+        return state in ("running", "degraded")
+
+
+def _name(pid: str) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def missing() -> str:
+    """Why no machine can be booted here; empty if one can."""
+    if os.geteuid() != 0:
+        return "not root"
+    if not os.path.exists("/dev/fuse"):
+        return "no /dev/fuse"
+    programs = ["mmdebstrap", "systemd-nspawn", "dh", "dpkg-checkbuilddeps", "setpriv", "nsenter"]
+    return ", ".join(f"{name} is not installed" for name in programs if not shutil.which(name))
+
+
+def base_root(packages: list[str]) -> Path:
+    """A tar with a minimal root of this machine's own release: the package is made for its python3."""
+    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if line)
+    suite = release["VERSION_CODENAME"].strip('"')
+    wanted = [*BASE, *packages]
+    tar = (
+        REPOSITORY
+        / "build"
+        / f"boot-root-{hashlib.sha256(' '.join([suite, *wanted]).encode()).hexdigest()[:12]}.tar"
+    )
+    if tar.exists():
+        return tar
+    tar.parent.mkdir(exist_ok=True)
+    new = tar.with_suffix(".new.tar")
+    users = " && ".join(f'chroot "$1" useradd -m -s /bin/bash {user}' for user in USERS)
+    subprocess.run(
+        ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(wanted)}", f"--customize-hook={users}",
+         "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/locale/*", suite, str(new)],
+        check=True,
+    )  # fmt: skip
+    new.replace(tar)
+    return tar
+
+
+def depends(package: Path) -> list[str]:
+    """The names that a .deb depends on, of alternatives the first."""
+    field = subprocess.run(["dpkg-deb", "-f", package, "Depends"], check=True, capture_output=True, text=True)
+    names = {part.split("|")[0].split("(")[0].strip() for part in field.stdout.split(",")}
+    return sorted(names)
+
+
+def unpack(tar: Path, root: Path) -> None:
+    root.mkdir(parents=True)
+    subprocess.run(["tar", "-C", root, "--numeric-owner", "-xf", tar], check=True)
+
+
+def build_package() -> Path:
+    """`make deb`."""
+    began = time.time()
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(
+        ["make", "deb"], cwd=REPOSITORY, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, f"make deb failed:\n{done.stdout[-8000:]}"
+    (package,) = [
+        deb for deb in (REPOSITORY / "dist").glob("aiosd_*.deb") if deb.stat().st_mtime >= began - 1
+    ]
+    return package
+
+
+def newer_package(package: Path, folder: Path, version: str) -> Path:
+    """The same with a higher version, in its control file and in what the daemon says of itself."""
+    tree = folder / "newer"
+    subprocess.run(["dpkg-deb", "-R", package, tree], check=True)
+    control = tree / "DEBIAN/control"
+    old = next(line.split()[1] for line in control.read_text().splitlines() if line.startswith("Version:"))
+    control.write_text(control.read_text().replace(f"Version: {old}", f"Version: {version}"))
+    (init,) = tree.glob("usr/lib/aios/lib/python3.*/site-packages/aiosd/__init__.py")
+    init.write_text(init.read_text().replace(f'"{old}"', f'"{version}"'))
+    for compiled in init.parent.glob("__pycache__/__init__.*"):
+        compiled.unlink()
+    target = folder / f"aiosd_{version}.deb"
+    subprocess.run(["dpkg-deb", "-Znone", "-b", tree, target], check=True, stdout=subprocess.DEVNULL)
+    shutil.rmtree(tree)
+    return target
