@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aiosd import __version__, privilege, sessions
+from aiosd import __version__, journal, privilege, sessions
 from aiosd.config import load
 from aiosd.errors import AiosError, ConfigError, Denied, WireError
 from aiosd.fs import mount
@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("--user", default="aios", help="that the daemon runs as, by name or number")
     parser.add_argument("--version", action="version", version=f"aiosd {__version__}")
     options = parser.parse_args()
-    logging.basicConfig(level="INFO", format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    journal.begin("info")
     try:
         Privileged(options.config, options.socket, uid_of(options.user)).serve()
     except AiosError as error:
@@ -118,9 +118,9 @@ class Privileged:
             except Exception:
                 log.exception("the daemon's orders")
                 os._exit(70)  # EX_SOFTWARE: tools die with it, and the service manager starts it again
-            log.info("the daemon is gone")
             mount.unmount(folder)
             self._fuse = mount.open_fuse(folder, shared=True)
+            log.info("the daemon is gone; who opens something below %s waits for the next", folder)
 
 
 class Daemon:

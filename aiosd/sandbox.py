@@ -8,6 +8,7 @@ kernel's file modes hold inside. Decides nothing and starts nothing: aiosd.runne
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Mapping
@@ -45,6 +46,7 @@ REFUSED = tuple(
     """.split()  # noqa: SIM905 - as words, not as fifty quoted lines
 )
 SOCKETS = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)  # a network namespace holds
+NEWUSER = 0x10000000  # CLONE_NEWUSER of clone(2)
 FAMILIES = 64  # these, and not, for one, the AF_VSOCK by which a virtual machine speaks to its host
 
 
@@ -69,7 +71,7 @@ class Cage:
         program starts when `gate` can be read."""
         m = self.manifest
         return [
-            BWRAP, "--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent",
+            BWRAP, "--unshare-user", "--unshare-all", *no_more_users(), "--die-with-parent",
             "--new-session", "--cap-drop", "ALL", "--seccomp", str(seccomp), "--hostname", "aios",
             *(("--share-net",) if hosts else ()), *(("--block-fd", str(gate)) if gate else ()),
             "--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc", *links(),
@@ -119,6 +121,11 @@ def aios(mount: Path) -> list[str]:
     return ["--bind", str(mount), "/aios", "--ro-bind", f"{mount}/tools", "/aios/tools", *HIDDEN]
 
 
+def no_more_users() -> tuple[str, ...]:
+    """Where bubblewrap can say so: in a container of which /proc/sys is read-only seccomp alone does."""
+    return () if os.statvfs("/proc/sys/user").f_flag & os.ST_RDONLY else ("--disable-userns",)
+
+
 def secret(fd: int, path: str) -> list[str]:
     return ["--perms", "0400", "--ro-bind-data", str(fd), path]
 
@@ -142,8 +149,14 @@ def links() -> list[str]:
 
 @cache
 def seccomp_filter() -> bytes:
-    """The BPF program of REFUSED, each EPERM; a name that this machine has no number for is left out."""
+    """The BPF program of REFUSED, each EPERM; a name that this machine has no number for is left out.
+
+    clone(2) is refused what unshare(2) is, a user namespace; the flags of clone3(2) cannot be seen from here,
+    so it is not there, as on an old kernel, and libraries use the other.
+    """
     rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    rules.add_rule(pyseccomp.ERRNO(1), "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, NEWUSER, NEWUSER))
+    rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
     for name in REFUSED:
         with suppress(OSError, ValueError):
             rules.add_rule(pyseccomp.ERRNO(1), name)

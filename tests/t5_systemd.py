@@ -209,7 +209,7 @@ def test_an_upgrade_under_load_answers_each_request_once(
 def test_the_journal_tells_the_story(machine: Machine) -> None:
     story = journal(machine, "-u aiosd -o cat")
     for line in (
-        f"aiosd 0.1.0 serves /aios",
+        "aiosd 0.1.0 serves /aios",
         f"aiosd {NEXT} serves /aios",
         "SIGTERM: stopping",
         "Main process exited, code=killed",
