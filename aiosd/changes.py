@@ -8,7 +8,13 @@ from typing import Any
 
 from aiosd.config import Config
 
-AT_RESTART = {"daemon.mount", "daemon.state", "daemon.group"}  # all else applies at once, but for …
+# All else applies at once, but for what the next workers take.
+AT_RESTART = {
+    "daemon.mount",
+    "daemon.state",
+    "daemon.group",
+    "daemon.admin_group",
+}
 BY_NEW_WORKERS = {
     "engine.kv_bytes", "engine.prefill_tokens", "engine.threads", "engine.deterministic",
     "engine.quantization", "engine.device", "engine.dtype",

@@ -42,6 +42,7 @@ class Daemon:
     mount: str = "/aios"
     state: str = "/var/lib/aios"
     group: str = "aios"  # group of agents/ and contexts/, where it exists
+    admin_group: str = "aios-admin"  # may, where it exists, what of models, workers and scheduler root may
     log_level: str = one_of("info", "debug", "info", "notice", "warning", "error")
     drain_s: int = 5  # what runs may go on for so long when the daemon is told to stop
 

@@ -27,9 +27,9 @@ PRIORITIES = (  # of syslog(3)
 )  # fmt: skip
 
 
-def begin(level: str) -> None:
-    """From here on what is logged goes where it belongs."""
-    handler = Handler() if is_journal(sys.stderr.fileno()) else logging.StreamHandler(sys.stderr)
+def begin(level: str, name: str = "aiosd") -> None:
+    """From here on what is logged goes where it belongs; there `name` is who says it."""
+    handler = Handler(name) if is_journal(sys.stderr.fileno()) else logging.StreamHandler(sys.stderr)
     logging.basicConfig(level=level.upper(), format=FORMAT, handlers=[handler])
 
 
@@ -40,14 +40,15 @@ def is_journal(descriptor: int) -> bool:
 
 
 class Handler(logging.Handler):
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
+        self._who = name
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.settimeout(PATIENCE_S)
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):  # there is nowhere left to tell it
-            self._send(encode(fields(record)))
+            self._send(encode({"SYSLOG_IDENTIFIER": self._who, **fields(record)}))
 
     def _send(self, entry: bytes) -> None:
         try:
@@ -74,7 +75,6 @@ def fields(record: logging.LogRecord) -> dict[str, object]:
     return {
         "MESSAGE": message,
         "PRIORITY": next((p for level, p in PRIORITIES if record.levelno >= level), 7),
-        "SYSLOG_IDENTIFIER": "aiosd",
         "LOGGER": record.name,
         "CODE_FILE": record.pathname,
         "CODE_LINE": record.lineno,

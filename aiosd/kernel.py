@@ -172,10 +172,12 @@ class Kernel:
     @property
     def group(self) -> int | None:
         """The group that may make agents and contexts; None: everybody may."""
-        try:
-            return grp.getgrnam(self.config.daemon.group).gr_gid
-        except KeyError:
-            return None
+        return gid_of(self.config.daemon.group)
+
+    @property
+    def admins(self) -> int | None:
+        """The group that administers beside root; None: there is none."""
+        return gid_of(self.config.daemon.admin_group)
 
     # objects that users make and end, one at a time
 
@@ -443,3 +445,10 @@ def check_count(granted: Collection[object]) -> None:
     """Each grant is one line of the audit log."""
     if len(granted) > GRANTED_MAX:
         raise BadValue(f"more than {GRANTED_MAX} at once", "name fewer")
+
+
+def gid_of(group: str) -> int | None:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        return None

@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("--user", default="aios", help="that the daemon runs as, by name or number")
     parser.add_argument("--version", action="version", version=f"aiosd {__version__}")
     options = parser.parse_args()
-    journal.begin("info")
+    journal.begin("info", "aios-privileged")
     try:
         Privileged(options.config, options.socket, uid_of(options.user)).serve()
     except AiosError as error:

@@ -24,7 +24,7 @@ from aiosd.fs.files import Control, Stream, Text, Value
 from aiosd.fs.text import columns, table
 from aiosd.fs.tools import tool_folder
 from aiosd.fs.transaction import Transaction
-from aiosd.fs.tree import Collection, Factory, Folder, Table, Tree
+from aiosd.fs.tree import Collection, Factory, Folder, Node, Table, Tree
 from aiosd.kernel import Kernel
 from aiosd.models import Model, ModelState
 from aiosd.pool import Worker
@@ -36,6 +36,7 @@ README = (Path(__file__).parent / "README.txt").read_text()
 def build(kernel: Kernel) -> Tree:
     private = (0o1777, None) if kernel.group is None else (0o1770, kernel.group)
     shared = (0o1777, None) if kernel.group is None else (0o1775, kernel.group)
+    admins = kernel.admins
     entries: dict[str, Factory] = {
         "README": lambda: Text(render=lambda: README),
         "version": lambda: Text(render=lambda: __version__ + "\n"),
@@ -70,6 +71,18 @@ def build(kernel: Kernel) -> Tree:
             *private,
         ),
     }
+
+    def administered(factory: Factory) -> Factory:
+        def made() -> Node:
+            folder = factory()
+            assert isinstance(folder, Folder)
+            folder.admins = admins
+            return folder
+
+        return made
+
+    for name in ("models", "workers", "scheduler", "access"):
+        entries[name] = administered(entries[name])
 
     def space() -> tuple[int, int]:
         s = os.statvfs(kernel.config.daemon.state)

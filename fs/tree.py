@@ -35,6 +35,7 @@ class Folder:
     mode = 0o755
     uid: int | None = None  # None: as the folder above
     gid: int | None = None
+    admins: int | None = None  # the group that may what the owner of files below may; None: as above
     changed_s = 0.0  # 0: likewise
 
     def names(self) -> Iterable[str]:
@@ -130,6 +131,7 @@ class Tree:
         node: Node = self._root
         at, owner, changed_s = "", self._owner, self._born_s
         explicit: Permission | None = None
+        admins: int | None = None
         for name in path.strip("/").split("/") if path != "/" else ():
             child = node.child(name) if isinstance(node, Folder) else None
             if child is None:
@@ -138,11 +140,17 @@ class Tree:
             explicit = self._permissions.get(at)
             if isinstance(node, Folder) and node.uid is not None:
                 owner = Permission(node.uid, owner.gid if node.gid is None else node.gid, 0)
+                admins = None
+            if isinstance(node, Folder) and node.admins is not None:
+                admins = node.admins
             owner = explicit or owner
             if isinstance(node, Folder) and node.changed_s:
                 changed_s = node.changed_s
         gid = node.gid if isinstance(node, Folder) and node.gid is not None else owner.gid
-        permission = explicit or Permission(owner.uid, gid, node.mode)
+        mode = node.mode
+        if admins is not None and isinstance(node, File):
+            gid, mode = admins, mode | mode >> 3 & 0o060
+        permission = explicit or Permission(owner.uid, gid, mode)
         return Found(path, node, permission, int(changed_s * 1e9))
 
     def make(self, parent: Found, name: str, caller: Caller, mode: int) -> None:

@@ -79,7 +79,7 @@ def test_each_line_of_the_audit_log_is_in_the_journal(
 def test_a_message_is_one_entry_whatever_it_holds(tmp_path: Path) -> None:
     """A newline makes no field, and one that is too long for a datagram goes by a file."""
     log = logging.Logger("test")
-    log.addHandler(Handler())
+    log.addHandler(Handler("aiosd"))
     pid = f"_PID={os.getpid()}"
     with journal(tmp_path / "j") as found:
         log.warning("one\nAIOS_AGENT=eve\n", extra=about(agent="ada", request=7))
