@@ -120,7 +120,7 @@ def clear_stale(folder: Path) -> None:
 
 
 def is_mounted(folder: Path) -> bool:
-    wanted = os.path.realpath(folder.parent) + "/" + folder.name
+    wanted = os.path.join(os.path.realpath(folder.parent), folder.name)  # not "//aios" for /aios
     for line in Path("/proc/self/mounts").read_text().splitlines():
         if line.split()[1].encode().decode("unicode_escape") == wanted:
             return True
