@@ -1,9 +1,9 @@
-"""A small Debian machine with systemd as PID 1 in a container, as a boot test sees it: made, booted, used, put away.
+"""A small Debian machine with systemd as PID 1 in a container, for boot tests: made, booted, used, put away.
 
     machine = Machine(root); machine.boot(); machine.run("alice", "cat /aios/status")
 
-The root is a folder that mmdebstrap made, kept as a tar under build/. It has no network: what works in it works
-offline. Commands enter the container's namespaces by its PID 1 and so need no service inside.
+Its root comes from mmdebstrap, and is kept as a tar under build/. It has no network: what works in it works
+offline. Commands enter the namespaces of its PID 1, and so need no service inside.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ class Machine:
         with (self.root.parent / "console").open("ab") as console:
             self._nspawn = subprocess.Popen(
                 # a test run that is killed takes its machine along
-                ["setpriv", "--pdeathsig", "KILL", "systemd-nspawn", "--quiet", "-D", str(self.root), "--boot",
-                 "--register=no", "--keep-unit", "--private-network", "--bind=/dev/fuse", "--console=pipe"],
+                ["setpriv", "--pdeathsig", "KILL", "systemd-nspawn", "--quiet", "-D", str(self.root),
+                 "--boot", "--register=no", "--keep-unit", "--private-network",
+                 "--bind=/dev/fuse", "--console=pipe"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console,
             )  # fmt: skip
         wait_until(self._finds_init, "PID 1 of the machine", BOOT_S)
@@ -139,8 +140,9 @@ def base_root(packages: list[str]) -> Path:
     new = tar.with_suffix(".new.tar")
     users = " && ".join(f'chroot "$1" useradd -m -s /bin/bash {user}' for user in USERS)
     subprocess.run(
-        ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(wanted)}", f"--customize-hook={users}",
-         "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/locale/*", suite, str(new)],
+        ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(wanted)}",
+         f"--customize-hook={users}", "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/locale/*",
+         suite, str(new)],
         check=True,
     )  # fmt: skip
     new.replace(tar)
