@@ -106,7 +106,8 @@ def serve(config: Config, options: argparse.Namespace) -> int:
         heartbeat.start()
         log.info("aiosd serves %s (pid %d)", folder, os.getpid(), extra=about(Id.READY))
         status = wait(signals, server, lambda: reload(kernel, options))
-        drain(kernel, signals)
+        if not system.lost:
+            drain(kernel, signals)
     return 1 if system.lost else status
 
 

@@ -113,14 +113,16 @@ class Privileged:
                 sock.close()
                 continue
             log.info("the daemon is here (pid %d)", pid)
+            daemon = Daemon(self, Channel(sock, privilege.ORDERS))
             try:
-                Daemon(self, Channel(sock, privilege.ORDERS)).serve(folder, self._fuse)
+                daemon.serve(folder, self._fuse)
+                mount.unmount(folder)
+                self._fuse = mount.open_fuse(folder, shared=True)
+                log.info("the daemon is gone; who opens something below %s waits for the next", folder)
+                daemon.end()
             except Exception:
                 log.exception("the daemon's orders")
                 os._exit(70)  # EX_SOFTWARE: tools die with it, and the service manager starts it again
-            mount.unmount(folder)
-            self._fuse = mount.open_fuse(folder, shared=True)
-            log.info("the daemon is gone; who opens something below %s waits for the next", folder)
 
 
 class Daemon:
@@ -141,9 +143,10 @@ class Daemon:
                 self._obey(message)
         except (OSError, WireError) as error:
             log.error("the daemon's connection: %s", error)
-        finally:
-            self._runner.stop()
-            self._channel.close()
+
+    def end(self) -> None:
+        self._runner.stop()
+        self._channel.close()
 
     def _obey(self, message: Any) -> None:
         runner = self._runner

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from tests import machine as machines
 from tests.machine import Machine
-from tests.running import wait_until
+from tests.running import REPOSITORY, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.slow]
 ASK = 'echo "Repeat: mango" > /aios/agents/{0}/syscall/llm && cat /aios/agents/{0}/syscall/llm'
@@ -105,7 +106,7 @@ class Load:
         return done.stdout
 
 
-# ------------------------------------------------------------------------------------------- install and use
+# install and use
 
 
 def test_it_installs_without_a_network_and_says_what_to_do_next(machine: Machine) -> None:
@@ -157,7 +158,113 @@ def test_aiosctl_finds_the_daemon(machine: Machine) -> None:
     assert machine.out("alice", "aiosctl ask ada 'Repeat: kiwi'") == "kiwi"
 
 
-# ---------------------------------------------------------------------------------------- reload and restart
+# units, users, the journal
+
+
+def test_each_part_has_its_own_user_and_unit(machine: Machine) -> None:
+    ready(machine)
+    parts = {"aiosd": "aios", "aios-privileged": "root", "aios-worker@0": "aios-worker"}
+    for unit, user in parts.items():
+        pid = main_pid(machine, unit)
+        assert machine.out("root", f"ps -o user:20= -p {pid}") == user
+    assert machine.out("root", "cat /aios/workers/0/pid") == str(main_pid(machine, "aios-worker@0"))
+    slices = machine.out("root", "systemctl show -p Slice --value aios-worker@0 aios-privileged").split()
+    assert slices == ["aios-workers.slice", "aios-tools.slice"]
+    none = machine.out("root", f"grep -h CapBnd /proc/{main_pid(machine, 'aios-worker@0')}/status")
+    assert none.split()[1] == "0" * 16
+
+
+def test_tools_run_as_their_callers(machine: Machine) -> None:
+    code = json.dumps({"code": "import os; print(os.getuid(), os.path.exists('/home'))"})
+    said = machine.run(
+        "bob", f"exec 3<>/aios/tools/python/call; echo {shlex.quote(code)} >&3; cat <&3", check=False
+    )
+    assert said.stdout.split() == [machine.out("bob", "id -u"), "False"]
+    machine.run("alice", "echo calc clock > /aios/agents/ada/tools")
+    asked = "What is 1234*5678, and what time is it in UTC?"
+    answer = machine.out("alice", f"cd /aios/agents/ada/syscall; echo {shlex.quote(asked)} > llm; cat llm")
+    assert "7006652" in answer
+    assert "in UTC" in answer
+    machine.run("alice", "echo > /aios/agents/ada/tools")
+
+
+@pytest.mark.parametrize("unit", ["aios-worker@0", "aios-privileged", "aiosd"])
+def test_any_of_its_processes_may_be_killed(machine: Machine, unit: str) -> None:
+    load = Load(machine, "alice", f"killed-{unit.partition('@')[0]}")
+    load.add(10)
+    before = main_pid(machine, unit)
+    assert load.unfinished()
+    machine.run("root", f"kill -9 {before}")
+    wait_until(lambda: main_pid(machine, unit) not in (0, before), f"another {unit}", 30)
+    load.ends_whole()
+    wait_until(lambda: machine.works("root", "systemctl is-active aiosd aios-privileged"), "the service")
+    assert machine.out("alice", ASK.format("ada")) == "mango"
+
+
+def test_who_comes_while_it_restarts_waits(machine: Machine) -> None:
+    """Each of these opens the tree anew."""
+    script = "end=$((SECONDS + 8)); while [ $SECONDS -lt $end ]; do cat /aios/version || echo away; done"
+    reader = machine.start("bob", script)
+    for _ in range(2):
+        machine.run("root", "systemctl restart aiosd", timeout_s=60)
+    said, _ = reader.communicate(timeout=60)
+    away = said.count("away")  # the moment between two mounts, and what was open
+    assert said.count("0.1.0") > 50
+    assert away <= 6, {line for line in said.splitlines() if line.startswith("cat:")}
+
+
+def test_one_that_hangs_is_started_again(machine: Machine) -> None:
+    ready(machine)
+    folder = "/run/systemd/system/aiosd.service.d"
+    drop_in = "[Service]\\nWatchdogSec=2\\nTimeoutAbortSec=2\\n"
+    machine.run("root", f"mkdir {folder}; printf '{drop_in}' > {folder}/t.conf; systemctl daemon-reload")
+    machine.run("root", "systemctl restart aiosd", timeout_s=60)
+    before = main_pid(machine)
+    machine.run("root", f"kill -STOP {before}")
+    wait_until(lambda: main_pid(machine) not in (0, before), "another daemon", 30)
+    machine.run("root", f"rm -r {folder}; systemctl daemon-reload; systemctl restart aiosd", timeout_s=60)
+    assert machine.out("alice", ASK.format("ada")) == "mango"
+    assert "watchdog" in journal(machine, "-u aiosd -o cat").lower()
+
+
+def test_a_packaged_agent_has_a_user_of_its_own(machine: Machine) -> None:
+    shutil.copytree(REPOSITORY / "examples/agents/greeter", machine.root / "etc/aios/agents/greeter")
+    machine.run("root", "systemctl start aios-agent@greeter")
+    names = "/var/lib/private/aios-agents/greeter/names"
+    wait_until(lambda: machine.works("root", f"test -p {names}"), "its pipe", 30)
+    machine.run("root", f"echo Ada > {names}")
+    greeted = "/var/lib/private/aios-agents/greeter/greeted"
+    wait_until(lambda: machine.works("root", f"grep -q Ada {greeted}"), "its greeting", 30)
+    owner = machine.out("root", "stat -c %u /aios/agents/greeter")
+    assert 61184 <= int(owner) <= 65519
+    first = main_pid(machine, "aios-agent@greeter")
+    machine.run("root", "systemctl restart aiosd", timeout_s=60)
+    assert main_pid(machine, "aios-agent@greeter") == first
+    machine.run("root", "systemctl stop aios-agent@greeter; rm -r /etc/aios/agents/greeter")
+    wait_until(lambda: not machine.works("root", "test -e /aios/agents/greeter"), "the end of the agent")
+
+
+def test_administrators_need_not_be_root(machine: Machine) -> None:
+    machine.run("root", "usermod -aG aios-admin bob")
+    assert not machine.works("alice", "echo rr > /aios/scheduler/policy")
+    machine.run("bob", "echo rr > /aios/scheduler/policy; echo fair > /aios/scheduler/policy")
+    assert machine.works("bob", "tail -n 1 /aios/access/audit.jsonl | grep -q .")
+    assert not machine.works("alice", "cat /aios/access/audit.jsonl")
+
+
+def test_the_journal_knows_agents_and_requests(machine: Machine) -> None:
+    machine.run("alice", "echo hi > /aios/agents/ada/syscall/llm; cat /aios/agents/ada/syscall/llm")
+    id = machine.out("alice", "readlink /aios/agents/ada/requests/latest")
+    assert f"request {id} of agent ada done" in journal(machine, "AIOS_AGENT=ada -o cat")
+    assert f"request {id} " in journal(machine, f"AIOS_REQUEST={id} -o cat")
+    uid = machine.out("alice", "id -u")
+    assert "agent ada" in journal(machine, f"AIOS_UID={uid} -o cat")
+    assert "man:aiosd" in journal(machine, "-u aiosd -x -b | tail -n 400") or "aiosd(8)" in journal(
+        machine, "-u aiosd -x -b"
+    )
+
+
+# reload and restart
 
 
 def test_a_reload_with_a_mistake_keeps_the_old_configuration_and_says_where(machine: Machine) -> None:
@@ -223,8 +330,8 @@ def test_an_upgrade_under_load_answers_each_request_once(
 def test_the_journal_tells_the_story(machine: Machine) -> None:
     story = journal(machine, "-u aiosd -o cat")
     for line in (
-        "aiosd 0.1.0 serves /aios",
-        f"aiosd {NEXT} serves /aios",
+        "aiosd 0.1.0 starts with the state of /var/lib/aios",
+        f"aiosd {NEXT} starts with the state of /var/lib/aios",
         "SIGTERM: stopping",
         "Main process exited, code=killed",
         "not reloaded, the old configuration stays",
@@ -234,7 +341,7 @@ def test_the_journal_tells_the_story(machine: Machine) -> None:
     assert "Traceback" not in story
 
 
-# ------------------------------------------------------------------------------------------ stop and go away
+# stop and go away
 
 
 def test_a_stop_leaves_no_mount_and_no_process(machine: Machine) -> None:
@@ -277,8 +384,8 @@ def test_a_purge_that_is_told_to_removes_the_data(machine: Machine) -> None:
     assert not machine.works("root", "test -e /var/lib/aios || test -e /etc/aios")
 
 
-def main_pid(machine: Machine) -> int:
-    return int(machine.out("root", "systemctl show -p MainPID --value aiosd"))
+def main_pid(machine: Machine, unit: str = "aiosd") -> int:
+    return int(machine.out("root", f"systemctl show -p MainPID --value {unit}"))
 
 
 def leaves_nothing_running(machine: Machine) -> None:
