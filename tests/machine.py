@@ -33,8 +33,8 @@ class Machine:
             self._nspawn = subprocess.Popen(
                 # a test run that is killed takes its machine along
                 ["setpriv", "--pdeathsig", "KILL", "systemd-nspawn", "--quiet", "-D", str(self.root),
-                 "--boot", "--register=no", "--keep-unit", "--private-network",
-                 "--bind=/dev/fuse", "--console=pipe"],
+                 f"--machine=aiosd-{os.getpid()}", "--boot", "--register=no", "--keep-unit",
+                 "--private-network", "--bind=/dev/fuse", "--console=pipe"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console,
             )  # fmt: skip
         wait_until(self._finds_init, "PID 1 of the machine", BOOT_S)
@@ -141,8 +141,8 @@ def base_root(packages: list[str]) -> Path:
     users = " && ".join(f'chroot "$1" useradd -m -s /bin/bash {user}' for user in USERS)
     subprocess.run(
         ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(wanted)}",
-         f"--customize-hook={users}", "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/locale/*",
-         suite, str(new)],
+         f"--customize-hook={users}", "--dpkgopt=force-unsafe-io",
+         "--dpkgopt=path-exclude=/usr/share/locale/*", suite, str(new)],
         check=True,
     )  # fmt: skip
     new.replace(tar)
