@@ -121,7 +121,10 @@ def missing() -> str:
     if not os.path.exists("/dev/fuse"):
         return "no /dev/fuse"
     programs = ["mmdebstrap", "systemd-nspawn", "dh", "dpkg-checkbuilddeps", "setpriv", "nsenter"]
-    return ", ".join(f"{name} is not installed" for name in programs if not shutil.which(name))
+    if absent := [name for name in programs if not shutil.which(name)]:
+        return f"not installed: {', '.join(absent)}"
+    unmet = subprocess.run(["dpkg-checkbuilddeps"], cwd=REPOSITORY, capture_output=True, text=True)
+    return unmet.stderr.strip()
 
 
 def base_root(packages: list[str]) -> Path:

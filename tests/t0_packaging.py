@@ -1,5 +1,6 @@
 """The lock, the environment and the wheel agree with pyproject.toml."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+import aiosd
+from aiosd.config import Config, load
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,6 +59,21 @@ def test_the_locked_packages_need_nothing_outside_the_lock() -> None:
             needed = Requirement(line)
             if needed.marker is None or needed.marker.evaluate({"extra": ""}):
                 assert canonicalize_name(needed.name) in lock, f"{name} needs {needed}"
+
+
+def test_what_the_package_s_aiosd_toml_shows_is_what_holds_without_it(tmp_path: Path) -> None:
+    shown = re.sub(r"(?m)^#(?=[[a-z_]+(\]| = ))", "", (ROOT / "debian/aiosd.toml").read_text())
+    shown = shown.partition("# With a model here")[0]
+    assert shown.count("\n[") == 4
+    file = tmp_path / "aiosd.toml"
+    file.write_text(shown)
+    assert load(file) == Config()
+
+
+def test_the_package_has_the_version_of_the_project() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert (ROOT / "debian/changelog").read_text().startswith(f"aiosd ({version})")
+    assert aiosd.__version__ == version
 
 
 def _is_installed(name: str) -> bool:

@@ -320,7 +320,7 @@ def test_an_upgrade_under_load_answers_each_request_once(
     slow.write_text("[quota.agent.upgraded]\nrunning_requests = 1\n")
     machine.run("root", "systemctl reload aiosd")
     load = Load(machine, "alice", "upgraded")
-    load.add(60)
+    load.add(150)
     before = main_pid(machine)
     machine.run("root", "apt-get install -y /root/newer.deb", timeout_s=300)
     assert main_pid(machine) not in (0, before)
@@ -342,7 +342,7 @@ def test_the_journal_tells_the_story(machine: Machine) -> None:
         "request",
     ):
         assert line in story
-    assert "Traceback" not in story
+    assert story.partition("Traceback")[2][:4000] == ""
 
 
 # stop and go away
@@ -381,7 +381,7 @@ def test_a_purge_that_is_told_to_removes_the_data_too(machine: Machine) -> None:
 def files_left(machine: Machine) -> list[str]:
     """Files of ours, by their names, but for the logs of others and what users have."""
     others = ("/var/lib/dpkg/*", "/var/log/*", "/var/lib/aios/*")
-    script = "find /etc /usr /run /var -xdev -iname '*aios*' " + " ".join(f"-not -path '{o}'" for o in others)
+    script = "find /etc /usr /run /var -xdev -path '*aios*' " + " ".join(f"-not -path '{o}'" for o in others)
     return machine.out("root", script).splitlines()
 
 
