@@ -24,8 +24,9 @@ setup:
 demo: setup
 	@exec $(PY) examples/demo.py $(ARGS)
 
+# Two files of tests at a time: most of what they do is waiting for processes.
 test: setup
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 # exec: a SIGTERM for make reaches the daemon itself.
 run: setup

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -663,10 +664,15 @@ def test_of_cgroup_v2_the_program_starts_in_its_group(tmp_path: Path) -> None:
     add_tool(tmp_path, "sh")
     try:
         cage = Cage(read(tmp_path / "sh/tool.toml"), None, None)
-        arguments = json.dumps({"script": "grep ^0:: /proc/self/cgroup; sleep 5 & grep ^0:: /proc/$!/cgroup"})
+        arguments = json.dumps({"script": "sleep 4741 & wait"})
         call: Any = SimpleNamespace(program=None, given=arguments, uid=ALICE, groups=(ALICE,))
-        said, _ = popen(call, cage, None, group).communicate(timeout=20)
-        assert said.decode() == f"0::/{folder.name}\n" * 2
+        process = popen(call, cage, None, group)
+        sleeps = partial(running, "sleep 4741")
+        wait_until(lambda: bool(sleeps()), "the program's child")
+        inside = set(map(int, (folder / "cgroup.procs").read_text().split()))
+        assert {process.pid, *sleeps()} <= inside
+        process.kill()
+        process.communicate(timeout=20)
         wait_until(group.remove, "the end of the group")
         with pytest.raises(FileNotFoundError):
             popen(call, cage, None, group)
