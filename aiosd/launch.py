@@ -27,6 +27,9 @@ class Process(Protocol):
         """How it ended. Raises TimeoutError."""
         ...
 
+    def close(self) -> None:
+        """It has ended, and nothing more is asked of it."""
+
 
 class Launcher(Protocol):
     def __call__(self, id: int, env: Mapping[str, str]) -> Process:
@@ -64,3 +67,6 @@ class Child:
             return f"exit status {self._process.wait(timeout_s)}"
         except subprocess.TimeoutExpired:
             raise TimeoutError from None
+
+    def close(self) -> None:
+        """The channel is closed by who was given it."""

@@ -165,6 +165,7 @@ class Pool:
             log.error("worker %d: %s", worker.id, error, extra=facts(worker))
         worker.process.kill()
         how = worker.process.wait()
+        worker.process.close()
         if worker.channel:
             worker.channel.close()
         self._ended(worker, failed, how)

@@ -319,7 +319,7 @@ class Unit:
         self._id, self._channel = id, channel
         self.pid = 0
         self._pidfd = -1
-        self._failed = ""
+        self._failed, self._news, self._closed = "", os.eventfd(0, os.EFD_CLOEXEC), False
         folder = Path(os.environ["RUNTIME_DIRECTORY"])
         self._address = folder / f"worker-{id}"
         self._address.unlink(missing_ok=True)
@@ -331,8 +331,8 @@ class Unit:
 
     def connect(self) -> wire.Channel:
         try:
-            self._listener.settimeout(CONNECT_S)
             while True:
+                self._await()
                 sock, _ = self._listener.accept()
                 peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
                 self.pid, uid, _ = PEER.unpack(peer)
@@ -342,22 +342,42 @@ class Unit:
             self._pidfd = os.pidfd_open(self.pid)
             return wire.Channel(sock)
         except OSError as error:
-            raise OSError(f"{self._failed or error}; systemctl status aios-worker@{self._id}") from None
+            raise OSError(f"{error}; systemctl status aios-worker@{self._id}") from None
         finally:
             self._listener.close()
             self._address.unlink(missing_ok=True)
 
+    def _await(self) -> None:
+        poll = select.poll()
+        for file in (self._listener.fileno(), self._news):
+            poll.register(file, select.POLLIN)
+        ready = dict(poll.poll(CONNECT_S * 1000))
+        if self._listener.fileno() not in ready:
+            raise OSError(self._failed or f"it did not connect within {CONNECT_S:g} s")
+
     def fail(self, why: str) -> None:
         """It will not connect."""
         self._failed = why
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        if not self._closed:
+            os.eventfd_write(self._news, 1)
 
     def terminate(self) -> None:
         self._order("stop")
 
     def kill(self) -> None:
-        self._order("kill")
+        if self._pidfd >= 0:
+            with suppress(TimeoutError):
+                self.wait(0)
+                return  # it is gone; its number may be another's soon
+        if not self._closed:
+            self._order("kill")
+
+    def close(self) -> None:
+        self._closed = True
+        os.close(self._news)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+        self._pidfd = -1
 
     def wait(self, timeout_s: float | None = None) -> str:
         if self._pidfd >= 0:

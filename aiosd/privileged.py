@@ -28,6 +28,7 @@ from aiosd import __version__, journal, privilege, sessions
 from aiosd.config import load
 from aiosd.errors import AiosError, ConfigError, Denied, WireError
 from aiosd.fs import mount
+from aiosd.loop import Loop
 from aiosd.manifest import Manifest
 from aiosd.notify import notify
 from aiosd.privilege import PEER, Ended, Erred, Mounted, Said, WorkerFailed
@@ -133,9 +134,11 @@ class Daemon:
         daemon, tools = privileged.config.daemon, privileged.config.tools
         places = Places(Path(daemon.state) / "work", Path(tools.credentials), Path(daemon.mount))
         self._runner = Runner(places)
+        self._workers = Loop("workers")  # one order after the other: what is killed is not the next one
 
     def serve(self, folder: Path, fuse: int) -> None:
         self._runner.start()
+        self._workers.start()
         try:
             self._send(Mounted(str(folder)), fuse)
             os.close(fuse)
@@ -145,6 +148,7 @@ class Daemon:
             log.error("the daemon's connection: %s", error)
 
     def end(self) -> None:
+        self._workers.stop()
         self._runner.stop()
         self._channel.close()
 
@@ -170,7 +174,7 @@ class Daemon:
                 if hook := self._privileged.config.tools.notify:
                     runner.notify(hook, facts, message.uid, message.gid)
             case privilege.Worker():
-                threading.Thread(target=self._order_worker, args=(message,), daemon=True).start()
+                self._workers.order(partial(self._order_worker, message))
 
     def _run(self, message: privilege.Run) -> None:
         program = self._channel.take_file() if message.with_program else None

@@ -243,7 +243,7 @@ def test_a_packaged_agent_has_a_user_of_its_own(machine: Machine) -> None:
     machine.run("root", "systemctl restart aiosd", timeout_s=60)
     assert main_pid(machine, "aios-agent@greeter") == first
     machine.run("root", "systemctl stop aios-agent@greeter")
-    machine.run("root", "rm -r /etc/aios/agents/greeter /var/lib/private/aios-agents/greeter")
+    machine.run("root", "rm -r /etc/aios/agents/greeter /var/lib/private/aios-agents /var/lib/aios-agents")
     wait_until(lambda: not machine.works("root", "test -e /aios/agents/greeter"), "the end of the agent")
 
 
