@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from aiosd import __version__, agentctl, audit
+from aiosd import __version__, agentctl, audit, enginectl
 from aiosd.client import Failed, Files
 from aiosd.config import private_mount
 
@@ -113,6 +113,17 @@ def arguments() -> argparse.ArgumentParser:
     check.add_argument("package", metavar="NAME|FOLDER")
     check.set_defaults(run=agentctl.check, served=False)
     packaged.add_parser("list", help="those of this machine").set_defaults(run=agentctl.show, served=False)
+    engine = command("engine", enginectl.status, "the PyTorch of workers").add_subparsers(required=True)
+    install = engine.add_parser("install", help="another than the package's, for a machine with GPUs (root)")
+    kind = install.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--cuda", action="store_true", help="for NVIDIA GPUs: some 3 GB")
+    kind.add_argument("--cpu", action="store_true")
+    install.add_argument("pip", nargs="*", metavar="-- OPTION", help="more options of pip install")
+    install.set_defaults(run=enginectl.install, served=False)
+    engine.add_parser("status", help="which one").set_defaults(run=enginectl.status, served=False)
+    engine.add_parser("remove", help="back to the package's (root)").set_defaults(
+        run=enginectl.remove, served=False
+    )
     model = command("model", models, "add, load, unload or remove a model").add_subparsers(required=True)
     add = model.add_parser("add", help="serve a folder with a Hugging Face model")
     add.add_argument("path", type=Path)

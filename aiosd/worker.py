@@ -12,6 +12,7 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import traceback
 from bisect import bisect_left
@@ -20,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from aiosd import grammar, wire
+from aiosd import enginectl, grammar, wire
 from aiosd.errors import AiosError, BadSnapshot, ModelError, TooLong
 from aiosd.sampling import Sampling
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from aiosd.engine import Engine, Model, Output, TokenLogprob
 
 LONGEST_TOKEN = 64
+PACKAGE = "/usr/lib/aios"  # where a package has its environment
 PROMPTS_KEPT = 1024
 
 
@@ -68,6 +70,8 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
 
 
 def load_engine(order: wire.Load) -> Engine:
+    if sys.prefix == PACKAGE and (engine := enginectl.preferred()):
+        sys.path.insert(0, str(engine))
     # the engine sets torch up, and so is imported first
     from aiosd.engine import Engine, load  # isort: skip
     import torch  # isort: skip

@@ -1,0 +1,66 @@
+"""aiosctl engine: what is installed beside the package's PyTorch, by the real pip from a wheel made here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from aiosd import ctl, enginectl
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "torch-9.9+cpu-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("torch/__init__.py", "__version__ = '9.9+cpu'\n")
+        about = "Metadata-Version: 2.1\nName: torch\nVersion: 9.9+cpu\n"
+        wheel.writestr("torch-9.9+cpu.dist-info/METADATA", about)
+        wheel.writestr(
+            "torch-9.9+cpu.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("torch-9.9+cpu.dist-info/RECORD", "")
+    (tmp_path / "requirements.lock").write_text("torch==9.9  # via aiosd\n")
+    monkeypatch.setattr(enginectl, "LOCKS", (tmp_path,))
+    monkeypatch.setattr(enginectl, "FOLDER", tmp_path / "engine")
+    return folder
+
+
+def aiosctl(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["aiosctl", "engine", *words])
+    return ctl.main()
+
+
+def test_it_is_used_once_it_is_whole_and_goes_again(
+    wheels: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert enginectl.preferred() is None
+    offline = ("--", "--no-index", f"--find-links={wheels}")
+    assert aiosctl(monkeypatch, "install", "--cpu", *offline) == 0
+    at = enginectl.preferred()
+    assert at
+    found = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, '{at}'); import torch; print(torch.__version__)",
+    ]
+    assert subprocess.run(found, capture_output=True, text=True).stdout == "9.9+cpu\n"
+    assert aiosctl(monkeypatch, "status") == 0
+    assert "cpu-9.9" in capsys.readouterr().out
+    assert aiosctl(monkeypatch, "remove") == 0
+    assert enginectl.preferred() is None
+
+
+def test_what_cannot_be_had_changes_nothing(
+    wheels: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert aiosctl(monkeypatch, "install", "--cpu", "--", "--no-index", f"--find-links={wheels.parent}") == 1
+    assert "nothing was changed" in capfd.readouterr().err
+    assert enginectl.preferred() is None
+    assert not list(enginectl.FOLDER.iterdir())
