@@ -47,9 +47,10 @@ build: setup
 MANUAL ?= build/man
 man: $(patsubst man/%.md,$(MANUAL)/%,$(wildcard man/*.md))
 
-$(MANUAL)/%: man/%.md
+$(MANUAL)/%: man/%.md man/blocks.sed
 	@mkdir -p $(@D)
-	go-md2man -in $< -out $@
+	@go-md2man -in $< -out $@
+	@sed -i -f man/blocks.sed $@
 
 # Needs no .venv: the package is made for Debian's own python3. The first time takes minutes, then seconds.
 deb:
