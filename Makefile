@@ -1,7 +1,7 @@
 # make demo, make test: all a newcomer needs. Every target sets the checkout up first (./setup, which
 # does nothing when nothing changed).
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test run lint format build deb eval-tiny train-tiny bench bench-engine bench-sched bench-fs bench-tools bench-daemon lock clean distclean
+.PHONY: help setup demo test run lint format build man deb eval-tiny train-tiny bench bench-engine bench-sched bench-fs bench-tools bench-daemon lock clean distclean
 PY := .venv/bin/python
 ARGS ?=
 
@@ -12,6 +12,7 @@ help:
 	@echo 'make setup                                  system packages, .venv, C++ extension'
 	@echo 'make lint | format                          ruff, mypy --strict | ruff format'
 	@echo 'make build                                  the C++ extension of the engine again'
+	@echo 'make man                                    build/man: the pages of man/ for man(1)'
 	@echo 'make deb                                    dist/aiosd_VERSION_ARCH.deb, for this release of Debian'
 	@echo 'make eval-tiny | train-tiny                 the built-in model: measure it, make it again'
 	@echo 'make bench | bench-{engine,sched,fs,tools,daemon} all of them, or one'
@@ -42,6 +43,15 @@ format: setup
 
 build: setup
 	$(PY) -m aiosd.engine.build
+
+# Needs no .venv, but go-md2man.
+MANUAL ?= build/man
+man: $(patsubst man/%.md,$(MANUAL)/%,$(wildcard man/*.md))
+
+$(MANUAL)/%: man/%.md man/blocks.sed
+	@mkdir -p $(@D)
+	@go-md2man -in $< -out $@
+	@sed -i -f man/blocks.sed $@
 
 # Needs no .venv: the package is made for Debian's own python3. The first time takes minutes, then seconds.
 deb:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import re
-import shlex
 import tomllib
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, replace
@@ -14,7 +13,6 @@ from typing import Any, cast
 
 import pytest
 
-import aiosd
 from aiosd import __main__ as daemon
 from aiosd import ctl, spec
 from aiosd.access import Caller
@@ -30,67 +28,13 @@ from aiosd.kernel import Kernel
 from aiosd.pool import Worker
 from aiosd.request import Request
 from aiosd.servers import Server
+from tests.manual import plain, source, terms
 
 ROOT = Path(__file__).parent.parent
-MAN, DOCS = ROOT / "man", ROOT / "docs"
-PAGES = sorted(page.name for page in MAN.iterdir() if page.suffix != ".md")
-MARKDOWN = [path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if path.exists()]
+DOCS = ROOT / "docs"
+MARKDOWN = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 CODE_NAME = re.compile(r"`(aiosd(?:\.\w+)+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
-ESCAPES = {r"\-": "-", r"\(dq": '"', r"\(aq": "'", r"\(ti": "~", r"\(ha": "^", r"\&": "", r"\fB": "",
-           r"\fI": "", r"\fR": "", r"\fP": ""}  # fmt: skip
-
-
-# man pages
-
-
-def plain(text: str) -> str:
-    """A roff text line, or the arguments of a font macro, as they are read."""
-    for escape, character in ESCAPES.items():
-        text = text.replace(escape, character)
-    return text
-
-
-def tag(line: str) -> str:
-    """`.BR key " = 1"` → `key = 1`."""
-    macro, *words = re.findall(r'"[^"]*"|\S+', line)
-    joint = " " if macro in (".B", ".I") else ""
-    return plain(joint.join(word.strip('"') for word in words))
-
-
-def tags(page: str, section: str = "") -> Iterator[tuple[str, str]]:
-    """(subsection, tag) of each .TP and .TQ, of one section or of all."""
-    lines = (MAN / page).read_text().splitlines()
-    now = subsection = ""
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        if line.startswith(".SH"):
-            now, subsection = plain(line[3:].strip(' "')), ""
-        elif line.startswith(".SS"):
-            subsection = plain(line[3:].strip(' "'))
-        elif line in (".TP", ".TQ") and section in ("", now):
-            yield subsection, tag(following)
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_has_the_head_it_is_found_by(page: str) -> None:
-    name, _, section = page.rpartition(".")
-    text = (MAN / page).read_text()
-    title, number, date, source, *_ = shlex.split(plain(text.splitlines()[0]).removeprefix(".TH "))
-    assert (title, number, source) == (name.upper(), section, f"aiosd {aiosd.__version__}")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", date)
-    assert plain(text.split(".SH NAME\n")[1]).startswith(f"{name} - ")
-    assert ".SH SEE ALSO" in text.replace('"', "")
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_every_page_that_a_page_of_ours_points_to_is_there(page: str) -> None:
-    lines = map(plain, (MAN / page).read_text().splitlines())
-    named = {found[1] + "." + found[2] for line in lines if (found := OURS.match(line))}
-    assert named
-    assert named <= set(PAGES)
-
-
-OURS = re.compile(r"\.BR (aios[\w.-]*) \((\d)\)")
 
 
 # aiosd.toml(5)
@@ -102,9 +46,9 @@ def default(field: Field[Any]) -> object:
 
 def test_aiosd_toml_5_has_every_key_and_its_default() -> None:
     documented = {}
-    for section, text in tags("aiosd.toml.5"):
-        key, _, value = text.partition(" ")
-        documented[section, key] = tomllib.loads(text)[key] if value.startswith("=") else value
+    for section, term in terms("aiosd.toml.5"):
+        key, _, value = term.partition(" ")
+        documented[section, key] = tomllib.loads(term)[key] if value.startswith("=") else value
     config = Config()
     sections: dict[str, Any] = {f"[{f.name}]": getattr(config, f.name) for f in fields(Config)}
     del (
@@ -119,15 +63,6 @@ def test_aiosd_toml_5_has_every_key_and_its_default() -> None:
     keys = {f.name: words.get(f.name, f.default) for f in fields(Server) if f.name != "name"}
     expected |= {("[mcp.NAME]", key): value for key, value in keys.items()}
     assert documented == expected
-
-
-def test_the_example_of_aiosd_toml_5_is_a_configuration(tmp_path: Path) -> None:
-    example = (MAN / "aiosd.toml.5").read_text().partition(".SH EXAMPLES\n.EX\n")[2].partition(".EE")[0]
-    file = tmp_path / "aiosd.toml"
-    file.write_text(plain(example))
-    loaded = aiosd.config.load(file)
-    assert loaded.models
-    assert loaded.scheduler != Config().scheduler
 
 
 # commands
@@ -151,17 +86,17 @@ def commands(parser: argparse.ArgumentParser, before: str = "") -> dict[str, arg
 
 
 def test_aiosctl_1_has_every_command_and_option() -> None:
-    documented = {re.split(r" [A-Z\[]", text)[0] for _, text in tags("aiosctl.1", "COMMANDS")}
+    documented = {re.split(r" [A-Z\[]", term)[0] for _, term in terms("aiosctl.1", "COMMANDS")}
     leaves = commands(ctl.arguments())
     assert documented == set(leaves)
-    text = plain((MAN / "aiosctl.1").read_text())
+    text = plain(source("aiosctl.1"))
     for parser in (ctl.arguments(), *leaves.values()):
         for option in options(parser):
             assert re.search(rf"(?<![\w-]){option}(?![\w-])", text), option
 
 
 def test_aiosd_8_has_every_option() -> None:
-    documented = {word for _, text in tags("aiosd.8", "OPTIONS") for word in re.findall(r"--?[a-z]+", text)}
+    documented = {word for _, term in terms("aiosd.8", "OPTIONS") for word in re.findall(r"--?[a-z]+", term)}
     assert documented == options(daemon.arguments())
 
 
@@ -224,8 +159,8 @@ def walk(path: str, folder: Folder) -> Iterator[tuple[str, Node]]:
 
 def documented_tree() -> dict[str, tuple[str, int]]:
     found = {}
-    for folder, text in tags("aios.7"):
-        if match := re.fullmatch(r"(\S+) \(([\w ]+), (\d{4})\)", text):
+    for folder, term in terms("aios.7"):
+        if match := re.fullmatch(r"(\S+) \(([\w ]+), (\d{4})\)", term):
             found[folder.lstrip("/") + match[1]] = match[2], int(match[3], 8)
     return found
 
@@ -255,8 +190,8 @@ def test_a_request_that_is_not_written_yet_has_no_name_of_its_own(kernel: Kernel
 
 def test_aios_transaction_7_has_every_key_of_a_json_request() -> None:
     documented = {
-        text.split()[0]
-        for section, text in tags("aios-transaction.7", "DESCRIPTION")
+        term.split()[0]
+        for section, term in terms("aios-transaction.7", "DESCRIPTION")
         if section == "JSON"
     }  # fmt: skip
     assert documented == spec.KEYS

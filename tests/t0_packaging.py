@@ -89,7 +89,7 @@ def test_a_wheel_holds_one_package_and_no_links(tmp_path: Path) -> None:
     tree.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    for name in ("aiosd", "fs", "policies", "models", "man", "completions"):
+    for name in ("aiosd", "fs", "policies", "models", "completions"):
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     wheel_command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*wheel_command, "-w", str(tmp_path), str(tree)], check=True)
@@ -103,7 +103,7 @@ def test_a_wheel_holds_one_package_and_no_links(tmp_path: Path) -> None:
         mode = zipfile.ZipFile(wheel).getinfo(name).external_attr >> 16
         assert mode & 0o111 == source.stat().st_mode & 0o111, name
     shared = {name.partition(".data/data/share/")[2] for name in names}
-    assert {"aios/models/tiny/model.safetensors", "man/man1/aiosctl.1"} <= shared
+    assert {"aios/models/tiny/model.safetensors", "bash-completion/completions/aiosctl.bash"} <= shared
     assert {name.split("/")[0].split("-")[0] for name in names} == {"aiosd"}
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     text = zipfile.ZipFile(wheel).read(entry_points).decode()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiosd import config
 from aiosd.errors import BadValue
 from aiosd.ledger import OUTPUT_WEIGHT, Ledger
 from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, rr
@@ -22,6 +23,7 @@ from aiosd.policy import BUILT_IN, Chooser, read_all
 from aiosd.request import Request
 from aiosd.sampling import Sampling
 from aiosd.spec import Spec
+from tests.manual import blocks
 
 NOWHERE = Path("/nonexistent")
 
@@ -261,3 +263,17 @@ def test_kv_of_who_waits_for_a_tool_goes_where_it_wastes_least() -> None:
 def test_kv_of_who_waits_has_a_place(away: Away) -> None:
     assert place_kv(away) in ("keep", "host", "drop")
     assert place_kv(replace(away, expected_s=0.0)) == "keep"
+
+
+def test_the_example_of_aios_policy_7_loads_and_keeps_its_word(tmp_path: Path) -> None:
+    (example,) = blocks("aios-policy.7", "python")
+    (tmp_path / "batch.py").write_text(example.text)
+    (configured,) = blocks("aios-policy.7", "toml")
+    (tmp_path / "aiosd.toml").write_text(configured.text)
+    chooser = Chooser(config.load(tmp_path / "aiosd.toml").scheduler.policy, tmp_path)
+    batch, other = job(1, agent="batch-1", slice_tokens=1), job(2, agent="ada")
+    waiting = view(waiting=[batch, other])
+    assert [found.id for found in chooser.order(waiting, 2)] == [2, 1]
+    assert chooser.preempt(view(waiting=[other], running=[batch])) == 1
+    assert chooser.preempt(view(waiting=[batch], running=[other])) is None
+    assert chooser.preempt(view(waiting=[other], running=[job(3, agent="bob")])) is None

@@ -1,0 +1,113 @@
+"""The examples of the man pages, run as they are printed: the tree of a real daemon is at /aios.
+
+Each page has one shell for all its examples, in the order of the page, as a reader would type them. The shell
+is in a mount namespace of its own, where the daemon's mount is bound at /aios.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.manual import PAGES, Block, blocks
+from tests.running import REPOSITORY, Daemon
+
+pytestmark = [pytest.mark.mount, pytest.mark.root]
+LIMIT_S = 60
+MARK = "@@ended@@"
+
+
+@dataclass
+class Example:
+    """One command, which may have several lines, and what it prints; `...` stands for anything."""
+
+    place: str
+    command: str
+    expected: str = ""
+
+
+def examples(block: Block) -> Iterator[Example]:
+    """`$ command` or `# command` of root, `> ` before its further lines, then what is printed."""
+    now = None
+    for number, line in enumerate(block.text.splitlines(), block.line):
+        if line.startswith(("$ ", "# ")):
+            if now:
+                yield now
+            now = Example(f"man/{block.page}.md:{number}", line[2:])
+        elif now and not now.expected and (line.startswith("> ") or line == ">"):
+            now.command += "\n" + line[2:]
+        else:
+            assert now, f"{block.place}: no command before {line!r}"
+            now.expected += line + "\n"
+    if now:
+        yield now
+
+
+def fits(expected: str, printed: str) -> bool:
+    pattern = ".*".join(map(re.escape, expected.rstrip("\n").split("...")))
+    return re.fullmatch(pattern, printed.strip("\n"), re.DOTALL) is not None
+
+
+@pytest.fixture(scope="module")
+def shell(aios: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """A command: bash where /aios is the tree, and the programs are those of the checkout."""
+    folder = tmp_path_factory.mktemp("programs")
+    for name, module in {"aiosd": "aiosd", "aiosctl": "aiosd.ctl"}.items():
+        program = folder / name
+        program.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -P -m {module} "$@"\n')
+        program.chmod(0o755)
+    place = Path("/aios")
+    made = not place.exists()
+    place.mkdir(exist_ok=True)
+    enter = f"mount --bind '{aios.root}' /aios && PATH={folder}:$PATH exec bash /dev/fd/3"
+    yield ["unshare", "--mount", "--propagation", "private", "sh", "-c", enter]
+    if made:
+        place.rmdir()
+
+
+@pytest.fixture
+def restored(aios: Daemon) -> Iterator[None]:
+    """What the examples of a page made or set is gone after it."""
+    values = {name: aios.read(name) for name in ("scheduler/policy", "scheduler/quantum")}
+    folders = [aios.root / name for name in ("agents", "contexts", "tools", "access/groups", "models")]
+    before = {path for folder in folders for path in folder.iterdir()}
+    yield
+    for path in {path for folder in folders for path in folder.iterdir()} - before:
+        path.rmdir()
+    for name, value in values.items():
+        aios.write(name, value)
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.usefixtures("restored")
+def test_the_examples_of_a_page_do_what_it_says(page: str, shell: list[str], tmp_path: Path) -> None:
+    wanted = [example for block in blocks(page, "sh") for example in examples(block)]
+    assert wanted, "a page has examples that can be run"
+    script = "".join(f"{example.command}\necho; echo {MARK}\n" for example in wanted)
+    printed = run(shell, script, tmp_path).split(f"\n{MARK}\n")
+    for example, got in zip(wanted, printed, strict=False):
+        assert fits(example.expected, got), f"{example.place}: {example.command}\nprinted:\n{got}"
+    assert len(printed) == len(wanted) + 1
+
+
+def run(shell: list[str], script: str, folder: Path) -> str:
+    """What the script prints, errors too, as an interactive bash words them."""
+    file = folder / "script"
+    file.write_text(script)
+    home = folder / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home), "LC_ALL": "C.UTF-8"} | dict.fromkeys(("AIOS",), "/aios")
+    with file.open() as opened:
+        done = subprocess.run(
+            ["sh", "-c", 'exec 3<&0 </dev/null; exec "$@"', "sh", *shell],
+            stdin=opened, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=home, env=environment, text=True, timeout=LIMIT_S,
+        )  # fmt: skip
+    return re.sub(r"^/dev/fd/3: line \d+: ", "bash: ", done.stdout, flags=re.MULTILINE)
