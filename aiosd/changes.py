@@ -11,7 +11,7 @@ from aiosd.config import Config
 AT_RESTART = {"daemon.mount", "daemon.state", "daemon.group"}  # all else applies at once, but for …
 BY_NEW_WORKERS = {
     "engine.kv_bytes", "engine.prefill_tokens", "engine.threads", "engine.deterministic",
-    "engine.quantization", "engine.device", "engine.dtype",
+    "engine.quantization", "engine.dtype",
 }  # fmt: skip
 
 
