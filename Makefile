@@ -91,9 +91,9 @@ lock: setup
 	cat requirements.lock requirements-cuda.lock | grep -v '^#' > .venv/all.lock
 	$(UVC) --extra engine --extra plot --extra mcp --extra dev -o .venv/all.lock pyproject.toml > /dev/null
 	{ echo '# Every Python package of the checkout (make lock; installed by ./setup).'; \
-	  grep -Ev "^(nvidia|cuda|triton)|== '(win32|emscripten)'" .venv/all.lock; } > requirements.lock
+	  grep -Ev "^(nvidia-[^m]|cuda|triton)|== '(win32|emscripten)'" .venv/all.lock; } > requirements.lock
 	{ echo '# What PyPI'\''s torch needs besides, on a machine with an NVIDIA GPU (make lock).'; \
-	  grep -E '^(nvidia|cuda|triton)' .venv/all.lock; } > requirements-cuda.lock
+	  grep -E '^(nvidia-[^m]|cuda|triton)' .venv/all.lock; } > requirements-cuda.lock
 
 clean:
 	rm -rf debian/aiosd debian/.debhelper debian/files debian/*.substvars debian/*.log debian/*stamp debian/*.debhelper

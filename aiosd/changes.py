@@ -17,7 +17,7 @@ AT_RESTART = {
 }
 BY_NEW_WORKERS = {
     "engine.kv_bytes", "engine.prefill_tokens", "engine.threads", "engine.deterministic",
-    "engine.quantization", "engine.device", "engine.dtype",
+    "engine.quantization", "engine.dtype",
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from aiosd.grants import parse as parse_grant
 from aiosd.servers import Server
 
 DEFAULT_FILE = Path("/etc/aios/aiosd.toml")
-WORDS = {int: "a whole number", str: "text in quotes", bool: "true or false"}
+WORDS = {int: "a whole number", str: "text in quotes", bool: "true or false", float: "a number"}
 Section = TypeVar("Section")
 
 
@@ -94,6 +94,7 @@ class EngineConfig:
     deterministic: bool = True  # answers do not depend on the batch, bit by bit (CPU, float32)
     quantization: str = one_of("none", "none", "int8")
     device: str = "auto"
+    device_table: str = ""  # a file with devices to believe instead of the machine's; for tests
     dtype: str = "auto"
 
 
@@ -115,6 +116,8 @@ class ModelConfig:
     path: str
     replicas: int = at_least(1, 1)
     default: bool = False
+    devices: tuple[str, ...] = ()  # a worker on each; "A,B" spans both; none: the daemon places them
+    memory_fraction: float = 1.0  # of each device that a worker is on
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,16 @@ def _model(source: Source, name: str, table: object) -> ModelConfig:
     where = ["models", name]
     if not isinstance(table, dict) or "path" not in table:
         raise ConfigError(f"{source.at(where)}: a model needs a path", f'[models.{name}] path = "/folder"')
-    return _section(source, where, ModelConfig(path=""), table)
+    devices = table.pop("devices", [])
+    if not isinstance(devices, list) or not all(isinstance(word, str) for word in devices):
+        at = source.at([*where, "devices"])
+        raise ConfigError(f"{at}: devices is to be a list of texts", 'devices = ["gpu0"]')
+    if type(table.get("memory_fraction")) is int:
+        table["memory_fraction"] = float(table["memory_fraction"])
+    model = _section(source, where, ModelConfig(path="", devices=tuple(devices)), table)
+    if not 0 < model.memory_fraction <= 1:
+        raise ConfigError(f"{source.at([*where, 'memory_fraction'])}: memory_fraction is above 0, at most 1")
+    return model
 
 
 def _server(source: Source, name: str, table: object) -> Server:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from aiosd import access, identity, lifetime, policy, tools
+from aiosd import access, devices, identity, lifetime, policy, tools
 from aiosd.access import Caller, Permission, Permissions, object_of
 from aiosd.admission import Admission
 from aiosd.agents import Agent, Agents
@@ -86,8 +86,7 @@ class Kernel:
         for name in self.agents.names():
             self._watch(self.agents.get(name))
         self.lifetimes.start()
-        for model in self.models.all():
-            self.scheduler.pool.load(model)
+        self.scheduler.pool.load(*self.models.all())
 
     def _forget_gone(self) -> None:
         """Owners and modes of objects that a killed daemon was about to make, or had just ended."""
@@ -128,6 +127,10 @@ class Kernel:
         rules = Rules(folder / "access")
         manifests = tools.read_all(Path(config.tools.folder), config.tools.network, strict=True)
         self.models.judge(self.config, config)
+        pool = self.scheduler.pool
+        for entry in self.models.changed(self.config, config).values():
+            if entry.devices:
+                devices.parse_pin(pool.places.table, entry.devices)
         # from here on nothing refuses
         old, self.config = self.config, config
         self.scheduler.reload(config)
@@ -145,8 +148,11 @@ class Kernel:
         for model, entry in self.models.reload(old, config):
             if model.path != Path(entry.path):
                 model.path = Path(entry.path)
-                self.scheduler.pool.unload(model)  # what ran there goes on with the new one
-            self.scheduler.pool.resize(model, entry.replicas)
+                pool.unload(model)  # what ran there goes on with the new one
+            self.models.take(model, entry)
+            pool.load(model)
+        pool.places.retry()
+        pool.arrange()
         self.scheduler.stir()
 
     def _listed(self, server: str, error: str) -> None:
@@ -431,6 +437,25 @@ class Kernel:
             self.scheduler.pool.unload(model)  # what ran there goes on with the new one
         if model.state in (ModelState.FAILED, ModelState.ABSENT):
             self.scheduler.pool.load(model)
+
+    def pin_model(self, name: str, argument: str) -> None:
+        """To devices, as aiosd.devices.parse_pin has them, a worker on each; `auto`: as the daemon places it.
+        Raises BadValue."""
+        model, pool = self.models.get(name), self.scheduler.pool
+        words = argument.split()
+        if words != ["auto"]:
+            pool.places.look()
+            named = devices.parse_pin(pool.places.table, words)
+            pool.places.retry(uuid for pin in named for uuid in pin)
+            pins = tuple(",".join(pin) for pin in named)
+            if gone := pool.places.failed.keys() & {uuid for pin in named for uuid in pin}:
+                raise BadValue(f"{min(gone)}: {pool.places.failed[min(gone)]}", "cat devices shows all")
+        else:
+            pins = ()
+        pool.judge(model, pins, len(pins) or model.replicas)
+        self.models.set_pins(model, pins)
+        if model.state is not ModelState.ABSENT:
+            pool.load(model)
 
     def explain(self, path: str, error: AiosError) -> None:
         """Why a call on this path was refused, to where its caller can read it."""

@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from aiosd import wire
@@ -32,13 +32,15 @@ class Process(Protocol):
 
 
 class Launcher(Protocol):
-    def __call__(self, id: int, env: Mapping[str, str]) -> Process:
-        """Raises OSError."""
+    def __call__(self, id: int, env: Mapping[str, str], devices: Sequence[str]) -> Process:
+        """`devices`: by UUID, what it may open; where nothing is closed, `env` alone says what it uses.
+        Raises OSError."""
         ...
 
 
 class Child:
-    def __init__(self, id: int, env: Mapping[str, str]) -> None:
+    def __init__(self, id: int, env: Mapping[str, str], devices: Sequence[str]) -> None:
+        del devices
         self._ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(

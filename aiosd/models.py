@@ -33,6 +33,7 @@ class ModelState(StrEnum):
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
+    WAITING = "waiting"  # for a device
     FAILED = "failed"
 
 
@@ -41,6 +42,8 @@ class Model:
     name: str
     path: Path
     replicas: int = 1
+    pins: tuple[str, ...] = ()  # devices, as aiosd.devices.parse_pin has them; none: the daemon places it
+    fraction: float = 1.0  # of the memory of each device that a worker is on
     configured: bool = True  # by file or option; else by a user through the mount
     state: ModelState = ModelState.ABSENT
     error: str = ""
@@ -70,6 +73,9 @@ class Models:
             self.default = self._option = name
         if not config.models and option is None:
             self._by_name["tiny"] = Model("tiny", next((p for p in BUILT_IN if p.exists()), BUILT_IN[0]))
+        for name, devices in store.pins().items():
+            if model := self.find(name):
+                pin(model, tuple(devices.split()))
         for model in self._by_name.values():
             model.state = ModelState.LOADING  # requests may come before the workers do
         self.default = self.default or next((m.name for m in self._by_name.values() if m.configured), "")
@@ -129,6 +135,16 @@ class Models:
         model.path = path
         self._store.save_model(model.name, str(path))
 
+    def set_pins(self, model: Model, pins: tuple[str, ...]) -> None:
+        """Holds over a restart, and until its entry in the configuration is another."""
+        self._store.save_pin(model.name, " ".join(pins))
+        pin(model, pins)
+
+    def take(self, model: Model, entry: ModelConfig) -> None:
+        """What the configuration says of it now; a pin by `ctl` is over."""
+        self._store.save_pin(model.name, None)
+        model.pins, model.fraction, model.replicas = entry.devices, entry.memory_fraction, replicas(entry)
+
     def remove(self, name: str) -> None:
         self._store.remove_model(name)
         self._by_name.pop(name, None)
@@ -138,7 +154,21 @@ def configured(config: Config) -> list[Model]:
     for name in config.models:
         if not NAME.fullmatch(name):
             raise ConfigError(f"[models.{name}]: not a name", "letters, digits, dot, dash, underscore")
-    return [Model(name, Path(entry.path), entry.replicas) for name, entry in config.models.items()]
+    return [made(name, entry) for name, entry in config.models.items()]
+
+
+def made(name: str, entry: ModelConfig) -> Model:
+    return Model(name, Path(entry.path), replicas(entry), entry.devices, entry.memory_fraction)
+
+
+def replicas(entry: ModelConfig) -> int:
+    return max(entry.replicas, len(entry.devices))
+
+
+def pin(model: Model, pins: tuple[str, ...]) -> None:
+    """A worker on each."""
+    model.pins = pins
+    model.replicas = len(pins) or model.replicas
 
 
 def check_folder(path: Path) -> None:

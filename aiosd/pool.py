@@ -10,22 +10,24 @@ import logging
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
-from aiosd import wire
+from aiosd import devices, wire
 from aiosd.config import EngineConfig
 from aiosd.errors import WireError
 from aiosd.launch import Launcher, Process
 from aiosd.messages import Id, about
 from aiosd.models import Model, ModelState
+from aiosd.places import Place, Places, Probe
 
 log = logging.getLogger(__name__)
 
 RESTART_S_MIN, RESTART_S_MAX = 0.5, 30.0
-DEATHS_MAX = 6  # in a row, none of them ready in between
+DEATHS_MAX = 6  # in a row and in one place, none of them ready in between
 STOP_S = 3.0
+ANYWHERE = Place((devices.CPU,), 1.0)
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -45,6 +47,8 @@ class Worker:
     state: WorkerState = WorkerState.LOADING
     started_s: float = field(default_factory=time.monotonic)
     stats: dict[str, int] = field(default_factory=dict)
+    place: Place = ANYWHERE
+    leaving: bool = False  # it goes on until one of its model in another place is ready
 
 
 class Events(Protocol):
@@ -52,16 +56,21 @@ class Events(Protocol):
     def worker_said(self, worker: Worker, message: wire.Message) -> None: ...
     def worker_died(self, worker: Worker) -> None: ...
     def model_failed(self, model: Model) -> None: ...
+    def model_waits(self, model: Model) -> None: ...
+    def device_failed(self, uuid: str, why: str) -> None: ...
 
 
 class Pool:
-    def __init__(self, engine: EngineConfig, events: Events, launch: Launcher) -> None:
-        self.engine = engine
+    def __init__(self, engine: EngineConfig, events: Events, launch: Launcher, probe: Probe) -> None:
+        self.places = Places(engine, probe)
         self._events, self._launch = events, launch
         self._lock = threading.Lock()
+        self._arranging = threading.RLock()  # one decision about all workers at a time
+        self._models: dict[str, Model] = {}  # that are to be loaded
         self._workers: dict[int, Worker] = {}
         self._threads: list[threading.Thread] = []
-        self._deaths: dict[str, int] = {}  # by model, since one was last ready
+        self._deaths: dict[tuple[str, Place], int] = {}  # since one was last ready there
+        self._blamed: dict[str, str] = {}  # the device that a model's workers died on, since one was ready
         self._stopping = threading.Event()
         self.restarts = 0
 
@@ -75,24 +84,83 @@ class Pool:
     def ready(self, model: Model) -> list[Worker]:
         return [w for w in self.of(model) if w.state is WorkerState.READY]
 
-    def load(self, model: Model) -> None:
-        """Starts the workers a model lacks; returns at once, the model's state tells the rest."""
-        if model.state is not ModelState.READY:
-            model.state, model.error = ModelState.LOADING, ""
-        for _ in range(model.replicas - len(self.of(model))):
-            self._start(model)
+    def load(self, *models: Model) -> None:
+        """Starts the workers they lack; returns at once, a model's state tells the rest. Raises OSError."""
+        for model in models:
+            self._models[model.name] = model
+            if model.state is not ModelState.READY:
+                model.state, model.error = ModelState.LOADING, ""
+        self.arrange()
 
     def unload(self, model: Model) -> None:
         """Ends a model's workers; what ran on them waits again."""
         model.state = ModelState.ABSENT
+        self._models.pop(model.name, None)
         for worker in self.of(model):
             self._end(worker)
+        self.arrange()  # there is room for others
 
     def resize(self, model: Model, replicas: int) -> None:
+        """Raises BadValue where it is pinned and there is no room."""
+        self.judge(model, model.pins, replicas)
         model.replicas = replicas
-        for worker in self.of(model)[replicas:]:
-            self._end(worker)
         self.load(model)
+
+    def judge(self, model: Model, pins: tuple[str, ...], replicas: int) -> None:
+        """Whether it can be so. Raises BadValue."""
+        wished = replace(model, pins=pins, replicas=replicas)
+        with self._arranging:
+            self.places.judge(wished, [m for m in self._wanted() if m is not model], self._now())
+
+    def _wanted(self) -> list[Model]:
+        gone = ModelState.ABSENT, ModelState.FAILED
+        return [model for model in list(self._models.values()) if model.state not in gone]
+
+    def _now(self) -> dict[str, list[tuple[str, ...]]]:
+        return {m.name: [w.place.devices for w in self.of(m) if not w.leaving] for m in self._wanted()}
+
+    def arrange(self) -> None:
+        """Ends workers that are where they should not be, and starts those that should be and are not."""
+        with self._arranging:
+            wanted = self._wanted()
+            plan = self.places.plan(wanted, self._now())
+            lacking: list[tuple[Model, Place]] = []
+            surplus: list[Worker] = []
+            for model in wanted:
+                left = [worker for worker in self.of(model) if not worker.leaving]
+                for place in plan[model.name]:
+                    if there := next((w for w in left if w.place == place), None):
+                        left.remove(there)
+                    else:
+                        lacking.append((model, place))
+                surplus += left
+                if not plan[model.name]:
+                    self._wait(model)
+            taken = {device for _, place in lacking for device in place.devices}
+            for worker in surplus:
+                self._move(worker, any(m is worker.model for m, _ in lacking), taken)
+            for model, place in lacking:
+                if model.state is ModelState.WAITING:
+                    model.state, model.error = ModelState.LOADING, ""
+                self._start(model, place)
+
+    def _move(self, worker: Worker, replaced: bool, taken: set[str]) -> None:
+        """It goes on until another takes over, if nothing else is to have its device."""
+        on = {uuid for uuid in worker.place.devices if uuid != devices.CPU}
+        if on & self.places.failed.keys():
+            worker.state = WorkerState.STOPPING
+            worker.process.kill()  # who waits for a device that is gone hears no other signal
+        elif replaced and worker.state is WorkerState.READY and not on & taken:
+            worker.leaving = True
+        else:
+            self._end(worker)
+
+    def _wait(self, model: Model) -> None:
+        if model.state is not ModelState.WAITING:
+            model.state, model.error = ModelState.WAITING, self.places.why_not(model)
+            extra = about(Id.DEVICE_LACKS, model=model.name)
+            log.error("model %s waits for a device: %s", model.name, model.error, extra=extra)
+            self._events.model_waits(model)
 
     def find(self, id: int | None) -> Worker | None:
         return self._workers.get(-1 if id is None else id)
@@ -119,19 +187,26 @@ class Pool:
         worker.state = WorkerState.STOPPING
         worker.process.terminate()
 
-    def _start(self, model: Model) -> None:
+    def _start(self, model: Model, place: Place) -> None:
+        env = dict(ENVIRONMENT)
+        if place.devices != (devices.CPU,):
+            env |= devices.environment(self.places.on(place.devices))
         with self._lock:
             id = next(n for n in range(len(self._workers) + 1) if n not in self._workers)
-            worker = self._workers[id] = Worker(id, model, self._launch(id, ENVIRONMENT))
+            process = self._launch(id, env, place.devices)
+            worker = self._workers[id] = Worker(id, model, process, place=place)
         thread = threading.Thread(target=self._listen, args=(worker,), name=f"worker-{id}", daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def _order(self, model: Model) -> wire.Load:
-        e = self.engine
+    def _order(self, model: Model, place: Place) -> wire.Load:
+        e, on = self.places.engine, self.places.on(place.devices)
         return wire.Load(
             path=str(model.path),
-            device=e.device,
+            device=self.places.torch_device(place, bool(model.pins)),
+            fraction=place.fraction,
+            cpus=devices.cpus_of(on),
+            nodes=devices.numa_of(on),
             dtype=e.dtype,
             kv_bytes=e.kv_bytes,
             max_running=e.max_running,
@@ -149,7 +224,7 @@ class Pool:
             log.info(
                 "worker %d started for model %s (pid %d)", *words, extra=facts(worker, Id.WORKER_STARTED)
             )
-            self.send(worker, self._order(worker.model))
+            self.send(worker, self._order(worker.model, worker.place))
             while (message := worker.channel.receive()) is not None:
                 match message:
                     case wire.Ready():
@@ -176,10 +251,14 @@ class Pool:
             return
         worker.state = WorkerState.READY
         model.info, model.state, model.error = message.info, ModelState.READY, ""
-        self._deaths[model.name] = 0
+        self._deaths.pop((model.name, worker.place), None)
+        self._blamed.pop(model.name, None)
         words = worker.id, time.monotonic() - worker.started_s
         log.info("worker %d ready after %.1f s", *words, extra=facts(worker, Id.WORKER_READY))
         self._events.worker_ready(worker)
+        for old in self.of(model):
+            if old.leaving:
+                self._end(old)
 
     def _ended(self, worker: Worker, failed: wire.LoadFailed | None, how: str) -> None:
         model, wanted = worker.model, worker.state is WorkerState.STOPPING
@@ -191,11 +270,35 @@ class Pool:
         if wanted:
             log.info("worker %d ended", worker.id, extra=facts(worker))
             return
+        if self._lost(worker):
+            return
         if failed is not None:
             self._failed(model, f"{failed.reason}; {failed.hint}" if failed.hint else failed.reason)
             return
         log.error("worker %d died (%s)", worker.id, how, extra=facts(worker, Id.WORKER_DIED))
-        self._restart(model)
+        self._restart(worker)
+
+    def _lost(self, worker: Worker) -> bool:
+        """Whether it died with its device: then that is known, and it is started elsewhere."""
+        if worker.place.devices == (devices.CPU,):
+            return False
+        with self._arranging:
+            known = set(self.places.failed)
+            self.places.look()
+            new = [uuid for uuid in worker.place.devices if uuid in self.places.failed.keys() - known]
+        if not new and not known & set(worker.place.devices):
+            return False
+        log.error("worker %d died with its device", worker.id, extra=facts(worker, Id.WORKER_DIED))
+        for uuid in new:
+            self._tell_failed(uuid)
+        self.restarts += 1
+        self._begin_again(worker.model, 0.0)
+        return True
+
+    def _tell_failed(self, uuid: str) -> None:
+        why = self.places.failed[uuid]
+        log.error("device %s has failed: %s", uuid, why, extra=about(Id.DEVICE_FAILED, device=uuid))
+        self._events.device_failed(uuid, why)
 
     def _failed(self, model: Model, why: str) -> None:
         model.state, model.error = ModelState.FAILED, why
@@ -203,19 +306,36 @@ class Pool:
         log.error("model %s cannot be loaded: %s", model.name, why, extra=extra)
         self._events.model_failed(model)
 
-    def _restart(self, model: Model) -> None:
+    def _restart(self, worker: Worker) -> None:
+        model, place = worker.model, worker.place
         self.restarts += 1
-        deaths = self._deaths[model.name] = self._deaths.get(model.name, 0) + 1
+        deaths = self._deaths[model.name, place] = self._deaths.get((model.name, place), 0) + 1
         if deaths > DEATHS_MAX:
-            self._failed(model, f"{deaths} workers died one after the other; the journal may say why")
+            del self._deaths[model.name, place]
+            self._condemn(model, place, deaths)
             return
         if not any(w.state is WorkerState.READY for w in self.of(model)):
             model.state = ModelState.LOADING
         # the first restart is at once: only a worker that dies again and again is made to wait
-        pause_s = 0.0 if deaths == 1 else min(RESTART_S_MAX, RESTART_S_MIN * 2**deaths)
+        self._begin_again(model, 0.0 if deaths == 1 else min(RESTART_S_MAX, RESTART_S_MIN * 2**deaths))
+
+    def _condemn(self, model: Model, place: Place, deaths: int) -> None:
+        """The device is at fault; or the model, if it has died so on another before."""
+        divided = [uuid for uuid in place.devices if uuid != devices.CPU]
+        before = self._blamed.pop(model.name, "")
+        if before or not divided:
+            self.places.failed.pop(before, None)
+            self._failed(model, f"{deaths} workers died one after the other; the journal may say why")
+            return
+        self._blamed[model.name] = divided[0]
+        self.places.failed[divided[0]] = f"{deaths} workers of model {model.name} died on it"
+        self._tell_failed(divided[0])
+        self._begin_again(model, 0.0)
+
+    def _begin_again(self, model: Model, pause_s: float) -> None:
         while not self._stopping.wait(pause_s) and model.state is not ModelState.ABSENT:
             try:
-                self.load(model)
+                self.arrange()
                 return
             except OSError as error:  # no process or no descriptor to be had
                 words, extra = (model.name, error), about(model=model.name)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+import queue
 import select
 import signal
 import socket
 import struct
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from aiosd import wire
+from aiosd.devices import Device, processor
+from aiosd.devices import received as received_device
 from aiosd.errors import ConfigError, WireError
 from aiosd.launch import Child, Launcher
 from aiosd.loop import Loop
@@ -106,10 +109,16 @@ class Notify:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """`what`: start, stop or kill."""
+    """`what`: start, stop or kill. `devices`: by UUID, those that it may open."""
 
     id: int
     what: str
+    devices: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """For the devices that there are: answered by Found."""
 
 
 # up
@@ -148,8 +157,15 @@ class WorkerFailed:
     why: str
 
 
-ORDERS: tuple[type[Any], ...] = (Run, Kill, Tell, Shut, Rest, Forget, ForgetBut, Notify, Worker)
-ANSWERS: tuple[type[Any], ...] = (Mounted, Said, Erred, Ended, WorkerFailed)
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Fields of aiosd.devices.Device."""
+
+    devices: list[dict[str, Any]]
+
+
+ORDERS: tuple[type[Any], ...] = (Run, Kill, Tell, Shut, Rest, Forget, ForgetBut, Notify, Worker, Probe)
+ANSWERS: tuple[type[Any], ...] = (Mounted, Said, Erred, Ended, WorkerFailed, Found)
 JUDGED = ("description", "parameters", "judge")  # of a manifest: what the one who runs it has no use for
 
 
@@ -191,6 +207,8 @@ class Helped:
         sock.settimeout(None)
         self._folder = Path(first.folder)
         self._units: dict[int, Unit] = {}
+        self._found = queue.SimpleQueue[list[dict[str, Any]]]()
+        self._probing = threading.Lock()
         self.lost = False
         self.launch: Launcher = self._launch if SYSTEMD.exists() else Child
 
@@ -208,11 +226,22 @@ class Helped:
 
     def tools(self, places: Places) -> Remote:
         del places  # it has its own configuration
-        return Remote(self._channel, self._worker_failed, self._lose)
+        return Remote(self._channel, self._worker_failed, self._lose, self._found.put)
 
-    def _launch(self, id: int, env: Mapping[str, str]) -> Unit:
+    def devices(self, table: str) -> list[Device]:
+        """As the other process finds them: this one may not open what tells of GPUs. In doubt, none."""
+        del table  # it has its own configuration
+        with self._probing:
+            try:
+                self._channel.send(Probe())
+                return [received_device(facts) for facts in self._found.get(timeout=PATIENCE_S)]
+            except (OSError, queue.Empty, TypeError, ValueError) as error:
+                log.error("aios-privileged does not say which devices there are: %r", error)
+                return [processor()]
+
+    def _launch(self, id: int, env: Mapping[str, str], devices: Sequence[str]) -> Unit:
         del env  # of the unit
-        unit = self._units[id] = Unit(id, self._channel)
+        unit = self._units[id] = Unit(id, self._channel, devices)
         return unit
 
     def _lose(self) -> None:
@@ -229,10 +258,14 @@ class Remote(Loop):
     """As aiosd.runner.Runner, elsewhere."""
 
     def __init__(
-        self, channel: wire.Channel, worker_failed: Callable[[int, str], None], lose: Callable[[], None]
+        self,
+        channel: wire.Channel,
+        worker_failed: Callable[[int, str], None],
+        lose: Callable[[], None],
+        found: Callable[[list[dict[str, Any]]], None],
     ) -> None:
         super().__init__("tools")
-        self._channel, self._worker_failed, self._lose = channel, worker_failed, lose
+        self._channel, self._worker_failed, self._lose, self._found = channel, worker_failed, lose, found
         self._calls: dict[int, Call] = {}
         self._stderr: dict[int, tuple[int, bytes]] = {}  # of sessions: see stderr()
 
@@ -310,13 +343,15 @@ class Remote(Loop):
                 self._stderr.pop(message.id, None)
             case WorkerFailed():
                 self._worker_failed(message.id, message.why)
+            case Found():
+                self._found(message.devices)
 
 
 class Unit:
     """A worker as aios-worker@ID.service, which connects to a socket of its number."""
 
-    def __init__(self, id: int, channel: wire.Channel) -> None:
-        self._id, self._channel = id, channel
+    def __init__(self, id: int, channel: wire.Channel, devices: Sequence[str]) -> None:
+        self._id, self._channel, self._devices = id, channel, list(devices)
         self.pid = 0
         self._pidfd = -1
         self._failed, self._news, self._closed = "", os.eventfd(0, os.EFD_CLOEXEC), False
@@ -327,7 +362,7 @@ class Unit:
         self._listener.bind(str(self._address))
         self._address.chmod(0o666)  # who connects is looked at
         self._listener.listen()
-        channel.send(Worker(id, "start"))
+        self._order("start")
 
     def connect(self) -> wire.Channel:
         try:
@@ -389,7 +424,7 @@ class Unit:
 
     def _order(self, what: str) -> None:
         with suppress(OSError):
-            self._channel.send(Worker(self._id, what))
+            self._channel.send(Worker(self._id, what, self._devices))
 
 
 def workers_uid() -> int:

@@ -19,19 +19,19 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aiosd import __version__, journal, privilege, sessions
+from aiosd import __version__, devices, journal, privilege, sessions
 from aiosd.config import load
 from aiosd.errors import AiosError, ConfigError, Denied, WireError
 from aiosd.fs import mount
 from aiosd.loop import Loop
 from aiosd.manifest import Manifest
 from aiosd.notify import notify
-from aiosd.privilege import PEER, Ended, Erred, Mounted, Said, WorkerFailed
+from aiosd.privilege import PEER, SYSTEMD, Ended, Erred, Found, Mounted, Said, WorkerFailed
 from aiosd.runner import Places, Runner
 from aiosd.spawn import End, Events
 from aiosd.tools import Tools
@@ -175,6 +175,8 @@ class Daemon:
                     runner.notify(hook, facts, message.uid, message.gid)
             case privilege.Worker():
                 self._workers.order(partial(self._order_worker, message))
+            case privilege.Probe():
+                self._workers.order(self._probe)
 
     def _run(self, message: privilege.Run) -> None:
         program = self._channel.take_file() if message.with_program else None
@@ -219,6 +221,14 @@ class Daemon:
 
     def _order_worker(self, order: privilege.Worker) -> None:
         unit = f"aios-worker@{int(order.id)}.service"
+        try:
+            if order.what == "start":
+                self._confine(unit, order.devices)
+        except (AiosError, OSError, subprocess.SubprocessError) as error:
+            why = error.explanation if isinstance(error, AiosError) else str(error)
+            log.error("%s: %s", unit, why)
+            self._send(WorkerFailed(order.id, why))
+            return
         done = subprocess.run(
             ["systemctl", *SYSTEMCTL[order.what], unit], capture_output=True, text=True, check=False
         )
@@ -226,6 +236,33 @@ class Daemon:
             why = done.stderr.strip() or f"{unit} cannot be started"
             log.error("%s", why)
             self._send(WorkerFailed(order.id, why))
+
+    def _devices(self) -> list[devices.Device]:
+        return devices.probe(self._privileged.config.engine.device_table)
+
+    def _probe(self) -> None:
+        try:
+            found = self._devices()
+        except AiosError as error:
+            log.error("%s", error.explanation)
+            found = [devices.processor()]
+        self._send(Found([asdict(device) for device in found]))
+
+    def _confine(self, unit: str, uuids: list[Any]) -> None:
+        """To its devices, and the processors and memory next to them. Raises Denied, OSError."""
+        there = {device.uuid: device for device in self._devices()}
+        if unknown := [uuid for uuid in uuids if uuid not in there]:
+            raise Denied(f"there is no device {unknown[0]!r}")
+        text = devices.drop_in([there[uuid] for uuid in uuids])
+        file = SYSTEMD / f"{unit}.d" / "device.conf"
+        if text == (file.read_text() if file.exists() else ""):
+            return
+        if text:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        else:
+            file.unlink()
+        subprocess.run(["systemctl", "daemon-reload"], check=True, capture_output=True)
 
 
 def uid_of(user: str) -> int:

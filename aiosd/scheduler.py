@@ -70,7 +70,7 @@ class Scheduler:
         self.calls = Calls(config, tools, store, self._began, self._finish, self.stir, system)
         self.chooser = Chooser(config.scheduler.policy, Path(config.scheduler.policies))
         self.quantum_tokens = config.scheduler.quantum
-        self.pool = Pool(config.engine, self, system.launch)
+        self.pool = Pool(config.engine, self, system.launch, system.devices)
         engine = config.engine
         swap = Swap(
             store.folder / "kv", engine.host_kv_bytes, engine.disk_kv_bytes, config.limits.disk_reserve_bytes
@@ -115,7 +115,7 @@ class Scheduler:
 
     def reload(self, config: Config) -> None:
         self.config, engine = config, config.engine
-        self.pool.engine = engine
+        self.pool.places.engine = engine
         self.residency.swap.resize(
             engine.host_kv_bytes, engine.disk_kv_bytes, config.limits.disk_reserve_bytes
         )
@@ -586,6 +586,12 @@ class Scheduler:
         self.events.emit("model", model=model.name, state="failed")
         for request in lost:
             self._finish(request, State.FAILED, f"model {model.name}: {model.error}")
+
+    def model_waits(self, model: Model) -> None:
+        self.events.emit("model", model=model.name, state="waiting", error=model.error)
+
+    def device_failed(self, uuid: str, why: str) -> None:
+        self.events.emit("device", device=uuid, state="failed", error=why)
 
     def _mine(self, worker: Worker, id: int) -> Request | None:
         """A request this worker runs; late words about one that ended or moved are dropped."""

@@ -20,7 +20,7 @@ from aiosd.errors import StoreFailed, StoreFull
 from aiosd.request import Request, State, Usage
 from aiosd.spec import Message, Spec
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 FORGET_SHARE = 16  # a sixteenth more requests may be kept than are asked for
 SCHEMA = """
 CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
@@ -45,6 +45,7 @@ CREATE INDEX requests_by_parent ON requests (parent) WHERE parent<>0;
 CREATE TABLE permissions (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
     mode INTEGER NOT NULL);
 CREATE TABLE models (name TEXT PRIMARY KEY, path TEXT NOT NULL);
+CREATE TABLE pins (model TEXT PRIMARY KEY, devices TEXT NOT NULL);
 CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (kind, name));
 """
 MIGRATIONS = {  # to the next version
@@ -63,6 +64,7 @@ CREATE INDEX requests_by_parent ON requests (parent) WHERE parent<>0;
 CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (kind, name));
 """,
     4: "ALTER TABLE requests ADD COLUMN parked TEXT NOT NULL DEFAULT '';",
+    5: "CREATE TABLE pins (model TEXT PRIMARY KEY, devices TEXT NOT NULL);",
 }
 CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
 FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
@@ -266,6 +268,18 @@ class Store:
     def remove_model(self, name: str) -> None:
         with self._transaction() as db:
             db.execute("DELETE FROM models WHERE name=?", (name,))
+            db.execute("DELETE FROM pins WHERE model=?", (name,))
+
+    def pins(self) -> dict[str, str]:
+        return dict(self._rows("SELECT model, devices FROM pins"))
+
+    def save_pin(self, model: str, devices: str | None) -> None:
+        """None: it has none of its own any more."""
+        with self._transaction() as db:
+            if devices is None:
+                db.execute("DELETE FROM pins WHERE model=?", (model,))
+            else:
+                db.execute("REPLACE INTO pins VALUES (?,?)", (model, devices))
 
     # requests
 

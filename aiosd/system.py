@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from aiosd import devices
+from aiosd.devices import Device
 from aiosd.fs import mount
 from aiosd.launch import Child, Launcher
 from aiosd.runner import Places, Runner
@@ -43,6 +45,10 @@ class System(Protocol):
         ...
 
     def tools(self, places: Places) -> ToolRunner: ...
+    def devices(self, table: str) -> list[Device]:
+        """See aiosd.devices.probe; not before the tools were started."""
+        ...
+
     def mount(self, folder: Path) -> int:
         """The descriptor to serve. Raises ConfigError."""
         ...
@@ -56,6 +62,7 @@ class Own:
     _mounted = _made = False
     launch: Launcher = Child
     tools: Callable[[Places], ToolRunner] = Runner
+    devices = staticmethod(devices.probe)
 
     def mount(self, folder: Path) -> int:
         mount.clear_stale(folder)

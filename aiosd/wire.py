@@ -34,7 +34,10 @@ COMPACT = json.JSONEncoder(separators=(",", ":"))
 @dataclass(frozen=True, slots=True)
 class Load:
     path: str
-    device: str
+    device: str  # as PyTorch calls it; auto: cuda where there is one; span: all that it sees together
+    fraction: float  # of the memory of each GPU
+    cpus: str  # to run on, as in cpuset(7); empty: any
+    nodes: list[int]  # whose memory is preferred
     dtype: str
     kv_bytes: int
     max_running: int
@@ -179,7 +182,7 @@ Message = (
 )  # fmt: skip
 MESSAGES: tuple[type[Any], ...] = get_args(Message)
 BY_NAME: Mapping[str, type[Any]] = {kind.__name__: kind for kind in MESSAGES}
-FIELDS = {"int": int, "str": str, "bool": bool, "list": list, "dict": dict}
+FIELDS = {"float": float, "int": int, "str": str, "bool": bool, "list": list, "dict": dict}
 
 
 def encode(message: Any) -> bytes:

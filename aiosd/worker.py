@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from aiosd import enginectl, grammar, wire
 from aiosd.errors import AiosError, BadSnapshot, ModelError, TooLong
+from aiosd.numa import stay_near
 from aiosd.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
 def load_engine(order: wire.Load) -> Engine:
     if sys.prefix == PACKAGE and (engine := enginectl.preferred()):
         sys.path.insert(0, str(engine))
+    stay_near(order.cpus, order.nodes)
     # the engine sets torch up, and so is imported first
     from aiosd.engine import Engine, load  # isort: skip
     import torch  # isort: skip
@@ -79,9 +81,12 @@ def load_engine(order: wire.Load) -> Engine:
     device = order.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu" and order.fraction < 1:
+        for number in range(torch.cuda.device_count()):
+            torch.cuda.set_per_process_memory_fraction(order.fraction, number)
     model = load(
         Path(order.path),
-        device=device,
+        device="auto" if device == "span" else device,
         dtype=order.dtype,
         threads=order.threads or None,
         deterministic=order.deterministic,

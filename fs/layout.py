@@ -16,6 +16,7 @@ import psutil
 from aiosd import __version__, metrics, trace
 from aiosd.access import Caller
 from aiosd.admission import Source
+from aiosd.devices import CPU
 from aiosd.errors import BadValue
 from aiosd.fs.access import access_folder
 from aiosd.fs.agents import agent_folder
@@ -27,7 +28,7 @@ from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Node, Table, Tree
 from aiosd.kernel import Kernel
 from aiosd.models import Model, ModelState
-from aiosd.pool import Worker
+from aiosd.pool import ANYWHERE, Worker
 from aiosd.request import Request
 
 README = (Path(__file__).parent / "README.txt").read_text()
@@ -55,6 +56,7 @@ def build(kernel: Kernel) -> Tree:
         "workers": lambda: Collection(
             lambda: [str(w.id) for w in kernel.scheduler.pool.workers()], partial(worker_folder, kernel)
         ),
+        "devices": lambda: Text(render=partial(devices, kernel)),
         "scheduler": lambda: Table(scheduler_files(kernel)),
         "agents": lambda: Collection(
             kernel.agents.names,
@@ -172,8 +174,10 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
             pool.unload(model)
         elif verb == "replicas" and argument.isdecimal() and 1 <= int(argument) <= 64:
             pool.resize(model, int(argument))
+        elif verb == "pin":
+            kernel.pin_model(name, argument)
         else:
-            raise BadValue(f"unknown command {verb[:40]!r}", "load [PATH], unload, replicas N")
+            raise BadValue(f"unknown command {verb[:40]!r}", "load [PATH], unload, replicas N, pin DEVICE…")
 
     def transaction(operation: str) -> Factory:
         source = Source(f"/models/{name}/{operation}", model=name, operation=operation)
@@ -198,7 +202,8 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
 
 
 def model_info(model: Model) -> str:
-    facts = {"name": model.name, "path": str(model.path), "state": model.state, "replicas": model.replicas}
+    facts = {"name": model.name, "path": str(model.path), "state": model.state, "replicas": model.replicas,
+             "pin": list(model.pins), "memory_fraction": model.fraction}  # fmt: skip
     if model.error:
         facts["error"] = model.error
     return json.dumps({**model.info, **facts}, indent=2, ensure_ascii=False) + "\n"
@@ -216,7 +221,7 @@ def worker_folder(kernel: Kernel, name: str) -> Folder | None:
 
     return Table(
         {
-            "device": lambda: Text(render=lambda: f"{worker.model.info.get('device', 'cpu')}\n"),
+            "device": lambda: Text(render=partial(device, worker)),
             "model": lambda: Text(render=lambda: f"{worker.model.name}\n"),
             "pid": lambda: Text(render=lambda: f"{worker.process.pid}\n"),
             "state": lambda: Text(render=lambda: f"{worker.state}\n"),
@@ -225,6 +230,27 @@ def worker_folder(kernel: Kernel, name: str) -> Folder | None:
             "ctl": lambda: Control(run=command),
         }
     )
+
+
+def device(worker: Worker) -> str:
+    """Of a GPU that PyTorch alone knows, what PyTorch calls it."""
+    found = [worker.model.info.get("device", CPU)] if worker.place == ANYWHERE else worker.place.devices
+    return "".join(f"{one}\n" for one in found)
+
+
+def devices(kernel: Kernel) -> str:
+    places, workers = kernel.scheduler.pool.places, kernel.scheduler.pool.workers()
+    header = ["UUID", "NAME", "STATE", "MEMORY_BYTES", "FREE", "NODE", "CPUS", "WORKERS", "MODEL"]
+    rows = []
+    for one in places.table:
+        on = [worker for worker in workers if one.uuid in worker.place.devices]
+        free = f"{places.free(one, (w.place for w in on)):.2f}" if one.divided else "-"
+        rows.append([
+            one.uuid, f"gpu{one.index}" if one.index >= 0 else "-", places.state(one), one.memory_bytes, free,
+            one.numa if one.numa >= 0 else "-", one.cpus or "-",
+            ",".join(f"{worker.id}" for worker in on) or "-", one.name.replace(" ", "-") or "-",
+        ])  # fmt: skip
+    return columns(header, rows)
 
 
 def memory(worker: Worker) -> str:

@@ -41,7 +41,8 @@ LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 
 def default(field: Field[Any]) -> object:
-    return "(required)" if field.default is MISSING else field.default
+    found = "(required)" if field.default is MISSING else field.default
+    return list(found) if isinstance(found, tuple) else found
 
 
 def test_aiosd_toml_5_has_every_key_and_its_default() -> None:

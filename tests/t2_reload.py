@@ -32,7 +32,7 @@ def reload(kernel: Kernel, file: Path, text: str) -> str:
         ("limits.disk_reserve_bytes", 5, lambda k: k.scheduler.residency.swap._reserve_bytes),
         ("engine.host_kv_bytes", 5, lambda k: k.scheduler.residency.swap.host_bytes),
         ("engine.disk_kv_bytes", 5, lambda k: k.scheduler.residency.swap.disk_bytes),
-        ("engine.threads", 5, lambda k: k.scheduler.pool.engine.threads),
+        ("engine.threads", 5, lambda k: k.scheduler.pool.places.engine.threads),
         ("scheduler.quantum", 5, lambda k: k.scheduler.quantum_tokens),
         ("tools.pending_s", 5, lambda k: k.scheduler.calls.pending_s),
         ("tools.output_bytes", 5, lambda k: k.scheduler.calls._sessions.output_bytes),
