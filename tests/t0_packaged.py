@@ -101,16 +101,16 @@ def test_one_of_the_machine_that_others_may_write_is_refused(tmp_path: Path) -> 
 
 
 def test_aios_agent_5_has_every_key() -> None:
-    section = PAGE.partition("\n# AGENT.TOML\n")[2].partition("\n# ")[0]
+    section = PAGE.partition("\n## AGENT.TOML\n")[2].partition("\n## ")[0]
     assert re.findall(r"^\*\*(\w+)\*\* = ", section, re.MULTILINE) == list(packaged.SCHEMA["properties"])
 
 
 def test_the_agent_of_aios_agent_5_is_one(tmp_path: Path) -> None:
-    example = PAGE.partition("\n# EXAMPLES\n")[2]
-    toml, run = re.findall(r"(?:^    .*\n|^\n)+", example, re.MULTILINE)[1:4:2]
-    ada = folder(tmp_path, "".join(line[4:] or "\n" for line in toml.splitlines(keepends=True)))
+    example = PAGE.partition("\n## EXAMPLES\n")[2]
+    [toml] = re.findall(r"```toml\n(.*?)```", example, re.DOTALL)
+    ada = folder(tmp_path, toml)
     assert tomllib.loads((ada / packaged.FILE).read_text())["params"]
-    (ada / "run").write_text(run)
+    (ada / "run").write_text("#!/bin/sh\n")
     (ada / "run").chmod(0o755)
     assert packaged.read(ada).settings["nice"] == "5"
 
