@@ -16,14 +16,27 @@ _aiosctl_root() {
     fi
 }
 
+# The options of a command.
+_aiosctl_options() {
+    case $1 in
+        '') echo --mount -v --verbose --version ;;
+        ask*) echo -m --model ;;
+        'access allow'*) echo --always ;;
+        trace*) echo --plot ;;
+        'mcp serve'*) echo --agent ;;
+        'model add'*) echo --name ;;
+    esac
+    echo -h --help
+}
+
 _aiosctl() {
     local root word i words=() current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
-    local answers='' folders=no asks_model=no
+    local answers='' files='' asks_model=no
     root=$(_aiosctl_root)
     for ((i = 1; i < COMP_CWORD; i++)); do # the words that are no options
         word=${COMP_WORDS[i]}
         case $word in
-            --mount | --name | --agent) ((i++)) ;;
+            --mount | --name | --agent | --plot) ((i++)) ;;
             -m | --model) asks_model=yes && ((i++)) ;;
             -*) ;;
             *) words+=("$word") ;;
@@ -31,38 +44,40 @@ _aiosctl() {
     done
 
     case $previous in
-        --mount) folders=yes ;;
+        --mount) files=-d ;;
+        --plot) files=-f ;;
         -m | --model) answers=$(command ls "$root/models" 2>/dev/null) ;;
+        --agent) answers=$(command ls "$root/agents" 2>/dev/null) ;;
         --name) ;;
         *)
-            case "${words[*]}" in
-                '') answers='status queue agents agent models ask log cancel policy tools access audit mcp trace model --mount --verbose --version --help' ;;
-                ask) [[ $asks_model == yes ]] || answers="-m $(command ls "$root/agents" 2>/dev/null)" ;;
-                log) answers=$(command ls "$root/agents" 2>/dev/null) ;;
-                cancel) answers=$(awk 'NR > 1 { print $1 }' "$root/scheduler/queue" 2>/dev/null) ;;
-                trace) if [[ $previous == --plot ]]; then folders=yes; else answers=--plot; fi ;;
-                policy) answers=$(cat "$root/scheduler/policies" 2>/dev/null) ;;
-                access) answers='allow deny' ;;
-                'access allow' | 'access deny') answers=$(command ls "$root/access/pending" 2>/dev/null) ;;
-                agent) answers='run check list' ;;
-                'agent run' | 'agent check') folders=yes && answers=$(aiosctl agent list 2>/dev/null | awk '{ print $1 }') ;;
-                audit) answers=verify ;;
-                mcp) answers=serve ;;
-                'mcp serve') if [[ $previous == --agent ]]; then answers=$(command ls "$root/agents" 2>/dev/null); else answers=--agent; fi ;;
-                model) answers='add load unload remove' ;;
-                'model add') folders=yes ;;
-                'model load' | 'model unload' | 'model remove') answers=$(command ls "$root/models" 2>/dev/null) ;;
-                'model add '*) answers=--name ;;
-            esac
+            if [[ $current == -* ]]; then
+                answers=$(_aiosctl_options "${words[*]}")
+            else
+                case "${words[*]}" in
+                    '') answers='status queue agents agent models ask log cancel policy tools access audit mcp trace model' ;;
+                    ask) [[ $asks_model == yes ]] || answers=$(command ls "$root/agents" 2>/dev/null) ;;
+                    log) answers=$(command ls "$root/agents" 2>/dev/null) ;;
+                    cancel) answers=$(awk 'NR > 1 { print $1 }' "$root/scheduler/queue" 2>/dev/null) ;;
+                    policy) answers=$(cat "$root/scheduler/policies" 2>/dev/null) ;;
+                    access) answers='allow deny' ;;
+                    'access allow' | 'access deny') answers=$(command ls "$root/access/pending" 2>/dev/null) ;;
+                    agent) answers='run check list' ;;
+                    'agent run' | 'agent check') files=-d && answers=$(aiosctl agent list 2>/dev/null | awk '{ print $1 }') ;;
+                    audit) answers=verify ;;
+                    mcp) answers=serve ;;
+                    model) answers='add load unload remove' ;;
+                    'model add') files=-d ;;
+                    'model load' | 'model unload' | 'model remove') answers=$(command ls "$root/models" 2>/dev/null) ;;
+                esac
+            fi
             ;;
     esac
 
-    if [[ $folders == yes ]]; then
+    if [[ $files ]]; then
         compopt -o filenames 2>/dev/null
-        mapfile -t COMPREPLY < <(compgen -d -W "$answers" -- "$current")
-    else
-        mapfile -t COMPREPLY < <(compgen -W "$answers" -- "$current")
     fi
+    # shellcheck disable=SC2086 # -d, -f or nothing
+    mapfile -t COMPREPLY < <(compgen $files -W "$answers" -- "$current")
 }
 
 complete -F _aiosctl aiosctl

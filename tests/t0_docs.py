@@ -101,8 +101,9 @@ def test_aiosd_8_has_every_option() -> None:
     assert documented == options(daemon.arguments())
 
 
-def test_the_completion_knows_every_command() -> None:
-    text = (ROOT / "completions" / "aiosctl.bash").read_text()
+@pytest.mark.parametrize("file", ["aiosctl.bash", "_aiosctl", "aiosctl.fish"])
+def test_a_completion_knows_every_command(file: str) -> None:
+    text = (ROOT / "completions" / file).read_text()
     for name in commands(ctl.arguments()):
         for word in name.split():
             assert re.search(rf"\b{word}\b", text), name

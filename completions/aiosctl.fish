@@ -1,0 +1,110 @@
+# fish completion for aiosctl(1): put it into /usr/share/fish/vendor_completions.d.
+
+# Where the tree is: --mount, $AIOS, /aios, or the user's own mount, as aiosctl finds it.
+function __aiosctl_root
+    set -l words (commandline -opc)
+    set -l given (contains -i -- --mount $words)
+    and test (count $words) -gt $given
+    and echo $words[(math $given + 1)]
+    and return
+    set -l own /tmp/aios-(id -u)/aios
+    set -q XDG_RUNTIME_DIR
+    and set own $XDG_RUNTIME_DIR/aios
+    if set -q AIOS
+        echo $AIOS
+    else if not test -e /aios/version; and test -d $own
+        echo $own
+    else
+        echo /aios
+    end
+end
+
+# The words so far that are no options.
+function __aiosctl_words
+    set -l skip no
+    for word in (commandline -opc)[2..]
+        if test $skip = yes
+            set skip no
+        else if contains -- $word --mount --name --agent --plot -m --model
+            set skip yes
+        else if not string match -q -- '-*' $word
+            echo $word
+        end
+    end
+end
+
+# Whether the words are exactly these: the next one is to be completed.
+function __aiosctl_at
+    set -l words (__aiosctl_words)
+    test "$words" = "$argv"
+end
+
+# Whether the words begin with these: the options of that command.
+function __aiosctl_in
+    set -l words (__aiosctl_words)
+    test "$words[1..$(count $argv)]" = "$argv"
+end
+
+function __aiosctl_names
+    command ls (__aiosctl_root)/$argv[1] 2>/dev/null
+end
+
+function __aiosctl_queue
+    awk 'NR > 1 { print $1 }' (__aiosctl_root)/scheduler/queue 2>/dev/null
+end
+
+function __aiosctl_packages
+    aiosctl agent list 2>/dev/null | string replace -r ' .*' ''
+    __fish_complete_directories (commandline -ct)
+end
+
+complete -c aiosctl -f
+complete -c aiosctl -s h -l help -d 'print a summary'
+complete -c aiosctl -n __aiosctl_at -l mount -x -a '(__fish_complete_directories (commandline -ct))' -d 'where the tree is'
+complete -c aiosctl -n __aiosctl_at -s v -l verbose -d 'show the same as shell commands'
+complete -c aiosctl -n __aiosctl_at -l version -d 'print the version'
+
+complete -c aiosctl -n __aiosctl_at -a status -d 'how the daemon stands'
+complete -c aiosctl -n __aiosctl_at -a queue -d 'who waits and runs'
+complete -c aiosctl -n __aiosctl_at -a agents -d 'your agents and what they do'
+complete -c aiosctl -n __aiosctl_at -a agent -d 'packaged agents'
+complete -c aiosctl -n __aiosctl_at -a models -d 'the models and their state'
+complete -c aiosctl -n __aiosctl_at -a ask -d 'ask an agent, or a model with -m, and print the answer'
+complete -c aiosctl -n __aiosctl_at -a log -d "why an agent's requests were refused or failed"
+complete -c aiosctl -n __aiosctl_at -a cancel -d 'end an unfinished request'
+complete -c aiosctl -n __aiosctl_at -a policy -d 'show or switch the scheduling policy'
+complete -c aiosctl -n __aiosctl_at -a tools -d 'the tools you may call'
+complete -c aiosctl -n __aiosctl_at -a access -d 'irreversible calls that wait for your decision'
+complete -c aiosctl -n __aiosctl_at -a audit -d 'the audit log'
+complete -c aiosctl -n __aiosctl_at -a mcp -d 'the tree for an MCP client'
+complete -c aiosctl -n __aiosctl_at -a trace -d 'what each request did when, as JSON or as a picture'
+complete -c aiosctl -n __aiosctl_at -a model -d 'add, load, unload or remove a model'
+
+complete -c aiosctl -n '__aiosctl_in ask' -s m -l model -x -a '(__aiosctl_names models)' -d 'ask this model without an agent'
+complete -c aiosctl -n '__aiosctl_at ask; and not __fish_contains_opt -s m model' -a '(__aiosctl_names agents)'
+complete -c aiosctl -n '__aiosctl_at log' -a '(__aiosctl_names agents)'
+complete -c aiosctl -n '__aiosctl_at cancel' -a '(__aiosctl_queue)'
+complete -c aiosctl -n '__aiosctl_at policy' -a '(cat (__aiosctl_root)/scheduler/policies 2>/dev/null)'
+complete -c aiosctl -n '__aiosctl_at access' -a allow -d 'have it run'
+complete -c aiosctl -n '__aiosctl_at access' -a deny -d 'end it as failed'
+complete -c aiosctl -n '__aiosctl_at access allow' -a '(__aiosctl_names access/pending)'
+complete -c aiosctl -n '__aiosctl_at access deny' -a '(__aiosctl_names access/pending)'
+complete -c aiosctl -n '__aiosctl_in access allow' -l always -d 'all calls of its tool by its agent'
+complete -c aiosctl -n '__aiosctl_at agent' -a run -d 'run one in this process'
+complete -c aiosctl -n '__aiosctl_at agent' -a check -d 'whether its agent.toml is right'
+complete -c aiosctl -n '__aiosctl_at agent' -a list -d 'those of this machine'
+complete -c aiosctl -n '__aiosctl_at agent run' -a '(__aiosctl_packages)'
+complete -c aiosctl -n '__aiosctl_at agent check' -a '(__aiosctl_packages)'
+complete -c aiosctl -n '__aiosctl_at audit' -a verify -d 'whether no line was changed or taken out'
+complete -c aiosctl -n '__aiosctl_at mcp' -a serve -d 'your agents, contexts and tools, over standard input and output'
+complete -c aiosctl -n '__aiosctl_in mcp serve' -l agent -x -a '(__aiosctl_names agents)' -d 'call tools through this agent'
+complete -c aiosctl -n '__aiosctl_in trace' -l plot -r -F -d 'draw it: svg, png or pdf'
+complete -c aiosctl -n '__aiosctl_at model' -a add -d 'serve a folder with a model'
+complete -c aiosctl -n '__aiosctl_at model' -a load -d 'load again'
+complete -c aiosctl -n '__aiosctl_at model' -a unload -d 'end its workers'
+complete -c aiosctl -n '__aiosctl_at model' -a remove -d 'forget one that was added'
+complete -c aiosctl -n '__aiosctl_at model add' -a '(__fish_complete_directories (commandline -ct))'
+complete -c aiosctl -n '__aiosctl_in model add' -l name -x -d 'instead of that of the folder'
+for verb in load unload remove
+    complete -c aiosctl -n "__aiosctl_at model $verb" -a '(__aiosctl_names models)'
+end
