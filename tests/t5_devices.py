@@ -22,7 +22,8 @@ from tests.running import Daemon, wait_until
 MakeDaemon = Callable[..., Daemon]
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
 A, B, C = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abc")
-LONG = {"prompt": "Tell me.", "max_tokens": 600, "ignore_eos": True, "seed": 7, "temperature": 0.8}
+MANY = 8
+LONG = {"prompt": "Tell me.", "max_tokens": 900, "ignore_eos": True, "seed": 7, "temperature": 0.8}
 
 
 class Machine:
@@ -83,20 +84,25 @@ def refused(daemon: Daemon, model: str, command: str) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-def meanwhile(daemon: Daemon, model: str, act: Callable[[], None]) -> str:
-    """The answer to a request in the middle of which something happens."""
+def progress(daemon: Daemon, model: str) -> list[int]:
+    """How many tokens each unfinished request has."""
+    lines = [line.split() for line in daemon.read("scheduler/queue").splitlines()[1:]]
+    return [int(words[6]) for words in lines if words[4] == model]
+
+
+def meanwhile(daemon: Daemon, model: str, act: Callable[[], None]) -> set[str]:
+    """The answers to some requests in the middle of which something happens, and has happened."""
     answers: list[str] = []
-    thread = threading.Thread(target=lambda: answers.append(ask(daemon, model)))
-    thread.start()
-
-    def running() -> bool:
-        lines = [line.split() for line in daemon.read("scheduler/queue").splitlines()[1:]]
-        return any(words[4] == model and int(words[6]) > 20 for words in lines)
-
-    wait_until(running, "some tokens")
+    threads = [threading.Thread(target=lambda: answers.append(ask(daemon, model))) for _ in range(MANY)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: any(tokens > 20 for tokens in progress(daemon, model)), "some tokens")
     act()
-    thread.join(120)
-    return answers[0]
+    assert progress(daemon, model), "all was over before"
+    for thread in threads:
+        thread.join(120)
+    assert len(answers) == MANY
+    return set(answers)
 
 
 def test_a_pin_moves_a_model_while_it_answers_with_the_same_tokens(
@@ -108,10 +114,11 @@ def test_a_pin_moves_a_model_while_it_answers_with_the_same_tokens(
 
     def move() -> None:
         daemon.write("models/slow/ctl", "pin GPU-bbbb\n")
+        wait_until(lambda: on(daemon, "slow") == [[B]], "the move")
 
-    assert meanwhile(daemon, "slow", move) == wanted
-    wait_until(lambda: on(daemon, "slow") == [[B]], "the move")
-    [pid] = daemon.worker_pids()
+    assert meanwhile(daemon, "slow", move) == {wanted}
+    [number] = workers(daemon, "slow")
+    pid = int(daemon.read(f"workers/{number}/pid"))
     assert f"CUDA_VISIBLE_DEVICES={B}\0" in Path(f"/proc/{pid}/environ").read_text()
     assert os.sched_getaffinity(pid) == {machine.cpus[1 % len(machine.cpus)]}
 
@@ -160,7 +167,7 @@ def test_a_device_that_fails_is_drained_and_its_requests_go_on(
         told += os.read(events, 1 << 16)
         return b'"event": "device"' in told
 
-    assert meanwhile(daemon, "slow", lambda: fail(A)) == wanted
+    assert meanwhile(daemon, "slow", lambda: fail(A, C)) == {wanted}
     wait_until(lambda: on(daemon, "slow") == [[A]], "the other one", 60)
     assert (state(daemon, A), state(daemon, B)) == ("ok", "failed")
     wait_until(is_told, "the event")
