@@ -86,7 +86,7 @@ def received(facts: Mapping[str, Any]) -> Device:
 
 def find(devices: Sequence[Device], word: str) -> Device:
     """By UUID, a prefix of it that is enough, or gpuN. Raises BadValue."""
-    whole = [d for d in devices if word in (d.uuid, f"gpu{d.index}")]
+    whole = [d for d in devices if word == d.uuid or (d.index >= 0 and word == f"gpu{d.index}")]
     begun = [d for d in devices if len(word) >= PREFIX_MIN and d.uuid.lower().startswith(word.lower())]
     if len(found := whole or begun) == 1:
         return found[0]

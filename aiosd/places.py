@@ -37,6 +37,7 @@ class Places:
         self._table: list[Device] | None = None
         self._over: dict[str, list[tuple[str, float]]] = {}
         self.failed: dict[str, str] = {}  # why, by UUID; until somebody has it tried again
+        self._told: set[str] = set()  # of those
 
     @property
     def table(self) -> list[Device]:
@@ -53,10 +54,17 @@ class Places:
             self.failed.setdefault(device.uuid, "it is not there any more")
         self._table = [*found, *(replace(device, index=-1) for device in gone)]
 
+    def newly_failed(self) -> list[str]:
+        """Once each."""
+        new = [uuid for uuid in self.failed if uuid not in self._told]
+        self._told = set(self.failed)
+        return new
+
     def retry(self, uuids: Iterable[str] | None = None) -> None:
         """Those that have failed, or all, may be used again if they are there."""
         for uuid in list(self.failed) if uuids is None else uuids:
             self.failed.pop(uuid, None)
+        self._told &= self.failed.keys()
         self.look()
 
     def on(self, uuids: Iterable[str]) -> list[Device]:

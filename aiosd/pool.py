@@ -122,6 +122,8 @@ class Pool:
     def arrange(self) -> None:
         """Ends workers that are where they should not be, and starts those that should be and are not."""
         with self._arranging:
+            for uuid in self.places.newly_failed():
+                self._tell_failed(uuid)
             wanted = self._wanted()
             plan = self.places.plan(wanted, self._now())
             lacking: list[tuple[Model, Place]] = []
@@ -283,14 +285,10 @@ class Pool:
         if worker.place.devices == (devices.CPU,):
             return False
         with self._arranging:
-            known = set(self.places.failed)
             self.places.look()
-            new = [uuid for uuid in worker.place.devices if uuid in self.places.failed.keys() - known]
-        if not new and not known & set(worker.place.devices):
+        if not self.places.failed.keys() & set(worker.place.devices):
             return False
         log.error("worker %d died with its device", worker.id, extra=facts(worker, Id.WORKER_DIED))
-        for uuid in new:
-            self._tell_failed(uuid)
         self.restarts += 1
         self._begin_again(worker.model, 0.0)
         return True
@@ -329,7 +327,6 @@ class Pool:
             return
         self._blamed[model.name] = divided[0]
         self.places.failed[divided[0]] = f"{deaths} workers of model {model.name} died on it"
-        self._tell_failed(divided[0])
         self._begin_again(model, 0.0)
 
     def _begin_again(self, model: Model, pause_s: float) -> None:

@@ -238,7 +238,8 @@ class Daemon:
             self._send(WorkerFailed(order.id, why))
 
     def _devices(self) -> list[devices.Device]:
-        return devices.probe(self._privileged.config.engine.device_table)
+        """By the configuration of now: the daemon may have reloaded it."""
+        return devices.probe(load(self._privileged._file).engine.device_table)
 
     def _probe(self) -> None:
         try:

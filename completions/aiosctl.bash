@@ -24,6 +24,7 @@ _aiosctl_options() {
         'access allow'*) echo --always ;;
         trace*) echo --plot ;;
         'mcp serve'*) echo --agent ;;
+        'engine install'*) echo --cuda --cpu ;;
         'model add'*) echo --name ;;
     esac
     echo -h --help
@@ -54,7 +55,7 @@ _aiosctl() {
                 answers=$(_aiosctl_options "${words[*]}")
             else
                 case "${words[*]}" in
-                    '') answers='status queue agents agent models ask log cancel policy tools access audit mcp trace model' ;;
+                    '') answers='status queue agents agent models ask log cancel policy tools access audit mcp trace engine model' ;;
                     ask) [[ $asks_model == yes ]] || answers=$(command ls "$root/agents" 2>/dev/null) ;;
                     log) answers=$(command ls "$root/agents" 2>/dev/null) ;;
                     cancel) answers=$(awk 'NR > 1 { print $1 }' "$root/scheduler/queue" 2>/dev/null) ;;
@@ -65,6 +66,7 @@ _aiosctl() {
                     'agent run' | 'agent check') files=-d && answers=$(aiosctl agent list 2>/dev/null | awk '{ print $1 }') ;;
                     audit) answers=verify ;;
                     mcp) answers=serve ;;
+                    engine) answers='install status remove' ;;
                     model) answers='add load unload remove' ;;
                     'model add') files=-d ;;
                     'model load' | 'model unload' | 'model remove') answers=$(command ls "$root/models" 2>/dev/null) ;;

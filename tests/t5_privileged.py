@@ -153,6 +153,28 @@ def test_a_daemon_that_was_taken_over_gets_no_more_than_the_configuration_grants
     assert "does not say" in own.log.read_text()
 
 
+def test_devices_are_told_and_a_worker_gets_none_that_there_is_not(
+    tmp_path: Path, random_llama: Path
+) -> None:
+    if not reaches():
+        pytest.skip("the checkout, or a Python for it, is where other users cannot go")
+    open_to_all(tmp_path)
+    table = tmp_path / "table"
+    table.write_text('[[device]]\nuuid = "GPU-12345678"\n')
+    own = Daemon(tmp_path, random_llama, f'[engine]\ndevice_table = "{table}"\n')
+    own.helped = True
+    own._start_privileged()
+    try:
+        channel = Forger(tmp_path / "privileged").channel
+        channel.send(privilege.Probe())
+        found = channel.receive()
+        assert [facts["uuid"] for facts in found.devices] == ["GPU-12345678", "cpu"]
+        channel.send(privilege.Worker(99, "start", ["GPU-87654321"]))
+        assert channel.receive() == privilege.WorkerFailed(99, "there is no device 'GPU-87654321'")
+    finally:
+        own.clean()
+
+
 def test_who_comes_while_there_is_no_daemon_waits_for_the_next(daemon: Daemon) -> None:
     daemon.kill()
     said: list[str] = []

@@ -267,6 +267,37 @@ def test_the_journal_knows_agents_and_requests(machine: Machine) -> None:
     )
 
 
+def test_the_unit_of_a_worker_has_the_device_that_its_model_is_pinned_to(machine: Machine) -> None:
+    """Of a table: a GPU whose workers compute on the processor, and whose file in /dev is there."""
+    table, extra = "/etc/aios/devices-table", "/etc/aios/conf.d/60-test.toml"
+    uuid = "GPU-aaaaaaaa-0000-0000-0000-000000000000"
+    facts = f'uuid = "{uuid}"\nbackend = "cpu"\ncpus = "0"\nnuma = 0\npaths = ["/dev/fuse"]\n'
+    (machine.root / table.lstrip("/")).write_text(f"[[device]]\n{facts}")
+    (machine.root / extra.lstrip("/")).write_text(f'[engine]\ndevice_table = "{table}"\n')
+    machine.run("root", "systemctl reload aiosd")
+    wait_until(lambda: uuid in machine.out("root", "cat /aios/devices"), "the table")
+
+    def on(device: str) -> bool:
+        return (
+            machine.out("root", "cat /aios/workers/*/device; cat /aios/models/tiny/state")
+            == f"{device}\nready"
+        )
+
+    machine.run("root", f"echo pin {uuid[:12]} > /aios/models/tiny/ctl")
+    wait_until(lambda: on(uuid), "the device", 60)
+    number = machine.out("root", "ls /aios/workers")
+    shown = machine.out(
+        "root",
+        f"systemctl show aios-worker@{number} -p DeviceAllow -p CPUAffinity -p NUMAMask -p Environment",
+    )
+    assert {"DeviceAllow=/dev/fuse rw", "CPUAffinity=0", "NUMAMask=0"} <= set(shown.splitlines())
+    assert f"CUDA_VISIBLE_DEVICES={uuid}" in shown
+    assert machine.out("alice", ASK.format("ada")) == "mango"
+    machine.run("root", f"rm {extra} {table}; systemctl reload aiosd; echo pin auto > /aios/models/tiny/ctl")
+    wait_until(lambda: on("cpu"), "the processor", 60)
+    assert machine.out("alice", ASK.format("ada")) == "mango"
+
+
 # reload and restart
 
 
