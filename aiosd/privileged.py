@@ -190,6 +190,8 @@ class Daemon:
         call = privilege.received(message, program, events)
         try:
             self._check(call.manifest, call.folder)
+            if program is None and any(part.startswith("./") for part in call.manifest.command):
+                raise Denied("the file beside the manifest did not come with the call")
         except AiosError as error:
             call.discard()
             log.error("call %d: %s", id, error.explanation)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
@@ -61,6 +62,7 @@ class Cage:
 
     def command(
         self,
+        environment: int,
         seccomp: int,
         program: int | None,
         hosts: int | None = None,
@@ -71,8 +73,8 @@ class Cage:
         program starts when `gate` can be read."""
         m = self.manifest
         return [
-            BWRAP, "--unshare-user", "--unshare-all", *no_more_users(), "--die-with-parent",
-            "--new-session", "--cap-drop", "ALL", "--seccomp", str(seccomp), "--hostname", "aios",
+            BWRAP, "--args", str(environment), "--unshare-user", "--unshare-all", *no_more_users(),
+            "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--seccomp", str(seccomp), "--hostname", "aios",
             *(("--share-net",) if hosts else ()), *(("--block-fd", str(gate)) if gate else ()),
             "--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc", *links(),
             *(("--ro-bind-data", str(hosts), "/etc/hosts") if hosts else ()),
@@ -108,12 +110,16 @@ class Cage:
                 return file
         return None
 
-    def environment(self) -> dict[str, str]:
-        """Not on the command line: that is everybody's to see."""
+    def environment(self) -> bytes:
+        """Options of bubblewrap, in a file: a command line is everybody's to see, and its own environment, in
+        which LD_PRELOAD would have a library run before there is a cage, is none. Raises ValueError."""
         base = {"PATH": "/usr/bin:/bin", "HOME": WORK, "LANG": "C.UTF-8", "AIOS": "/aios"}
         reached = {"AIOS_NETWORK": " ".join(self.manifest.network)} if self.manifest.network else {}
         given = {"CREDENTIALS_DIRECTORY": CREDENTIALS} if self.credentials else {}
-        return {**base, **reached, **given, **self.manifest.env}
+        all_of_it = {**base, **reached, **given, **self.manifest.env}
+        if any("\0" in word for word in chain(all_of_it, all_of_it.values())):
+            raise ValueError("a NUL in its environment")  # it would be further options
+        return "".join(f"--setenv\0{key}\0{value}\0" for key, value in all_of_it.items()).encode()
 
 
 def aios(mount: Path) -> list[str]:

@@ -82,6 +82,7 @@ def popen(
         given: FileIO | int = subprocess.PIPE
         if call.given is not None:
             given = stack.enter_context(memory_file(call.given.encode()))
+        environment = stack.enter_context(memory_file(cage.environment())).fileno()
         seccomp = stack.enter_context(memory_file(seccomp_filter())).fileno()
         hosts, gate = None, None
         if namespace:
@@ -95,19 +96,24 @@ def popen(
             gate, opener = os.pipe()
             stack.callback(os.close, gate)
             stack.callback(os.close, opener)
+        given_fds = (environment, seccomp, program, hosts, gate, *secrets.values())
         with (
             network.inside(namespace.fd) if namespace else nullcontext(),
             group.entered() if group and not gated else nullcontext(),
         ):
             process = subprocess.Popen(
-                cage.command(seccomp, program, hosts, gate, secrets),
+                cage.command(environment, seccomp, program, hosts, gate, secrets),
                 stdin=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                pass_fds=[fd for fd in (seccomp, program, hosts, gate, *secrets.values()) if fd is not None],
+                pass_fds=[
+                    fd
+                    for fd in (environment, seccomp, program, hosts, gate, *secrets.values())
+                    if fd is not None
+                ],
                 cwd="/",
-                env=cage.environment(),
+                env={},
                 **whose(call.uid, call.groups),
             )
             stack.push(partial(_end_failed, process))

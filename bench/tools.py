@@ -45,10 +45,14 @@ def bare(mount: Path) -> None:
     cage = Cage(TOOLS.get("calc").manifest, None, mount)
     program = cage.open_program()
     assert program is not None
-    with memory_file(ARGUMENTS) as given, memory_file(seccomp_filter()) as seccomp:
-        command = cage.command(seccomp.fileno(), program)
+    with (
+        memory_file(ARGUMENTS) as given,
+        memory_file(cage.environment()) as environment,
+        memory_file(seccomp_filter()) as seccomp,
+    ):
+        fds = [environment.fileno(), seccomp.fileno(), program]
         done = subprocess.run(
-            command, stdin=given, capture_output=True, pass_fds=[seccomp.fileno(), program], check=True
+            cage.command(*fds), stdin=given, capture_output=True, pass_fds=fds, env={}, check=True
         )
     os.close(program)
     assert done.stdout == b"7006652\n"

@@ -62,15 +62,16 @@ class Host:
         for parent in [folder, *folder.parents][:4]:
             parent.chmod(0o755)  # other users have to get through to the mount
         self.shown, self.tools = folder / "shown", folder / "tools"
-        self.markers = folder / "markers"
+        self.markers, self.outside = folder / "markers", folder / "outside"
         self.secret = self.own(folder / "secret", "the secret of bob", BOB)
         self.shown.mkdir()
         self.own(self.shown / "secret", "the secret of bob", BOB)
         self.own(self.shown / "key", "the secret of root", 0)
         shutil.copy("/usr/bin/id", self.shown / "id")
         (self.shown / "id").chmod(0o4755)
-        self.markers.mkdir()
-        self.markers.chmod(0o1777)
+        for writable in (self.markers, self.outside):
+            writable.mkdir()
+            writable.chmod(0o1777)
         seen = {"read": [str(self.shown)], "write": [str(self.markers)]}
         add_tool(self.tools, "sh", **seen)
         add_tool(self.tools, "hurried", timeout_s=1, **seen)
@@ -81,6 +82,8 @@ class Host:
         count = "import json, sys; print(len(json.load(sys.stdin)['script'].encode()))"
         add_tool(self.tools, "count", command=["/usr/bin/python3", "-IS", "-c", count])
         add_tool(self.tools, "keyed", env={"API_KEY": "the-key-of-the-tool"})
+        add_tool(self.tools, "loaded", env={"LD_DEBUG": "files", "LD_DEBUG_OUTPUT": f"{self.outside}/loaded"})
+        add_tool(self.tools, "optioned", env={"X": "x\0--bind\0/\0/mnt"})
         config = (
             f'[tools]\nfolder = "{self.tools}"\nwork_bytes = {WORK_BYTES}\noutput_bytes = {OUTPUT_BYTES}\n'
         )
@@ -650,6 +653,13 @@ def test_calls_that_were_cancelled_while_they_waited_take_no_memory(host: Host) 
         once()
     assert resident() - before < 40_000_000
     assert pending(host, 0) == []
+
+
+def test_the_environment_of_a_tool_is_not_that_of_what_makes_its_cage(host: Host) -> None:
+    """Else its LD_PRELOAD, which its maker chooses, would run as its caller with no cage."""
+    assert host.call("echo done", tool="loaded")["output"].endswith("done\n")
+    assert not list(host.outside.iterdir())
+    assert "NUL" in json.dumps(host.call("ls /mnt", tool="optioned"))
 
 
 def test_of_cgroup_v2_the_program_starts_in_its_group(tmp_path: Path) -> None:
