@@ -74,7 +74,8 @@ class Cage:
         m = self.manifest
         return [
             BWRAP, "--args", str(environment), "--unshare-user", "--unshare-all", *no_more_users(),
-            "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--seccomp", str(seccomp), "--hostname", "aios",
+            "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--seccomp", str(seccomp),
+            "--hostname", "aios",
             *(("--share-net",) if hosts else ()), *(("--block-fd", str(gate)) if gate else ()),
             "--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc", *links(),
             *(("--ro-bind-data", str(hosts), "/etc/hosts") if hosts else ()),

@@ -96,7 +96,7 @@ def popen(
             gate, opener = os.pipe()
             stack.callback(os.close, gate)
             stack.callback(os.close, opener)
-        given_fds = (environment, seccomp, program, hosts, gate, *secrets.values())
+        files = [environment, seccomp, program, hosts, gate, *secrets.values()]
         with (
             network.inside(namespace.fd) if namespace else nullcontext(),
             group.entered() if group and not gated else nullcontext(),
@@ -107,11 +107,7 @@ def popen(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                pass_fds=[
-                    fd
-                    for fd in (environment, seccomp, program, hosts, gate, *secrets.values())
-                    if fd is not None
-                ],
+                pass_fds=[fd for fd in files if fd is not None],
                 cwd="/",
                 env={},
                 **whose(call.uid, call.groups),

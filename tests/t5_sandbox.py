@@ -657,7 +657,7 @@ def test_calls_that_were_cancelled_while_they_waited_take_no_memory(host: Host) 
 
 def test_the_environment_of_a_tool_is_not_that_of_what_makes_its_cage(host: Host) -> None:
     """Else its LD_PRELOAD, which its maker chooses, would run as its caller with no cage."""
-    assert host.call("echo done", tool="loaded")["output"].endswith("done\n")
+    assert "done\n" in host.call("echo done", tool="loaded")["output"]
     assert not list(host.outside.iterdir())
     assert "NUL" in json.dumps(host.call("ls /mnt", tool="optioned"))
 
