@@ -128,6 +128,7 @@ class Kernel:
         manifests = tools.read_all(Path(config.tools.folder), config.tools.network, strict=True)
         self.models.judge(self.config, config)
         pool = self.scheduler.pool
+        pool.places.look()
         for entry in self.models.changed(self.config, config).values():
             if entry.devices:
                 devices.parse_pin(pool.places.table, entry.devices)

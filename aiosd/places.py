@@ -61,7 +61,9 @@ class Places:
         return new
 
     def retry(self, uuids: Iterable[str] | None = None) -> None:
-        """Those that have failed, or all, may be used again if they are there."""
+        """Those that have failed may be used again if they are there. All: what is gone is forgotten."""
+        if uuids is None:
+            self._table = None
         for uuid in list(self.failed) if uuids is None else uuids:
             self.failed.pop(uuid, None)
         self._told &= self.failed.keys()

@@ -129,10 +129,11 @@ class Pool:
             lacking: list[tuple[Model, Place]] = []
             surplus: list[Worker] = []
             for model in wanted:
-                left = [worker for worker in self.of(model) if not worker.leaving]
+                left = sorted(self.of(model), key=lambda worker: worker.leaving)
                 for place in plan[model.name]:
                     if there := next((w for w in left if w.place == place), None):
                         left.remove(there)
+                        there.leaving = False
                     else:
                         lacking.append((model, place))
                 surplus += left
@@ -140,7 +141,8 @@ class Pool:
                     self._wait(model)
             taken = {device for _, place in lacking for device in place.devices}
             for worker in surplus:
-                self._move(worker, any(m is worker.model for m, _ in lacking), taken)
+                replaced = worker.leaving or any(model is worker.model for model, _ in lacking)
+                self._move(worker, replaced, taken)
             for model, place in lacking:
                 if model.state is ModelState.WAITING:
                     model.state, model.error = ModelState.LOADING, ""

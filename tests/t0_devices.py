@@ -208,6 +208,10 @@ def test_a_device_that_is_gone_has_failed_and_comes_back_when_it_is_asked_for() 
     assert p.failed, "what has failed once is not believed"
     p.retry([A])
     assert p.plan([m], {})["m"] == [Place((A,), 1.0)]
+    table.pop(0)
+    p.look()
+    p.retry()
+    assert (p.failed, [device.uuid for device in p.table]) == ({}, [B, C, CPU])
 
 
 def test_a_worker_is_told_what_pytorch_calls_its_device() -> None:

@@ -22,8 +22,8 @@ from tests.running import Daemon, wait_until
 MakeDaemon = Callable[..., Daemon]
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
 A, B, C = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abc")
-MANY = 8
-LONG = {"prompt": "Tell me.", "max_tokens": 900, "ignore_eos": True, "seed": 7, "temperature": 0.8}
+MANY = 4
+LONG = {"prompt": "Tell me.", "max_tokens": 500, "ignore_eos": True, "seed": 7, "temperature": 0.8}
 
 
 class Machine:
@@ -91,17 +91,25 @@ def progress(daemon: Daemon, model: str) -> list[int]:
 
 
 def meanwhile(daemon: Daemon, model: str, act: Callable[[], None]) -> set[str]:
-    """The answers to some requests in the middle of which something happens, and has happened."""
+    """The answers to requests that follow each other until something has happened in the midst of some."""
     answers: list[str] = []
-    threads = [threading.Thread(target=lambda: answers.append(ask(daemon, model))) for _ in range(MANY)]
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.is_set():
+            answers.append(ask(daemon, model))
+
+    threads = [threading.Thread(target=go_on) for _ in range(MANY)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: any(tokens > 20 for tokens in progress(daemon, model)), "some tokens")
-    act()
-    assert progress(daemon, model), "all was over before"
-    for thread in threads:
-        thread.join(120)
-    assert len(answers) == MANY
+    try:
+        wait_until(lambda: any(tokens > 20 for tokens in progress(daemon, model)), "some tokens")
+        act()
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(120)
+    assert len(answers) >= MANY
     return set(answers)
 
 
@@ -114,7 +122,7 @@ def test_a_pin_moves_a_model_while_it_answers_with_the_same_tokens(
 
     def move() -> None:
         daemon.write("models/slow/ctl", "pin GPU-bbbb\n")
-        wait_until(lambda: on(daemon, "slow") == [[B]], "the move")
+        wait_until(lambda: on(daemon, "slow") == [[B]], "the move", 60)
 
     assert meanwhile(daemon, "slow", move) == {wanted}
     [number] = workers(daemon, "slow")

@@ -292,10 +292,10 @@ def test_the_unit_of_a_worker_has_the_device_that_its_model_is_pinned_to(machine
     )
     assert {"DeviceAllow=/dev/fuse rw", "CPUAffinity=0", "NUMAMask=0"} <= set(shown.splitlines())
     assert f"CUDA_VISIBLE_DEVICES={uuid}" in shown
-    assert machine.out("alice", ASK.format("ada")) == "mango"
+    assert machine.out("root", "mkdir -p /aios/agents/gpu; " + ASK.format("gpu")) == "mango"
     machine.run("root", f"rm {extra} {table}; systemctl reload aiosd; echo pin auto > /aios/models/tiny/ctl")
     wait_until(lambda: on("cpu"), "the processor", 60)
-    assert machine.out("alice", ASK.format("ada")) == "mango"
+    assert machine.out("root", "mkdir -p /aios/agents/gpu; " + ASK.format("gpu")) == "mango"
 
 
 # reload and restart
