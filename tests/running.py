@@ -66,6 +66,7 @@ class Daemon:
         extra.mkdir(exist_ok=True)
         places = f"mount = {json.dumps(str(self.root))}\nstate = {json.dumps(str(self.state))}\n"
         (extra / "places.toml").write_text(f"[daemon]\n{places}")
+        Path(self._helper[1]).unlink(missing_ok=True)  # of one that was killed
         self.privileged = self._run(
             [PYTHON, "-P"], "aiosd.privileged", "--socket", self._helper[1], "--user", str(DAEMON)
         )

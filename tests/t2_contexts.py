@@ -497,7 +497,7 @@ def test_a_state_folder_of_the_first_version_is_taken_over(tmp_path: Path) -> No
     Store(tmp_path).close()
     db = sqlite3.connect(tmp_path / "aios.db")
     db.executescript(
-        "DROP TABLE grants; DROP TABLE contexts; DROP INDEX requests_by_parent;"
+        "DROP TABLE pins; DROP TABLE grants; DROP TABLE contexts; DROP INDEX requests_by_parent;"
         "ALTER TABLE requests DROP COLUMN parent; ALTER TABLE requests DROP COLUMN parked;"
         "CREATE TABLE contexts (name TEXT PRIMARY KEY, tokens INTEGER NOT NULL DEFAULT 0);"
         "INSERT INTO contexts VALUES ('old', 7); INSERT INTO messages VALUES ('old', 1, '{}');"

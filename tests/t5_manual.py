@@ -82,6 +82,7 @@ def restored(aios: Daemon) -> Iterator[None]:
     values = {name: aios.read(name) for name in ("scheduler/policy", "scheduler/quantum")}
     folders = [aios.root / name for name in ("agents", "contexts", "tools", "access/groups", "models")]
     before = {path for folder in folders for path in folder.iterdir()}
+    aios.write("scheduler/policy", "fair")  # which pages take for granted
     yield
     for path in {path for folder in folders for path in folder.iterdir()} - before:
         path.rmdir()
