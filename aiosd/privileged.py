@@ -41,7 +41,7 @@ log = logging.getLogger("aios-privileged")
 
 NOWHERE = Path("/nonexistent")  # users' tools are none of its own
 SYSTEMCTL = {
-    "start": ["start"],
+    "start": ["restart"],  # one of a daemon that just ended may be about to end too
     "stop": ["stop", "--no-block"],
     "kill": ["kill", "--signal=SIGKILL"],
 }

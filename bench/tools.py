@@ -52,7 +52,12 @@ def bare(mount: Path) -> None:
     ):
         fds = [environment.fileno(), seccomp.fileno(), program]
         done = subprocess.run(
-            cage.command(*fds), stdin=given, capture_output=True, pass_fds=fds, env={}, check=True
+            cage.command(fds[0], fds[1], program),
+            stdin=given,
+            capture_output=True,
+            pass_fds=fds,
+            env={},
+            check=True,
         )
     os.close(program)
     assert done.stdout == b"7006652\n"
