@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.running import REPOSITORY, wait_until
@@ -47,8 +49,10 @@ class Machine:
         try:
             self._nspawn.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self._nspawn.kill()  # and PID 1 with it
+            self._nspawn.kill()
             self._nspawn.wait()
+            with suppress(ProcessLookupError):
+                os.kill(self._init, signal.SIGKILL)  # it outlives systemd-nspawn, and all else ends with it
         self._nspawn = None
 
     def reboot(self) -> None:
