@@ -33,10 +33,8 @@ class Caller:
 
     def with_groups(self) -> Caller:
         """Asked while the process waits in its system call: later its pid may be another's."""
-        return replace(self, groups=self._groups())
-
-    def _groups(self) -> frozenset[int]:
-        return frozenset(map(int, proc_status(self.pid, "Groups")))
+        groups = frozenset(map(int, proc_status(self.pid, "Groups")))
+        return Caller(self.uid, self.gid, self.pid, groups)
 
 
 def proc_status(pid: int, key: str) -> list[bytes]:

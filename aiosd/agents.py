@@ -146,7 +146,7 @@ def params(text: str) -> dict[str, Any]:
         raise BadValue(str(error)) from None
     if not isinstance(raw, dict):
         raise BadValue("params.json is one JSON object")
-    unknown = set(raw) - SAMPLING_KEYS
+    unknown = set(raw).difference(SAMPLING_KEYS)
     if unknown:
         raise BadValue(f"unknown key {min(unknown)!r}; keys are {', '.join(sorted(SAMPLING_KEYS))}")
     try:

@@ -29,6 +29,7 @@ PRIORITIES = (  # of syslog(3)
 
 def begin(level: str, name: str = "aiosd") -> None:
     """From here on what is logged goes where it belongs; there `name` is who says it."""
+    logging.logProcesses = logging.logMultiprocessing = False  # looked up each time, and not told
     handler = Handler(name) if is_journal(sys.stderr.fileno()) else logging.StreamHandler(sys.stderr)
     logging.basicConfig(level=level.upper(), format=FORMAT, handlers=[handler])
 

@@ -64,9 +64,9 @@ class Spec:
 
 
 SPEC_KEYS = tuple(f.name for f in fields(Spec))
-ENCODER = json.JSONEncoder(default=asdict)
 ROLES = ("system", "user", "assistant", "tool", "developer")
-SAMPLING_KEYS = {f.name for f in fields(Sampling)}
+SAMPLING_KEYS = tuple(f.name for f in fields(Sampling))
+ENCODER = json.JSONEncoder(default=lambda sampling: {key: getattr(sampling, key) for key in SAMPLING_KEYS})
 KEYS = {
     "messages",
     "model",
@@ -79,7 +79,7 @@ KEYS = {
     "n",
     "user",
     "steps",
-} | (SAMPLING_KEYS | {"max_completion_tokens", "top_logprobs", "tool_choice", "response_format", "prompt"})
+} | ({*SAMPLING_KEYS} | {"max_completion_tokens", "top_logprobs", "tool_choice", "response_format", "prompt"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,11 @@ def parse(body: bytes, defaults: Defaults) -> Spec:
     except UnicodeDecodeError as error:
         raise BadRequest(f"byte {error.start} is not UTF-8 text") from None
     d = defaults
-    base = Spec((), d.sampling, d.model, d.context, system=d.system, nice=d.nice, operation=d.operation)
-    base = replace(base, tools=d.tools, decoded=d.decoded, steps=d.steps if d.tools else 0)
+    base = Spec(
+        (), d.sampling, d.model, d.context,
+        system=d.system, nice=d.nice, operation=d.operation,
+        tools=d.tools, decoded=d.decoded, steps=d.steps if d.tools else 0,
+    )  # fmt: skip
     if body[:1] == b"{" and d.operation == "llm":
         return parse_json(text, base)
     if body[:1] == b"{":

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 
 from aiosd import agents
 from aiosd.access import Caller
@@ -26,12 +26,14 @@ from aiosd.tools import QUEUE
 
 def agent_folder(kernel: Kernel, name: str) -> Folder | None:
     agent = kernel.agents.find(name)
-    if agent is None:
-        return None
+    return make_folder(kernel, agent) if agent else None
+
+
+@lru_cache(maxsize=256)
+def make_folder(kernel: Kernel, agent: Agent) -> Folder:
     change = partial(kernel.agents.change, agent)
-    settings = agent.settings
-    source = Source(f"/agents/{name}/syscall/llm", agent)
-    calls = Source(f"/agents/{name}/syscall/tool", agent, operation="tool")
+    source = Source(f"/agents/{agent.name}/syscall/llm", agent)
+    calls = Source(f"/agents/{agent.name}/syscall/tool", agent, operation="tool")
 
     def set_model(caller: Caller, text: str) -> None:
         if text and kernel.models.find(text) is None:
@@ -49,7 +51,7 @@ def agent_folder(kernel: Kernel, name: str) -> Folder | None:
 
     def set_nice(caller: Caller, text: str) -> None:
         nice = agents.nice(text)
-        if nice < settings.nice:
+        if nice < agent.settings.nice:
             check_nice(caller, nice)
         change(nice=nice)
 
@@ -66,18 +68,23 @@ def agent_folder(kernel: Kernel, name: str) -> Folder | None:
     files: dict[str, Factory] = {
         "ctl": lambda: Control(run=partial(agent_command, kernel, agent)),
         "state": lambda: Text(render=partial(agent_state, kernel, agent)),
-        "model": lambda: Value(get=lambda: settings.model or kernel.models.default, set=set_model),
-        "context": lambda: Value(get=lambda: settings.context, set=set_context),
-        "nice": lambda: Value(get=lambda: str(settings.nice), set=set_nice),
+        "model": lambda: Value(get=lambda: agent.settings.model or kernel.models.default, set=set_model),
+        "context": lambda: Value(get=lambda: agent.settings.context, set=set_context),
+        "nice": lambda: Value(get=lambda: str(agent.settings.nice), set=set_nice),
         "system": lambda: Value(
-            get=lambda: settings.system, set=lambda _, text: change(system=agents.system(text)), prose=True
+            get=lambda: agent.settings.system,
+            set=lambda _, text: change(system=agents.system(text)),
+            prose=True,
         ),
         "params.json": lambda: Value(
-            get=lambda: json.dumps(settings.params), set=lambda _, text: change(params=agents.params(text))
+            get=lambda: json.dumps(agent.settings.params),
+            set=lambda _, text: change(params=agents.params(text)),
         ),
-        "tools": lambda: Value(get=lambda: " ".join(settings.tools), set=set_tools),
-        "max_steps": lambda: Value(get=lambda: str(settings.max_steps), set=set_steps),
-        "pid": lambda: Value(get=lambda: str(settings.pid or ""), set=partial(kernel.bind_agent, agent)),
+        "tools": lambda: Value(get=lambda: " ".join(agent.settings.tools), set=set_tools),
+        "max_steps": lambda: Value(get=lambda: str(agent.settings.max_steps), set=set_steps),
+        "pid": lambda: Value(
+            get=lambda: str(agent.settings.pid or ""), set=partial(kernel.bind_agent, agent)
+        ),
         "usage": lambda: Text(render=lambda: table(requests=agent.requests, **asdict(agent.usage))),
         "log.jsonl": lambda: Text(0o400, render=lambda: "".join(agent.log)),
         "syscall": lambda: Table(

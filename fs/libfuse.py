@@ -68,9 +68,9 @@ class Args(ctypes.Structure):
 lib.fuse_get_context.restype = ctypes.POINTER(Context)
 lib.fuse_kern_chan_new.restype = ctypes.c_void_p
 lib.fuse_kern_chan_new.argtypes = [ctypes.c_int]
-libdl = ctypes.CDLL(None)
-libdl.dlvsym.restype = ctypes.c_void_p
-libdl.dlvsym.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p]
+libc = ctypes.CDLL(None)
+libc.dlvsym.restype = ctypes.c_void_p
+libc.dlvsym.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p]
 # libfuse keeps five fuse_new of five ABIs, and plain dlsym finds the oldest
 fuse_new = ctypes.CFUNCTYPE(
     ctypes.c_void_p,
@@ -79,7 +79,7 @@ fuse_new = ctypes.CFUNCTYPE(
     ctypes.POINTER(fuse_operations),
     ctypes.c_size_t,
     ctypes.c_void_p,
-)(libdl.dlvsym(lib._handle, b"fuse_new", b"FUSE_2.6"))
+)(libc.dlvsym(lib._handle, b"fuse_new", b"FUSE_2.6"))
 lib.fuse_req_interrupt_func.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
 lib.fuse_req_interrupt_func.restype = None
 lib.fuse_notify_poll.argtypes = [ctypes.c_void_p]
@@ -87,6 +87,25 @@ lib.fuse_pollhandle_destroy.argtypes = [ctypes.c_void_p]
 lib.fuse_pollhandle_destroy.restype = None
 for name in ("fuse_loop_mt", "fuse_exit", "fuse_destroy"):
     getattr(lib, name).argtypes = [ctypes.c_void_p]
+
+# registers what is called when the thread ends: destructors of C++'s thread_local come here
+thread_atexit = getattr(libc, "__cxa_thread_atexit_impl")  # a class would mangle the name
+KEPT = threading.local()
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # type: ignore[untyped-decorator]
+def let_go(_: object) -> None:
+    ctypes.pythonapi.PyGILState_Release(0)  # ctypes, which took it for this call, then releases the last
+
+
+def keep_thread() -> None:
+    """What Python knows of a thread that C has started lasts as long as the thread, not as this call.
+
+    To make that anew takes as long as all else of a short read.
+    """
+    if not hasattr(KEPT, "state"):
+        KEPT.state = ctypes.pythonapi.PyGILState_Ensure()
+        thread_atexit(let_go, None, let_go)  # the last: any address, to say which library it is of
 
 
 class Interrupts:
@@ -164,6 +183,7 @@ class Server(fuse.FUSE):  # type: ignore[misc]
     @staticmethod
     def _guard(function: Callable[..., int | None], *arguments: object) -> int:
         """The broad handler of the FUSE threads: an exception must not run into C."""
+        keep_thread()
         try:
             return function(*arguments) or 0
         except OSError as error:

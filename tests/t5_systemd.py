@@ -87,9 +87,10 @@ class Load:
 
     @contextmanager
     def comes(self) -> Iterator[None]:
-        """A few each second for as long as the block runs, whether the daemon is there to take them or not."""
+        """A few each second as long as the block runs, whether the daemon is there to take them or not."""
         script = f"""while sleep 0.2 && test ! -e /tmp/enough; do
-                cd {self._folder} && id=$(cat requests/new) && echo '{self._request}' > requests/$id/request && echo $id
+                cd {self._folder} && id=$(cat requests/new) &&
+                echo '{self._request}' > requests/$id/request && echo $id
             done 2>/dev/null"""
         coming = self._machine.start(self._user, script)
         try:

@@ -1,0 +1,54 @@
+"""What the glue to libfuse does with threads that are libfuse's, not Python's."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+
+import psutil
+
+from aiosd.fs.libfuse import keep_thread, thread_atexit
+
+BODY = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+libc = ctypes.CDLL(None)
+
+
+def run_threads(number: int, body: Callable[[object], None]) -> None:
+    """One after the other, started by C."""
+    start = BODY(body)
+    for _ in range(number):
+        thread = ctypes.c_ulong()
+        assert libc.pthread_create(ctypes.byref(thread), None, start, None) == 0
+        assert libc.pthread_join(thread, None) == 0
+
+
+def test_what_python_knows_of_a_thread_lasts_as_long_as_the_thread() -> None:
+    local, told = threading.local(), list[str]()
+
+    class Leaving:
+        def __del__(self) -> None:
+            told.append("gone")
+
+    def later(_: object) -> None:
+        told.append("kept" if hasattr(local, "value") else "lost")
+
+    later_c = BODY(later)
+
+    def body(_: object) -> None:
+        keep_thread()
+        local.value = Leaving()
+        thread_atexit(later_c, None, later_c)  # another call of the same thread
+
+    run_threads(1, body)
+    assert told == ["kept", "gone"]
+
+
+def test_thousands_of_threads_leave_nothing() -> None:
+    def body(_: object) -> None:
+        keep_thread()
+
+    run_threads(100, body)
+    before = psutil.Process().memory_info().rss
+    run_threads(5000, body)
+    assert psutil.Process().memory_info().rss - before < 5_000_000  # each would leave 17 kB
