@@ -95,9 +95,9 @@ def running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextlib.contextmanager
-def floor(folder: Path) -> Iterator[None]:
+def floor(folder: Path, *options: str) -> Iterator[None]:
     folder.mkdir()
-    with running("bench.fuse_floor", str(folder)):
+    with running("bench.fuse_floor", str(folder), *options):
         wait_until((folder / "status").exists, "the bare mount")
         yield
         mount.unmount(folder)
@@ -307,9 +307,14 @@ def table(rows: dict[str, dict[str, float]]) -> None:
 def beside(daemon: Daemon, folder: Path, rounds: int, port: int) -> dict[str, Any]:
     """Both operations on every side, by one client and by several."""
     with contextlib.ExitStack() as stack:
-        bare = folder / "floor"
+        bare, least = folder / "floor", folder / "least"
         stack.enter_context(floor(bare))
-        sides: Sides = {"aiosd": lambda: files(daemon.root), "fusepy alone": lambda: files(bare)}
+        stack.enter_context(floor(least, "least"))
+        sides: Sides = {
+            "aiosd": lambda: files(daemon.root),
+            "fusepy alone": lambda: files(bare),
+            "fusepy, fewest calls": lambda: files(least),
+        }
         if importlib.util.find_spec("fastapi"):
             stack.enter_context(server(port))
             sides["FastAPI"] = lambda: http_side(port)

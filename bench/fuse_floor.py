@@ -1,7 +1,8 @@
 """The floor that bench.fs measures aiosd against: fusepy alone, with the least a file system can do.
 
-`python -m bench.fuse_floor MOUNT` serves /status, which reads as a line, and /agents/a/syscall/llm, which
-gives back what was written to the open file. Nothing is checked, stored, scheduled or waited for.
+`python -m bench.fuse_floor MOUNT [least]` serves /status, which reads as a line, and /agents/a/syscall/llm,
+which gives back what was written to the open file. Nothing is checked, stored, scheduled or waited for. With
+`least`, libfuse is told which calls there are not, and tells the kernel not to ask; else fusepy answers them.
 """
 
 from __future__ import annotations
@@ -24,9 +25,6 @@ class Floor(fuse.Operations):  # type: ignore[misc]  # untyped
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self._open: dict[int, bytes] = {}
-
-    # what aiosd does not have either; libfuse then tells the kernel not to ask
-    flush = getxattr = listxattr = opendir = releasedir = access = None
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
         if path in FOLDERS:
@@ -54,5 +52,12 @@ class Floor(fuse.Operations):  # type: ignore[misc]  # untyped
         return 0
 
 
+class Least(Floor):
+    """flush too, which aiosd has."""
+
+    flush = getxattr = listxattr = opendir = releasedir = access = None
+
+
 if __name__ == "__main__":
-    fuse.FUSE(Floor(), sys.argv[1], foreground=True, raw_fi=True, allow_other=True, default_permissions=True)
+    floor = Least() if sys.argv[2:] == ["least"] else Floor()
+    fuse.FUSE(floor, sys.argv[1], foreground=True, raw_fi=True, allow_other=True, default_permissions=True)
