@@ -60,7 +60,12 @@ class Audit:
         self._append(what, {**facts, "by": who(by)})
 
     def ended(self, request: Request) -> None:
-        facts = {"exit_status": request.exit_status, "result_sha256": digest(request.answer.text.encode())}
+        facts: dict[str, object] = {
+            "exit_status": request.exit_status,
+            "result_sha256": digest(request.answer.text.encode()),
+        }
+        if request.took:
+            facts |= {"cpu_seconds": request.took.cpu_s, "memory_bytes": request.took.memory_bytes}
         try:
             self._write(str(request.state), request, why=request.error, **facts)
         except StoreFull as error:

@@ -42,6 +42,7 @@ class Calls:
         self._config, self._store = config, store
         self._begin, self._finish, self._stir = begin, finish, stir
         self.pending_s = config.tools.pending_s
+        self.cpu_s = 0.0  # that tools took
         self._live: dict[int, Tool] = {}  # a cancelled call is one until its processes are gone
         places = Places(store.folder / "work", Path(config.tools.credentials), Path(config.daemon.mount))
         runner = self._runner = system.tools(places)
@@ -132,7 +133,8 @@ class Calls:
 
     def tool_ended(self, request: Request, end: End) -> None:
         self._left(request)
-        request.exit_status, request.stderr = end.status, end.stderr
+        request.exit_status, request.stderr, request.took = end.status, end.stderr, end.spent
+        self.cpu_s += end.spent.cpu_s if end.spent else 0.0
         last = shorten(end.stderr.strip().rpartition("\n")[2])
         error = end.why or (f"exit status {end.status}" + (f": {last}" if last else "") if end.status else "")
         if not self._finish(request, State.FAILED if error else State.DONE, error):

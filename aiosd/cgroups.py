@@ -15,16 +15,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiosd.usage import Spent
+
 log = logging.getLogger(__name__)
 
 NAME = "aios-tools"
 CONTROLLERS = ("pids", "memory")
+ACCOUNT = "cpuacct"  # of v1, where there is one; v2 always counts
 REMEDY = "run the daemon as root, or its unit with Delegate=pids memory"
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    folders: Mapping[str, Path]  # by controller; of v2 the same one
+    folders: Mapping[str, Path]  # by controller, of v1 that which counts too; of v2 the same one
 
     @property
     def unified(self) -> bool:
@@ -63,6 +66,19 @@ class Group:
         """Whether the kernel has killed for its bound."""
         file = "memory.events" if self.unified else "memory.oom_control"
         return "\noom_kill 0\n" not in "\n" + (self.folders["memory"] / file).read_text()
+
+    def spent(self, known: Spent) -> Spent:
+        """What all that ran in it has taken; what it does not count is as it is known."""
+        memory = self.folders["memory"]
+        if self.unified:
+            stat = dict(line.split() for line in (memory / "cpu.stat").read_text().splitlines())
+            cpu_s, peak = int(stat["usage_usec"]) / 1e6, memory / "memory.peak"
+        else:
+            account, peak = self.folders.get(ACCOUNT), memory / "memory.max_usage_in_bytes"
+            cpu_s = int((account / "cpuacct.usage").read_text()) / 1e9 if account else known.cpu_s
+        return Spent(
+            cpu_s, int(peak.read_text()) if peak.exists() else known.memory_bytes
+        )  # since Linux 5.19
 
     def remove(self) -> bool:
         """False: something of it is there yet."""
@@ -154,18 +170,21 @@ def delegated(folder: Path) -> bool:
 
 def split(mounts: list[list[str]], own: Mapping[str, str]) -> dict[str, Path]:
     """Of v1, below the daemon's own group in each hierarchy."""
-    found = {}
-    for controller in CONTROLLERS:
-        roots = (Path(m[1]) for m in mounts if m[2] == "cgroup" and controller in m[3].split(","))
-        root = next(roots, None)
-        if root is None:
-            raise FileNotFoundError(f"no cgroup v1 of {controller}")
-        paths = (path for names, path in own.items() if controller in names.split(","))
-        below = root / next(paths, "/").lstrip("/")
-        found[controller] = (
-            below if below.is_dir() else root
-        ) / NAME  # a container shows its own as the root
-        found[controller].mkdir(mode=0o755, exist_ok=True)
-        if not os.access(found[controller], os.W_OK):
-            raise PermissionError(f"{found[controller]} is not this user's")
+    found = {controller: hierarchy(controller, mounts, own) for controller in CONTROLLERS}
+    with suppress(OSError):
+        found[ACCOUNT] = hierarchy(ACCOUNT, mounts, own)
     return found
+
+
+def hierarchy(controller: str, mounts: list[list[str]], own: Mapping[str, str]) -> Path:
+    roots = (Path(m[1]) for m in mounts if m[2] == "cgroup" and controller in m[3].split(","))
+    root = next(roots, None)
+    if root is None:
+        raise FileNotFoundError(f"no cgroup v1 of {controller}")
+    paths = (path for names, path in own.items() if controller in names.split(","))
+    below = root / next(paths, "/").lstrip("/")
+    folder = (below if below.is_dir() else root) / NAME  # a container shows its own as the root
+    folder.mkdir(mode=0o755, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} is not this user's")
+    return folder

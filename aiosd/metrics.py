@@ -29,6 +29,7 @@ def exposition(kernel: Kernel) -> str:
         ("aios_loop_kv", "What was done with KV of agents that waited for tools.",
          [({"choice": choice}, n) for choice, n in scheduler.interception.chosen.items()]),
         ("aios_generated_tokens", "Tokens of answers.", alone(counters["tokens"])),
+        ("aios_tool_cpu_seconds", "CPU time of tool calls.", alone(scheduler.calls.cpu_s)),
         ("aios_scheduler_busy_seconds", "Time spent on deciding.", alone(scheduler.busy_s)),
         ("aios_worker_restarts", "Workers that died.", alone(pool.restarts)),
         ("aios_model_requests", "Requests that ended.", [(m, model.requests) for m, model in models]),

@@ -33,6 +33,7 @@ from aiosd.manifest import Manifest
 from aiosd.runner import STDERR_BYTES, Places
 from aiosd.sandbox import Cage
 from aiosd.spawn import Bounds, Call, End, Events
+from aiosd.usage import Spent
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +150,7 @@ class Ended:
     status: int
     stderr: str
     why: str
+    spent: dict[str, Any]  # fields of Spent; empty: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +341,8 @@ class Remote(Loop):
                 count, last = self.stderr(message.id)
                 self._stderr[message.id] = count + len(data), (last + data)[-STDERR_BYTES:]
             case Ended() if call := self._calls.pop(message.id, None):
-                call.events.ended(End(message.status, message.stderr, message.why))
+                spent = Spent(**message.spent) if message.spent else None
+                call.events.ended(End(message.status, message.stderr, message.why, spent))
                 self._stderr.pop(message.id, None)
             case WorkerFailed():
                 self._worker_failed(message.id, message.why)

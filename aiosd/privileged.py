@@ -215,7 +215,7 @@ class Daemon:
                 )
 
     def _ended(self, id: int, end: End) -> None:
-        self._send(Ended(id, end.status, end.stderr, end.why))
+        self._send(Ended(id, end.status, end.stderr, end.why, asdict(end.spent) if end.spent else {}))
 
     def _send(self, message: Any, file: int | None = None) -> None:
         with suppress(OSError):  # it is gone, and serve() is about to see it

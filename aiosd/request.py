@@ -19,6 +19,7 @@ from aiosd.watchers import Watchers
 
 if TYPE_CHECKING:
     from aiosd.rules import Rule
+    from aiosd.usage import Spent
 
 LOOPS = "loops"
 
@@ -136,6 +137,7 @@ class Request:
     between: list[Message] = field(default_factory=list)  # of a loop: calls and results before the answer
     stderr: str = ""  # of a tool call
     exit_status: int | None = None
+    took: Spent | None = None
     answer: Answer = field(default_factory=Answer)
 
     @property

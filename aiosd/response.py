@@ -75,8 +75,13 @@ def tokenization(request: Request) -> str:
 
 def result(request: Request) -> str:
     """How a tool call went, also one that failed."""
-    facts = {"tool": request.spec.model.removeprefix(QUEUE), "exit_status": request.exit_status}
+    facts: dict[str, object] = {
+        "tool": request.spec.model.removeprefix(QUEUE),
+        "exit_status": request.exit_status,
+    }
     facts |= {"output": request.text, "stderr": request.stderr, "error": request.error}
+    if request.took:
+        facts |= {"cpu_seconds": request.took.cpu_s, "memory_bytes": request.took.memory_bytes or None}
     return line({**facts, "request": request.id})
 
 

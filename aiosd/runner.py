@@ -28,7 +28,7 @@ from aiosd.loop import Loop
 from aiosd.network import Namespace
 from aiosd.sandbox import PROCESSES, Cage
 from aiosd.spawn import Call, End, popen, whose
-from aiosd.usage import free_bytes, memory, size
+from aiosd.usage import free_bytes, memory, reap, size
 from aiosd.work import Work
 
 log = logging.getLogger(__name__)
@@ -313,9 +313,10 @@ class Runner(Loop):
             self._end(running)
 
     def _end(self, running: Running) -> None:
-        status = running.process.wait()
+        spent = reap(running.process)
         os.close(running.pidfd)
         if running.group:
+            spent = running.group.spent(spent)
             if running.group.out_of_memory():
                 running.why = running.why or over_memory(running.call)
             self._remove(running.group)
@@ -327,7 +328,7 @@ class Runner(Loop):
         disconnect(running.namespace)
         del self._running[running.call.id]
         stderr = running.stderr.decode("utf-8", "replace")
-        running.call.events.ended(End(status, stderr, running.why))
+        running.call.events.ended(End(running.process.returncode, stderr, running.why, spent))
 
     @staticmethod
     def _look(running: Running, now: float, memory_bytes: int) -> None:

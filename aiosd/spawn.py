@@ -20,6 +20,7 @@ from aiosd.cgroups import Group
 from aiosd.manifest import Manifest
 from aiosd.network import Namespace
 from aiosd.sandbox import Cage, seccomp_filter
+from aiosd.usage import Spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class End:
     status: int
     stderr: str
     why: str = ""
+    spent: Spent | None = None  # None: it did not start, or shares a process
 
 
 def ignore(_: bytes) -> None:

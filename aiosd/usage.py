@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 DEEPEST = 1000  # processes below each other
 ENTRY_BYTES = 4096  # that any name in a work folder counts for
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the processes of a tool call took, all of them together."""
+
+    cpu_s: float
+    memory_bytes: int  # the most at one time; 0: nobody has counted
+
+
+def reap(process: subprocess.Popen[bytes]) -> Spent:
+    """Waits for its end. Those below it that nobody waited for, as it was killed, are not counted."""
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return Spent(used.ru_utime + used.ru_stime, 0)  # ru_maxrss is also that of who forked it
 
 
 def memory(tops: Collection[int]) -> Counter[int]:

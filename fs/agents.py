@@ -218,7 +218,9 @@ def request_state(kernel: Kernel, request: Request) -> str:
 
 def request_usage(request: Request) -> str:
     ended = request.finished_s or time.time()
+    facts = json.loads(request.document) if request.spec.operation == "tool" and request.document else {}
     return table(
+        **{key: facts[key] for key in ("cpu_seconds", "memory_bytes") if facts.get(key) is not None},
         **asdict(request.usage),
         preemptions=request.preemptions,
         waited_s=round((request.started_s or ended) - request.submitted_s, 3),

@@ -9,6 +9,9 @@ import pytest
 
 from aiosd import cgroups
 from aiosd.cgroups import Cgroups, Group
+from aiosd.usage import Spent
+
+KNOWN = Spent(0.25, 0)
 
 
 def machine(folder: Path, mounts: dict[str, str], own: str) -> Path:
@@ -48,6 +51,25 @@ def test_v1_is_used_below_the_own_group_where_v2_lacks_controllers(tmp_path: Pat
     (tmp_path / "v2/cgroup.controllers").write_text("hugetlb\n")
     (tmp_path / "memory/box").mkdir()
     assert made(proc) == {"pids": tmp_path / "pids/aios-tools", "memory": tmp_path / "memory/box/aios-tools"}
+
+
+def test_v1_counts_time_where_that_is_counted(tmp_path: Path) -> None:
+    mounts = {"pids": "cgroup rw,pids", "memory": "cgroup rw,memory", "cpu": "cgroup rw,cpu,cpuacct"}
+    found = made(machine(tmp_path, mounts, "4:memory:/\n3:cpu,cpuacct:/\n2:pids:/\n"))
+    assert found["cpuacct"] == tmp_path / "cpu/aios-tools"
+    (found["cpuacct"] / "cpuacct.usage").write_text("1500000000\n")
+    (found["memory"] / "memory.max_usage_in_bytes").write_text("4096\n")
+    assert Group(found).spent(KNOWN) == Spent(1.5, 4096)
+    del found["cpuacct"]
+    assert Group(found).spent(KNOWN) == Spent(0.25, 4096)
+
+
+def test_v2_counts_time_and_newer_ones_the_most_memory(tmp_path: Path) -> None:
+    group = Group({"pids": tmp_path, "memory": tmp_path})
+    (tmp_path / "cpu.stat").write_text("usage_usec 2000000\nuser_usec 1\nsystem_usec 2\n")
+    assert group.spent(KNOWN) == Spent(2.0, 0)
+    (tmp_path / "memory.peak").write_text("8192\n")
+    assert group.spent(KNOWN) == Spent(2.0, 8192)
 
 
 def test_without_any_the_log_says_so_and_calls_have_none(

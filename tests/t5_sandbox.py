@@ -362,6 +362,24 @@ def test_memory_is_bounded_before_anybody_looks(host: Host) -> None:
     assert full < 15  # of those that the kernel kills others take the place
 
 
+BURN = "import time; held = bytearray(20_000_000); [0 for _ in iter(lambda: time.process_time() > 0.4, True)]"
+
+
+def test_what_a_call_took_is_told_of_all_its_processes(host: Host) -> None:
+    """Also of those that were killed, where there are control groups: nobody waited for them."""
+    burn = f"/usr/bin/python3 -c '{BURN}'"
+    facts = host.call(f"{burn} & {burn} & wait")
+    assert 0.8 <= facts["cpu_seconds"] < 3
+    line = json.loads(host.daemon.read("access/audit.jsonl").splitlines()[-1])
+    assert line["cpu_seconds"] == facts["cpu_seconds"]
+    if "without cgroups" in host.daemon.log.read_text():
+        return
+    assert 40_000_000 <= facts["memory_bytes"] < MEMORY_BYTES
+    killed = host.call("while :; do :; done", tool="hurried")
+    assert "it took more than 1 s" in killed["error"]
+    assert killed["cpu_seconds"] > 0.3
+
+
 def groups() -> list[Path]:
     """Of calls, whatever hierarchies there are."""
     return [

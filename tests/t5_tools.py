@@ -76,6 +76,7 @@ def test_a_failed_call_tells_its_exit_status_and_what_it_said(aios: Daemon, agen
         aios.read(f"{agent}/syscall/tool")
     found = document(aios, agent)
     assert found["exit_status"] != 0
+    assert float(aios.table(f"{agent}/requests/latest/usage")["cpu_seconds"]) == found["cpu_seconds"] > 0
     assert found["stderr"]
     assert aios.read(f"{agent}/requests/latest/error").startswith(f"exit status {found['exit_status']}: ")
 
