@@ -113,6 +113,7 @@ class Ops:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._open: dict[int, Open] = {}
+        self._of_path: dict[str, dict[int, Open]] = {}
         self._folders: dict[int, Folder] = {}
         self._opened_by: Counter[int] = Counter()  # open files of each user
 
@@ -246,10 +247,11 @@ class Ops:
         self._check_open(caller)
         handle = found.node.open(opening)
         info.fh = next(self._numbers)
-        with self._lock:
-            self._opened_by[opening.caller.uid] += 1
         info.direct_io = 1  # sizes are not known before a read
-        self._open[info.fh] = Open(found, handle, opening)
+        opened = self._open[info.fh] = Open(found, handle, opening)
+        with self._lock:
+            self._opened_by[caller.uid] += 1
+            self._of_path.setdefault(path, {})[info.fh] = opened
 
     def _check_open(self, caller: Caller) -> None:
         """Each open file may hold a thread that waits in a read."""
@@ -311,13 +313,17 @@ class Ops:
 
     def release(self, path: str | None, info: Any) -> None:
         opened = self._open.pop(info.fh)
+        path = opened.opening.path
         with self._lock:
             self._opened_by[opened.opening.caller.uid] -= 1
+            del self._of_path[path][info.fh]
+            if not self._of_path[path]:
+                del self._of_path[path]
         opened.end_poll()
         try:
             opened.handle.release()
         except AiosError as error:  # nobody sees an errno of release
-            self._tree.explain(opened.opening.path, error)
+            self._tree.explain(path, error)
 
     # helpers of the above
 
@@ -326,9 +332,9 @@ class Ops:
         try:
             return self._tree.find(path)
         except NotFound:
-            for opened in list(self._open.values()):
-                if opened.opening.path == path:
-                    return opened.found
+            with self._lock:
+                if opened := self._of_path.get(path):
+                    return next(iter(opened.values())).found
             raise
 
     def _folder(self, path: str) -> Folder:
