@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import fuse
@@ -116,27 +117,23 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self._waits: dict[int, tuple[threading.Event, list[bool]]] = {}
+        self._waits: dict[int, SimpleQueue[bool]] = {}
         self._keys = itertools.count(1)
         self._callback = INTERRUPT(self._fire)  # kept: C holds no reference
         self._pointer = ctypes.cast(self._callback, ctypes.c_void_p)
 
     def _fire(self, request: int, key: int) -> None:
-        wait = self._waits.get(key)
-        if wait is not None:
-            wait[1].append(True)
-            wait[0].set()
+        if (changes := self._waits.get(key)) is not None:
+            changes.put(True)
 
-    def wait(self, event: threading.Event) -> bool:
-        """Until `event` is set; True when it was an interrupt that set it."""
+    def wait(self, changes: SimpleQueue[bool]) -> bool:
+        """For the next of them; True when it is an interrupt."""
         request = lib.fuse_get_context().contents.request
         key = next(self._keys)
-        fired: list[bool] = []
-        self._waits[key] = event, fired
+        self._waits[key] = changes
         lib.fuse_req_interrupt_func(request, self._pointer, key)  # fires at once if it came before
         try:
-            event.wait()
-            return bool(fired)
+            return changes.get()
         finally:
             del self._waits[key]  # one that comes now finds nobody; libfuse forgets it with the request
 
