@@ -13,7 +13,7 @@ help:
 	@echo 'make lint | format                          ruff, mypy --strict | ruff format'
 	@echo 'make build                                  the C++ extension of the engine again'
 	@echo 'make man                                    build/man: the pages of man/ for man(1)'
-	@echo 'make deb                                    dist/aiosd_VERSION_ARCH.deb, for this release of Debian'
+	@echo 'make deb                                    dist/aiosd_VERSION_ARCH.deb, for this release of Debian (TORCH=cuda: for GPUs)'
 	@echo 'make eval-tiny | train-tiny                 the built-in model: measure it, make it again'
 	@echo 'make bench | bench-{engine,sched,fs,tools,daemon} all of them, or one'
 	@echo 'make lock                                   requirements*.lock from pyproject.toml'
@@ -53,7 +53,8 @@ $(MANUAL)/%: man/%.md man/blocks.sed
 	@go-md2man -in $< -out $@
 	@sed -i -f man/blocks.sed $@
 
-# Needs no .venv: the package is made for Debian's own python3. The first time takes minutes, then seconds.
+# Needs no .venv: the package is made for Debian's own python3. The first time takes minutes, then seconds. TORCH=cuda
+# puts PyPI's torch into it.
 deb:
 	@dpkg-checkbuilddeps || { echo 'as root: apt-get build-dep .' >&2; exit 1; }
 	mkdir -p dist
