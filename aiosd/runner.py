@@ -313,12 +313,14 @@ class Runner(Loop):
             self._end(running)
 
     def _end(self, running: Running) -> None:
+        del self._running[running.call.id]  # first: whatever fails below, it is not tried again
         spent = reap(running.process)
         os.close(running.pidfd)
         if running.group:
-            spent = running.group.spent(spent)
-            if running.group.out_of_memory():
-                running.why = running.why or over_memory(running.call)
+            with suppress(OSError):  # an empty one may have been removed by others
+                if running.group.out_of_memory():
+                    running.why = running.why or over_memory(running.call)
+                spent = running.group.spent(spent)
             self._remove(running.group)
         for file in (running.process.stdin, running.process.stdout, running.process.stderr):
             if file and not file.closed:
@@ -326,7 +328,6 @@ class Runner(Loop):
                     self._selector.unregister(file)
                 file.close()
         disconnect(running.namespace)
-        del self._running[running.call.id]
         stderr = running.stderr.decode("utf-8", "replace")
         running.call.events.ended(End(running.process.returncode, stderr, running.why, spent))
 

@@ -119,6 +119,17 @@ def worker_s(daemon: Daemon) -> float:
     return statistics.median(spans.values())
 
 
+def cpu_s(daemon: Daemon, times: int) -> float:
+    """What the daemon computes for one transaction."""
+    assert daemon.process is not None
+    process = psutil.Process(daemon.process.pid)
+    before = process.cpu_times()
+    for _ in range(times):
+        transaction(daemon.root / LLM)
+    after = process.cpu_times()
+    return (after.user - before.user + after.system - before.system) / times
+
+
 def one_client(makers: Sides, rounds: int, times: int) -> dict[str, dict[str, float]]:
     """Median seconds of each operation, the sides taking turns."""
     sides = {name: make() for name, make in makers.items()}
@@ -320,10 +331,15 @@ def beside(daemon: Daemon, folder: Path, rounds: int, port: int) -> dict[str, An
             sides["FastAPI"] = lambda: http_side(port)
         one_client(sides, 1, 100)  # warm up
         single = {
-            name: {**{f"{operation}, ms": s * 1e3 for operation, s in row.items()}, "worker's part, ms": 0.0}
+            name: {
+                **{f"{operation}, ms": s * 1e3 for operation, s in row.items()},
+                "worker's part, ms": 0.0,
+                "daemon's CPU, ms": 0.0,
+            }
             for name, row in one_client(sides, rounds, 300).items()
         }
         single["aiosd"]["worker's part, ms"] = worker_s(daemon) * 1e3
+        single["aiosd"]["daemon's CPU, ms"] = cpu_s(daemon, 1000) * 1e3
         return {"one client": single, f"{CLIENTS} clients, a second": many_clients(sides, 300)}
 
 

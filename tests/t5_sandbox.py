@@ -377,7 +377,7 @@ def test_what_a_call_took_is_told_of_all_its_processes(host: Host) -> None:
     assert 40_000_000 <= facts["memory_bytes"] < MEMORY_BYTES
     killed = host.call("while :; do :; done", tool="hurried")
     assert "it took more than 1 s" in killed["error"]
-    assert killed["cpu_seconds"] > 0.3
+    assert killed["cpu_seconds"] > 0.1  # of the sandbox itself a hundredth
 
 
 def groups() -> list[Path]:
