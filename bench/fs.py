@@ -127,7 +127,7 @@ def cpu_s(daemon: Daemon, times: int) -> float:
     for _ in range(times):
         transaction(daemon.root / LLM)
     after = process.cpu_times()
-    return (after.user - before.user + after.system - before.system) / times
+    return float(after.user - before.user + after.system - before.system) / times
 
 
 def one_client(makers: Sides, rounds: int, times: int) -> dict[str, dict[str, float]]:
