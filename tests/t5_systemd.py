@@ -53,7 +53,7 @@ def story(machine: Machine) -> Iterator[None]:
     machine.run("root", "systemctl reset-failed")  # more starts than units allow in a minute
     began = time.time()
     yield
-    print(journal(machine, f"--since=@{began:.0f}"))
+    print(journal(machine, f"--since=@{int(began)}"))
 
 
 def ready(machine: Machine, limit_s: float = 60.0) -> None:
