@@ -23,8 +23,7 @@ def grow(request: Request, text: str, logprobs: list[Any]) -> None:
 
 
 def end(request: Request, last: Tokens | None = None) -> None:
-    """The request is over, and its document made. Its `last` text is told with the end, so that a reader is
-    woken once."""
+    """The request is over. Its `last` text is told with the end, so that a reader is woken once."""
     data = part(request, last.text, last.logprobs) if last else b""
     done = request.state is State.DONE
     if not request.spec.json:
@@ -33,13 +32,13 @@ def end(request: Request, last: Tokens | None = None) -> None:
         reason = f"request {request.id} {request.state}: {request.error}"
         request.answer.end(data, None if done else RequestFailed(reason))
         return
-    document = request.document
+    whole = document(request)
     if request.spec.stream and done:
         content, _ = tool_calls(request)
         held = request.spec.tools and not request.spec.steps
         held_back = chunk(request, content, []) if held and content else ""
-        document = held_back + last_chunk(request)
-    request.answer.end(data + document.encode())
+        whole = held_back + last_chunk(request)
+    request.answer.end(data + whole.encode())
 
 
 def part(request: Request, text: str, logprobs: list[Any]) -> bytes:
@@ -55,10 +54,13 @@ def part(request: Request, text: str, logprobs: list[Any]) -> bytes:
 
 
 def document(request: Request) -> str:
-    if request.spec.operation == "tool":
-        return result(request)
-    makers = {"llm": completion, "embed": embedding, "tokenize": tokenization}
-    return (makers[request.spec.operation] if request.state is State.DONE else failure)(request)
+    """Of one that has ended; made once, when it is first asked for."""
+    if not request.document and request.state.final:
+        makers = {"llm": completion, "embed": embedding, "tokenize": tokenization, "tool": result}
+        operation = request.spec.operation
+        failed = request.state is not State.DONE and operation != "tool"
+        request.document = (failure if failed else makers[operation])(request)
+    return request.document
 
 
 def embedding(request: Request) -> str:

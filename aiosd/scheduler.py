@@ -87,7 +87,7 @@ class Scheduler:
         self._sending = threading.Lock()
         self._order_s: float | None = None  # since when the order is being sent that is
         self._ids = itertools.count(store.last_request_id() + 1)
-        self._saving = Saving(store, contexts)
+        self._saving = Saving(store, contexts, config.limits.keep_requests, self._log_end)
         self.trace = Trace()
         self._forecast = Forecast()
         self._deciding = False  # not before it has started, nor while it stops
@@ -110,6 +110,7 @@ class Scheduler:
             self.hold(self.agents.get(name))
         self.residency.swap.start(context.id for context in self.contexts.all())
         self.calls.start()
+        self._saving.start()
         self._deciding = True
         self.stir()
 
@@ -120,6 +121,7 @@ class Scheduler:
             engine.host_kv_bytes, engine.disk_kv_bytes, config.limits.disk_reserve_bytes
         )
         self.bounds.reload(config)
+        self._saving.keep = config.limits.keep_requests
 
     def drain(self) -> None:
         """From here on nothing new is let in, and nothing starts; what runs goes on."""
@@ -134,6 +136,7 @@ class Scheduler:
             left = list(self._queue)
         self.calls.stop()
         self.pool.stop()
+        self._saving.stop()
         self._park(left)
         for request in left:
             request.answer.end(error=ShuttingDown(STOPPED))
@@ -641,7 +644,8 @@ class Scheduler:
     def _finish(
         self, request: Request, state: State, error: str = "", last: wire.Tokens | None = None
     ) -> bool:
-        """The one way a request ends. Stored first, told after: what a reader saw as done stays done."""
+        """The one way a request ends. Stored first, told after: what a reader saw as done stays done. But an
+        answer by itself can be made again, and nothing follows from it: its reader does not wait."""
         with self._lock:
             if not self._queue.remove(request):
                 return False
@@ -654,15 +658,9 @@ class Scheduler:
             self.trace.leave(request)
             self.counters[state.value] += 1
             self._account(request)
-        request.document = response.document(request)
-        if request.spec.operation in ("embed", "tokenize"):  # the document has it all
-            request.text = ""
-        self._saving.save(request, self.config.limits.keep_requests)
-        context, worker = self._conversation(request), self.pool.find(request.worker)
-        if context and worker and state is State.DONE and self.contexts.owns(request.uid, context):
-            self.residency.came(context, worker)
-        if request.spec.steps and (own := self.contexts.end_loop(request.id)):
-            self.residency.drop(own)
+            self._saving.add(request)
+        if state is not State.DONE or not by_itself(request):
+            self._keep(request)
         with self._lock:  # only now: the next turn of the conversation reads what this one stored
             self._queue.end_turn(request)
             self._decide()
@@ -672,12 +670,22 @@ class Scheduler:
         os.sched_yield()  # gives the interpreter to the reader it has woken
         self._send()
         self._tell(request)
-        self._log_end(request)
+        self._saving.soon()
         for child in self.loops.ended(request) if request.spec.steps else ():
             self.cancel(child, "its request ended")
         if request.parent:
             self.loops.child_ended(request)
         return True
+
+    def _keep(self, request: Request) -> None:
+        """In the store, and of its conversation the KV."""
+        self._saving.save()
+        context, worker = self._conversation(request), self.pool.find(request.worker)
+        done = request.state is State.DONE
+        if context and worker and done and self.contexts.owns(request.uid, context):
+            self.residency.came(context, worker)
+        if request.spec.steps and (own := self.contexts.end_loop(request.id)):
+            self.residency.drop(own)
 
     @staticmethod
     def _log_end(request: Request) -> None:
@@ -707,6 +715,12 @@ class Scheduler:
         if context and request.spec.operation == "llm" and request.state is State.DONE:
             context.tokens = request.spent.prompt_tokens + request.spent.completion_tokens
             context.model, context.unfinished = request.spec.model, ""
+
+
+def by_itself(request: Request) -> bool:
+    """No turn of a conversation, no step of a loop, and no act."""
+    spec = request.spec
+    return not (spec.context or spec.steps or request.parent or spec.operation == "tool")
 
 
 def ended(request: Request) -> Request:

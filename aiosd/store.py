@@ -344,12 +344,13 @@ class Store:
     @staticmethod
     def _end_request(db: sqlite3.Connection, request: Request) -> bool:
         usage = request.usage
+        text = "" if request.spec.operation in ("embed", "tokenize") else request.text  # in the document
         ended = db.execute(
             "UPDATE requests SET state=?, finished_s=?, text=?, response=?, finish_reason=?, error=?,"
             " started_s=?, preemptions=?, prompt_tokens=?, cached_tokens=?, completion_tokens=?, parked=''"
             " WHERE id=? AND finished_s IS NULL",
-            (request.state, request.finished_s, request.text, request.document, request.finish_reason,
-             request.error, request.started_s, request.preemptions, usage.prompt_tokens,
+            (request.state, request.finished_s, text, request.document, request.finish_reason, request.error,
+             request.started_s, request.preemptions, usage.prompt_tokens,
              usage.cached_tokens, usage.completion_tokens, request.id),
         )  # fmt: skip
         return ended.rowcount > 0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache, partial
 
-from aiosd import agents
+from aiosd import agents, response
 from aiosd.access import Caller
 from aiosd.admission import Source, check_nice
 from aiosd.agents import Agent
@@ -178,7 +178,7 @@ def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
             "request": lambda: Text(0o400, render=lambda: asked(request)),
             "state": lambda: Text(0o400, render=partial(request_state, kernel, request)),
             "response": lambda: AnswerFile(0o400, request),
-            "response.json": lambda: Text(0o400, render=lambda: request.document),
+            "response.json": lambda: Text(0o400, render=lambda: response.document(request)),
             "error": lambda: Text(0o400, render=lambda: f"{request.error}\n" if request.error else ""),
             "usage": lambda: Text(0o400, render=lambda: request_usage(request)),
             "ctl": lambda: Control(run=command),
