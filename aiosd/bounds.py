@@ -7,7 +7,7 @@ import threading
 import time
 
 from aiosd.access import Caller
-from aiosd.config import Config
+from aiosd.config import Config, Quota
 from aiosd.errors import Busy, ShuttingDown, StoreFull
 from aiosd.queue import Queue, add
 from aiosd.quota import UNBOUNDED, Quotas
@@ -37,13 +37,13 @@ class Bounds:
         limits, quota, own = self._limits, self.quotas.of(caller), self.quotas.of_agent(agent)
         if len(self._queue) >= limits.queued_requests:
             raise Busy(f"{len(self._queue)} requests wait", LATER)
-        if self._queue.per_user[caller.uid] >= quota.queued_requests:
-            raise Busy(f"{self._queue.per_user[caller.uid]} requests of yours wait", LATER)
-        if self._queue.per_agent[agent] >= own.get("queued_requests", UNBOUNDED):
-            raise Busy(f"{self._queue.per_agent[agent]} requests of agent {agent} wait", LATER)
+        if (waiting := self._queue.per_user.get(caller.uid, 0)) >= quota.queued_requests:
+            raise Busy(f"{waiting} requests of yours wait", LATER)
+        if (waiting := self._queue.per_agent.get(agent, 0)) >= own.get("queued_requests", UNBOUNDED):
+            raise Busy(f"{waiting} requests of agent {agent} wait", LATER)
         self._check_rate(caller.uid, quota.tokens_per_minute, "you have")
         self._check_rate(agent, own.get("tokens_per_minute", UNBOUNDED), f"agent {agent} has")
-        self._check_bytes(caller, size)
+        self._check_bytes(caller, quota, size)
         self.check_disk(size)
 
     def check_disk(self, size: int) -> None:
@@ -51,8 +51,8 @@ class Bounds:
         if self._store.free_bytes() < self._limits.disk_reserve_bytes + size:
             raise StoreFull(f"{self._store.folder}: the disk is full", "free some space there")
 
-    def _check_bytes(self, caller: Caller, size: int) -> None:
-        if self._queue.pending_bytes[caller.uid] + size > self.quotas.of(caller).pending_bytes:
+    def _check_bytes(self, caller: Caller, quota: Quota, size: int) -> None:
+        if self._queue.pending_bytes.get(caller.uid, 0) + size > quota.pending_bytes:
             raise Busy("the requests you write or have waiting take too many bytes", LATER)
 
     def _check_rate(self, who: int | str, per_minute: int, said: str) -> None:
@@ -66,5 +66,5 @@ class Bounds:
         """Bytes of a request being written; negative gives them back. Raises Busy."""
         with self._lock:
             if size > 0:
-                self._check_bytes(caller, size)
+                self._check_bytes(caller, self.quotas.of(caller), size)
             add(self._queue.pending_bytes, caller.uid, size)

@@ -90,7 +90,10 @@ class Queue:
         return list(self._of_agents.get(agent_id, {}).values())
 
     def ready(self, model: str) -> Ready:
-        return self._ready.setdefault(model, Ready())
+        ready = self._ready.get(model)
+        if ready is None:
+            ready = self._ready[model] = Ready()
+        return ready
 
     def add(self, request: Request, startable: bool = True) -> None:
         self.ledger.arrive(request, self.per_user, time.monotonic())
@@ -135,8 +138,9 @@ class Queue:
         self.ledger.leave(request, time.monotonic())
         add(self.per_user, request.uid, -1)
         add(self.per_agent, request.agent, -1)
-        del self._of_agents[request.agent_id][request.id]
-        if not self._of_agents[request.agent_id]:
+        same = self._of_agents[request.agent_id]
+        del same[request.id]
+        if not same:
             del self._of_agents[request.agent_id]
         add(self.pending_bytes, request.uid, -request.size_bytes)
         return True
@@ -146,8 +150,7 @@ class Queue:
             return
         both: tuple[int | str, int | str] = (request.uid, request.agent)
         for who, most in zip(both, request.running_most, strict=True):
-            add(self.running_of, who, change)
-            full = who != "" and self.running_of[who] >= most
+            full = add(self.running_of, who, change) >= most and who != ""
             (self.held_back.add if full else self.held_back.discard)(who)
 
     def hold(self, agent_id: int, held: bool) -> None:
@@ -184,11 +187,14 @@ class Queue:
 Key = TypeVar("Key")
 
 
-def add(counts: Counter[Key], key: Key, change: int) -> None:
-    """A count that came to nothing is not kept."""
-    counts[key] += change
-    if counts[key] <= 0:
-        del counts[key]
+def add(counts: Counter[Key], key: Key, change: int) -> int:
+    """A count that came to nothing is not kept. Gives what it is now."""
+    now = counts.get(key, 0) + change
+    if now > 0:
+        counts[key] = now
+    else:
+        counts.pop(key, None)
+    return now
 
 
 def view(request: Request) -> Job:

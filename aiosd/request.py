@@ -79,6 +79,10 @@ class Answer:
         return self.ended or len(self._bytes) > offset
 
     @property
+    def ends_line(self) -> bool:
+        return self._bytes.endswith(b"\n")
+
+    @property
     def size(self) -> int:
         return len(self._bytes)
 

@@ -12,25 +12,25 @@ from aiosd import toolcalls
 from aiosd.errors import RequestFailed
 from aiosd.request import Request, State
 from aiosd.tools import QUEUE
-from aiosd.wire import Tokens
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
-def grow(request: Request, text: str, logprobs: list[Any]) -> None:
-    """New text arrived; it may lag behind its tokens."""
-    request.answer.append(part(request, text, logprobs))
+def grow(request: Request, text: str, logprobs: list[Any], last: bool = False) -> None:
+    """New text arrived; it may lag behind its tokens. Of the `last` its readers know while it is ended."""
+    data = part(request, text, logprobs)
+    if last and not request.spec.json and not request.text.endswith("\n"):
+        data += b"\n"
+    request.answer.append(data)
 
 
-def end(request: Request, last: Tokens | None = None) -> None:
-    """The request is over. Its `last` text is told with the end, so that a reader is woken once."""
-    data = part(request, last.text, last.logprobs) if last else b""
+def end(request: Request) -> None:
+    """The request is over."""
     done = request.state is State.DONE
     if not request.spec.json:
-        if done and request.spec.operation == "llm" and not request.text.endswith("\n"):
-            data += b"\n"
+        lacks = done and request.spec.operation == "llm" and not request.answer.ends_line
         reason = f"request {request.id} {request.state}: {request.error}"
-        request.answer.end(data, None if done else RequestFailed(reason))
+        request.answer.end(b"\n" if lacks else b"", None if done else RequestFailed(reason))
         return
     whole = document(request)
     if request.spec.stream and done:
@@ -38,7 +38,7 @@ def end(request: Request, last: Tokens | None = None) -> None:
         held = request.spec.tools and not request.spec.steps
         held_back = chunk(request, content, []) if held and content else ""
         whole = held_back + last_chunk(request)
-    request.answer.end(data + whole.encode())
+    request.answer.end(whole.encode())
 
 
 def part(request: Request, text: str, logprobs: list[Any]) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -321,7 +320,7 @@ class Scheduler:
                 return
             request = self._queue.waiting[id]
             chosen = place(seats, self._last_worker(request))
-            worker = next((w for w in self.pool.ready(model) if w.id == chosen), None)
+            worker = self.pool.find(chosen)
             if worker is None:  # it just died; worker_died or worker_ready will decide again
                 return
             self._forecast.started()
@@ -629,11 +628,12 @@ class Scheduler:
             request.usage.completion_tokens = len(request.tokens)
             self.counters["tokens"] += len(made.tokens)
             self._queue.ledger.charge(request, output_tokens=len(made.tokens))
-        if made.finish not in ("", "preempted"):
+        over = made.finish not in ("", "preempted")
+        response.grow(request, made.text, made.logprobs, over)
+        if over:
             request.finish_reason = made.finish
-            self._finish(request, State.DONE, last=made)
+            self._finish(request, State.DONE)
             return
-        response.grow(request, made.text, made.logprobs)
         if request.parent:
             self.loops.said(request)
         if made.finish:
@@ -641,9 +641,7 @@ class Scheduler:
 
     # the end
 
-    def _finish(
-        self, request: Request, state: State, error: str = "", last: wire.Tokens | None = None
-    ) -> bool:
+    def _finish(self, request: Request, state: State, error: str = "") -> bool:
         """The one way a request ends. Stored first, told after: what a reader saw as done stays done. But an
         answer by itself can be made again, and nothing follows from it: its reader does not wait."""
         with self._lock:
@@ -666,8 +664,7 @@ class Scheduler:
             self._decide()
         if request.spec.operation == "tool":
             self.calls.audit.ended(request)
-        response.end(request, last)
-        os.sched_yield()  # gives the interpreter to the reader it has woken
+        response.end(request)
         self._send()
         self._tell(request)
         self._saving.soon()

@@ -103,24 +103,26 @@ def parse(body: bytes, defaults: Defaults) -> Spec:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise BadRequest(f"byte {error.start} is not UTF-8 text") from None
-    d = defaults
-    base = Spec(
-        (), d.sampling, d.model, d.context,
-        system=d.system, nice=d.nice, operation=d.operation,
-        tools=d.tools, decoded=d.decoded, steps=d.steps if d.tools else 0,
-    )  # fmt: skip
-    if body[:1] == b"{" and d.operation == "llm":
-        return parse_json(text, base)
+    if body[:1] == b"{" and defaults.operation == "llm":
+        return parse_json(text, begin(defaults))
     if body[:1] == b"{":
-        text = input_of(read_json(text), d.model)
+        text = input_of(read_json(text), defaults.model)
     else:
         text = text.rstrip("\n")
     if "\0" in text:
         raise BadRequest("the request holds a NUL byte", "write text or JSON")
     if not text.strip():
         raise BadRequest("the request is empty", "write a question")
-    said = {"role": "user", "content": text}
-    return replace(base, messages=(said,), json=d.operation != "llm")
+    return begin(defaults, {"role": "user", "content": text})
+
+
+def begin(d: Defaults, *messages: Message) -> Spec:
+    """What is asked when nothing else is said."""
+    return Spec(
+        messages, d.sampling, d.model, d.context,
+        system=d.system, nice=d.nice, json=d.operation != "llm", operation=d.operation,
+        tools=d.tools, decoded=d.decoded, steps=d.steps if d.tools else 0,
+    )  # fmt: skip
 
 
 def input_of(raw: dict[str, Any], model: str) -> str:

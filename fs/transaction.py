@@ -154,6 +154,8 @@ class Draft:
             self._check_json()
 
     def drop(self) -> None:
+        if not self.body:
+            return
         self._admission.scheduler.bounds.reserve(self._caller, -len(self.body))
         self.taken()
 

@@ -1,6 +1,6 @@
 """What /aios looks like: every name, what stands behind it, and who owns it. No FUSE, no errno.
 
-Folders are tables of factories, so a node is made when it is looked up and nothing is kept per file. The
+Folders are tables of factories, so a node is made when it is looked up, and kept as long as its folder. The
 owner of a name is the nearest object above it that has one (aiosd.access.Permissions).
 """
 
@@ -60,13 +60,16 @@ class Table(Folder):
 
     def __init__(self, entries: Mapping[str, Factory], mode: int = 0o755, changed_s: float = 0.0) -> None:
         self._entries, self.mode, self.changed_s = entries, mode, changed_s
+        self._made: dict[str, Node] = {}
 
     def names(self) -> Iterable[str]:
         return list(self._entries)
 
     def child(self, name: str) -> Node | None:
-        factory = self._entries.get(name)
-        return factory() if factory else None
+        node = self._made.get(name)
+        if node is None and (factory := self._entries.get(name)):
+            node = self._made[name] = factory()
+        return node
 
 
 class Collection(Folder):
@@ -137,15 +140,15 @@ class Tree:
             if child is None:
                 raise NotFound(f"{path}: no such name")
             node, at = child, f"{at}/{name}"
+            if isinstance(node, Folder):
+                if node.uid is not None:
+                    owner = Permission(node.uid, owner.gid if node.gid is None else node.gid, 0)
+                    admins = None
+                if node.admins is not None:
+                    admins = node.admins
+                changed_s = node.changed_s or changed_s
             explicit = self._permissions.get(at)
-            if isinstance(node, Folder) and node.uid is not None:
-                owner = Permission(node.uid, owner.gid if node.gid is None else node.gid, 0)
-                admins = None
-            if isinstance(node, Folder) and node.admins is not None:
-                admins = node.admins
             owner = explicit or owner
-            if isinstance(node, Folder) and node.changed_s:
-                changed_s = node.changed_s
         gid = node.gid if isinstance(node, Folder) and node.gid is not None else owner.gid
         mode = node.mode
         if admins is not None and isinstance(node, File):
