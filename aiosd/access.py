@@ -85,6 +85,7 @@ class Permissions:
         self._by_path: dict[str, Permission] = {}
         self._below: dict[str, set[str]] = {}  # paths by the object they are of
         self._owned: Counter[tuple[str, int]] = Counter()  # objects, by the folder they are in and user
+        self.by_group = 0  # how many that requests may name let a group do other things than all others
         for path, uid, gid, mode in store.permissions():
             self._put(path, Permission(uid, gid, mode))
 
@@ -101,8 +102,10 @@ class Permissions:
         before, folder = self._by_path.get(path), path.rpartition("/")[0]
         if before:
             self._owned[folder, before.uid] -= 1
+            self.by_group -= by_group(path, before)
         if permission:
             self._owned[folder, permission.uid] += 1
+            self.by_group += by_group(path, permission)
             self._by_path[path] = permission
             self._below.setdefault(object_of(path), set()).add(path)
         else:
@@ -146,6 +149,12 @@ class Permissions:
         with self._lock:
             for known in self._below.pop(path, ()):
                 self._put(known, None)
+
+
+def by_group(path: str, permission: Permission) -> bool:
+    """Whether `may` could depend on a caller's groups."""
+    mode = permission.mode
+    return path.startswith(("/models/", "/contexts/", "/tools/")) and (mode >> 3 & 7) != (mode & 7)
 
 
 def object_of(path: str) -> str:

@@ -149,6 +149,11 @@ class Admission:
             steps=s.max_steps,
         )
 
+    def asks_groups(self, source: Source) -> bool:
+        """Whether a request through it may be decided by the caller's groups, or act with them."""
+        acts = source.operation == "tool" or (source.agent is not None and source.agent.settings.tools)
+        return bool(acts or self.permissions.by_group)
+
     def check_model(self, caller: Caller, name: str) -> None:
         models = self.scheduler.models
         if not name:

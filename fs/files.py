@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from aiosd.access import Caller
 from aiosd.errors import BadValue, NotAllowed, TooBig
@@ -68,7 +67,11 @@ class File:
     """A name in the tree; `mode` is the default until somebody chmods it."""
 
     mode: int = 0o444
-    asks_groups: ClassVar[bool] = True  # whether it matters of which groups the opener is
+
+    @property
+    def asks_groups(self) -> bool:
+        """Whether it matters of which groups the opener is."""
+        return True
 
     def open(self, opening: Opening) -> Handle:
         raise NotImplementedError
@@ -95,8 +98,11 @@ class Snapshot(Handle):
 class Stored(File):
     """A file of the state folder, to be read; it may grow meanwhile."""
 
-    asks_groups = False
     path: Path = Path()
+
+    @property
+    def asks_groups(self) -> bool:
+        return False
 
     def open(self, opening: Opening) -> Handle:
         return StoredHandle(self.path)
@@ -119,8 +125,11 @@ class StoredHandle(Handle):
 
 @dataclass(slots=True)
 class Text(File):
-    asks_groups = False
     render: Callable[[], str] = str
+
+    @property
+    def asks_groups(self) -> bool:
+        return False
 
     def open(self, opening: Opening) -> Handle:
         return Snapshot(self.render())

@@ -32,6 +32,10 @@ class Transaction(File):
     source: Source = field(default=None)  # type: ignore[assignment]
     id: int | None = None  # requests/ID/request: the request was allocated before
 
+    @property
+    def asks_groups(self) -> bool:
+        return self.admission.asks_groups(self.source)
+
     def open(self, opening: Opening) -> Handle:
         return TransactionHandle(self, opening)
 

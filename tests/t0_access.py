@@ -55,3 +55,19 @@ def test_owners_and_modes_survive_a_restart_and_end_with_their_object(tmp_path: 
     assert again.get("/agents/a/nice") is None
     assert again.get("/agents/ab") is not None
     store.close()
+
+
+def test_groups_matter_while_one_may_do_other_things_with_what_requests_name(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    known = Permissions(store)
+    known.set("/contexts/private", Permission(1, 2, 0o700))
+    known.set("/models/open", Permission(1, 2, 0o755))
+    known.set("/agents/shared", Permission(1, 2, 0o750))
+    assert known.by_group == 0, "the kernel itself judges who opens an agent's files"
+    known.set("/contexts/shared", Permission(1, 2, 0o770))
+    known.set("/models/closed", Permission(1, 2, 0o705))
+    assert Permissions(store).by_group == known.by_group == 2
+    known.change("/models/closed", Permission(1, 2, 0o705), mode=0o700)
+    known.forget("/contexts/shared")
+    assert Permissions(store).by_group == known.by_group == 0
+    store.close()

@@ -95,6 +95,20 @@ def test_a_group_is_let_in_by_chgrp_and_chmod_and_out_again(aios: Daemon, ada: s
     assert as_user(aios, BOB, asking, groups=str(STAFF)).returncode != 0
 
 
+def test_a_context_that_a_group_may_write_is_continued_by_its_members(aios: Daemon, ada: str) -> None:
+    make = "mkdir contexts/shared agents/b; echo shared > agents/b/context"
+    share = f"chgrp {STAFF} contexts/shared; chmod 770 contexts/shared"
+    asking = "mkdir agents/c; echo shared > agents/c/context && exec 3<>agents/c/syscall/llm"
+    asking += " && echo 'Repeat: fig' >&3 && cat <&3; s=$?; rmdir agents/c; exit $s"
+    assert as_user(aios, ALICE, make).returncode == 0
+    assert as_user(aios, BOB, asking, groups=str(STAFF)).returncode != 0, "not yet"
+    assert as_user(aios, ALICE, share, groups=str(STAFF)).returncode == 0
+    assert as_user(aios, BOB, asking, groups=str(STAFF)).stdout == "fig\n"
+    assert "Permission denied" in as_user(aios, BOB, asking).stderr
+    unshare = "chmod 700 contexts/shared; rmdir agents/b contexts/shared"
+    assert as_user(aios, ALICE, unshare).returncode == 0
+
+
 def test_a_model_is_used_by_who_has_x_on_it(aios: Daemon) -> None:
     asking = "exec 3<>models/tiny/llm && echo 'Repeat: fig' >&3 && cat <&3"
     assert as_user(aios, BOB, asking).stdout == "fig\n"
