@@ -288,7 +288,7 @@ def grammar_of(message: wire.Submit, model: Model) -> str:
 
 def check_length(message: wire.Submit, model: Model) -> None:
     """Before the work of tokenizing: no token spells more than LONGEST_TOKEN characters on the average."""
-    size, most = len(json.dumps(message.messages)), model.context_length * LONGEST_TOKEN
+    size, most = len(str(message.messages)), model.context_length * LONGEST_TOKEN
     if size > most:
         raise TooLong(
             f"the prompt has {size} characters and the model's context holds {model.context_length} tokens",

@@ -44,6 +44,8 @@ SPOKEN = re.compile(r"tool|python_tag|^\[(ARGS|CALL_ID)\]$", re.IGNORECASE)
 class Vocabulary:
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.hf = _open(folder)
+        self.hf.backend_tokenizer.no_truncation()  # it may come with either
+        self.hf.backend_tokenizer.no_padding()
         self.eos = self._end_tokens(folder, config)
         self._pieces: dict[int, bytes] = {}
         spec = json.loads(self.hf.backend_tokenizer.to_str())
@@ -85,7 +87,7 @@ class Vocabulary:
             return bytes([int(byte[1], 16)]) if byte else (text or "").replace("▁", " ").encode()
         return b"".join(bytes([ALPHABET[c]]) if c in ALPHABET else c.encode() for c in text or "")
 
-    @property
+    @cached_property
     def silent(self) -> list[int]:
         """Special tokens that leave no text and end none."""
         return sorted(id for id, added in self._added.items() if _is_silent(added) and id not in self.eos)
@@ -115,13 +117,14 @@ class Vocabulary:
         return tokens
 
     def _plain(self, text: str) -> list[int]:
-        return [int(t) for t in self.hf.encode(text, add_special_tokens=False)]
+        ids: list[int] = self.hf.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def _literal(self, text: str) -> list[int]:
         backend = self.hf.backend_tokenizer
         backend.encode_special_tokens = True
         try:
-            return [int(t) for t in backend.encode(text, add_special_tokens=False).ids]
+            return self._plain(text)
         finally:
             backend.encode_special_tokens = False
 
