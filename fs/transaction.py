@@ -72,7 +72,11 @@ class TransactionHandle(Handle):
                 return
             opener = self._opening.caller.pid
             if same_process(pid, opener) and not still_open(opener, self._opening.path):
-                self._submit()
+                try:
+                    self._submit()
+                except AiosError:  # close(2) says so: `release` is not to submit it after all
+                    self._draft.drop()
+                    raise
 
     def release(self) -> None:
         with self._lock:

@@ -23,6 +23,7 @@ from aiosd.errors import (
     NotAllowed,
     NotFound,
     OverQuota,
+    StoreFull,
     TooBig,
 )  # fmt: skip
 from aiosd.fs import layout
@@ -182,6 +183,20 @@ def test_what_the_opener_did_not_close_is_submitted_at_release(tree: Tree, kerne
     handle.flush(1)
     handle.release()
     assert len(requests(kernel)) == 1
+
+
+def test_what_close_has_refused_is_not_submitted_at_release(
+    tree: Tree, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = opened(tree, LLM, os.O_WRONLY)
+    handle.write(b"x", 0)
+    with monkeypatch.context() as full:
+        full.setattr(kernel.store, "free_bytes", lambda: 0)
+        with pytest.raises(StoreFull):
+            handle.flush(ME.pid)
+    handle.release()
+    assert requests(kernel) == []
+    assert not kernel.scheduler._queue.pending_bytes
 
 
 def test_opening_without_writing_asks_nothing(tree: Tree, kernel: Kernel) -> None:
@@ -411,8 +426,7 @@ def test_a_request_written_while_its_agent_is_removed_leaves_nothing(tree: Tree,
     tree.make(tree.find("/agents"), "ada", OTHER, 0o700)
     with pytest.raises(NotFound):
         handle.flush(ME.pid)
-    with pytest.raises(NotFound):
-        handle.release()
+    handle.release()
     assert list(tree.find("/agents/ada/requests").node.names()) == ["new"]  # type: ignore[union-attr]
 
 

@@ -55,16 +55,20 @@ class Chaos:
 
     def client(self, number: int) -> None:
         agent, rng = f"c{number}", random.Random(number)
+        state = "unknown"
         while not self.stopping.is_set():
             question = rng.randrange(len(QUESTIONS))
-            id = self.patiently(lambda: int(self.daemon.read(f"agents/{agent}/requests/new")))
+            if state != "new":  # else it was refused, and may be written again
+                id = self.patiently(lambda: int(self.daemon.read(f"agents/{agent}/requests/new")))
             path = f"agents/{agent}/requests/{id}"
             try:
                 self.daemon.write(f"{path}/request", json.dumps(QUESTIONS[question]))
             except OSError:
                 self.did["write cut off"] += 1
             # only the daemon knows whether it was accepted; an unwritten draft does not outlive it
-            if self.patiently(lambda p=path: self.state(p)) in ("new", "unknown"):  # type: ignore[misc]
+            state = self.patiently(lambda p=path: self.state(p))  # type: ignore[misc]
+            if state in ("new", "unknown"):
+                time.sleep(0.05)  # the queue may be full
                 continue
             with self.lock:
                 self.accepted[agent, id] = question
