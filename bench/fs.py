@@ -41,6 +41,7 @@ READERS = 2000
 WAITING = 1000
 AGENTS = 10_000
 GREEDY = 61001  # a user
+WITH_WORKER = "fusepy and a worker"
 Side = dict[str, Callable[[], None]]  # by operation: one of it
 Sides = dict[str, Callable[[], Side]]  # made by each client for itself
 
@@ -312,34 +313,36 @@ def table(rows: dict[str, dict[str, float]]) -> None:
     columns = list(next(iter(rows.values())))
     print(f"\n| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
     for name, row in rows.items():
-        print(f"| {name} | {' | '.join(f'{row[c]:.3g}' for c in columns)} |")
+        print(f"| {name} | {' | '.join(f'{row[c]:.3g}' if row.get(c) else '–' for c in columns)} |")
 
 
 def beside(daemon: Daemon, folder: Path, rounds: int, port: int) -> dict[str, Any]:
     """Both operations on every side, by one client and by several."""
     with contextlib.ExitStack() as stack:
-        bare, least = folder / "floor", folder / "least"
+        bare, least, worked = folder / "floor", folder / "least", folder / "worked"
         stack.enter_context(floor(bare))
         stack.enter_context(floor(least, "least"))
+        stack.enter_context(floor(worked, str(folder / "random")))
         sides: Sides = {
             "aiosd": lambda: files(daemon.root),
             "fusepy alone": lambda: files(bare),
             "fusepy, fewest calls": lambda: files(least),
+            WITH_WORKER: lambda: {"transaction": files(worked)["transaction"]},
         }
         if importlib.util.find_spec("fastapi"):
             stack.enter_context(server(port))
             sides["FastAPI"] = lambda: http_side(port)
         one_client(sides, 1, 100)  # warm up
         single = {
-            name: {
-                **{f"{operation}, ms": s * 1e3 for operation, s in row.items()},
-                "worker's part, ms": 0.0,
-                "daemon's CPU, ms": 0.0,
-            }
+            name: {f"{operation}, ms": s * 1e3 for operation, s in row.items()}
             for name, row in one_client(sides, rounds, 300).items()
         }
-        single["aiosd"]["worker's part, ms"] = worker_s(daemon) * 1e3
+        working_s = {"aiosd": worker_s(daemon), WITH_WORKER: float((worked / "status").read_text())}
+        for name, row in single.items():
+            row["of that with the worker, ms"] = working_s.get(name, 0.0) * 1e3
+            row["without, ms"] = row["transaction, ms"] - row["of that with the worker, ms"]
         single["aiosd"]["daemon's CPU, ms"] = cpu_s(daemon, 1000) * 1e3
+        del sides[WITH_WORKER]  # which serves one at a time
         return {"one client": single, f"{CLIENTS} clients, a second": many_clients(sides, 300)}
 
 

@@ -3,6 +3,10 @@
 `python -m bench.fuse_floor MOUNT [least]` serves /status, which reads as a line, and /agents/a/syscall/llm,
 which gives back what was written to the open file. Nothing is checked, stored, scheduled or waited for. With
 `least`, libfuse is told which calls there are not, and tells the kernel not to ask; else fusepy answers them.
+
+`python -m bench.fuse_floor MOUNT MODEL`: a worker process of aiosd answers instead, one token, and the thread
+that reads asks it and waits for it: what a transaction with a model takes at least. /status then has the
+median time from the order to the answer, in seconds.
 """
 
 from __future__ import annotations
@@ -10,10 +14,17 @@ from __future__ import annotations
 import errno
 import itertools
 import stat
+import statistics
 import sys
+import time
 from typing import Any
 
 import fuse
+
+from aiosd import wire
+from aiosd.config import EngineConfig
+from aiosd.launch import Child
+from aiosd.sampling import Sampling
 
 FOLDERS = ("/", "/agents", "/agents/a", "/agents/a/syscall")
 FILES = ("/status", "/agents/a/syscall/llm")
@@ -58,6 +69,55 @@ class Least(Floor):
     flush = getxattr = listxattr = opendir = releasedir = access = None
 
 
+class Worked(Floor):
+    """One client at a time."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self._asked = 0  # the open file that was written to, and not yet read
+        self._took: list[float] = []
+        self._sampling = wire.plain(Sampling(max_tokens=1))
+        self._channel = Child(0, {}, ()).connect()
+        e = EngineConfig()
+        self._channel.send(
+            wire.Load(
+                model, "cpu", 1.0, "", [], e.dtype, e.kv_bytes, e.max_running, e.prefill_tokens, e.threads,
+                e.deterministic, e.quantization,
+            )
+        )  # fmt: skip
+        assert isinstance(self._channel.receive(), wire.Ready)
+
+    def open(self, path: str, info: Any) -> int:
+        super().open(path, info)
+        if path == "/status":
+            self._open[info.fh] = b"%f\n" % statistics.median(self._took or [0])
+        return 0
+
+    def write(self, path: str, data: bytes, offset: int, info: Any) -> int:
+        self._asked = info.fh
+        return super().write(path, data, offset, info)
+
+    def read(self, path: str, size: int, offset: int, info: Any) -> bytes:
+        data = super().read(path, size, offset, info)
+        if self._asked != info.fh:
+            return data
+        self._asked = 0
+        began = time.perf_counter()
+        prompt = [{"role": "user", "content": data.decode()}]
+        self._channel.send(wire.Submit(info.fh, prompt, [], [], self._sampling, "0", [], 0))
+        while not isinstance(said := self._channel.receive(), wire.Step):
+            pass
+        self._took.append(time.perf_counter() - began)
+        self._open[info.fh] = b""
+        return said.outputs[0].text.encode() or b"?"
+
+
+def made(kind: str) -> Floor:
+    if kind == "least":
+        return Least()
+    return Worked(kind) if kind else Floor()
+
+
 if __name__ == "__main__":
-    floor = Least() if sys.argv[2:] == ["least"] else Floor()
+    floor = made("".join(sys.argv[2:]))
     fuse.FUSE(floor, sys.argv[1], foreground=True, raw_fi=True, allow_other=True, default_permissions=True)
