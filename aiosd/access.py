@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -83,14 +83,12 @@ class Permissions:
         self._lock = threading.Lock()
         self.making = threading.RLock()  # held while an object is made or ended, so that it has its owner
         self._by_path: dict[str, Permission] = {}
+        self.get: Callable[[str], Permission | None] = self._by_path.get  # of a path
         self._below: dict[str, set[str]] = {}  # paths by the object they are of
         self._owned: Counter[tuple[str, int]] = Counter()  # objects, by the folder they are in and user
         self.by_group = 0  # how many that requests may name let a group do other things than all others
         for path, uid, gid, mode in store.permissions():
             self._put(path, Permission(uid, gid, mode))
-
-    def get(self, path: str) -> Permission | None:
-        return self._by_path.get(path)
 
     def set(self, path: str, permission: Permission) -> None:
         self._store.save_permission(path, permission.uid, permission.gid, permission.mode)

@@ -28,6 +28,7 @@ from aiosd.spec import GREEDY, Defaults, Message, Spec, parse
 from aiosd.tools import Tool
 from aiosd.trust import Trust
 
+EVERYBODY = Permission(0, 0, 0o755)
 DRAFTS_MAX = 1000  # allocated by requests/new and not yet written, per agent
 
 
@@ -136,7 +137,7 @@ class Admission:
         if source.agent is None:
             return Defaults(model=source.model, operation=source.operation)
         s = source.agent.settings
-        known = map(self.scheduler.calls.tools.find, s.tools)
+        known = map(self.scheduler.calls.tools.find, s.tools) if s.tools else ()
         offered = [tool.manifest for tool in known if tool and tool.ready]
         return Defaults(
             s.model or default_model,
@@ -159,7 +160,7 @@ class Admission:
         if not name:
             raise NotFound("no model is configured", "aiosctl model add PATH")
         model = models.get(name)
-        at = self.permissions.get(f"/models/{name}") or Permission(0, 0, 0o755)
+        at = self.permissions.get(f"/models/{name}") or EVERYBODY
         if not access.may(caller, at, access.EXECUTE):
             raise Denied(f"model {name} is not yours to use", "ask its owner for x on its folder")
         if model.state is ModelState.FAILED:

@@ -7,7 +7,7 @@ import threading
 import time
 
 from aiosd.access import Caller
-from aiosd.config import Config, Quota
+from aiosd.config import Config
 from aiosd.errors import Busy, ShuttingDown, StoreFull
 from aiosd.queue import Queue, add
 from aiosd.quota import UNBOUNDED, Quotas
@@ -33,7 +33,8 @@ class Bounds:
             raise ShuttingDown("the daemon is stopping", "write it again when it is back")
 
     def check_room(self, caller: Caller, agent: str, size: int = 0) -> None:
-        """Whether a user may enqueue one more, of so many bytes. Raises Busy, StoreFull."""
+        """Whether a user may enqueue one more, of so many bytes on disk; in memory they are reserved. Raises
+        Busy, StoreFull."""
         limits, quota, own = self._limits, self.quotas.of(caller), self.quotas.of_agent(agent)
         if len(self._queue) >= limits.queued_requests:
             raise Busy(f"{len(self._queue)} requests wait", LATER)
@@ -43,7 +44,6 @@ class Bounds:
             raise Busy(f"{waiting} requests of agent {agent} wait", LATER)
         self._check_rate(caller.uid, quota.tokens_per_minute, "you have")
         self._check_rate(agent, own.get("tokens_per_minute", UNBOUNDED), f"agent {agent} has")
-        self._check_bytes(caller, quota, size)
         self.check_disk(size)
 
     def check_disk(self, size: int) -> None:
@@ -51,20 +51,21 @@ class Bounds:
         if self._store.free_bytes() < self._limits.disk_reserve_bytes + size:
             raise StoreFull(f"{self._store.folder}: the disk is full", "free some space there")
 
-    def _check_bytes(self, caller: Caller, quota: Quota, size: int) -> None:
-        if self._queue.pending_bytes.get(caller.uid, 0) + size > quota.pending_bytes:
-            raise Busy("the requests you write or have waiting take too many bytes", LATER)
-
     def _check_rate(self, who: int | str, per_minute: int, said: str) -> None:
+        buckets = self._queue.ledger.buckets
+        if per_minute >= UNBOUNDED:
+            buckets.forget(who)
+            return
         with self._lock:
-            left = self._queue.ledger.buckets.left(who, per_minute, time.monotonic())
+            left = buckets.left(who, per_minute, time.monotonic())
         if left <= 0:
             wait_s = math.ceil((1 - left) * 60 / per_minute) if per_minute else 60
             raise Busy(f"{said} used the {per_minute} tokens of this minute", f"try again in {wait_s} s")
 
     def reserve(self, caller: Caller, size: int) -> None:
         """Bytes of a request being written; negative gives them back. Raises Busy."""
+        most = self.quotas.of(caller).pending_bytes
         with self._lock:
-            if size > 0:
-                self._check_bytes(caller, self.quotas.of(caller), size)
+            if size > 0 and self._queue.pending_bytes.get(caller.uid, 0) + size > most:
+                raise Busy("the requests you write or have waiting take too many bytes", LATER)
             add(self._queue.pending_bytes, caller.uid, size)

@@ -14,6 +14,7 @@ from aiosd.request import Request
 INPUT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
 NICE_STEP = 1.25  # a level of nice is worth a quarter more or less, as in the kernel's scheduler
 RUN_IDLE_S = 60.0  # an agent idle for longer begins a new run
+SEEN_MOST = 1024  # then the idle ones are forgotten
 
 
 class Ledger:
@@ -34,7 +35,8 @@ class Ledger:
         if now - self._seen_s.get(run, now) > RUN_IDLE_S:
             self.agents.pop(run, None)
         self._seen_s[run] = now
-        self._forget_idle(now)
+        if len(self._seen_s) > SEEN_MOST:
+            self._forget_idle(now)
 
     def charge(self, request: Request, *, input_tokens: int = 0, output_tokens: int = 0) -> None:
         self.buckets.spend(request.uid, input_tokens + output_tokens)
@@ -51,7 +53,6 @@ class Ledger:
 
     def _forget_idle(self, now: float) -> None:
         """Bounded by the agents of the last minute or so, not by all that ever were."""
-        if len(self._seen_s) > 1024:
-            for run in [r for r, seen in self._seen_s.items() if now - seen > RUN_IDLE_S]:
-                del self._seen_s[run]
-                self.agents.pop(run, None)
+        for run in [r for r, seen in self._seen_s.items() if now - seen > RUN_IDLE_S]:
+            del self._seen_s[run]
+            self.agents.pop(run, None)

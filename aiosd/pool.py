@@ -82,7 +82,7 @@ class Pool:
         return [w for w in self.workers() if w.model is model and w.state is not WorkerState.STOPPING]
 
     def ready(self, model: Model) -> list[Worker]:
-        return [w for w in self.of(model) if w.state is WorkerState.READY]
+        return [w for w in self.workers() if w.model is model and w.state is WorkerState.READY]
 
     def load(self, *models: Model) -> None:
         """Starts the workers they lack; returns at once, a model's state tells the rest. Raises OSError."""

@@ -27,7 +27,12 @@ class Quotas:
         self._by_uid = self._numbers(config, "user", lambda name: pwd.getpwnam(name).pw_uid)
         self._by_gid = self._numbers(config, "group", lambda name: grp.getgrnam(name).gr_gid)
         self._of = lru_cache(1024)(self._made)  # asked several times a request
-        self._by_agent = {name: table for (kind, name), table in config.quotas.items() if kind == "agent"}
+        self._by_agent = {
+            name: {key: bound(key, value) for key, value in table.items()}
+            for (kind, name), table in config.quotas.items()
+            if kind == "agent"
+        }
+        self.asks_groups = bool(self._by_gid)
 
     @staticmethod
     def _numbers(config: Config, wanted: str, number: Callable[[str], int]) -> dict[int, Any]:
@@ -38,10 +43,6 @@ class Quotas:
                 with suppress(KeyError):  # nobody of that name here
                     found[int(name) if name.isdecimal() else number(name)] = table
         return found
-
-    @property
-    def asks_groups(self) -> bool:
-        return bool(self._by_gid)
 
     def of(self, caller: Caller) -> Quota:
         """Zeros that mean no bound are a large number here."""
@@ -62,7 +63,7 @@ class Quotas:
         return self.of(caller).running_requests, self.of_agent(agent).get("running_requests", UNBOUNDED)
 
     def of_agent(self, name: str) -> dict[str, int]:
-        return {key: bound(key, value) for key, value in self._by_agent.get(name, {}).items()}
+        return self._by_agent.get(name, {})
 
 
 def bound(key: str, value: int) -> int:
@@ -76,16 +77,17 @@ class Buckets:
         self._left: dict[object, tuple[float, float]] = {}  # tokens and when that was
 
     def left(self, who: object, per_minute: int, now: float) -> float:
-        if per_minute >= UNBOUNDED:
-            self._left.pop(who, None)
-            return float(per_minute)
         tokens, at = self._left.get(who, (float(per_minute), now))
         tokens = min(float(per_minute), tokens + (now - at) * per_minute / 60)
         self._left[who] = (tokens, now)
         return tokens
 
+    def forget(self, who: object) -> None:
+        """There is no bound, or no more. Needs no lock."""
+        self._left.pop(who, None)
+
     def spend(self, who: object, tokens: int) -> None:
         """Of those that were asked about: the others have no bound."""
-        if who in self._left:
-            left, at = self._left[who]
+        if known := self._left.get(who):
+            left, at = known
             self._left[who] = (left - tokens, at)

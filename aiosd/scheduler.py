@@ -654,7 +654,7 @@ class Scheduler:
                 request.text = request.answer.text
             request.state, request.error, request.finished_s = state, error, time.time()
             self.trace.leave(request)
-            self.counters[state.value] += 1
+            self.counters[state] += 1
             self._account(request)
             self._saving.add(request)
         if state is not State.DONE or not by_itself(request):

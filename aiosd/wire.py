@@ -211,7 +211,7 @@ def types_of(kind: Any) -> dict[str, type[Any]]:
 
 def decode(body: bytes, kinds: Mapping[str, type[Any]] = BY_NAME) -> Any:
     try:
-        raw = json.loads(body)
+        raw = json.loads(body.decode())  # else json guesses the encoding
         kind = kinds[raw.pop("is")]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise WireError(f"not a message: {error!r}") from None

@@ -56,6 +56,11 @@ class Context(ctypes.Structure):
     )
 
 
+def context() -> Context:
+    """Of the call that this thread is in."""
+    return get_context().contents  # type: ignore[no-any-return]  # untyped
+
+
 class Args(ctypes.Structure):
     """struct fuse_args"""
 
@@ -66,7 +71,8 @@ class Args(ctypes.Structure):
     )
 
 
-lib.fuse_get_context.restype = ctypes.POINTER(Context)
+get_context = ctypes.PyDLL(lib._name).fuse_get_context  # only looks: no reason to give up the GIL
+get_context.restype = ctypes.POINTER(Context)
 lib.fuse_kern_chan_new.restype = ctypes.c_void_p
 lib.fuse_kern_chan_new.argtypes = [ctypes.c_int]
 libc = ctypes.CDLL(None)
@@ -104,9 +110,8 @@ def keep_thread() -> None:
 
     To make that anew takes as long as all else of a short read.
     """
-    if not hasattr(KEPT, "state"):
-        KEPT.state = ctypes.pythonapi.PyGILState_Ensure()
-        thread_atexit(let_go, None, let_go)  # the last: any address, to say which library it is of
+    KEPT.state = ctypes.pythonapi.PyGILState_Ensure()
+    thread_atexit(let_go, None, let_go)  # the last: any address, to say which library it is of
 
 
 class Interrupts:
@@ -128,7 +133,7 @@ class Interrupts:
 
     def wait(self, changes: SimpleQueue[bool]) -> bool:
         """For the next of them; True when it is an interrupt."""
-        request = lib.fuse_get_context().contents.request
+        request = context().request
         key = next(self._keys)
         self._waits[key] = changes
         lib.fuse_req_interrupt_func(request, self._pointer, key)  # fires at once if it came before
@@ -180,7 +185,8 @@ class Server(fuse.FUSE):  # type: ignore[misc]
     @staticmethod
     def _guard(function: Callable[..., int | None], *arguments: object) -> int:
         """The broad handler of the FUSE threads: an exception must not run into C."""
-        keep_thread()
+        if not hasattr(KEPT, "state"):
+            keep_thread()
         try:
             return function(*arguments) or 0
         except OSError as error:

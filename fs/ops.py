@@ -20,8 +20,6 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-import fuse
-
 from aiosd import identity
 from aiosd.access import Caller
 from aiosd.errors import (
@@ -50,6 +48,7 @@ from aiosd.errors import (
     WireError,
     WouldBlock,
 )  # fmt: skip
+from aiosd.fs import libfuse
 from aiosd.fs.files import File, Handle, Opening
 from aiosd.fs.libfuse import Interrupts, PollHandle
 from aiosd.fs.tree import Folder, Found, Link, Tree
@@ -139,8 +138,8 @@ class Ops:
 
     @staticmethod
     def _caller() -> Caller:
-        uid, gid, pid = fuse.fuse_get_context()
-        return Caller(uid, gid, pid)
+        context = libfuse.context()
+        return Caller(context.uid, context.gid, context.pid)
 
     # names
 
@@ -242,11 +241,11 @@ class Ops:
         found = self._tree.find(path)
         if not isinstance(found.node, File):
             raise NotAllowed("a folder")
-        caller = self._caller()
-        if found.node.asks_groups or self._tree.quotas().asks_groups:
+        caller, quotas = self._caller(), self._tree.quotas()
+        if found.node.asks_groups or quotas.asks_groups:
             caller = caller.with_groups()
         opening = Opening(caller, info.flags, path)
-        self._check_open(caller)
+        self._check_open(caller, quotas.of(caller).open_files)
         handle = found.node.open(opening)
         info.fh = next(self._numbers)
         info.direct_io = 1  # sizes are not known before a read
@@ -255,10 +254,9 @@ class Ops:
             self._opened_by[caller.uid] += 1
             self._of_path.setdefault(path, {})[info.fh] = opened
 
-    def _check_open(self, caller: Caller) -> None:
+    def _check_open(self, caller: Caller, most: int) -> None:
         """Each open file may hold a thread that waits in a read."""
-        most = self._tree.quotas().of(caller).open_files
-        if caller.uid not in (0, identity.uid()) and self._opened_by[caller.uid] >= most:
+        if self._opened_by[caller.uid] >= most and caller.uid not in (0, identity.uid()):
             raise TooManyOpen(f"you have {most} files of this mount open", "close some first")
 
     def read(self, path: str | None, size: int, offset: int, info: Any) -> bytes:
@@ -307,7 +305,7 @@ class Ops:
             return True  # the read will say what is wrong
 
     def flush(self, path: str | None, info: Any) -> None:
-        self._open[info.fh].handle.flush(self._caller().pid)
+        self._open[info.fh].handle.flush(libfuse.context().pid)
 
     def fsync(self, path: str | None, datasync: int, info: Any) -> None:
         """What a write was answered is stored already."""

@@ -22,6 +22,8 @@ from aiosd.request import Request
 from aiosd.spec import NotJson
 from aiosd.watchers import Unwatch
 
+Utf8 = codecs.getincrementaldecoder("utf-8")
+
 
 @dataclass(slots=True)
 class Transaction(File):
@@ -48,10 +50,11 @@ class TransactionHandle(Handle):
         self._opening = opening
         self._lock = threading.Lock()
         self._draft = Draft(file.admission, file.source, opening.caller)
-        self._private = opening.reads and opening.writes
+        reads = opening.reads
+        self._private = reads and opening.writes
         self._mine = False  # written through this open file; else the newest when it was opened
         self._start = self._next = 0  # file positions: where the answer begins, where a sequential read is
-        newest = self._admission.newest(self._source, opening.caller.uid) if opening.reads else None
+        newest = self._admission.newest(self._source, opening.caller.uid) if reads else None
         self._newest = newest
         self._request: Request | None = None if newest is None else self._admission.scheduler.find(newest)
 
@@ -139,7 +142,7 @@ class Draft:
     def __init__(self, admission: Admission, source: Source, caller: Caller) -> None:
         self._admission, self._source, self._caller = admission, source, caller
         self.body = bytearray()
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._decoder = Utf8()
         self._refused: AiosError | None = None
         self._judged = 0  # bytes of JSON that were looked at and not complete
 

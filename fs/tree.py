@@ -132,24 +132,26 @@ class Tree:
     def find(self, path: str) -> Found:
         """Raises NotFound. `path` begins with a slash."""
         node: Node = self._root
+        folder: Folder | None = self._root
         at, owner, changed_s = "", self._owner, self._born_s
         explicit: Permission | None = None
         admins: int | None = None
         for name in path.strip("/").split("/") if path != "/" else ():
-            child = node.child(name) if isinstance(node, Folder) else None
+            child = folder.child(name) if folder else None
             if child is None:
                 raise NotFound(f"{path}: no such name")
             node, at = child, f"{at}/{name}"
-            if isinstance(node, Folder):
-                if node.uid is not None:
-                    owner = Permission(node.uid, owner.gid if node.gid is None else node.gid, 0)
+            folder = node if isinstance(node, Folder) else None
+            if folder:
+                if folder.uid is not None:
+                    owner = Permission(folder.uid, owner.gid if folder.gid is None else folder.gid, 0)
                     admins = None
-                if node.admins is not None:
-                    admins = node.admins
-                changed_s = node.changed_s or changed_s
+                if folder.admins is not None:
+                    admins = folder.admins
+                changed_s = folder.changed_s or changed_s
             explicit = self._permissions.get(at)
             owner = explicit or owner
-        gid = node.gid if isinstance(node, Folder) and node.gid is not None else owner.gid
+        gid = folder.gid if folder and folder.gid is not None else owner.gid
         mode = node.mode
         if admins is not None and isinstance(node, File):
             gid, mode = admins, mode | mode >> 3 & 0o060

@@ -20,8 +20,9 @@ class Seat:
 
 def place(seats: Sequence[Seat], last_worker: int | None) -> int | None:
     """The worker that holds the job's KV if that has room, else the least loaded one."""
-    if any(seat.worker == last_worker for seat in seats):
-        return last_worker
+    for seat in seats:
+        if seat.worker == last_worker:
+            return last_worker
     best = min(seats, key=lambda seat: (seat.running, seat.worker), default=None)
     return best.worker if best else None
 
