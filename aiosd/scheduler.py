@@ -206,7 +206,8 @@ class Scheduler:
     def _ruled(self, request: Request) -> str:
         """Why the rules deny it; empty: they do not."""
         try:
-            self.rule(request)
+            if request.spec.operation == "tool":
+                self.rule(request)
         except Denied as error:
             return error.explanation
         return ""
