@@ -48,12 +48,14 @@ class Answer:
         self.ended = False
         self.error: AiosError | None = None
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes, last: bool = False) -> None:
+        """Of the `last` of them its end is to tell."""
         with self._lock:
             if not data or self.ended:  # a worker's last words may cross a cancel
                 return
             self._bytes += data
-        self._watchers.tell()
+        if not last:
+            self._watchers.tell()
 
     def end(self, data: bytes = b"", error: AiosError | None = None) -> None:
         """With the last of its bytes."""

@@ -17,11 +17,11 @@ ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def grow(request: Request, text: str, logprobs: list[Any], last: bool = False) -> None:
-    """New text arrived; it may lag behind its tokens. Of the `last` its readers know while it is ended."""
+    """New text arrived; it may lag behind its tokens. After the `last` the request is ended at once."""
     data = part(request, text, logprobs)
     if last and not request.spec.json and not request.text.endswith("\n"):
         data += b"\n"
-    request.answer.append(data)
+    request.answer.append(data, last)
 
 
 def end(request: Request) -> None:

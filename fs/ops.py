@@ -318,7 +318,8 @@ class Ops:
             del self._of_path[path][info.fh]
             if not self._of_path[path]:
                 del self._of_path[path]
-        opened.end_poll()
+        if opened.polled:
+            opened.end_poll()
         try:
             opened.handle.release()
         except AiosError as error:  # nobody sees an errno of release

@@ -83,11 +83,12 @@ class TransactionHandle(Handle):
 
     def release(self) -> None:
         with self._lock:
-            try:
-                if self._draft.body and not self._private:
-                    self._submit()
-            finally:
-                self._draft.drop()
+            if self._draft.body:
+                try:
+                    if not self._private:
+                        self._submit()
+                finally:
+                    self._draft.drop()
             if self._request and self._unread() and not self._request.answer.ended:  # else it is parked
                 self._admission.scheduler.cancel(
                     self._request, "its file was closed before the answer was read"
