@@ -10,7 +10,6 @@ import json
 import os
 import sqlite3
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from aiosd.spec import Message, Spec
 from aiosd.usage import free_bytes
 
 SCHEMA_VERSION = 6
-FREE_S = 0.01
 FORGET_SHARE = 16  # a sixteenth more requests may be kept than are asked for
 SCHEMA = """
 CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
@@ -76,7 +74,6 @@ FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._free, self._free_until_s = 0, 0.0
         self._lock = threading.RLock()
         self._ended = Counter[tuple[int, int]]()  # by agent and user, since old requests were forgotten
         file = folder / "aios.db"
@@ -134,11 +131,7 @@ class Store:
                 raise StoreFailed(f"{self.folder}: {error}") from None
 
     def free_bytes(self) -> int:
-        """Of its disk, as it was FREE_S ago at the most: it is asked for more than once a request."""
-        now = time.monotonic()
-        if now > self._free_until_s:
-            self._free, self._free_until_s = free_bytes(self.folder), now + FREE_S
-        return self._free
+        return free_bytes(self.folder)
 
     def close(self) -> None:
         with self._lock:
