@@ -30,6 +30,7 @@ class Caller:
     gid: int
     pid: int
     groups: frozenset[int] = frozenset()  # supplementary ones
+    grouped: bool = True  # False: nobody has asked for them
 
     def with_groups(self) -> Caller:
         """Asked while the process waits in its system call: later its pid may be another's."""
@@ -62,6 +63,12 @@ class Permission:
     mode: int  # the nine bits and set-id/sticky, without the file type
 
 
+def wanted(flags: int) -> int:
+    """Of open(2)."""
+    want = (READ, WRITE, READ | WRITE, READ | WRITE)[flags & os.O_ACCMODE]
+    return want | WRITE if flags & os.O_TRUNC else want
+
+
 def may(caller: Caller, permission: Permission, want: int) -> bool:
     """As generic_permission() of the kernel: the first class that fits decides, root may."""
     if caller.uid == 0:
@@ -73,6 +80,13 @@ def may(caller: Caller, permission: Permission, want: int) -> bool:
     else:
         granted = permission.mode
     return granted & want == want
+
+
+def asks_groups(caller: Caller, permission: Permission, want: int) -> bool:
+    """Whether groups that nobody has asked for would decide what `may` says."""
+    if caller.grouped or caller.uid in (0, permission.uid) or caller.gid == permission.gid:
+        return False
+    return (permission.mode >> 3 & want == want) != (permission.mode & want == want)
 
 
 class Permissions:

@@ -29,6 +29,7 @@ from aiosd.tools import Tool
 from aiosd.trust import Trust
 
 EVERYBODY = Permission(0, 0, 0o755)
+REGROUPED = ("your groups decide since the file was opened, and were not asked for then", "open it again")
 DRAFTS_MAX = 1000  # allocated by requests/new and not yet written, per agent
 
 
@@ -72,11 +73,14 @@ class Admission:
             spec = replace(spec, context_id=self.scheduler.contexts.get(spec.context).id)
         if spec.steps:
             self._check_tools(caller, spec.tools)
-            spec = replace(spec, groups=(caller.gid, *sorted(caller.groups)))
+            spec = replace(spec, groups=acting(caller))
         return self._unfinished(spec)[0] if spec.resume else spec
 
     def _judge_call(self, caller: Caller, source: Source, body: bytes) -> Spec:
-        text = body.decode()  # the draft has seen to that
+        try:
+            text = body.decode()
+        except UnicodeDecodeError as error:  # the draft has seen to all but a character that lacks its end
+            raise BadRequest(f"byte {error.start} is not UTF-8 text") from None
         name, given = (source.tool, text) if source.tool else tools.call(text)
         return self.judge_call(caller, name, given, source.agent.settings.nice if source.agent else 0)
 
@@ -90,7 +94,7 @@ class Admission:
             tool.queue,
             nice=nice,
             operation="tool",
-            groups=(caller.gid, *sorted(caller.groups)),
+            groups=acting(caller),
         )
 
     def _check_tools(self, caller: Caller, functions: Iterable[Message]) -> None:
@@ -105,7 +109,7 @@ class Admission:
         if tool.own and owner is None:
             raise NotFound(f"tool {name} is being removed")
         for path, mode in ((f"/tools/{name}", 0o755), (f"/tools/{name}/call", 0o777)):
-            if not access.may(caller, self.permissions.get(path) or Permission(*own, mode), access.EXECUTE):
+            if not may(caller, self.permissions.get(path) or Permission(*own, mode), access.EXECUTE):
                 raise Denied(f"tool {name} is not yours to call", "ask its owner for x on its call file")
         if owner and owner.uid not in (0, own[0], caller.uid, *self.trust.owners(caller.uid)):
             who = user_name(owner.uid)
@@ -161,7 +165,7 @@ class Admission:
             raise NotFound("no model is configured", "aiosctl model add PATH")
         model = models.get(name)
         at = self.permissions.get(f"/models/{name}") or EVERYBODY
-        if not access.may(caller, at, access.EXECUTE):
+        if not may(caller, at, access.EXECUTE):
             raise Denied(f"model {name} is not yours to use", "ask its owner for x on its folder")
         if model.state is ModelState.FAILED:
             raise NotFound(f"model {name} is not loaded: {model.error}", f"echo load > models/{name}/ctl")
@@ -171,7 +175,7 @@ class Admission:
     def check_context(self, caller: Caller, name: str) -> None:
         self.scheduler.contexts.get(name)
         at = self.permissions.get(f"/contexts/{name}")
-        if at is None or not access.may(caller, at, access.WRITE | access.EXECUTE):
+        if at is None or not may(caller, at, access.WRITE | access.EXECUTE):
             raise Denied(f"context {name} is not yours to continue", "ask its owner for w on its folder")
 
     def _unfinished(self, spec: Spec) -> tuple[Spec, dict[str, Any]]:
@@ -346,6 +350,20 @@ class Admission:
     def drafts(self, agent: str) -> list[int]:
         with self._lock:
             return list(self._drafts.get(agent, ()))
+
+
+def may(caller: Caller, permission: Permission, want: int) -> bool:
+    """As access.may. Raises Denied where it would have to guess."""
+    if access.asks_groups(caller, permission, want):
+        raise Denied(*REGROUPED)
+    return access.may(caller, permission, want)
+
+
+def acting(caller: Caller) -> tuple[int, ...]:
+    """The groups that his tools run with. Raises Denied."""
+    if not caller.grouped:
+        raise Denied(*REGROUPED)
+    return caller.gid, *sorted(caller.groups)
 
 
 def check_nice(caller: Caller, nice: int) -> None:

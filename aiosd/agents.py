@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from aiosd.errors import BadRequest, BadValue, Exists, NotFound
+from aiosd.number import whole
 from aiosd.request import Request, Usage
 from aiosd.sampling import Sampling
 from aiosd.spec import SAMPLING_KEYS, read_json, sampling
@@ -42,6 +43,9 @@ class Settings:
     @cached_property
     def sampling(self) -> Sampling:
         return sampling(self.params, Sampling())
+
+
+DEFAULTS = Settings()
 
 
 @dataclass(slots=True, eq=False)
@@ -121,13 +125,7 @@ class Agents:
 
 
 def nice(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise BadValue(f"nice is a whole number, not {text[:40]!r}") from None
-    if not -20 <= value <= 19:
-        raise BadValue("nice goes from -20 (first) to 19 (last)")
-    return value
+    return whole(text, -20, 19, "nice (the least is first)")
 
 
 def system(text: str) -> str:

@@ -72,6 +72,7 @@ class Quota:
     running_requests: int = 0  # also of an agent; 0: as many as there is room for
     tokens_per_minute: int = 0  # also of an agent; prompt and answer; 0: no bound
     open_files: int = 4096  # below the mount; not of root
+    open_bytes: int = 64 << 20  # that they hold: what they were when they were opened
     agents: int = 20_000
     contexts: int = 20_000
     tools: int = 100

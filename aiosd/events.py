@@ -1,6 +1,6 @@
 """What happens, as it happens: the lines of events.jsonl. Bounded; who reads too slowly is told what he lost.
 
-Any thread may emit, never with the scheduler's lock held: watchers are called at once. Who may see an event
+Any thread may emit, never with the scheduler's lock held: who watches is called at once. Who may see an event
 is decided when it is read, by the modes of the object that it is about.
 """
 
@@ -10,14 +10,17 @@ import json
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
 from aiosd import access
 from aiosd.access import Caller, Permissions
-from aiosd.watchers import Watchers
+from aiosd.watchers import Unwatch, Watchers
 
 KEPT = 10_000
+AT_ONCE = 64  # of one read
+Identity = tuple[int, int, frozenset[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,8 @@ class Events:
         self._permissions = permissions
         self._lock = threading.Lock()
         self._kept: deque[Event] = deque(maxlen=KEPT)
-        self._watchers = Watchers()
-        self.watch = self._watchers.add
+        self._watching: dict[Identity, tuple[Caller, Watchers]] = {}
+        self._ended: dict[str, int] = {}  # by path of an object: the first event after its end
         self._next = 0
 
     @property
@@ -44,9 +47,36 @@ class Events:
     def emit(self, event: str, path: str = "", uid: int = 0, **facts: object) -> None:
         whole = {"time": round(time.time(), 3), "event": event, **facts}
         with self._lock:
-            self._kept.append(Event(self._next, whole, path, uid))
+            new = Event(self._next, whole, path, uid)
+            self._kept.append(new)
             self._next += 1
-        self._watchers.tell()
+            watching = list(self._watching.values())
+        for caller, watchers in watching:
+            if self._sees(caller, new):
+                watchers.tell()
+
+    def watch(self, callback: Callable[[], None], caller: Caller) -> Unwatch:
+        """Of the events that he may see: thousands may wait for theirs while others' come."""
+        who = caller.uid, caller.gid, caller.groups
+        with self._lock:
+            _, watchers = self._watching.setdefault(who, (caller, Watchers()))
+            unwatch = watchers.add(callback)
+
+        def end() -> None:
+            with self._lock:
+                unwatch()
+                if not watchers and who in self._watching:
+                    del self._watching[who]
+
+        return end
+
+    def forget(self, path: str) -> None:
+        """The object has ended: what happened to it is not for whoever makes the next one of that name."""
+        with self._lock:
+            self._ended[path] = self._next
+            if len(self._ended) > 2 * KEPT:
+                first = self._kept[0].number
+                self._ended = {path: next for path, next in self._ended.items() if next > first}
 
     def since(self, number: int, caller: Caller) -> tuple[str, int]:
         """Lines from that event on, and the number to ask for next."""
@@ -55,11 +85,15 @@ class Events:
             found = list(islice(reversed(self._kept), self._next - number))[::-1]
             last = self._next
         lost = json.dumps({"event": "lost", "count": first - number}) + "\n" if first > number else ""
-        lines = [json.dumps(e.facts, ensure_ascii=False) + "\n" for e in found if self._sees(caller, e)]
-        return lost + "".join(lines), last
+        seen = list(islice((e for e in found if self._sees(caller, e)), AT_ONCE))
+        if len(seen) == AT_ONCE:
+            last = seen[-1].number + 1
+        return lost + "".join(json.dumps(e.facts, ensure_ascii=False) + "\n" for e in seen), last
 
     def _sees(self, caller: Caller, event: Event) -> bool:
         if not event.path or caller.uid in (0, event.uid):
             return True
+        if event.number < self._ended.get(event.path, 0):
+            return False
         at = self._permissions.get(event.path)
         return at is not None and access.may(caller, at, access.READ | access.EXECUTE)

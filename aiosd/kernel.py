@@ -268,6 +268,7 @@ class Kernel:
     def _emit_removed(self, kind: str, path: str, **facts: object) -> None:
         owner = self.permissions.get(path)
         self.events.emit(kind, path, owner.uid if owner else 0, **facts, state="removed")
+        self.events.forget(path)
 
     def fork_context(self, context: Context, name: str, caller: Caller) -> None:
         """mkdir, with the conversation of another; its KV is shared where both are the caller's."""

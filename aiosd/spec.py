@@ -172,7 +172,7 @@ def depth(value: object) -> int:
 class NotJson(BadRequest):
     """`incomplete`: more bytes could make it JSON."""
 
-    def __init__(self, reason: str, incomplete: bool) -> None:
+    def __init__(self, reason: str, incomplete: bool = False) -> None:
         super().__init__(reason)
         self.incomplete = incomplete
 

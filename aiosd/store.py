@@ -6,10 +6,12 @@ lines leaves a consistent state. Any thread may call; one connection, one lock. 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sqlite3
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from aiosd.spec import Message, Spec
 from aiosd.usage import free_bytes
 
 SCHEMA_VERSION = 6
+HELD_S = 1.0
 FORGET_SHARE = 16  # a sixteenth more requests may be kept than are asked for
 SCHEMA = """
 CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
@@ -80,6 +83,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o711)  # tools pass through it to where they work; all else in it is private
+            self._hold()
             os.close(os.open(file, os.O_CREAT | os.O_CLOEXEC, 0o600))
             file.chmod(0o600)  # SQLite gives its other files the same mode
             self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
@@ -91,6 +95,31 @@ class Store:
                 f"{file}: {error}", "check the state folder's owner, space and health"
             ) from None
         self._migrate(file)
+
+    def _hold(self) -> None:
+        """For this process alone, until it closes or ends. Raises StoreFailed."""
+        file = self.folder / "lock"
+        self._held = file.open("a+")
+        file.chmod(0o600)
+        end_s = time.monotonic() + HELD_S
+        while True:
+            try:
+                fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < end_s:  # perhaps of one that is being killed
+                    time.sleep(0.05)
+                    continue
+                self._held.seek(0)
+                who = self._held.read(20).strip()
+                self._held.close()
+                raise StoreFailed(
+                    f"{self.folder} is in use by aiosd with pid {who}",
+                    "stop that one, or name another folder with --state",
+                ) from None
+        self._held.truncate(0)
+        self._held.write(f"{os.getpid()}\n")
+        self._held.flush()
 
     def _migrate(self, file: Path) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -136,6 +165,7 @@ class Store:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+            self._held.close()
 
     # permissions
 

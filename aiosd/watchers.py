@@ -25,6 +25,9 @@ class Watchers:
 
         return unwatch
 
+    def __len__(self) -> int:
+        return len(self._callbacks)
+
     def tell(self) -> None:
         """Never with a lock held that a callback may take."""
         for callback in list(self._callbacks):

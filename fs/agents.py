@@ -19,6 +19,7 @@ from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table
 from aiosd.kernel import Kernel
 from aiosd.loops import place
+from aiosd.number import whole
 from aiosd.request import Request, State
 from aiosd.spec import STEPS_MAX
 from aiosd.tools import QUEUE
@@ -50,20 +51,20 @@ def make_folder(kernel: Kernel, agent: Agent) -> Folder:
         change(context=text)
 
     def set_nice(caller: Caller, text: str) -> None:
-        nice = agents.nice(text)
+        nice = agents.nice(text) if text else agents.DEFAULTS.nice
         if nice < agent.settings.nice:
             check_nice(caller, nice)
         change(nice=nice)
 
     def set_tools(caller: Caller, text: str) -> None:
         for tool in text.split():
+            if kernel.tools.find(tool) is None:
+                raise BadValue(f"no tool {tool[:64]!r}", "ls tools")
             kernel.admission.check_tool(caller, tool)
         change(tools=list(dict.fromkeys(text.split())))
 
     def set_steps(caller: Caller, text: str) -> None:
-        if not text.isdecimal() or int(text) > STEPS_MAX:
-            raise BadValue(f"max_steps is a number from 0 to {STEPS_MAX}")
-        change(max_steps=int(text))
+        change(max_steps=whole(text, 0, STEPS_MAX, "max_steps") if text else agents.DEFAULTS.max_steps)
 
     files: dict[str, Factory] = {
         "ctl": lambda: Control(run=partial(agent_command, kernel, agent)),

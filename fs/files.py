@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiosd.access import Caller
@@ -18,6 +19,7 @@ from aiosd.request import Request
 from aiosd.watchers import Unwatch
 
 CTL_BYTES_MAX = 64 << 10
+SHARED_S = 0.003  # of a processor
 COMMANDS_MAX = 64  # of one write
 
 
@@ -40,6 +42,8 @@ class Opening:
 
 class Handle:
     """An open file. The default is one that nothing can be done with."""
+
+    held = 0  # bytes of memory, which count for its user
 
     def read(self, size: int, offset: int) -> bytes | None:
         """None: nothing there yet, wait for a change."""
@@ -87,8 +91,8 @@ class File:
 class Snapshot(Handle):
     """Text as it was at open: a reader that comes in pieces sees one state."""
 
-    def __init__(self, text: str) -> None:
-        self._data = text.encode()
+    def __init__(self, data: bytes) -> None:
+        self._data, self.held = data, len(data)
 
     def read(self, size: int, offset: int) -> bytes:
         return self._data[offset : offset + size]
@@ -132,7 +136,28 @@ class Text(File):
         return False
 
     def open(self, opening: Opening) -> Handle:
-        return Snapshot(self.render())
+        return Snapshot(self.render().encode())
+
+
+@dataclass(slots=True)
+class Shared(Text):
+    """What may take long to render. Then who opens it soon after another gets the same: all of its readers
+    together take a twentieth of a processor at the most."""
+
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _data: bytes = b""
+    _until_s: float = 0.0
+
+    def open(self, opening: Opening) -> Handle:
+        with self._lock:
+            if time.monotonic() < self._until_s:
+                return Snapshot(self._data)
+            began = time.thread_time()
+            data = self.render().encode()
+            took_s = time.thread_time() - began
+            self._data = data if took_s > SHARED_S else b""
+            self._until_s = time.monotonic() + 20 * took_s if self._data else 0.0
+        return Snapshot(data)
 
 
 @dataclass(slots=True)
@@ -154,16 +179,17 @@ class Value(File):
 class ValueHandle(Snapshot):
     def __init__(self, file: Value, opening: Opening) -> None:
         now = file.get()
-        super().__init__(now + "\n" if now else "\n")
+        super().__init__(now.encode() + b"\n")
         self._file, self._opening = file, opening
         self._written = bytearray()
         if file.prose and opening.flags & os.O_APPEND and now:
             self._written += now.encode() + b"\n"
 
     def write(self, data: bytes, offset: int) -> None:
-        self._written = (self._written if self._file.prose else bytearray()) + data
-        if len(self._written) > CTL_BYTES_MAX:
+        written = (self._written if self._file.prose else bytearray()) + data
+        if len(written) > CTL_BYTES_MAX:
             raise TooBig(f"a value has at most {CTL_BYTES_MAX} bytes")
+        self._written, self.held = written, len(self._data) + len(written)
         try:
             text = self._written.decode()
         except UnicodeDecodeError as error:
@@ -223,7 +249,7 @@ class Lines(File):
 
 class LinesHandle(Snapshot):
     def __init__(self, file: Lines) -> None:
-        super().__init__(file.get())
+        super().__init__(file.get().encode())
         self._append = file.append
         self._rest = b""  # of a line whose end has not been written yet
 
@@ -233,10 +259,10 @@ class LinesHandle(Snapshot):
             raise TooBig("a line has no end")
         if newline:
             self._append(self._text(whole))
-        self._rest = rest
+        self._rest, self.held = rest, len(self._data) + len(rest)
 
     def flush(self, pid: int) -> None:
-        rest, self._rest = self._rest, b""
+        rest, self._rest, self.held = self._rest, b"", len(self._data)
         if rest.strip():
             self._append(self._text(rest))
 
@@ -255,7 +281,7 @@ class Stream(File):
     mode: int = 0o444
     next: Callable[[], int] = int
     since: Callable[[int, Caller], tuple[str, int]] = lambda position, caller: ("", position)
-    subscribe: Callable[[Callable[[], None]], Unwatch] = lambda callback: lambda: None
+    subscribe: Callable[[Callable[[], None], Caller], Unwatch] = lambda callback, caller: lambda: None
 
     def open(self, opening: Opening) -> Handle:
         return StreamHandle(self, opening.caller)
@@ -274,10 +300,11 @@ class StreamHandle(Handle):
         with self._lock:
             self._fetch()
             data, self._unread = self._unread[:size], self._unread[size:]
+            self.held = len(self._unread)
         return data or None
 
     def watch(self, callback: Callable[[], None]) -> Unwatch:
-        return self._file.subscribe(callback)
+        return self._file.subscribe(callback, self._caller)
 
     def readable(self) -> bool:
         with self._lock:
@@ -288,6 +315,7 @@ class StreamHandle(Handle):
         if not self._unread:
             text, self._position = self._file.since(self._position, self._caller)
             self._unread = text.encode()
+            self.held = len(self._unread)
 
 
 @dataclass(slots=True)

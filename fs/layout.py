@@ -21,13 +21,14 @@ from aiosd.errors import BadValue
 from aiosd.fs.access import access_folder
 from aiosd.fs.agents import agent_folder
 from aiosd.fs.contexts import context_folder
-from aiosd.fs.files import Control, Stream, Text, Value
+from aiosd.fs.files import Control, Shared, Stream, Text, Value
 from aiosd.fs.text import columns, table
 from aiosd.fs.tools import tool_folder
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Node, Table, Tree
 from aiosd.kernel import Kernel
 from aiosd.models import Model, ModelState
+from aiosd.number import whole
 from aiosd.pool import ANYWHERE, Worker
 from aiosd.request import Request
 
@@ -42,7 +43,7 @@ def build(kernel: Kernel) -> Tree:
         "README": lambda: Text(render=lambda: README),
         "version": lambda: Text(render=lambda: __version__ + "\n"),
         "status": lambda: Text(render=partial(status, kernel)),
-        "metrics": lambda: Text(render=partial(metrics.exposition, kernel)),
+        "metrics": lambda: Shared(render=partial(metrics.exposition, kernel)),
         "events.jsonl": lambda: Stream(
             next=lambda: kernel.events.next, since=kernel.events.since, subscribe=kernel.events.watch
         ),
@@ -126,18 +127,16 @@ def scheduler_files(kernel: Kernel) -> dict[str, Factory]:
         scheduler.stir()
 
     def set_quantum(caller: Caller, text: str) -> None:
-        if not text.isdecimal() or not 1 <= int(text) <= 1 << 20:
-            raise BadValue("quantum is a number of tokens, 1 to 1048576")
-        scheduler.quantum_tokens = int(text)
+        scheduler.quantum_tokens = whole(text, 1, 1 << 20, "quantum")
         scheduler.stir()
 
     return {
         "policy": lambda: Value(get=lambda: scheduler.chooser.name, set=set_policy),
         "policies": lambda: Text(render=lambda: "".join(f"{name}\n" for name in scheduler.chooser.policies)),
         "quantum": lambda: Value(get=lambda: str(scheduler.quantum_tokens), set=set_quantum),
-        "queue": lambda: Text(render=partial(queue, kernel)),
+        "queue": lambda: Shared(render=partial(queue, kernel)),
         "stats": lambda: Text(render=lambda: table(**scheduler.counters, busy_s=round(scheduler.busy_s, 3))),
-        "trace.json": lambda: Text(render=lambda: trace.document(scheduler.spans())),
+        "trace.json": lambda: Shared(render=lambda: trace.document(scheduler.spans())),
     }
 
 
@@ -172,8 +171,8 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
             kernel.load_model(name, argument)
         elif verb == "unload" and not argument:
             pool.unload(model)
-        elif verb == "replicas" and argument.isdecimal() and 1 <= int(argument) <= 64:
-            pool.resize(model, int(argument))
+        elif verb == "replicas":
+            pool.resize(model, whole(argument, 1, 64, "replicas"))
         elif verb == "pin":
             kernel.pin_model(name, argument)
         else:

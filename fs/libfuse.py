@@ -15,7 +15,7 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import fuse
@@ -131,14 +131,16 @@ class Interrupts:
         if (changes := self._waits.get(key)) is not None:
             changes.put(True)
 
-    def wait(self, changes: SimpleQueue[bool]) -> bool:
-        """For the next of them; True when it is an interrupt."""
+    def wait(self, changes: SimpleQueue[bool], most_s: float | None = None) -> bool:
+        """For the next of them, not for ever where that is said; True when it is an interrupt."""
         request = context().request
         key = next(self._keys)
         self._waits[key] = changes
         lib.fuse_req_interrupt_func(request, self._pointer, key)  # fires at once if it came before
         try:
-            return changes.get()
+            return changes.get(timeout=most_s)
+        except Empty:
+            return False
         finally:
             del self._waits[key]  # one that comes now finds nobody; libfuse forgets it with the request
 

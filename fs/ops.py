@@ -20,8 +20,9 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-from aiosd import identity
+from aiosd import access, identity
 from aiosd.access import Caller
+from aiosd.config import Quota
 from aiosd.errors import (
     AiosError,
     BadRequest,
@@ -52,6 +53,7 @@ from aiosd.fs import libfuse
 from aiosd.fs.files import File, Handle, Opening
 from aiosd.fs.libfuse import Interrupts, PollHandle
 from aiosd.fs.tree import Folder, Found, Link, Tree
+from aiosd.queue import add
 from aiosd.watchers import Unwatch
 
 log = logging.getLogger(__name__)
@@ -82,16 +84,19 @@ ERRNO: dict[type[AiosError], int] = {
     WouldBlock: errno.EAGAIN,
 }
 KINDS = ((Folder, stat.S_IFDIR), (Link, stat.S_IFLNK), (File, stat.S_IFREG))
+CROWD = 100  # a user's threads that wait; a thread more waits PAUSE_S for each of them before it is woken
+PAUSE_S = 0.0005  # else what comes in small pieces would wake them all, and nobody else came to his turn
 EXPECTED = (Interrupted, WouldBlock, RequestFailed, NotFound)  # an answer, not a refusal worth a note
 
 
 class Open:
     """What one fh stands for."""
 
-    __slots__ = ("found", "handle", "opening", "polled", "watch")
+    __slots__ = ("closed", "found", "handle", "held", "opening", "polled", "watch")
 
     def __init__(self, found: Found, handle: Handle, opening: Opening) -> None:
         self.found, self.handle, self.opening = found, handle, opening
+        self.held, self.closed = 0, False  # as counted for its user
         self.polled: PollHandle | None = None
         self.watch: Unwatch = lambda: None  # ends the poll's watch
 
@@ -117,6 +122,8 @@ class Ops:
         self._of_path: dict[str, dict[int, Open]] = {}
         self._folders: dict[int, Folder] = {}
         self._opened_by: Counter[int] = Counter()  # open files of each user
+        self._held_by: Counter[int] = Counter()  # and bytes that those hold
+        self._waiting: Counter[int] = Counter()  # and threads that wait in a read
 
     def __call__(self, operation: str, path: str | None, *arguments: Any) -> Any:
         try:
@@ -139,12 +146,13 @@ class Ops:
     @staticmethod
     def _caller() -> Caller:
         context = libfuse.context()
-        return Caller(context.uid, context.gid, context.pid)
+        return Caller(context.uid, context.gid, context.pid, grouped=False)
 
     # names
 
     def getattr(self, path: str | None, info: Any = None) -> dict[str, int]:
-        found = self._open[info.fh].found if path is None else self._find(path)
+        # of an open file what is there now: the kernel keeps it for all who have the inode
+        found = self._find(self._open[info.fh].opening.path if path is None else path)
         node, perm = found.node, found.permission
         kind = next(bits for type_, bits in KINDS if isinstance(node, type_))
         return {
@@ -161,7 +169,11 @@ class Ops:
 
     def opendir(self, path: str, *_: Any) -> int:
         number = next(self._numbers)
-        self._folders[number] = self._folder(path)
+        found = self._tree.find(path)
+        if not isinstance(found.node, Folder):
+            raise NotAllowed("not a folder")
+        self._tree.check(found, self._caller(), access.READ)
+        self._folders[number] = found.node
         return number
 
     def readdir(self, path: str | None, number: int) -> Iterable[str]:
@@ -242,10 +254,11 @@ class Ops:
         if not isinstance(found.node, File):
             raise NotAllowed("a folder")
         caller, quotas = self._caller(), self._tree.quotas()
-        if found.node.asks_groups or quotas.asks_groups:
+        caller = self._tree.check(found, caller, access.wanted(info.flags))
+        if not caller.grouped and (found.node.asks_groups or quotas.asks_groups):
             caller = caller.with_groups()
         opening = Opening(caller, info.flags, path)
-        self._check_open(caller, quotas.of(caller).open_files)
+        self._check_open(caller, quotas.of(caller))
         handle = found.node.open(opening)
         info.fh = next(self._numbers)
         info.direct_io = 1  # sizes are not known before a read
@@ -253,37 +266,75 @@ class Ops:
         with self._lock:
             self._opened_by[caller.uid] += 1
             self._of_path.setdefault(path, {})[info.fh] = opened
+        if handle.held:
+            self._count_held(opened)
 
-    def _check_open(self, caller: Caller, most: int) -> None:
-        """Each open file may hold a thread that waits in a read."""
-        if self._opened_by[caller.uid] >= most and caller.uid not in (0, identity.uid()):
-            raise TooManyOpen(f"you have {most} files of this mount open", "close some first")
+    def _check_open(self, caller: Caller, quota: Quota) -> None:
+        """Each open file may hold a thread that waits in a read, and what it was when it was opened."""
+        if caller.uid in (0, identity.uid()):
+            return
+        if self._opened_by[caller.uid] >= quota.open_files:
+            raise TooManyOpen(f"you have {quota.open_files} files of this mount open", "close some first")
+        self._check_held(caller, quota)
+
+    def _check_held(self, caller: Caller, quota: Quota) -> None:
+        if self._held_by[caller.uid] >= quota.open_bytes and caller.uid not in (0, identity.uid()):
+            raise OverQuota(
+                f"the files you have open hold {quota.open_bytes} bytes or more", "close some first"
+            )
+
+    def _count_held(self, opened: Open) -> None:
+        with self._lock:
+            now = 0 if opened.closed else opened.handle.held
+            self._held_by[opened.opening.caller.uid] += now - opened.held
+            opened.held = now
 
     def read(self, path: str | None, size: int, offset: int, info: Any) -> bytes:
         opened = self._open[info.fh]
         data = opened.handle.read(size, offset)
-        return self._wait(opened, size, offset, info.flags) if data is None else data
+        if data is None:
+            data = self._wait(opened, size, offset, info.flags)
+        if opened.handle.held != opened.held:
+            self._count_held(opened)
+        return data
 
     def _wait(self, opened: Open, size: int, offset: int, flags: int) -> bytes:
         if flags & os.O_NONBLOCK:
             raise WouldBlock("nothing there yet")
         changes = SimpleQueue[bool]()  # lighter than an Event, and says who has woken
+        uid = opened.opening.caller.uid
+        with self._lock:
+            crowd = add(self._waiting, uid, 1)
         unwatch = opened.handle.watch(partial(changes.put, False))
         try:
+            if crowd > CROWD and self._interrupts.wait(SimpleQueue(), crowd * PAUSE_S):
+                raise Interrupted("a signal came")
             while (data := opened.handle.read(size, offset)) is None:
                 if self._interrupts.wait(changes):
                     raise Interrupted("a signal came")
             return data
         finally:
             unwatch()
+            with self._lock:
+                add(self._waiting, uid, -1)
 
     def write(self, path: str | None, data: bytes, offset: int, info: Any) -> int:
-        self._open[info.fh].handle.write(data, offset)
+        opened = self._open[info.fh]
+        if opened.held:
+            self._check_held(opened.opening.caller, self._tree.quotas().of(opened.opening.caller))
+        opened.handle.write(data, offset)
+        if opened.handle.held != opened.held:
+            self._count_held(opened)
         return len(data)
 
     def truncate(self, path: str | None, length: int, info: Any = None) -> None:
         # by descriptor the file that was opened, though another may have its name by now
-        node = self._tree.find(path).node if info is None and path else self._open[info.fh].found.node
+        if info is None and path:
+            found = self._tree.find(path)
+            self._tree.check(found, self._caller(), access.WRITE)
+        else:
+            found = self._open[info.fh].found
+        node = found.node
         if isinstance(node, File) and length == 0:
             node.truncate()
 
@@ -295,7 +346,10 @@ class Ops:
             with suppress(AiosError):  # the read will say what is wrong
                 opened.watch = opened.handle.watch(polled.notify)
         events = select.POLLOUT if opened.opening.writes else 0
-        return events | (select.POLLIN if opened.opening.reads and self._readable(opened) else 0)
+        events |= select.POLLIN if opened.opening.reads and self._readable(opened) else 0
+        if opened.handle.held != opened.held:
+            self._count_held(opened)
+        return events
 
     @staticmethod
     def _readable(opened: Open) -> bool:
@@ -320,6 +374,9 @@ class Ops:
                 del self._of_path[path]
         if opened.polled:
             opened.end_poll()
+        opened.closed = True
+        if opened.held:
+            self._count_held(opened)
         try:
             opened.handle.release()
         except AiosError as error:  # nobody sees an errno of release
@@ -336,12 +393,6 @@ class Ops:
                 if opened := self._of_path.get(path):
                     return next(iter(opened.values())).found
             raise
-
-    def _folder(self, path: str) -> Folder:
-        node = self._tree.find(path).node
-        if not isinstance(node, Folder):
-            raise NotAllowed("not a folder")
-        return node
 
     def _parent(self, path: str) -> tuple[Found, str]:
         parent, _, name = path.rpartition("/")

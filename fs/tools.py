@@ -15,6 +15,7 @@ from aiosd.fs.transaction import Transaction, same_process
 from aiosd.fs.tree import Factory, Folder, Table
 from aiosd.kernel import Kernel
 from aiosd.manifest import FILE, OWN_BYTES, PROGRAM, Incomplete
+from aiosd.number import whole
 from aiosd.tools import Tool
 
 OF_SERVER = ("name", "description", "server", "timeout_s", "limit", "irreversible")  # an MCP server's tool
@@ -27,9 +28,7 @@ def tool_folder(kernel: Kernel, name: str) -> Folder | None:
     source = Source(f"/tools/{name}/call", operation="tool", tool=name)
 
     def set_limit(caller: Caller, text: str) -> None:
-        if not text.isdecimal() or not 1 <= int(text) <= tool.limit_max:
-            raise BadValue(f"limit is a number of calls at once, 1 to {tool.limit_max}")
-        tool.limit = int(text)
+        tool.limit = whole(text, 1, tool.limit_max, "limit")
         kernel.scheduler.stir()
 
     files: dict[str, Factory] = {
@@ -68,7 +67,7 @@ class Part(File):
     def open(self, opening: Opening) -> Handle:
         if opening.writes:
             return PartWriting(self, opening.caller)
-        return StoredHandle(self._path) if self._path.exists() else Snapshot("")
+        return StoredHandle(self._path) if self._path.exists() else Snapshot(b"")
 
     @property
     def size(self) -> int:

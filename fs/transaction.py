@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from aiosd.access import Caller
@@ -22,6 +23,7 @@ from aiosd.request import Request
 from aiosd.spec import NotJson
 from aiosd.watchers import Unwatch
 
+DESCRIPTORS = 4096  # of a process that are looked at
 Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
@@ -49,9 +51,9 @@ class TransactionHandle(Handle):
         self._admission, self._source, self._id = file.admission, file.source, file.id
         self._opening = opening
         self._lock = threading.Lock()
-        self._draft = Draft(file.admission, file.source, opening.caller)
         reads = opening.reads
         self._private = reads and opening.writes
+        self._draft = Draft(file.admission, file.source, opening.caller, once=not reads)
         self._mine = False  # written through this open file; else the newest when it was opened
         self._start = self._next = 0  # file positions: where the answer begins, where a sequential read is
         newest = self._admission.newest(self._source, opening.caller.uid) if reads else None
@@ -108,6 +110,7 @@ class TransactionHandle(Handle):
     # reading
 
     def read(self, size: int, offset: int) -> bytes | None:
+        self._draft.check()
         request = self._answering()
         if request is None:
             return b""
@@ -125,7 +128,11 @@ class TransactionHandle(Handle):
 
     def readable(self) -> bool:
         request = self._answering()
-        return request is None or request.answer.ready(self._next - self._start)
+        return (
+            request is None
+            or self._draft.refused is not None
+            or request.answer.ready(self._next - self._start)
+        )
 
     def _answering(self) -> Request | None:
         """The request this open file reads: the one written to it, else the newest when it was opened."""
@@ -138,37 +145,52 @@ class TransactionHandle(Handle):
 
 
 class Draft:
-    """The bytes of a request until it is submitted, refused as soon as they are known to be wrong."""
+    """The bytes of a request until it is submitted, refused as soon as they are known to be wrong.
 
-    def __init__(self, admission: Admission, source: Source, caller: Caller) -> None:
-        self._admission, self._source, self._caller = admission, source, caller
+    What comes after a refusal is the rest of what was refused, not a request: until a read has said so, where
+    a write before was taken, and for ever in a file that is written `once`, as by the shell's `>`.
+    """
+
+    def __init__(self, admission: Admission, source: Source, caller: Caller, once: bool) -> None:
+        self._admission, self._source, self._caller, self._once = admission, source, caller, once
         self.body = bytearray()
         self._decoder = Utf8()
-        self._refused: AiosError | None = None
+        self.refused: AiosError | None = None
         self._judged = 0  # bytes of JSON that were looked at and not complete
 
     def add(self, data: bytes) -> None:
-        if self._refused:
-            raise self._refused.again()  # the rest of a request whose beginning was refused
+        if self.refused:
+            raise self.refused.again()
         if not self.body:
             self._admission.check(self._caller, self._source, len(data))
             if not data.strip():
                 raise BadRequest("the request is empty", "write a question")
+        begun, decoded = bool(self.body), self._decoder.getstate()
         try:
             self._check_bytes(data)
-        except (BadRequest, TooBig) as error:
-            self._refused = error.again()
+            self._admission.scheduler.bounds.reserve(self._caller, len(data))
+            self.body += data
+            if self.body[:1] == b"{" and data.endswith((b"}", b"\n")):
+                self._check_json()
+        except Busy:  # what was written stays, and this may be written again
+            self._decoder.setstate(decoded)
+            raise
+        except AiosError as error:
+            if begun or self._once:
+                self.refused = error.again()
             self.drop()
             raise
-        self._admission.scheduler.bounds.reserve(self._caller, len(data))
-        self.body += data
-        if self.body[:1] == b"{" and data.endswith((b"}", b"\n")):
-            self._check_json()
+
+    def check(self) -> None:
+        """Tells who reads, once, that what he wrote was refused: a write of very much that is refused at its
+        end has said nothing but how much of it was taken."""
+        if self.refused:
+            refused, self.refused = self.refused, None
+            raise refused
 
     def drop(self) -> None:
-        if not self.body:
-            return
-        self._admission.scheduler.bounds.reserve(self._caller, -len(self.body))
+        if self.body:
+            self._admission.scheduler.bounds.reserve(self._caller, -len(self.body))
         self.taken()
 
     def taken(self) -> None:
@@ -197,11 +219,7 @@ class Draft:
         except NotJson as error:
             self._judged = len(self.body)
             if not error.incomplete:
-                self.drop()
                 raise
-        except AiosError:
-            self.drop()
-            raise
 
 
 def same_process(task: int, opener: int) -> bool:
@@ -212,16 +230,16 @@ def same_process(task: int, opener: int) -> bool:
 def still_open(pid: int, path: str) -> bool:
     """Whether the process holds another descriptor of the file: this close was of a dup.
 
-    Unknown (the process ended, or is not ours to see) counts as no; at worst the file is submitted at its
-    first close instead of its last.
+    Unknown (the process ended, is not ours to see, or has more than we look at) counts as no; at worst the
+    file is submitted at its first close instead of its last.
     """
     folder = f"/proc/{pid}/fd"
     try:
-        descriptors = os.listdir(folder)
+        with os.scandir(folder) as descriptors:
+            for descriptor in islice(descriptors, DESCRIPTORS):
+                with suppress(OSError):  # another thread may close it meanwhile
+                    if os.readlink(descriptor.path).endswith(path):
+                        return True
     except OSError:
         return False
-    for descriptor in descriptors:
-        with suppress(OSError):  # another thread may close it meanwhile
-            if os.readlink(f"{folder}/{descriptor}").endswith(path):
-                return True
     return False

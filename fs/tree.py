@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from aiosd import identity
+from aiosd import access, identity
 from aiosd.access import Caller, Permission, Permissions
-from aiosd.errors import AiosError, BadValue, Exists, NotAllowed, NotFound
+from aiosd.errors import AiosError, BadValue, Denied, Exists, NotAllowed, NotFound
 from aiosd.fs.files import File
 from aiosd.quota import Quotas
 
@@ -157,6 +157,24 @@ class Tree:
             gid, mode = admins, mode | mode >> 3 & 0o060
         permission = explicit or Permission(owner.uid, gid, mode)
         return Found(path, node, permission, int(changed_s * 1e9))
+
+    def check(self, found: Found, caller: Caller, want: int) -> Caller:
+        """That he may open it by its path. The kernel has checked what it knows of the inode, which may be of
+        an object that was here before: who holds a descriptor of that reaches this one through /proc/self/fd.
+        Gives him with his groups where they decide. Raises Denied.
+        """
+        if caller.uid in (0, found.permission.uid):
+            return caller
+        permission, at = found.permission, found.path.rstrip("/")
+        while True:
+            if access.asks_groups(caller, permission, want):
+                caller = caller.with_groups()
+            if not access.may(caller, permission, want):
+                raise Denied(f"{at or '/'} is not yours to open")
+            if not at:
+                return caller
+            at, want = at.rpartition("/")[0], access.EXECUTE
+            permission = self.find(at or "/").permission
 
     def make(self, parent: Found, name: str, caller: Caller, mode: int) -> None:
         """mkdir: the object is the caller's alone until he widens its mode."""

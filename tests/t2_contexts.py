@@ -178,7 +178,7 @@ def test_truncating_and_pinning(make_kernel: MakeKernel) -> None:
     assert turn(kernel, "one").tokens == first.tokens
     command(kernel, context, "truncate 1")
     assert [m["content"] for m in kernel.contexts.messages(context)] == ["one"]
-    assert Store(kernel.store.folder).contexts()[0][4] is True
+    assert kernel.store.contexts()[0][4] is True
     command(kernel, context, "unpin")
     assert not context.pinned
 

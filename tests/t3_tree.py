@@ -121,7 +121,7 @@ def test_nothing_else_can_be_made_or_removed(tree: Tree) -> None:
 @pytest.mark.parametrize(
     ("file", "good", "bad"),
     [
-        ("/agents/ada/nice", ["5", "-20", "19"], ["20", "x", "", "1.5"]),
+        ("/agents/ada/nice", ["5", "-20", "19"], ["20", "x", "1_0", "+5", "٣", "9" * 5000]),
         ("/agents/ada/model", ["random", ""], ["nosuch", "../x"]),
         ("/agents/ada/context", [""], ["nosuch"]),
         ("/agents/ada/params.json", ['{"seed": 1}', "{}"], ["{", "[]", '{"x": 1}', '{"top_p": 9}', "5"]),

@@ -34,12 +34,14 @@ def ask(aios: Daemon, agent: str, text: str) -> str:
     fd = os.open(aios.root / agent / "syscall/llm", os.O_RDWR)
     try:
         os.write(fd, text.encode())
-        answer = b""
-        while data := os.read(fd, 4096):
-            answer += data
-        return answer.decode()
+        return whole(fd).decode()
     finally:
         os.close(fd)
+
+
+def whole(fd: int) -> bytes:
+    """The rest of an answer."""
+    return b"".join(iter(lambda: os.read(fd, 4096), b""))
 
 
 def test_echo_asks_and_cat_answers(aios: Daemon, agent: str) -> None:
@@ -51,6 +53,77 @@ def test_echo_asks_and_cat_answers(aios: Daemon, agent: str) -> None:
     assert aios.table(f"{agent}/usage")["requests"] == "1"
     assert aios.read(f"{agent}/requests/latest/response") == "mango\n"
     assert (aios.root / agent / "requests/latest/response").stat().st_size == 6
+
+
+PYTHON = "from pathlib import *; Path('llm').write_text(Path('{}').read_text())"
+
+
+@pytest.mark.parametrize("program", ["dd bs=1M of=llm if={}", f'python3 -c "{PYTHON}"'])
+def test_the_rest_of_what_was_refused_is_no_request(
+    aios: Daemon, agent: str, tmp_path: Path, program: str
+) -> None:
+    """The kernel makes many writes of a large one: the first of them are taken."""
+    file = tmp_path / "request"
+    file.write_text(json.dumps({"prompt": "x" * 150_000, "temprature": 1}))
+    done = aios.sh(f"cd {agent}/syscall; {program.format(file)}")
+    assert done.returncode != 0
+    assert "Invalid argument" in done.stderr
+    assert "temprature" in aios.read(f"{agent}/log.jsonl")
+    assert aios.sh(f"ls {agent}/requests").stdout == "new\n"
+
+
+def test_after_a_refusal_comes_its_rest_until_a_read_has_said_so(aios: Daemon, agent: str) -> None:
+    done = aios.sh(f"(echo '{{\"prompt\": x,'; echo '\"b\":1}}') > {agent}/syscall/llm; ls {agent}/requests")
+    assert done.stderr.count("Invalid argument") == 2
+    assert done.stdout == "new\n"
+    fd = os.open(aios.root / agent / "syscall/llm", os.O_RDWR)
+    try:
+        for wrong in (b"a\0", b'{"prompt": x}'):
+            with pytest.raises(OSError, match="Invalid"):
+                os.write(fd, wrong)
+        os.write(fd, b"Repeat: mango")  # nothing of those is left
+        assert whole(fd) == b"mango\n"
+        wrong = json.dumps({"prompt": "x" * 150_000, "temprature": 1}).encode()
+        assert os.write(fd, wrong) < len(wrong)
+        with pytest.raises(OSError, match="Invalid"):
+            os.write(fd, b"more")
+        with pytest.raises(OSError, match="Invalid"):
+            os.read(fd, 100)
+        os.write(fd, b"Repeat: fig")
+        assert whole(fd) == b"fig\n"
+    finally:
+        os.close(fd)
+
+
+def test_an_empty_line_goes_back_to_the_default(aios: Daemon, agent: str) -> None:
+    for name, value, default in (("nice", "7", "0"), ("max_steps", "3", "8")):
+        aios.write(f"{agent}/{name}", value)
+        aios.write(f"{agent}/{name}", "\n")
+        assert aios.read(f"{agent}/{name}") == f"{default}\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("max_steps", "9" * 5000), ("nice", "٣"), ("nice", "1_0"), ("tools", "nosuch"),
+        ("../../scheduler/quantum", "9" * 5000), ("../../tools/calc/limit", "9" * 5000),
+        ("../../models/tiny/ctl", "replicas " + "9" * 5000),
+    ],
+)  # fmt: skip
+def test_what_is_no_value_is_einval(aios: Daemon, agent: str, file: str, text: str) -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
+        aios.write(f"{agent}/{file}", text)
+
+
+def test_a_call_that_ends_within_a_character_fails_with_a_reason(aios: Daemon, agent: str) -> None:
+    fd = os.open(aios.root / agent / "syscall/tool", os.O_RDWR)
+    try:
+        os.write(fd, b'{"name": "calc", "arguments": "\xc3')
+        with pytest.raises(OSError, match="Input/output"):
+            os.read(fd, 100)
+    finally:
+        os.close(fd)
+    assert "not UTF-8" in aios.read(f"{agent}/requests/latest/error")
 
 
 def test_a_shell_has_a_private_transaction_on_one_descriptor(aios: Daemon, agent: str) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from aiosd.access import Caller
+from aiosd.events import Events
 from tests.running import Daemon, wait_until
 from tests.t5_users import ALICE, BOB, as_user
 
@@ -52,6 +54,55 @@ def test_everybody_sees_his_own_and_what_he_may_read(aios: Daemon) -> None:
     assert {e["agent"] for e in bobs} == {""}
     assert len(roots) == len(alices) + len(bobs)
     assert [e["state"] for e in shared] == ["queued", "running", "done"]
+
+
+def test_the_past_of_an_agent_is_not_for_the_next_owner_of_its_name(aios: Daemon) -> None:
+    command = ["setpriv", "--reuid", str(BOB), "--regid", str(BOB), "--clear-groups", "bash", "-c"]
+    script = "exec 3<events.jsonl; echo open; read; mkdir agents/ev; timeout 1 cat <&3; rmdir agents/ev"
+    with subprocess.Popen(
+        [*command, script], cwd=aios.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as bob:
+        assert bob.stdout
+        assert bob.stdout.readline() == "open\n"
+        ask = "mkdir agents/ev; echo 'Repeat: fig' > agents/ev/syscall/llm; cat agents/ev/syscall/llm"
+        assert as_user(aios, ALICE, f"{ask}; rmdir agents/ev").stdout == "fig\n"
+        seen = bob.communicate("\n", timeout=20)[0]
+    assert [json.loads(line)["state"] for line in seen.splitlines()] == ["made"]
+
+
+def test_who_may_not_see_an_event_is_not_woken_by_it() -> None:
+    class Nobody:
+        def get(self, path: str) -> None:
+            return None
+
+    events, woken = Events(Nobody()), []  # type: ignore[arg-type]
+    alice, bob = Caller(ALICE, ALICE, 0), Caller(BOB, BOB, 0)
+    unwatch = events.watch(lambda: woken.append("alice"), alice)
+    events.watch(lambda: woken.append("bob"), bob)
+    events.emit("request", "/agents/a", ALICE, state="queued")
+    assert woken == ["alice"]
+    events.emit("worker", state="ready")
+    assert sorted(woken) == ["alice", "alice", "bob"]
+    unwatch()
+    events.emit("request", "/agents/a", ALICE, state="done")
+    assert woken.count("alice") == 2
+    lines, after = events.since(0, alice)
+    assert (len(lines.splitlines()), after) == (3, 3)
+
+
+def test_a_reader_far_behind_gets_all_in_pieces() -> None:
+    class Nobody:
+        def get(self, path: str) -> None:
+            return None
+
+    events = Events(Nobody())  # type: ignore[arg-type]
+    for n in range(1000):
+        events.emit("request", "/agents/a", ALICE if n % 3 else BOB, n=n)
+    got, at = [], 0
+    while at < 1000:
+        text, at = events.since(at, Caller(ALICE, ALICE, 0))
+        got += [json.loads(line)["n"] for line in text.splitlines()]
+    assert got == [n for n in range(1000) if n % 3]
 
 
 def test_it_can_be_polled_and_read_without_blocking(aios: Daemon) -> None:

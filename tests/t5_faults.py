@@ -177,6 +177,25 @@ def test_a_second_daemon_on_the_same_mount_refuses_and_names_the_first(
     assert daemon.read("version")
 
 
+@pytest.mark.root
+def test_a_second_daemon_on_the_same_state_refuses_and_names_the_first(
+    make_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    daemon = make_daemon().start()
+    assert daemon.process is not None
+    (daemon.root / "agents/a").mkdir()
+    command = [sys.executable, "-m", "aiosd", "--mount", f"{tmp_path}/other", "--state", str(daemon.state)]
+    second = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert second.returncode != 0
+    assert f"is in use by aiosd with pid {daemon.process.pid}" in second.stderr
+    assert "--state" in second.stderr
+    assert not (tmp_path / "other").exists()
+    assert daemon.sh("echo hi > agents/a/syscall/llm; cat agents/a/syscall/llm").stdout
+    daemon.kill()
+    daemon.start()
+    assert daemon.sh("ls agents").stdout == "a\n"
+
+
 def test_a_bad_configuration_is_told_with_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "aiosd.toml"
     file.write_text("[scheduler]\npolicy = 'fifo'\nquantums = 3\n")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from tests.running import Daemon
+from tests.running import Daemon, wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 ALICE, BOB, STAFF = 61001, 61002, 61100
+MakeDaemon = Callable[..., Daemon]
 
 
 def as_user(aios: Daemon, uid: int, script: str, *, groups: str = "") -> subprocess.CompletedProcess[str]:
@@ -153,3 +157,104 @@ def test_root_of_a_user_namespace_is_the_user_outside(aios: Daemon, ada: str) ->
     assert done.stdout == f"0\nidle\n{BOB}\n"
     assert "Permission denied" in done.stderr
     assert "chown" in done.stderr
+
+
+HOLDER = """
+import os, sys, time
+fd = os.open(sys.argv[1], os.O_RDONLY)
+print("held", flush=True)
+sys.stdin.readline()
+time.sleep(1.1)  # what the kernel knows is old
+os.lseek(fd, 0, os.SEEK_END)  # it asks again, about this descriptor
+print(oct(os.fstat(fd).st_mode & 0o777), flush=True)
+try:
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+    print("opened", os.read(again, 4096))
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@contextmanager
+def holding(aios: Daemon, path: str) -> Iterator[list[str]]:
+    """Bob holds it open; what he sees of it afterwards, and gets through his descriptor."""
+    said: list[str] = []
+    who = ["setpriv", "--reuid", str(BOB), "--regid", str(BOB), "--clear-groups"]
+    with subprocess.Popen(
+        [*who, sys.executable, "-c", HOLDER, aios.root / path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as bob:
+        assert bob.stdin
+        assert bob.stdout
+        assert bob.stdout.readline() == "held\n"
+        yield said
+        bob.stdin.write("\n")
+        bob.stdin.close()
+        said += bob.stdout.read().splitlines()
+
+
+@pytest.mark.parametrize("path", ["agents/ada/syscall/llm", "agents/ada/system"])
+def test_a_descriptor_from_before_does_not_outlast_what_it_was_opened_by(
+    aios: Daemon, ada: str, path: str
+) -> None:
+    assert as_user(aios, ALICE, f"echo > {ada}/context; chmod 755 {ada}; chmod 644 {path}").returncode == 0
+    with holding(aios, path) as said:
+        revoke = f"chmod 600 {path}; echo 'Repeat: mango' > {ada}/syscall/llm; cat {ada}/syscall/llm"
+        assert as_user(aios, ALICE, revoke).stdout == "mango\n"
+    assert said == ["0o600", "Permission denied"]
+
+
+@pytest.mark.parametrize("file", ["syscall/llm", "system", "log.jsonl"])
+def test_a_descriptor_of_an_agent_that_ended_is_none_of_the_next_of_its_name(aios: Daemon, file: str) -> None:
+    """The daemon ends it by itself, and the kernel does not hear of that: it keeps the inode."""
+    assert as_user(aios, BOB, "mkdir agents/reused").returncode == 0
+    with holding(aios, f"agents/reused/{file}") as said:
+        as_user(aios, BOB, "sleep 60 & echo $! > agents/reused/pid; kill $!")
+        wait_until(lambda: "reused" not in os.listdir(aios.root / "agents"), "its end")
+        # when what the kernel knows is old
+        make = "sleep 1.1; mkdir agents/reused && echo secret > agents/reused/system"
+        made = as_user(
+            aios, ALICE, f"{make}; chmod 644 agents/reused/log.jsonl; stat -c %u agents/reused/{file}"
+        )
+        assert made.stdout == f"{ALICE}\n", made.stderr
+    assert said[1:] == ["Permission denied"]
+    assert (
+        as_user(aios, ALICE, f"stat -c %u agents/reused/{file}; rmdir agents/reused").stdout == f"{ALICE}\n"
+    )
+
+
+@pytest.mark.parametrize(("mode", "opened_again"), [("750", "fig\n"), ("705", "")])
+def test_groups_that_decide_since_the_file_was_opened_are_not_guessed(
+    aios: Daemon, mode: str, opened_again: str
+) -> None:
+    asking = "echo 'Repeat: fig' >&3 && cat <&3"
+    wait = f"exec 3<>models/tiny/llm; sleep 1; {asking}; exec 3<>models/tiny/llm; {asking}"
+    try:
+        with subprocess.Popen(
+            ["setpriv", "--reuid", str(BOB), "--regid", str(BOB), "--groups", str(STAFF), "bash", "-c", wait],
+            cwd=aios.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as bob:  # fmt: skip
+            assert bob.stdout
+            assert bob.stderr
+            wait_until(lambda: os.path.exists(f"/proc/{bob.pid}/fd/3"), "bob's open file")
+            assert aios.sh(f"chgrp {STAFF} models/tiny; chmod {mode} models/tiny").returncode == 0
+            assert bob.stdout.read() == opened_again
+            assert "Permission denied" in bob.stderr.readline()
+    finally:
+        aios.sh("chgrp 0 models/tiny; chmod 755 models/tiny")
+
+
+def test_what_open_files_hold_is_bounded(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon("[quota]\nopen_bytes = 3000000\n").start()
+    script = """
+mkdir contexts/full; full=contexts/full/messages.jsonl
+head -c 900000 /dev/zero | tr '\\0' x | sed 's/^/{"role":"user","content":"/;s/$/"}/' > $full
+for n in {4..20}; do eval "exec $n<$full" || break; done
+echo $n; exec 4<&-; exec 4<status && echo open
+"""
+    done = as_user(daemon, BOB, script)
+    assert "Disk quota exceeded" in done.stderr
+    assert done.stdout == "8\nopen\n"
+    assert as_user(daemon, BOB, "cat status contexts/full/messages.jsonl").returncode == 0, "nothing is left"
