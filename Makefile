@@ -27,7 +27,7 @@ demo: setup
 
 # Two files of tests at a time: most of what they do is waiting for processes.
 test: setup
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # exec: a SIGTERM for make reaches the daemon itself.
 run: setup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,6 +23,8 @@ TINY = REPOSITORY / "models" / "tiny"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the long files first: the last one runs alone
+        items.sort(key=lambda item: item.path.name, reverse=True)
     if mounts_work():
         return
     skip = pytest.mark.skip(reason="needs root and /dev/fuse: run it as root, or see .ci/run")

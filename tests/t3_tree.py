@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import time
 from collections.abc import Callable
 
 import pytest
@@ -27,7 +28,7 @@ from aiosd.errors import (
     TooBig,
 )  # fmt: skip
 from aiosd.fs import layout
-from aiosd.fs.files import File, Handle, Opening
+from aiosd.fs.files import File, Handle, Opening, Shared
 from aiosd.fs.ops import ERRNO
 from aiosd.fs.tree import Folder, Tree
 from aiosd.kernel import Kernel
@@ -501,3 +502,19 @@ def test_only_root_goes_before_the_others(tree: Tree, kernel: Kernel) -> None:
         write(tree, LLM, '{"messages":[{"role":"user","content":"x"}],"nice":-1}', stranger)
     write(tree, "/agents/ada/nice", "5", stranger)
     write(tree, "/agents/ada/nice", "-5", ME)
+
+
+def test_what_takes_long_to_render_is_rendered_once_for_all_who_ask_soon() -> None:
+    def render(seconds: float) -> str:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+        made.append(seconds)
+        return "x" * 10
+
+    made: list[float] = []
+    opening = Opening(ME, os.O_RDONLY, "/x")
+    quick, slow = Shared(render=lambda: render(0)), Shared(render=lambda: render(0.1))
+    for file in (quick, quick, slow, slow, slow):
+        assert file.open(opening).read(100, 0) == b"x" * 10
+    assert made == [0, 0, 0.1]

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -442,3 +443,39 @@ def test_a_text_is_tokenized_and_embedded(aios: Daemon) -> None:
     assert asked("tokenize", ends)["count"] > len(tokens), "in JSON the text is what it is"
     assert asked("tokenize", "word " * 20_000)["count"] > 20_000
     assert asked("embed", "word " * 20_000)["error"]["message"].startswith("the prompt has")
+
+
+def test_a_crowd_of_readers_gets_the_whole_answer_and_can_be_killed(aios: Daemon, agent: str) -> None:
+    """More threads of one user wait than are woken at once."""
+    read = f"""
+import threading
+got = []
+def read():
+    with open("{agent}/syscall/llm", "rb", buffering=0) as file:
+        got.append(b"".join(iter(lambda: file.read(100), b"")))
+threads = [threading.Thread(target=read) for _ in range(150)]
+for thread in threads:
+    thread.start()
+print("begun", flush=True)
+for thread in threads:
+    thread.join()
+print(len(got), len(set(got)), len(got[0]) > 300)
+"""
+    for kill in (True, False):
+        aios.write(f"{agent}/ctl", "pause")
+        aios.write(
+            f"{agent}/syscall/llm", '{"prompt": "x", "max_tokens": 400, "ignore_eos": true, "stream": true}'
+        )
+        crowd = subprocess.Popen(
+            [sys.executable, "-c", read], cwd=aios.root, stdout=subprocess.PIPE, text=True
+        )
+        assert crowd.stdout
+        assert crowd.stdout.readline() == "begun\n"
+        if kill:
+            time.sleep(0.5)
+            crowd.kill()
+            assert crowd.wait(20) == -signal.SIGKILL
+        aios.write(f"{agent}/ctl", "resume")
+        wait_until(lambda: aios.read(f"{agent}/state") == "idle\n", "the answer", 60)
+        assert kill or crowd.stdout.read() == "150 1 True\n"
+        crowd.stdout.close()
