@@ -13,16 +13,14 @@ import os
 import select
 import stat
 import threading
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-from aiosd import access, identity
+from aiosd import access
 from aiosd.access import Caller
-from aiosd.config import Quota
 from aiosd.errors import (
     AiosError,
     BadRequest,
@@ -50,10 +48,10 @@ from aiosd.errors import (
     WouldBlock,
 )  # fmt: skip
 from aiosd.fs import libfuse
+from aiosd.fs.burden import Burden
 from aiosd.fs.files import File, Handle, Opening
 from aiosd.fs.libfuse import Interrupts, PollHandle
 from aiosd.fs.tree import Folder, Found, Link, Tree
-from aiosd.queue import add
 from aiosd.watchers import Unwatch
 
 log = logging.getLogger(__name__)
@@ -84,19 +82,17 @@ ERRNO: dict[type[AiosError], int] = {
     WouldBlock: errno.EAGAIN,
 }
 KINDS = ((Folder, stat.S_IFDIR), (Link, stat.S_IFLNK), (File, stat.S_IFREG))
-CROWD = 100  # a user's threads that wait; a thread more waits PAUSE_S for each of them before it is woken
-PAUSE_S = 0.0005  # else what comes in small pieces would wake them all, and nobody else came to his turn
 EXPECTED = (Interrupted, WouldBlock, RequestFailed, NotFound)  # an answer, not a refusal worth a note
 
 
 class Open:
     """What one fh stands for."""
 
-    __slots__ = ("closed", "found", "handle", "held", "opening", "polled", "watch")
+    __slots__ = ("found", "handle", "held", "opening", "polled", "watch")
 
     def __init__(self, found: Found, handle: Handle, opening: Opening) -> None:
         self.found, self.handle, self.opening = found, handle, opening
-        self.held, self.closed = 0, False  # as counted for its user
+        self.held = 0  # bytes, as the burden has them
         self.polled: PollHandle | None = None
         self.watch: Unwatch = lambda: None  # ends the poll's watch
 
@@ -121,9 +117,7 @@ class Ops:
         self._open: dict[int, Open] = {}
         self._of_path: dict[str, dict[int, Open]] = {}
         self._folders: dict[int, Folder] = {}
-        self._opened_by: Counter[int] = Counter()  # open files of each user
-        self._held_by: Counter[int] = Counter()  # and bytes that those hold
-        self._waiting: Counter[int] = Counter()  # and threads that wait in a read
+        self._burden = Burden()
 
     def __call__(self, operation: str, path: str | None, *arguments: Any) -> Any:
         try:
@@ -258,44 +252,21 @@ class Ops:
         if not caller.grouped and (found.node.asks_groups or quotas.asks_groups):
             caller = caller.with_groups()
         opening = Opening(caller, info.flags, path)
-        self._check_open(caller, quotas.of(caller))
+        self._burden.check(caller, quotas.of(caller))
         handle = found.node.open(opening)
         info.fh = next(self._numbers)
         info.direct_io = 1  # sizes are not known before a read
         opened = self._open[info.fh] = Open(found, handle, opening)
         with self._lock:
-            self._opened_by[caller.uid] += 1
             self._of_path.setdefault(path, {})[info.fh] = opened
-        if handle.held:
-            self._count_held(opened)
-
-    def _check_open(self, caller: Caller, quota: Quota) -> None:
-        """Each open file may hold a thread that waits in a read, and what it was when it was opened."""
-        if caller.uid in (0, identity.uid()):
-            return
-        if self._opened_by[caller.uid] >= quota.open_files:
-            raise TooManyOpen(f"you have {quota.open_files} files of this mount open", "close some first")
-        self._check_held(caller, quota)
-
-    def _check_held(self, caller: Caller, quota: Quota) -> None:
-        if self._held_by[caller.uid] >= quota.open_bytes and caller.uid not in (0, identity.uid()):
-            raise OverQuota(
-                f"the files you have open hold {quota.open_bytes} bytes or more", "close some first"
-            )
-
-    def _count_held(self, opened: Open) -> None:
-        with self._lock:
-            now = 0 if opened.closed else opened.handle.held
-            self._held_by[opened.opening.caller.uid] += now - opened.held
-            opened.held = now
+        self._burden.opened(opened)
 
     def read(self, path: str | None, size: int, offset: int, info: Any) -> bytes:
         opened = self._open[info.fh]
         data = opened.handle.read(size, offset)
         if data is None:
             data = self._wait(opened, size, offset, info.flags)
-        if opened.handle.held != opened.held:
-            self._count_held(opened)
+        self._burden.changed(opened)
         return data
 
     def _wait(self, opened: Open, size: int, offset: int, flags: int) -> bytes:
@@ -303,11 +274,10 @@ class Ops:
             raise WouldBlock("nothing there yet")
         changes = SimpleQueue[bool]()  # lighter than an Event, and says who has woken
         uid = opened.opening.caller.uid
-        with self._lock:
-            crowd = add(self._waiting, uid, 1)
+        pause_s = self._burden.waits(uid)
         unwatch = opened.handle.watch(partial(changes.put, False))
         try:
-            if crowd > CROWD and self._interrupts.wait(SimpleQueue(), crowd * PAUSE_S):
+            if pause_s and self._interrupts.wait(SimpleQueue(), pause_s):
                 raise Interrupted("a signal came")
             while (data := opened.handle.read(size, offset)) is None:
                 if self._interrupts.wait(changes):
@@ -315,16 +285,14 @@ class Ops:
             return data
         finally:
             unwatch()
-            with self._lock:
-                add(self._waiting, uid, -1)
+            self._burden.goes_on(uid)
 
     def write(self, path: str | None, data: bytes, offset: int, info: Any) -> int:
         opened = self._open[info.fh]
         if opened.held:
-            self._check_held(opened.opening.caller, self._tree.quotas().of(opened.opening.caller))
+            self._burden.check_bytes(opened.opening.caller, self._tree.quotas().of(opened.opening.caller))
         opened.handle.write(data, offset)
-        if opened.handle.held != opened.held:
-            self._count_held(opened)
+        self._burden.changed(opened)
         return len(data)
 
     def truncate(self, path: str | None, length: int, info: Any = None) -> None:
@@ -347,8 +315,7 @@ class Ops:
                 opened.watch = opened.handle.watch(polled.notify)
         events = select.POLLOUT if opened.opening.writes else 0
         events |= select.POLLIN if opened.opening.reads and self._readable(opened) else 0
-        if opened.handle.held != opened.held:
-            self._count_held(opened)
+        self._burden.changed(opened)
         return events
 
     @staticmethod
@@ -368,15 +335,12 @@ class Ops:
         opened = self._open.pop(info.fh)
         path = opened.opening.path
         with self._lock:
-            self._opened_by[opened.opening.caller.uid] -= 1
             del self._of_path[path][info.fh]
             if not self._of_path[path]:
                 del self._of_path[path]
         if opened.polled:
             opened.end_poll()
-        opened.closed = True
-        if opened.held:
-            self._count_held(opened)
+        self._burden.closed(opened)
         try:
             opened.handle.release()
         except AiosError as error:  # nobody sees an errno of release
