@@ -252,7 +252,7 @@ def test_what_open_files_hold_is_bounded(make_daemon: MakeDaemon) -> None:
 mkdir contexts/full; full=contexts/full/messages.jsonl
 head -c 900000 /dev/zero | tr '\\0' x | sed 's/^/{"role":"user","content":"/;s/$/"}/' > $full
 for n in {4..20}; do eval "exec $n<$full" || break; done
-echo $n; exec 4<&-; exec 4<status && echo open
+echo $n; exec 4<&-; until exec 4<status; do sleep 0.1; done; echo open
 """
     done = as_user(daemon, BOB, script)
     assert "Disk quota exceeded" in done.stderr
