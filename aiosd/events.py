@@ -59,13 +59,13 @@ class Events:
         """Of the events that he may see: thousands may wait for theirs while others' come."""
         who = caller.uid, caller.gid, caller.groups
         with self._lock:
-            _, watchers = self._watching.setdefault(who, (caller, Watchers()))
-            unwatch = watchers.add(callback)
+            watching = self._watching.setdefault(who, (caller, Watchers()))
+            unwatch = watching[1].add(callback)
 
         def end() -> None:
             with self._lock:
                 unwatch()
-                if not watchers and who in self._watching:
+                if not watching[1] and self._watching.get(who) is watching:
                     del self._watching[who]
 
         return end

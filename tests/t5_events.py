@@ -86,8 +86,12 @@ def test_who_may_not_see_an_event_is_not_woken_by_it() -> None:
     unwatch()
     events.emit("request", "/agents/a", ALICE, state="done")
     assert woken.count("alice") == 2
+    events.watch(lambda: woken.append("again"), alice)
+    unwatch()  # once more: it is nobody's any longer
+    events.emit("request", "/agents/a", ALICE, state="done")
+    assert woken.count("again") == 1
     lines, after = events.since(0, alice)
-    assert (len(lines.splitlines()), after) == (3, 3)
+    assert (len(lines.splitlines()), after) == (4, 4)
 
 
 def test_a_reader_far_behind_gets_all_in_pieces() -> None:
