@@ -13,21 +13,31 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from weakref import WeakValueDictionary
 
 from aiosd import access
-from aiosd.access import Caller, Permissions
+from aiosd.access import Caller, Permission, Permissions
 from aiosd.watchers import Unwatch, Watchers
 
 KEPT = 10_000
 AT_ONCE = 64  # of one read
+ROOTS = Permission(0, 0, 0)
 Identity = tuple[int, int, frozenset[int]]
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class About:
+    """An object, not the next one of its name."""
+
+    path: str  # whose readers may see it; empty: everybody
+    ended: Permission | None = None  # what it had then
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     number: int
     facts: dict[str, object]
-    path: str  # of the object whose readers may see it; empty: everybody
+    about: About
     uid: int  # whose it is; he sees it too
 
 
@@ -37,7 +47,7 @@ class Events:
         self._lock = threading.Lock()
         self._kept: deque[Event] = deque(maxlen=KEPT)
         self._watching: dict[Identity, tuple[Caller, Watchers]] = {}
-        self._ended: dict[str, int] = {}  # by path of an object: the first event after its end
+        self._about = WeakValueDictionary[str, About]()  # by path, as long as an event is kept
         self._next = 0
 
     @property
@@ -47,7 +57,10 @@ class Events:
     def emit(self, event: str, path: str = "", uid: int = 0, **facts: object) -> None:
         whole = {"time": round(time.time(), 3), "event": event, **facts}
         with self._lock:
-            new = Event(self._next, whole, path, uid)
+            about = self._about.get(path)
+            if about is None:
+                about = self._about[path] = About(path)
+            new = Event(self._next, whole, about, uid)
             self._kept.append(new)
             self._next += 1
             watching = list(self._watching.values())
@@ -70,13 +83,11 @@ class Events:
 
         return end
 
-    def forget(self, path: str) -> None:
+    def forget(self, path: str, last: Permission = ROOTS) -> None:
         """The object has ended: what happened to it is not for whoever makes the next one of that name."""
         with self._lock:
-            self._ended[path] = self._next
-            if len(self._ended) > 2 * KEPT:
-                first = self._kept[0].number
-                self._ended = {path: next for path, next in self._ended.items() if next > first}
+            if about := self._about.pop(path, None):
+                about.ended = last
 
     def since(self, number: int, caller: Caller) -> tuple[str, int]:
         """Lines from that event on, and the number to ask for next."""
@@ -91,9 +102,8 @@ class Events:
         return lost + "".join(json.dumps(e.facts, ensure_ascii=False) + "\n" for e in seen), last
 
     def _sees(self, caller: Caller, event: Event) -> bool:
-        if not event.path or caller.uid in (0, event.uid):
+        about = event.about
+        if not about.path or caller.uid in (0, event.uid):
             return True
-        if event.number < self._ended.get(event.path, 0):
-            return False
-        at = self._permissions.get(event.path)
+        at = about.ended or self._permissions.get(about.path)
         return at is not None and access.may(caller, at, access.READ | access.EXECUTE)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aiosd import access, devices, identity, lifetime, policy, tools
 from aiosd.access import Caller, Permission, Permissions, object_of
@@ -33,7 +33,7 @@ from aiosd.errors import (
     StoreFailed,
     StoreFull,
 )
-from aiosd.events import Events
+from aiosd.events import ROOTS, Events
 from aiosd.lifetime import Lifetimes
 from aiosd.manifest import FILE
 from aiosd.messages import about
@@ -50,6 +50,7 @@ from aiosd.trust import Trust
 log = logging.getLogger(__name__)
 
 EVICT_S = 5.0
+Made = TypeVar("Made", Agent, Context)
 GRANTED_MAX = 500
 
 
@@ -189,18 +190,28 @@ class Kernel:
     # objects that users make and end, one at a time
 
     def add_agent(self, name: str, caller: Caller, mode: int = 0o700) -> None:
-        self._add("agent", self.agents, name, caller, mode)
+        self._add("agent", self.agents, name, caller, mode, self.agents.add)
 
     def add_context(self, name: str, caller: Caller, mode: int = 0o700) -> None:
-        self._add("context", self.contexts, name, caller, mode)
+        self._add("context", self.contexts, name, caller, mode, self.contexts.add)
 
-    def _add(self, kind: str, objects: Agents | Contexts, name: str, caller: Caller, mode: int) -> None:
+    def _add(
+        self,
+        kind: str,
+        objects: Agents | Contexts,
+        name: str,
+        caller: Caller,
+        mode: int,
+        add: Callable[[str], Made],
+    ) -> Made:
         path = f"/{kind}s/{name}"
         with self.permissions.making:
             self._check_new(objects.find(name), path, caller)
+            self.events.forget(path)
             with self.permissions.made(path, caller, mode):
-                objects.add(name)
-        self.events.emit(kind, path, caller.uid, **{kind: name}, state="made")
+                made = add(name)
+            self.events.emit(kind, path, caller.uid, **{kind: name}, state="made")
+        return made
 
     def remove_agent(self, name: str) -> None:
         self._remove_agent(self.agents.get(name), "its agent was removed")
@@ -266,9 +277,9 @@ class Kernel:
             self.permissions.forget(path)
 
     def _emit_removed(self, kind: str, path: str, **facts: object) -> None:
-        owner = self.permissions.get(path)
-        self.events.emit(kind, path, owner.uid if owner else 0, **facts, state="removed")
-        self.events.forget(path)
+        last = self.permissions.get(path) or ROOTS
+        self.events.emit(kind, path, last.uid, **facts, state="removed")
+        self.events.forget(path, last)
 
     def fork_context(self, context: Context, name: str, caller: Caller) -> None:
         """mkdir, with the conversation of another; its KV is shared where both are the caller's."""
@@ -277,12 +288,12 @@ class Kernel:
         folder = self.permissions.get("/contexts")
         if folder and not access.may(caller, folder, access.WRITE | access.EXECUTE):
             raise Denied("contexts/ is not yours to make one in")
-        path = f"/contexts/{name}"
-        with self.permissions.making:
-            self._check_new(self.contexts.find(name), path, caller)
+
+        def fork(name: str) -> Context:
             self.scheduler.bounds.check_disk(self.contexts.size(context))
-            with self.permissions.made(path, caller, 0o700):
-                new = self.contexts.fork(context, name)
+            return self.contexts.fork(context, name)
+
+        new = self._add("context", self.contexts, name, caller, 0o700, fork)
         if self.contexts.owner(context) == (caller.uid, True) and not context.salt:
             self.scheduler.residency.fork(context, new)
 

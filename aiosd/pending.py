@@ -186,8 +186,7 @@ class Pending:
             self._tell(request, "denied")
 
     def _tell(self, request: Request, state: str) -> None:
-        at = f"/agents/{request.agent}" if request.agent else "/"
-        tool = request.spec.model
+        at, tool = self._scheduler.place(request), request.spec.model
         self._events.emit(
             "access", at, request.uid, id=request.id, agent=request.agent, tool=tool, state=state
         )

@@ -509,10 +509,16 @@ class Scheduler:
         self.events.emit("worker", worker=worker.id, model=worker.model.name, state="ready")
         self.stir()
 
+    def place(self, request: Request) -> str:
+        """Its agent, whose readers see what happens to it; or "/", which is root's: another has the name."""
+        agent = self.agents.find(request.agent)
+        gone = agent and agent.id != request.agent_id
+        return "/" if gone or not request.agent else f"/agents/{request.agent}"
+
     def _tell(self, request: Request) -> None:
         self.events.emit(
             "request",
-            f"/agents/{request.agent}" if request.agent else "/",
+            self.place(request),
             request.uid,
             id=request.id,
             agent=request.agent,

@@ -274,8 +274,8 @@ class Ops:
             raise WouldBlock("nothing there yet")
         changes = SimpleQueue[bool]()  # lighter than an Event, and says who has woken
         uid = opened.opening.caller.uid
-        pause_s = self._burden.waits(uid)
         unwatch = opened.handle.watch(partial(changes.put, False))
+        pause_s = self._burden.waits(uid)
         try:
             if pause_s and self._interrupts.wait(SimpleQueue(), pause_s):
                 raise Interrupted("a signal came")

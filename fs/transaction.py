@@ -184,8 +184,8 @@ class Draft:
     def check(self) -> None:
         """Tells who reads, once, that what he wrote was refused: a write of very much that is refused at its
         end has said nothing but how much of it was taken."""
-        if self.refused:
-            refused, self.refused = self.refused, None
+        refused, self.refused = self.refused, None
+        if refused:
             raise refused
 
     def drop(self) -> None:

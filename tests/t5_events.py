@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from aiosd.access import Caller
+from aiosd.access import Caller, Permission
 from aiosd.events import Events
 from tests.running import Daemon, wait_until
 from tests.t5_users import ALICE, BOB, as_user
@@ -68,6 +68,42 @@ def test_the_past_of_an_agent_is_not_for_the_next_owner_of_its_name(aios: Daemon
         assert as_user(aios, ALICE, f"{ask}; rmdir agents/ev").stdout == "fig\n"
         seen = bob.communicate("\n", timeout=20)[0]
     assert [json.loads(line)["state"] for line in seen.splitlines()] == ["made"]
+
+
+def test_who_may_read_an_object_sees_its_end(aios: Daemon) -> None:
+    as_user(
+        aios, ALICE, "mkdir -m 755 contexts/ev agents/ev; chmod 755 contexts/ev agents/ev; mkdir agents/own"
+    )
+    with listening(aios, BOB) as bobs:
+        assert as_user(aios, ALICE, "rmdir contexts/ev agents/ev agents/own").stderr == ""
+    assert [(e["event"], e["state"]) for e in bobs] == [("context", "removed"), ("agent", "removed")]
+
+
+def test_a_forked_context_is_made(aios: Daemon) -> None:
+    with listening(aios, ALICE) as seen:
+        script = "mkdir contexts/ev; echo fork twig > contexts/ev/ctl; rmdir contexts/ev contexts/twig"
+        assert as_user(aios, ALICE, script).stderr == ""
+    states = [(e["context"], e["state"]) for e in seen]
+    assert states == [("ev", "made"), ("twig", "made"), ("ev", "removed"), ("twig", "removed")]
+
+
+def test_what_is_told_of_an_ended_object_is_not_for_the_next_owner_of_its_name() -> None:
+    owners: dict[str, Permission] = {}
+    events, bob = Events(owners), Caller(BOB, BOB, 0)  # type: ignore[arg-type]
+    path = "/agents/a"
+    owners[path] = Permission(ALICE, ALICE, 0o700)
+    events.emit("agent", path, ALICE, state="made")
+    events.forget(path, owners.pop(path))
+    events.emit("request", path, ALICE, state="failed")  # late
+    events.forget(path)
+    owners[path] = Permission(BOB, BOB, 0o700)
+    assert events.since(0, bob)[0] == ""
+    events.emit("agent", path, BOB, state="made")
+    text, at = events.since(0, bob)
+    assert [json.loads(line)["state"] for line in text.splitlines()] == ["made"]
+    events.forget(path, owners[path])
+    owners[path] = Permission(ALICE, ALICE, 0o700)
+    assert events.since(0, bob) == (text, at)
 
 
 def test_who_may_not_see_an_event_is_not_woken_by_it() -> None:
