@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, LlamaConfig
 
-from aiosd.engine import build, fused, load, ops
+from aiosd.engine import build, config, fused, load, ops
 from aiosd.engine import model as model_module
+from aiosd.engine.family import spec_of
+from aiosd.engine.folder import Folder
 from aiosd.errors import ModelError
 from aiosd.sampling import Sampling
 from tests.t1_engine_models import FAMILY, FOREIGN, alone, engine, folder, model, prompt, reference
@@ -97,6 +103,50 @@ def test_other_dtypes_run_without_the_promise() -> None:
         assert not m.info["exact"]
         assert len(alone(m, prompt(70), Sampling(max_tokens=5, ignore_eos=True)).tokens) == 5
     assert all(model(name).info["exact"] for name in FAMILY + FOREIGN)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": None, "head_dim": None},
+        {"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {
+            "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0},
+            "torch_dtype": "bfloat16",
+        },
+    ],
+)
+def test_our_reader_of_llama_agrees_with_that_of_transformers(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    path = broken(tmp_path, "llama", edit_config(**changes))
+    ours, theirs = config.read(Folder(path)), AutoConfig.from_pretrained(path)
+    assert isinstance(ours, config.LlamaConfig)
+    for name in [*config.LlamaConfig.__annotations__, "dtype", "architectures", "model_type"]:
+        assert getattr(ours, name) == getattr(theirs, name), name
+    a, b = spec_of(ours), spec_of(theirs)
+    assert a
+    assert b
+    assert torch.equal(a.inv_freq, b.inv_freq)
+    assert replace(a, inv_freq=b.inv_freq) == b
+    defaults = LlamaConfig()
+    for name in config.LlamaConfig.__annotations__:
+        assert getattr(config.LlamaConfig(), name) == getattr(defaults, name), name
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": "wide"}, {"rope_parameters": 3}, {"vocab_size": None}])
+def test_a_field_of_the_wrong_type_is_named(tmp_path: Path, changes: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match=next(iter(changes))):
+        load(broken(tmp_path, "llama", edit_config(**changes)))
+
+
+def test_the_family_loads_without_most_of_transformers() -> None:
+    """Their import would more than double the time that a worker takes to start."""
+    script = "import sys; from aiosd.engine import load; [load(p) for p in sys.argv[1:]]; print(*sys.modules)"
+    paths = [str(folder(name)) for name in ("llama", "mistral", "qwen2", "qwen3")]
+    done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, check=True)
+    assert "transformers.integrations.hub_kernels" not in done.stdout.split()
 
 
 def test_code_in_a_folder_is_never_run(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from aiosd import grammar
+from aiosd.engine.config import read
 from aiosd.engine.constraint import Constraints
 from aiosd.engine.core import Core
 from aiosd.engine.family import read_weights, spec_of
@@ -104,8 +105,8 @@ def load(
         torch.set_num_threads(threads)
     _check_device(device)
     folder = Folder(Path(path))
-    config = _config(folder)
-    vocabulary = Vocabulary(folder.path, folder.config)
+    config = read(folder)
+    vocabulary = Vocabulary(folder.path, folder.config, config)
     made = _core(folder, config, device, _dtype(dtype, device, config), core, deterministic, quantization)
     text = config.get_text_config()
     info = {
@@ -123,21 +124,6 @@ def load(
         made,
         info,
     )
-
-
-def _config(folder: Folder) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001  configuration classes raise whatever their fields provoke
-        why = str(error).splitlines()[0]
-        if "auto_map" in folder.config:
-            why = "it is known only to code in the model's own folder, and such code is never run"
-        raise ModelError(
-            f"{folder.path / 'config.json'}: model_type {folder.config['model_type']!r}: {why}",
-            "use a model that transformers itself knows, or a newer transformers",
-        ) from None
 
 
 def _check_device(device: str) -> None:

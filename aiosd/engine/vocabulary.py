@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from aiosd.engine.folder import COPY_AGAIN, read_json
 from aiosd.errors import BadRequest, ModelError
 
@@ -42,8 +44,9 @@ SPOKEN = re.compile(r"tool|python_tag|^\[(ARGS|CALL_ID)\]$", re.IGNORECASE)
 
 
 class Vocabulary:
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.hf = _open(folder)
+    def __init__(self, folder: Path, config: dict[str, Any], read: Any = None) -> None:
+        """`config`: what config.json has; `read`: as config.read gives it, else transformers reads it."""
+        self.hf = _open(folder, read)
         self.hf.backend_tokenizer.no_truncation()  # it may come with either
         self.hf.backend_tokenizer.no_padding()
         self.eos = self._end_tokens(folder, config)
@@ -157,9 +160,7 @@ def _mentions_byte_level(decoder: dict[str, Any] | None) -> bool:
     return decoder is not None and decoder.get("type") == "ByteLevel"
 
 
-def _open(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
+def _open(folder: Path, read: Any) -> Any:
     names = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if not any((folder / name).exists() for name in names):
         raise ModelError(
@@ -168,7 +169,9 @@ def _open(folder: Path) -> Any:
     if (folder / "tokenizer.json").exists():
         read_json(folder / "tokenizer.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, config=read, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # noqa: BLE001  every tokenizer class raises its own; all mean that the files are unusable
         raise ModelError(f"{folder}: the tokenizer cannot be loaded: {error}", COPY_AGAIN) from None
     if not getattr(tokenizer, "is_fast", False):
