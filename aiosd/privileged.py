@@ -96,13 +96,15 @@ class Privileged:
             log.error("not reloaded, the old configuration stays: %s", error.explanation)
 
     def _listen(self) -> socket.socket:
+        """It has its name once it can be connected to, by the daemon alone."""
+        new = self._address.with_name(self._address.name + ".new")
+        new.unlink(missing_ok=True)  # of one that was killed
         listener = socket.socket(socket.AF_UNIX)
-        with suppress(FileNotFoundError):
-            self._address.unlink()
-        listener.bind(str(self._address))
-        os.chown(self._address, self._uid, -1)
-        self._address.chmod(0o600)
+        listener.bind(str(new))
+        os.chown(new, self._uid, -1)
+        new.chmod(0o600)
         listener.listen(1)
+        new.replace(self._address)
         return listener
 
     def _accept(self, listener: socket.socket, folder: Path) -> None:
