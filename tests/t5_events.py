@@ -8,7 +8,8 @@ import select
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,13 +23,20 @@ from tests.t5_users import ALICE, BOB, as_user
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 
 
+def opened(pid: int, name: str) -> bool:
+    links = Path(f"/proc/{pid}/fd").iterdir()
+    with suppress(FileNotFoundError):  # closed meanwhile
+        return any(os.readlink(link).endswith(name) for link in links)
+    return False
+
+
 @contextmanager
 def listening(aios: Daemon, uid: int) -> Iterator[list[dict[str, Any]]]:
     """What a `cat` of that user's prints while the block runs; whole afterwards."""
     found: list[dict[str, Any]] = []
     command = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", "cat", "events.jsonl"]
     with subprocess.Popen(command, cwd=aios.root, stdout=subprocess.PIPE) as reader:
-        time.sleep(0.3)  # it opens the file: what was before is not its
+        wait_until(lambda: opened(reader.pid, "/events.jsonl"), "the reader")  # what was before is not its
         yield found
         time.sleep(0.5)
         reader.terminate()

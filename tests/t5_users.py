@@ -230,18 +230,17 @@ def test_groups_that_decide_since_the_file_was_opened_are_not_guessed(
     aios: Daemon, mode: str, opened_again: str
 ) -> None:
     asking = "echo 'Repeat: fig' >&3 && cat <&3"
-    wait = f"exec 3<>models/tiny/llm; sleep 1; {asking}; exec 3<>models/tiny/llm; {asking}"
+    wait = f"exec 3<>models/tiny/llm; read; {asking}; exec 3<>models/tiny/llm; {asking}"
     try:
         with subprocess.Popen(
             ["setpriv", "--reuid", str(BOB), "--regid", str(BOB), "--groups", str(STAFF), "bash", "-c", wait],
-            cwd=aios.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=aios.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         ) as bob:  # fmt: skip
-            assert bob.stdout
-            assert bob.stderr
             wait_until(lambda: os.path.exists(f"/proc/{bob.pid}/fd/3"), "bob's open file")
             assert aios.sh(f"chgrp {STAFF} models/tiny; chmod {mode} models/tiny").returncode == 0
-            assert bob.stdout.read() == opened_again
-            assert "Permission denied" in bob.stderr.readline()
+            answers, errors = bob.communicate("\n", timeout=30)
+            assert answers == opened_again
+            assert "Permission denied" in errors
     finally:
         aios.sh("chgrp 0 models/tiny; chmod 755 models/tiny")
 
