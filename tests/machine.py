@@ -153,12 +153,13 @@ def base_root(packages: list[str]) -> Path:
     tar.parent.mkdir(exist_ok=True)
     new = tar.with_suffix(".new.tar")
     users = " && ".join(f'chroot "$1" useradd -m -s /bin/bash {user}' for user in USERS)
-    subprocess.run(
-        ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(wanted)}",
-         f"--customize-hook={users}", "--dpkgopt=force-unsafe-io",
-         "--dpkgopt=path-exclude=/usr/share/locale/*", SUITE, str(new)],
-        check=True,
-    )  # fmt: skip
+    command = [
+        "mmdebstrap", "--variant=minbase", f"--include={','.join(wanted)}",
+        f"--customize-hook={users}", "--aptopt=Acquire::Retries 5", "--dpkgopt=force-unsafe-io",
+        "--dpkgopt=path-exclude=/usr/share/locale/*", SUITE, str(new),
+    ]  # fmt: skip
+    if subprocess.run(command).returncode:  # a mirror may fail for a moment
+        subprocess.run(command, check=True)
     new.replace(tar)
     return tar
 

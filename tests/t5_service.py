@@ -27,7 +27,8 @@ class Manager:
     def __init__(self, socket: socket.socket) -> None:
         self._socket = socket
         self.heard: list[dict[str, str]] = []
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.listening = threading.Thread(target=self._listen, daemon=True)
+        self.listening.start()
 
     def _listen(self) -> None:
         while data := self._socket.recv(4096):
@@ -44,8 +45,10 @@ class Manager:
 def manager() -> Iterator[Manager]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(f"\0aiosd-test-{os.getpid()}")
-        yield Manager(listening)
+        manager = Manager(listening)
+        yield manager
         listening.shutdown(socket.SHUT_RDWR)
+        manager.listening.join()
 
 
 def managed(daemon: Daemon, watchdog_s: float = 0) -> Daemon:
