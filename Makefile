@@ -42,7 +42,7 @@ format: setup
 	$(PY) -m ruff format .
 
 build: setup
-	$(PY) -m aiosd.engine.build
+	$(PY) -m aiosd.cores.engine.build
 
 # Needs no .venv, but go-md2man.
 MANUAL ?= build/man

@@ -21,19 +21,20 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from aiosd import __version__, identity, journal
-from aiosd.changes import story
-from aiosd.config import Config, Daemon, load, private_mount
+from aiosd import __version__
+from aiosd.config.changes import story
+from aiosd.config.config import Config, Daemon, load, private_mount
 from aiosd.errors import AiosError
 from aiosd.fs import layout
 from aiosd.fs.libfuse import Server
 from aiosd.fs.ops import Ops
 from aiosd.heartbeat import Heartbeat
+from aiosd.host import identity, journal
+from aiosd.host.message_ids import Id, about
+from aiosd.host.notify import notify
 from aiosd.kernel import Kernel
-from aiosd.messages import Id, about
-from aiosd.notify import notify
-from aiosd.privilege import Helped
-from aiosd.system import Own, System
+from aiosd.privilege.orders import Helped
+from aiosd.privilege.system import Own, System
 
 log = logging.getLogger("aiosd")
 JOIN_S = 5.0

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from itertools import islice
 from weakref import WeakValueDictionary
 
-from aiosd import access
-from aiosd.access import Caller, Permission, Permissions
-from aiosd.watchers import Unwatch, Watchers
+from aiosd.access.caller import Caller
+from aiosd.access.permissions import EXECUTE, READ, Permission, Permissions, may
+from aiosd.host.watchers import Unwatch, Watchers
 
 KEPT = 10_000
 AT_ONCE = 64  # of one read
@@ -106,4 +106,4 @@ class Events:
         if not about.path or caller.uid in (0, event.uid):
             return True
         at = about.ended or self._permissions.get(about.path)
-        return at is not None and access.may(caller, at, access.READ | access.EXECUTE)
+        return at is not None and may(caller, at, READ | EXECUTE)

@@ -13,10 +13,10 @@ import threading
 import time
 from pathlib import Path
 
-from aiosd.fs.mount import is_mounted
+from aiosd.host.message_ids import Id, about
+from aiosd.host.mount import is_mounted
+from aiosd.host.notify import asked, notify, watchdog_s
 from aiosd.kernel import Kernel
-from aiosd.messages import Id, about
-from aiosd.notify import asked, notify, watchdog_s
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aiosd import access, devices, identity, lifetime, policy, tools
-from aiosd.access import Caller, Permission, Permissions, object_of
-from aiosd.admission import Admission
-from aiosd.agents import Agent, Agents
-from aiosd.config import Config
-from aiosd.contexts import Context, Contexts
+from aiosd.access.approvals import Pending
+from aiosd.access.caller import Caller
+from aiosd.access.permissions import EXECUTE, READ, WRITE, Permission, Permissions, may, object_of
+from aiosd.access.refusals import Refusals
+from aiosd.access.rules import Rules
+from aiosd.access.trust import Trust
+from aiosd.agents import lifetime
+from aiosd.agents.agents import Agent, Agents
+from aiosd.agents.lifetime import Lifetimes
+from aiosd.config.config import Config
+from aiosd.context.contexts import Context, Contexts
+from aiosd.cores import devices
+from aiosd.cores.models import NAME, Models, ModelState
+from aiosd.database import Store
 from aiosd.errors import (
     AiosError,
     BadValue,
@@ -34,18 +42,15 @@ from aiosd.errors import (
     StoreFull,
 )
 from aiosd.events import ROOTS, Events
-from aiosd.lifetime import Lifetimes
-from aiosd.manifest import FILE
-from aiosd.messages import about
-from aiosd.models import NAME, Models, ModelState
-from aiosd.pending import Pending
-from aiosd.refusals import Refusals
-from aiosd.rules import Rules
-from aiosd.scheduler import Scheduler
-from aiosd.store import Store
-from aiosd.system import Own, System
-from aiosd.tools import QUEUE, Tool, Tools
-from aiosd.trust import Trust
+from aiosd.host import identity
+from aiosd.host.message_ids import about
+from aiosd.privilege.system import Own, System
+from aiosd.scheduler import chooser
+from aiosd.scheduler.admission import Admission
+from aiosd.scheduler.scheduler import Scheduler
+from aiosd.tools import catalog
+from aiosd.tools.catalog import QUEUE, Tool, Tools
+from aiosd.tools.manifest import FILE
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +129,9 @@ class Kernel:
         """Takes over what can change while running. All is read and judged first: if it raises, nothing has
         changed. Raises BadValue, ConfigError, ModelError."""
         folder = Path(config.scheduler.policies)
-        policies = policy.judge(config.scheduler.policy, folder)
+        policies = chooser.judge(config.scheduler.policy, folder)
         rules = Rules(folder / "access")
-        manifests = tools.read_all(Path(config.tools.folder), config.tools.network, strict=True)
+        manifests = catalog.read_all(Path(config.tools.folder), config.tools.network, strict=True)
         self.models.judge(self.config, config)
         pool = self.scheduler.pool
         pool.places.look()
@@ -286,7 +291,7 @@ class Kernel:
         if not NAME.fullmatch(name):
             raise BadValue(f"{name[:80]!r} is not a name", "fork NEW")
         folder = self.permissions.get("/contexts")
-        if folder and not access.may(caller, folder, access.WRITE | access.EXECUTE):
+        if folder and not may(caller, folder, WRITE | EXECUTE):
             raise Denied("contexts/ is not yours to make one in")
 
         def fork(name: str) -> Context:
@@ -409,7 +414,7 @@ class Kernel:
         """Forking takes r on the context's folder, everything else w."""
         self.contexts.check(context)
         at = self.permissions.get(f"/contexts/{context.name}") or Permission(0, 0, 0o700)
-        if not access.may(caller, at, access.READ if verb == "fork" else access.WRITE):
+        if not may(caller, at, READ if verb == "fork" else WRITE):
             raise Denied(f"context {context.name} is not yours to {verb[:40]}", "ask its owner")
         if verb == "fork" and argument:
             self.fork_context(context, argument, caller)
@@ -452,7 +457,8 @@ class Kernel:
             self.scheduler.pool.load(model)
 
     def pin_model(self, name: str, argument: str) -> None:
-        """To devices, as aiosd.devices.parse_pin has them, a worker on each; `auto`: as the daemon places it.
+        """To devices, as aiosd.cores.devices.parse_pin has them, a worker on each; `auto`: as the daemon
+        places it.
         Raises BadValue."""
         model, pool = self.models.get(name), self.scheduler.pool
         words = argument.split()

@@ -27,9 +27,9 @@ import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from aiosd import grammar
-from aiosd.engine import Engine, load
-from aiosd.sampling import Sampling
+from aiosd.cores.engine import Engine, load
+from aiosd.syscall import grammar
+from aiosd.syscall.sampling import Sampling
 from bench.engine_models import SHAPES, path_of
 
 NEW = 64

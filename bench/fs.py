@@ -30,7 +30,7 @@ from typing import Any
 
 import psutil
 
-from aiosd.fs import mount
+from aiosd.host import mount
 from tests import random_model
 from tests.running import REPOSITORY, Daemon, wait_until
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import fuse
 
-from aiosd import wire
-from aiosd.config import EngineConfig
-from aiosd.launch import Child
-from aiosd.sampling import Sampling
+from aiosd.config.config import EngineConfig
+from aiosd.cores import wire
+from aiosd.cores.launch import Child
+from aiosd.syscall.sampling import Sampling
 
 FOLDERS = ("/", "/agents", "/agents/a", "/agents/a/syscall")
 FILES = ("/status", "/agents/a/syscall/llm")

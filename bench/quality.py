@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aiosd.engine import Engine, load
-from aiosd.sampling import Sampling
+from aiosd.cores.engine import Engine, load
+from aiosd.syscall.sampling import Sampling
 
 RESULT = Path(__file__).parent / "results" / "quality.json"
 TINY = Path(__file__).parent.parent / "models" / "tiny"

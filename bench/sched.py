@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aiosd.access import Caller
-from aiosd.admission import Source
-from aiosd.config import Config, Daemon, EngineConfig, Quota, Scheduling
+from aiosd.access.caller import Caller
+from aiosd.config.config import Config, Daemon, EngineConfig, Quota, Scheduling
+from aiosd.cores.models import ModelState
 from aiosd.kernel import Kernel
-from aiosd.models import ModelState
-from aiosd.policy import BUILT_IN
-from aiosd.request import Request, State
+from aiosd.scheduler.admission import Source
+from aiosd.scheduler.chooser import BUILT_IN
+from aiosd.syscall.request import Request, State
 from tests import random_model
 
 RESULT = Path(__file__).parent / "results" / "sched.json"

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aiosd.sandbox import Cage, seccomp_filter
-from aiosd.spawn import memory_file
-from aiosd.tools import Tools
+from aiosd.tools.catalog import Tools
+from aiosd.tools.run.sandbox import Cage, seccomp_filter
+from aiosd.tools.run.spawn import memory_file
 from tests.running import REPOSITORY, Daemon
 
 RESULT = Path(__file__).parent / "results" / "tools.json"

@@ -6,14 +6,14 @@ import json
 import pwd
 from functools import partial
 
-from aiosd.access import Caller
+from aiosd.access.caller import Caller
+from aiosd.access.rules import user_name
 from aiosd.errors import BadValue
 from aiosd.fs.files import File, Handle, Opening, Stored, Text, Value, ValueHandle
 from aiosd.fs.tree import Collection, Folder, Table
 from aiosd.kernel import Kernel
-from aiosd.request import Request
-from aiosd.rules import user_name
-from aiosd.tools import QUEUE
+from aiosd.syscall.request import Request
+from aiosd.tools.catalog import QUEUE
 
 
 def access_folder(kernel: Kernel) -> Folder:

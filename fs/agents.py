@@ -8,21 +8,22 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache, partial
 
-from aiosd import agents, response
-from aiosd.access import Caller
-from aiosd.admission import Source, check_nice
-from aiosd.agents import Agent
+from aiosd.access.caller import Caller
+from aiosd.agents import agents
+from aiosd.agents.agents import Agent
+from aiosd.agents.steps import place
 from aiosd.errors import BadValue, NotAllowed, NotFound
 from aiosd.fs.files import AnswerFile, Control, Text, Value
 from aiosd.fs.text import table
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table
 from aiosd.kernel import Kernel
-from aiosd.loops import place
-from aiosd.number import whole
-from aiosd.request import Request, State
-from aiosd.spec import STEPS_MAX
-from aiosd.tools import QUEUE
+from aiosd.scheduler.admission import Source, check_nice
+from aiosd.syscall import response
+from aiosd.syscall.number import whole
+from aiosd.syscall.request import Request, State
+from aiosd.syscall.spec import STEPS_MAX
+from aiosd.tools.catalog import QUEUE
 
 
 def agent_folder(kernel: Kernel, name: str) -> Folder | None:

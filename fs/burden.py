@@ -9,12 +9,12 @@ import threading
 from collections import Counter
 from typing import Protocol
 
-from aiosd import identity
-from aiosd.access import Caller
-from aiosd.config import Quota
+from aiosd.access.caller import Caller
+from aiosd.config.config import Quota
 from aiosd.errors import OverQuota, TooManyOpen
 from aiosd.fs.files import Handle, Opening
-from aiosd.queue import add
+from aiosd.host import identity
+from aiosd.scheduler.queue import add
 
 CROWD = 100  # a user's threads that wait; one more waits PAUSE_S for each of them before it can be woken
 PAUSE_S = 0.0005  # else what comes in small pieces would wake them all, and nobody else came to his turn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from aiosd.contexts import Context
+from aiosd.context.contexts import Context
 from aiosd.fs.files import Control, Lines, Text
 from aiosd.fs.kvfile import KvFile
 from aiosd.fs.tree import Folder, Table

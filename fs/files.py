@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aiosd.access import Caller
+from aiosd.access.caller import Caller
 from aiosd.errors import BadValue, NotAllowed, TooBig
-from aiosd.request import Request
-from aiosd.watchers import Unwatch
+from aiosd.host.watchers import Unwatch
+from aiosd.syscall.request import Request
 
 CTL_BYTES_MAX = 64 << 10
 SHARED_S = 0.003  # of a processor

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from aiosd import snapshot
-from aiosd.access import Caller
-from aiosd.contexts import Context
+from aiosd.access.caller import Caller
+from aiosd.context.contexts import Context
+from aiosd.context.kvfile import Export, restore
+from aiosd.cores import snapshot
 from aiosd.errors import BadSnapshot
 from aiosd.fs.files import File, Handle, Opening
+from aiosd.host.watchers import Unwatch
 from aiosd.kernel import Kernel
-from aiosd.portable import Export, restore
-from aiosd.watchers import Unwatch
 
 
 @dataclass(slots=True)

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import psutil
 
-from aiosd import __version__, metrics, trace
-from aiosd.access import Caller
-from aiosd.admission import Source
-from aiosd.devices import CPU
+from aiosd import __version__
+from aiosd.access.caller import Caller
+from aiosd.cores.devices import CPU
+from aiosd.cores.models import Model, ModelState
+from aiosd.cores.pool import ANYWHERE, Worker
 from aiosd.errors import BadValue
+from aiosd.fs import metrics
 from aiosd.fs.access import access_folder
 from aiosd.fs.agents import agent_folder
 from aiosd.fs.contexts import context_folder
@@ -27,10 +29,10 @@ from aiosd.fs.tools import tool_folder
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Node, Table, Tree
 from aiosd.kernel import Kernel
-from aiosd.models import Model, ModelState
-from aiosd.number import whole
-from aiosd.pool import ANYWHERE, Worker
-from aiosd.request import Request
+from aiosd.scheduler import trace
+from aiosd.scheduler.admission import Source
+from aiosd.syscall.number import whole
+from aiosd.syscall.request import Request
 
 README = (Path(__file__).parent / "README.txt").read_text()
 

@@ -19,8 +19,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-from aiosd import access
-from aiosd.access import Caller
+from aiosd.access import permissions
+from aiosd.access.caller import Caller
 from aiosd.errors import (
     AiosError,
     BadRequest,
@@ -46,13 +46,13 @@ from aiosd.errors import (
     TooManyOpen,
     WireError,
     WouldBlock,
-)  # fmt: skip
+)
 from aiosd.fs import libfuse
 from aiosd.fs.burden import Burden
 from aiosd.fs.files import File, Handle, Opening
 from aiosd.fs.libfuse import Interrupts, PollHandle
 from aiosd.fs.tree import Folder, Found, Link, Tree
-from aiosd.watchers import Unwatch
+from aiosd.host.watchers import Unwatch
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class Ops:
         found = self._tree.find(path)
         if not isinstance(found.node, Folder):
             raise NotAllowed("not a folder")
-        self._tree.check(found, self._caller(), access.READ)
+        self._tree.check(found, self._caller(), permissions.READ)
         self._folders[number] = found.node
         return number
 
@@ -248,7 +248,7 @@ class Ops:
         if not isinstance(found.node, File):
             raise NotAllowed("a folder")
         caller, quotas = self._caller(), self._tree.quotas()
-        caller = self._tree.check(found, caller, access.wanted(info.flags))
+        caller = self._tree.check(found, caller, permissions.wanted(info.flags))
         if not caller.grouped and (found.node.asks_groups or quotas.asks_groups):
             caller = caller.with_groups()
         opening = Opening(caller, info.flags, path)
@@ -299,7 +299,7 @@ class Ops:
         # by descriptor the file that was opened, though another may have its name by now
         if info is None and path:
             found = self._tree.find(path)
-            self._tree.check(found, self._caller(), access.WRITE)
+            self._tree.check(found, self._caller(), permissions.WRITE)
         else:
             found = self._open[info.fh].found
         node = found.node

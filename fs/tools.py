@@ -6,17 +6,17 @@ import json
 from contextlib import suppress
 from dataclasses import asdict
 
-from aiosd.access import Caller
-from aiosd.admission import Source
+from aiosd.access.caller import Caller
 from aiosd.errors import AiosError, BadValue, TooBig
 from aiosd.fs.files import File, Handle, Opening, Snapshot, StoredHandle, Text, Value
 from aiosd.fs.text import table
 from aiosd.fs.transaction import Transaction, same_process
 from aiosd.fs.tree import Factory, Folder, Table
 from aiosd.kernel import Kernel
-from aiosd.manifest import FILE, OWN_BYTES, PROGRAM, Incomplete
-from aiosd.number import whole
-from aiosd.tools import Tool
+from aiosd.scheduler.admission import Source
+from aiosd.syscall.number import whole
+from aiosd.tools.catalog import Tool
+from aiosd.tools.manifest import FILE, OWN_BYTES, PROGRAM, Incomplete
 
 OF_SERVER = ("name", "description", "server", "timeout_s", "limit", "irreversible")  # an MCP server's tool
 

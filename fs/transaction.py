@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from aiosd.access import Caller
-from aiosd.admission import Admission, Source
+from aiosd.access.caller import Caller
 from aiosd.errors import AiosError, BadRequest, Busy, TooBig
 from aiosd.fs.files import File, Handle, Opening
-from aiosd.request import Request
-from aiosd.spec import NotJson
-from aiosd.watchers import Unwatch
+from aiosd.host.watchers import Unwatch
+from aiosd.scheduler.admission import Admission, Source
+from aiosd.syscall.request import Request
+from aiosd.syscall.spec import NotJson
 
 DESCRIPTORS = 4096  # of a process that are looked at
 Utf8 = codecs.getincrementaldecoder("utf-8")

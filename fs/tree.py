@@ -1,7 +1,7 @@
 """What /aios looks like: every name, what stands behind it, and who owns it. No FUSE, no errno.
 
 Folders are tables of factories, so a node is made when it is looked up, and kept as long as its folder. The
-owner of a name is the nearest object above it that has one (aiosd.access.Permissions).
+owner of a name is the nearest object above it that has one (aiosd.access.permissions.Permissions).
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from aiosd import access, identity
-from aiosd.access import Caller, Permission, Permissions
+from aiosd.access.caller import Caller
+from aiosd.access.permissions import EXECUTE, Permission, Permissions, asks_groups, may
 from aiosd.errors import AiosError, BadValue, Denied, Exists, NotAllowed, NotFound
 from aiosd.fs.files import File
-from aiosd.quota import Quotas
+from aiosd.host import identity
+from aiosd.scheduler.quota import Quotas
 
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
 
@@ -167,13 +168,13 @@ class Tree:
             return caller
         permission, at = found.permission, found.path.rstrip("/")
         while True:
-            if access.asks_groups(caller, permission, want):
+            if asks_groups(caller, permission, want):
                 caller = caller.with_groups()
-            if not access.may(caller, permission, want):
+            if not may(caller, permission, want):
                 raise Denied(f"{at or '/'} is not yours to open")
             if not at:
                 return caller
-            at, want = at.rpartition("/")[0], access.EXECUTE
+            at, want = at.rpartition("/")[0], EXECUTE
             permission = self.find(at or "/").permission
 
     def make(self, parent: Found, name: str, caller: Caller, mode: int) -> None:

@@ -1,7 +1,8 @@
 """Decisions, one small pure file each: who is next, who yields.
 
 A policy sees an immutable View and answers with a rank or an id. No clock, no I/O, no log: the same view
-gives the same answer. The mechanism (aiosd.policy) checks every answer and falls back to FIFO on a bad one.
+gives the same answer. The mechanism (aiosd.scheduler.chooser) checks every answer and falls back to FIFO on a
+bad one.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class View:
     running: Sequence[Job]
     now: float
     quantum_tokens: int
-    users: Mapping[int, float]  # service by uid, in weighted tokens (aiosd.ledger)
+    users: Mapping[int, float]  # service by uid, in weighted tokens (aiosd.scheduler.ledger)
     agents: Mapping[tuple[int, str], float]  # service of each agent's run, in tokens
 
 

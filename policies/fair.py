@@ -1,7 +1,7 @@
 """Fair shares between users by virtual token counters (VTC, OSDI 2024); within a user, las.
 
 The user with the least service is next. Service counts input and output tokens, weighted by nice
-(aiosd.ledger); a user who comes back from idling is lifted to the others' level and cannot hoard.
+(aiosd.scheduler.ledger); a user who comes back from idling is lifted to the others' level and cannot hoard.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from aiosd.config import Config, load
+from aiosd.config.config import Config, load
 from aiosd.kernel import Kernel
 from tests import random_model
 from tests.running import REPOSITORY, Daemon, mounts_work

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aiosd.journal import SOCKET
+from aiosd.host.journal import SOCKET
 from tests.running import Daemon, wait_until
 
 JOURNALD = Path("/lib/systemd/systemd-journald")

@@ -68,7 +68,7 @@ class Daemon:
         (extra / "places.toml").write_text(f"[daemon]\n{places}")
         Path(self._helper[1]).unlink(missing_ok=True)  # of one that was killed
         self.privileged = self._run(
-            [PYTHON, "-P"], "aiosd.privileged", "--socket", self._helper[1], "--user", str(DAEMON)
+            [PYTHON, "-P"], "aiosd.privilege.helper", "--socket", self._helper[1], "--user", str(DAEMON)
         )
         wait_until(Path(self._helper[1]).exists, "aios-privileged")
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from aiosd.access import EXECUTE, READ, WRITE, Caller, Permission, Permissions, may
-from aiosd.store import Store
+from aiosd.access.caller import Caller
+from aiosd.access.permissions import EXECUTE, READ, WRITE, Permission, Permissions, may
+from aiosd.database import Store
 
 
 def caller(uid: int, gid: int) -> Caller:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from aiosd import cgroups
-from aiosd.cgroups import Cgroups, Group
-from aiosd.usage import Spent
+from aiosd.host.usage import Spent
+from aiosd.tools.run import cgroups
+from aiosd.tools.run.cgroups import Cgroups, Group
 
 KNOWN = Spent(0.25, 0)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aiosd.config import load
+from aiosd.config.config import load
 from aiosd.errors import ConfigError
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from aiosd import devices, nvidia
-from aiosd.config import EngineConfig
-from aiosd.devices import CPU, Device
+from aiosd.config.config import EngineConfig
+from aiosd.cores import devices, nvidia
+from aiosd.cores.assignment import Place, Places
+from aiosd.cores.devices import CPU, Device
+from aiosd.cores.models import Model
 from aiosd.errors import BadValue, ConfigError
-from aiosd.models import Model
-from aiosd.places import Place, Places
 from aiosd.policies.placement import Room, Want, spread, sums
 
 A, B, C = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abc")
@@ -119,7 +119,7 @@ def test_gpus_are_found_without_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_process_stays_near_and_prefers_the_memory_of_its_node() -> None:
     cpu = min(os.sched_getaffinity(0))
     script = (
-        f"from aiosd.numa import stay_near; stay_near('{cpu},100000', [0]); import os;"
+        f"from aiosd.cores.numa import stay_near; stay_near('{cpu},100000', [0]); import os;"
         "print(os.sched_getaffinity(0), open('/proc/self/numa_maps').readline().split()[1])"
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

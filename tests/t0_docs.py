@@ -14,9 +14,11 @@ from typing import Any, cast
 import pytest
 
 from aiosd import __main__ as daemon
-from aiosd import ctl, spec
-from aiosd.access import Caller
-from aiosd.config import Config, Daemon, ModelConfig
+from aiosd.access.caller import Caller
+from aiosd.cli import aiosctl
+from aiosd.config.config import Config, Daemon, ModelConfig
+from aiosd.config.mcp import Server
+from aiosd.cores.pool import Worker
 from aiosd.fs import layout
 from aiosd.fs.access import Owners
 from aiosd.fs.files import AnswerFile, Control, File, Lines, Stored, Stream, Text, Value
@@ -25,9 +27,8 @@ from aiosd.fs.tools import Part
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Folder, Link, Node
 from aiosd.kernel import Kernel
-from aiosd.pool import Worker
-from aiosd.request import Request
-from aiosd.servers import Server
+from aiosd.syscall import spec
+from aiosd.syscall.request import Request
 from tests.manual import plain, source, terms
 
 ROOT = Path(__file__).parent.parent
@@ -88,10 +89,10 @@ def commands(parser: argparse.ArgumentParser, before: str = "") -> dict[str, arg
 
 def test_aiosctl_1_has_every_command_and_option() -> None:
     documented = {re.split(r" [A-Z\[]", term)[0] for _, term in terms("aiosctl.1", "COMMANDS")}
-    leaves = commands(ctl.arguments())
+    leaves = commands(aiosctl.arguments())
     assert documented == set(leaves)
     text = plain(source("aiosctl.1"))
-    for parser in (ctl.arguments(), *leaves.values()):
+    for parser in (aiosctl.arguments(), *leaves.values()):
         for option in options(parser):
             assert re.search(rf"(?<![\w-]){option}(?![\w-])", text), option
 
@@ -104,7 +105,7 @@ def test_aiosd_8_has_every_option() -> None:
 @pytest.mark.parametrize("file", ["aiosctl.bash", "_aiosctl", "aiosctl.fish"])
 def test_a_completion_knows_every_command(file: str) -> None:
     text = (ROOT / "completions" / file).read_text()
-    for name in commands(ctl.arguments()):
+    for name in commands(aiosctl.arguments()):
         for word in name.split():
             assert re.search(rf"\b{word}\b", text), name
 
@@ -222,7 +223,7 @@ def names_in(body: list[ast.stmt]) -> dict[str, list[ast.stmt]]:
 
 
 def exists(name: str) -> bool:
-    """By the source: aiosd.engine imports torch."""
+    """By the source: aiosd.cores.engine imports torch."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         file = module(".".join(parts[:length]))
@@ -246,7 +247,7 @@ def test_every_function_that_is_named_exists(file: Path) -> None:
 def test_the_life_of_a_syscall_names_its_functions_in_full() -> None:
     names = CODE_NAME.findall((DOCS / "life-of-a-syscall.md").read_text())
     assert len(names) > 50
-    assert not exists("aiosd.scheduler.Scheduler.no_such")
+    assert not exists("aiosd.scheduler.scheduler.Scheduler.no_such")
     assert not exists("aiosd.nothing.at_all")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aiosd import ctl, enginectl
+from aiosd.cli import aiosctl, torch_install
+from aiosd.host import torch_folder
 
 pytestmark = pytest.mark.root
 
@@ -27,23 +28,23 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         wheel.writestr("torch-9.9+cpu.dist-info/RECORD", "")
     (tmp_path / "requirements.lock").write_text("torch==9.9  # via aiosd\n")
-    monkeypatch.setattr(enginectl, "LOCKS", (tmp_path,))
-    monkeypatch.setattr(enginectl, "FOLDER", tmp_path / "engine")
+    monkeypatch.setattr(torch_install, "LOCKS", (tmp_path,))
+    monkeypatch.setattr(torch_folder, "FOLDER", tmp_path / "engine")
     return folder
 
 
-def aiosctl(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["aiosctl", "engine", *words])
-    return ctl.main()
+    return aiosctl.main()
 
 
 def test_it_is_used_once_it_is_whole_and_goes_again(
     wheels: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert enginectl.preferred() is None
+    assert torch_folder.preferred() is None
     offline = ("--", "--no-index", f"--find-links={wheels}")
-    assert aiosctl(monkeypatch, "install", "--cpu", *offline) == 0
-    at = enginectl.preferred()
+    assert run(monkeypatch, "install", "--cpu", *offline) == 0
+    at = torch_folder.preferred()
     assert at
     found = [
         sys.executable,
@@ -51,16 +52,16 @@ def test_it_is_used_once_it_is_whole_and_goes_again(
         f"import sys; sys.path.insert(0, '{at}'); import torch; print(torch.__version__)",
     ]
     assert subprocess.run(found, capture_output=True, text=True).stdout == "9.9+cpu\n"
-    assert aiosctl(monkeypatch, "status") == 0
+    assert run(monkeypatch, "status") == 0
     assert "cpu-9.9" in capsys.readouterr().out
-    assert aiosctl(monkeypatch, "remove") == 0
-    assert enginectl.preferred() is None
+    assert run(monkeypatch, "remove") == 0
+    assert torch_folder.preferred() is None
 
 
 def test_what_cannot_be_had_changes_nothing(
     wheels: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert aiosctl(monkeypatch, "install", "--cpu", "--", "--no-index", f"--find-links={wheels.parent}") == 1
+    assert run(monkeypatch, "install", "--cpu", "--", "--no-index", f"--find-links={wheels.parent}") == 1
     assert "nothing was changed" in capfd.readouterr().err
-    assert enginectl.preferred() is None
-    assert not list(enginectl.FOLDER.iterdir())
+    assert torch_folder.preferred() is None
+    assert not list(torch_folder.FOLDER.iterdir())

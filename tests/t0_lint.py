@@ -15,7 +15,7 @@ SHELL_SCRIPTS = sorted(
 )
 PROGRAMS = [  # of the tools, which have no .py
     (path.parent / path.parent.name).relative_to(ROOT).as_posix()
-    for path in sorted(ROOT.glob("aiosd/toolbox/*/tool.toml"))
+    for path in sorted(ROOT.glob("aiosd/tools/toolbox/*/tool.toml"))
 ]
 
 

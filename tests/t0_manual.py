@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 import aiosd
-from aiosd import config, manifest, packaged, rules
-from aiosd.config import Config
+from aiosd.access import rules
+from aiosd.agents import packaged
+from aiosd.config import config
+from aiosd.config.config import Config
+from aiosd.tools import manifest
 from tests.manual import PAGES, Block, blocks, sections, source
 
 ROOT = Path(__file__).parent.parent

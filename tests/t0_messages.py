@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aiosd.messages import Id, about
+from aiosd.host.message_ids import Id, about
 
 CATALOG = Path(__file__).parent.parent / "units/aiosd.catalog"
 ENTRY = re.compile(r"^-- ([0-9a-f]{32})\n((?:[A-Z][A-Za-z-]*: .*\n)+)\n", re.MULTILINE)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aiosd import packaged
+from aiosd.agents import packaged
 from aiosd.errors import ConfigError
 from tests.running import REPOSITORY
 

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import aiosd
-from aiosd.config import Config, load
+from aiosd.config.config import Config, load
 
 ROOT = Path(__file__).parent.parent
 
@@ -98,7 +98,7 @@ def test_a_wheel_holds_one_package_and_no_links(tmp_path: Path) -> None:
     assert {"aiosd/__main__.py", "aiosd/fs/tree.py", "aiosd/fs/README.txt", "aiosd/policies/fifo.py"} <= set(
         names
     )
-    for source in ROOT.glob("aiosd/toolbox/*/*"):
+    for source in ROOT.glob("aiosd/tools/toolbox/*/*"):
         name = source.relative_to(ROOT).as_posix()
         mode = zipfile.ZipFile(wheel).getinfo(name).external_attr >> 16
         assert mode & 0o111 == source.stat().st_mode & 0o111, name
@@ -108,4 +108,4 @@ def test_a_wheel_holds_one_package_and_no_links(tmp_path: Path) -> None:
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     text = zipfile.ZipFile(wheel).read(entry_points).decode()
     assert "aiosd = aiosd.__main__:main" in text
-    assert "aiosctl = aiosd.ctl:main" in text
+    assert "aiosctl = aiosd.cli.aiosctl:main" in text

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosd import config
+from aiosd.config import config
 from aiosd.errors import BadValue
-from aiosd.ledger import OUTPUT_WEIGHT, Ledger
 from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, rr
 from aiosd.policies.interception import Away
 from aiosd.policies.interception import place as place_kv
 from aiosd.policies.placement import Seat, place
-from aiosd.policy import BUILT_IN, Chooser, read_all
-from aiosd.request import Request
-from aiosd.sampling import Sampling
-from aiosd.spec import Spec
+from aiosd.scheduler.chooser import BUILT_IN, Chooser, read_all
+from aiosd.scheduler.ledger import OUTPUT_WEIGHT, Ledger
+from aiosd.syscall.request import Request
+from aiosd.syscall.sampling import Sampling
+from aiosd.syscall.spec import Spec
 from tests.manual import blocks
 
 NOWHERE = Path("/nonexistent")

@@ -10,12 +10,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from aiosd import schemas, tools
+from aiosd.config.mcp import Server, server
 from aiosd.errors import BadRequest
-from aiosd.listing import manifests
-from aiosd.manifest import Manifest
-from aiosd.servers import Server, server
-from aiosd.tools import Tool
+from aiosd.syscall import schemas
+from aiosd.tools import catalog
+from aiosd.tools.catalog import Tool
+from aiosd.tools.manifest import Manifest
+from aiosd.tools.mcp.listing import manifests
 
 SERVER = Server("s", ("/bin/true",))
 
@@ -32,7 +33,7 @@ def listed(name: str = "t", **facts: Any) -> dict[str, Any]:
 
 def judge(schema: Any, arguments: Any) -> None:
     [manifest], _ = manifests(SERVER, [listed(schema=schema)])
-    tools.arguments(Tool(manifest, 1), json.dumps(arguments))
+    catalog.arguments(Tool(manifest, 1), json.dumps(arguments))
 
 
 def test_plain_schemas_are_judged_as_they_are() -> None:
@@ -135,7 +136,7 @@ def test_what_waits_for_a_decision(configured: Any, hints: dict[str, Any], waits
 
 
 def test_a_server_does_not_take_the_name_of_a_tool_that_is_there(tmp_path: Path) -> None:
-    known = tools.Tools(tmp_path, tmp_path / "own")
+    known = catalog.Tools(tmp_path, tmp_path / "own")
     manifest = Manifest("calc", "another", (), {"type": "object"}, Path("/"), server="s")
     known.offer("s", [manifest])
     assert not known.get("calc").manifest.server

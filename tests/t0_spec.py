@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosd.errors import BadRequest
-from aiosd.sampling import Sampling
-from aiosd.spec import Defaults, NotJson, Spec, as_asked, parse
+from aiosd.syscall.sampling import Sampling
+from aiosd.syscall.spec import Defaults, NotJson, Spec, as_asked, parse
 
 DEFAULTS = Defaults(model="m", system="be brief", nice=3, sampling=Sampling(max_tokens=9))
 

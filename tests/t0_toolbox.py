@@ -26,7 +26,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).parent.parent
-TOOLBOX = ROOT / "aiosd/toolbox"
+TOOLBOX = ROOT / "aiosd/tools/toolbox"
 NAMES = sorted(path.parent.name for path in TOOLBOX.glob("*/tool.toml"))
 PYTHON = "/usr/bin/python3"  # the machine's own
 

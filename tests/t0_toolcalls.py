@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosd import response, spec
-from aiosd.request import Request, State
-from aiosd.toolcalls import CALLS_MAX, Call, hold, parse
+from aiosd.syscall import response, spec
+from aiosd.syscall.request import Request, State
+from aiosd.syscall.toolcalls import CALLS_MAX, Call, hold, parse
 
 A = '{"name": "add", "arguments": {"a": 1}}'
 P = '{"name": "add", "parameters": {"a": 1}}'

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosd import wire
+from aiosd.cores import wire
 from aiosd.errors import WireError
 
 TOKENS = st.builds(

@@ -11,13 +11,13 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from aiosd.cores.engine.constraint import COMPILED_MAX, Constraints
+from aiosd.cores.engine.vocabulary import Vocabulary
 
-from aiosd import grammar, toolcalls
-from aiosd.engine import Engine, Model, load
-from aiosd.engine.constraint import COMPILED_MAX, Constraints
-from aiosd.engine.vocabulary import Vocabulary
+from aiosd.cores.engine import Engine, Model, load
 from aiosd.errors import BadRequest
-from aiosd.sampling import Sampling
+from aiosd.syscall import grammar, toolcalls
+from aiosd.syscall.sampling import Sampling
 from tests.conftest import TINY
 from tests.t1_engine_models import Answer, alone, engine, model, prompt, run
 from tests.t1_engine_text import words

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from aiosd.cores.engine.kv import BLOCK
 
-from aiosd.engine import Engine
-from aiosd.engine.kv import BLOCK
+from aiosd.cores.engine import Engine
 from aiosd.errors import BadRequest, BadSnapshot
-from aiosd.sampling import Sampling
+from aiosd.syscall.sampling import Sampling
 from tests.t1_engine_exact import CORES, get
 from tests.t1_engine_models import Answer, alone, engine, prompt
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from aiosd.engine import Engine
-from aiosd.sampling import Sampling
+from aiosd.cores.engine import Engine
+from aiosd.syscall.sampling import Sampling
 from tests.t1_engine_exact import CORES, GREEDY, get
 from tests.t1_engine_models import FAMILY, FOREIGN, engine, prompt, reference
 

@@ -10,10 +10,10 @@ import random
 
 import pytest
 import torch
+from aiosd.cores.engine.ops import library
 
-from aiosd.engine import Engine, Model, load
-from aiosd.engine.ops import library
-from aiosd.sampling import Sampling
+from aiosd.cores.engine import Engine, Model, load
+from aiosd.syscall.sampling import Sampling
 from tests.t1_engine_models import (
     FAMILY,
     FOREIGN,
@@ -200,7 +200,7 @@ def test_both_builds_of_the_operations_give_the_same_bits(monkeypatch: pytest.Mo
     both = [library("avx2"), library("avx512")]
     if None in both:
         pytest.skip("one of them is not built, or not for this CPU")
-    from aiosd.engine import model as module
+    from aiosd.cores.engine import model as module
 
     answers = []
     for lib in both:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aiosd.engine import load
+from aiosd.cores.engine import load
 from aiosd.errors import ModelError
-from aiosd.sampling import Sampling
+from aiosd.syscall.sampling import Sampling
 from tests.conftest import TINY
 from tests.t1_engine_exact import get
 from tests.t1_engine_models import alone, folder, prompt

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, logging
 from transformers import models as arch
 
-from aiosd.engine import Engine, Model, Output, TokenLogprob, load
-from aiosd.sampling import Sampling
+from aiosd.cores.engine import Engine, Model, Output, TokenLogprob, load
+from aiosd.syscall.sampling import Sampling
 
 logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 torch.set_num_threads(1)  # tests share the machine, and OpenMP waits for its slowest thread

@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 import torch
+from aiosd.cores.engine.kv import BLOCK
+from aiosd.cores.engine.oracle import decode_one
 
-from aiosd.engine import Engine, Output
-from aiosd.engine.kv import BLOCK
-from aiosd.engine.oracle import decode_one
+from aiosd.cores.engine import Engine, Output
 from aiosd.errors import BadRequest, ModelError, TooLong
-from aiosd.sampling import Sampling
+from aiosd.syscall.sampling import Sampling
 from tests.t1_engine_models import Answer, alone, engine, model, prompt, reference, run
 
 LONG = Sampling(max_tokens=40, ignore_eos=True)

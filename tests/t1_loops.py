@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from aiosd.loops import Loops
-from aiosd.request import Request, State
-from aiosd.spec import GREEDY, Spec
-from aiosd.store import Store
+from aiosd.agents.steps import Loops
+from aiosd.database import Store
+from aiosd.syscall.request import Request, State
+from aiosd.syscall.spec import GREEDY, Spec
 
 
 def test_what_came_before_a_call_is_said_once_also_over_a_restart() -> None:

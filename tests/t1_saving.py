@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from aiosd.access import Permissions
-from aiosd.contexts import Contexts
+from aiosd.access.permissions import Permissions
+from aiosd.context.contexts import Contexts
+from aiosd.database import Store
 from aiosd.errors import StoreFull
-from aiosd.request import Request, State
-from aiosd.saving import Saving
-from aiosd.spec import GREEDY, Spec
-from aiosd.store import Store
+from aiosd.scheduler.saving import Saving
+from aiosd.syscall.request import Request, State
+from aiosd.syscall.spec import GREEDY, Spec
 from tests.running import wait_until
 
 

@@ -6,11 +6,11 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-from aiosd import trace
-from aiosd.plot import plot
-from aiosd.request import Request, State
-from aiosd.sampling import Sampling
-from aiosd.spec import Spec
+from aiosd.cli.plot import plot
+from aiosd.scheduler import trace
+from aiosd.syscall.request import Request, State
+from aiosd.syscall.sampling import Sampling
+from aiosd.syscall.spec import Spec
 from tests.running import wait_until
 from tests.t2_scheduler import LONG_S, MakeKernel, ask, ended
 

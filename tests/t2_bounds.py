@@ -7,12 +7,12 @@ import pwd
 
 import pytest
 
-from aiosd.access import Caller
-from aiosd.admission import Source
-from aiosd.config import Config, Quota
+from aiosd.access.caller import Caller
+from aiosd.config.config import Config, Quota
 from aiosd.errors import BadValue, Busy
-from aiosd.quota import UNBOUNDED, Buckets, Quotas
-from aiosd.request import State
+from aiosd.scheduler.admission import Source
+from aiosd.scheduler.quota import UNBOUNDED, Buckets, Quotas
+from aiosd.syscall.request import State
 from tests.running import wait_until
 from tests.t2_scheduler import LONG_S, ME, MakeKernel, ask, ended
 

@@ -14,14 +14,16 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from aiosd import portable, snapshot
-from aiosd.access import Caller, Permission
-from aiosd.admission import Source
-from aiosd.contexts import Context
+from aiosd.access.caller import Caller
+from aiosd.access.permissions import Permission
+from aiosd.context import kvfile
+from aiosd.context.contexts import Context
+from aiosd.cores import snapshot
+from aiosd.database import Store
 from aiosd.errors import AiosError, BadRequest, BadSnapshot, Busy, Denied, OverQuota
 from aiosd.kernel import Kernel
-from aiosd.request import Request, State
-from aiosd.store import Store
+from aiosd.scheduler.admission import Source
+from aiosd.syscall.request import Request, State
 from tests.running import wait_until
 from tests.t2_scheduler import LONG_S, ME, MakeKernel, ask, ended
 
@@ -60,7 +62,7 @@ def conversation(kernel: Kernel, between: Callable[[Context], None], name: str =
 
 
 def taken(kernel: Kernel, context: Context) -> int:
-    export = portable.Export(kernel.scheduler, context)
+    export = kvfile.Export(kernel.scheduler, context)
     export.came.result(LONG_S)
     return export.file()
 
@@ -246,7 +248,7 @@ def test_a_live_context_goes_to_another_machine_in_the_middle_of_an_answer(
     try:
         wait_until(lambda: bool(there.models.all()[0].info), "the model", LONG_S)
         copy = begin(there, "copy")
-        portable.restore(there.scheduler, copy, file)
+        kvfile.restore(there.scheduler, copy, file)
         assert state(there, copy) == "host"
         assert there.contexts.messages(copy)[0]["content"] == "the first turn, which is over"
         agent = there.agents.add("goes-on")
@@ -273,7 +275,7 @@ def test_a_cold_context_has_a_kv_file_too(make_kernel: MakeKernel) -> None:
     context, other = begin(kernel), begin(kernel, "other")
     turn(kernel, "hello")
     command(kernel, context, "evict cold")
-    portable.restore(kernel.scheduler, other, taken(kernel, context))
+    kvfile.restore(kernel.scheduler, other, taken(kernel, context))
     assert kernel.contexts.messages(other) == kernel.contexts.messages(context)
     assert turn(kernel, "and?").tokens == turn(kernel, "and?", "other").tokens
 
@@ -325,19 +327,19 @@ def test_hostile_files_are_refused_with_the_reason_and_change_nothing(make_kerne
     for change, sealed, why in cases:
         bad = altered(file, change, sealed)
         with pytest.raises(BadSnapshot, match=why):
-            portable.restore(kernel.scheduler, target, bad)
+            kvfile.restore(kernel.scheduler, target, bad)
         os.close(bad)
     rng = random.Random(1)
     for _ in range(200):
         bad = altered(file, lambda d: d.__setitem__(rng.randrange(len(d)), rng.randrange(256)), False)
         if os.pread(bad, size, 0) != os.pread(file, size, 0):
             with pytest.raises(BadSnapshot):
-                portable.restore(kernel.scheduler, target, bad)
+                kvfile.restore(kernel.scheduler, target, bad)
         os.close(bad)
     assert (kernel.contexts.messages(target), state(kernel, target)) == ([], "cold")
     # what only a worker can find wrong costs the KV and nothing else
     poisoned = altered(file, lambda d: d.__setitem__(slice(size - 4, size), b"\xff" * 4), True)
-    portable.restore(kernel.scheduler, target, poisoned)
+    kvfile.restore(kernel.scheduler, target, poisoned)
     assert turn(kernel, "well?", "target").tokens == turn(kernel, "well?").tokens
 
 
@@ -357,7 +359,7 @@ def test_kv_from_a_file_stays_with_its_context(make_kernel: MakeKernel) -> None:
         lambda d: d.__setitem__(slice(header.kv[0].start, len(d)), bytes(len(d) - header.kv[0].start)),
         True,
     )
-    portable.restore(kernel.scheduler, target, forged)
+    kvfile.restore(kernel.scheduler, target, forged)
     turn(kernel, "more", "target", max_tokens=3)
     assert turn(kernel, "a question of many, many words", max_tokens=9).tokens == honest.tokens
 
@@ -366,7 +368,7 @@ def test_kv_from_a_file_stays_with_its_context(make_kernel: MakeKernel) -> None:
 def test_an_unfinished_answer_has_numbers_for_tokens(tokens: str) -> None:
     unfinished = f'{{"request":{{"prompt":"x"}},"system":"","text":"","model":"","tokens":{tokens}}}'
     with pytest.raises(BadSnapshot, match="no sense"):
-        portable.judged(f'{{"messages":[],"unfinished":{unfinished}}}'.encode())
+        kvfile.judged(f'{{"messages":[],"unfinished":{unfinished}}}'.encode())
 
 
 def test_what_is_resumed_is_resumed_once_and_by_its_own_model(
@@ -384,7 +386,7 @@ def test_what_is_resumed_is_resumed_once_and_by_its_own_model(
     file = taken(kernel, context)
     expected = ended(running)
     kernel.agents.change(agent, system="")
-    portable.restore(kernel.scheduler, target, file)
+    kvfile.restore(kernel.scheduler, target, file)
     resume = b'{"context":"target","resume":true}'
     dropped = kernel.admission.submit(ME, source, resume)
     kernel.scheduler.cancel(dropped)
@@ -393,11 +395,11 @@ def test_what_is_resumed_is_resumed_once_and_by_its_own_model(
     twice = ended(kernel.admission.submit(ME, source, resume))
     assert ended(again).tokens == expected.tokens, "with the system prompt it began with"
     assert twice.state is State.FAILED
-    portable.restore(kernel.scheduler, target, file)
+    kvfile.restore(kernel.scheduler, target, file)
     kernel.contexts.append(target, '{"role":"user","content":"wait"}\n')
     with pytest.raises(BadRequest, match="nothing to resume"):
         kernel.admission.judge(ME, source, resume)
-    portable.restore(kernel.scheduler, target, file)
+    kvfile.restore(kernel.scheduler, target, file)
     target.unfinished = target.unfinished.replace(kernel.models.all()[0].info["identity"], "another")
     with pytest.raises(BadRequest, match="not begun by model"):
         kernel.admission.judge(ME, source, resume)
@@ -471,7 +473,7 @@ def test_bounds_of_kv_and_of_moments(make_kernel: MakeKernel) -> None:
     with pytest.raises(Busy, match="turn going on"):
         command(kernel, context, "evict")
     with pytest.raises(Busy, match="turn going on"):
-        portable.restore(kernel.scheduler, context, file)
+        kvfile.restore(kernel.scheduler, context, file)
     kernel.scheduler.cancel(running)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from aiosd.changes import AT_RESTART, BY_NEW_WORKERS, flat, story
-from aiosd.config import Config, load
+from aiosd.config.changes import AT_RESTART, BY_NEW_WORKERS, flat, story
+from aiosd.config.config import Config, load
+from aiosd.cores.models import ModelState
 from aiosd.errors import AiosError
 from aiosd.kernel import Kernel
-from aiosd.models import ModelState
 
 MakeKernel = Callable[..., Kernel]
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from aiosd.access import Caller, Permission
-from aiosd.admission import Source
-from aiosd.config import Config, Daemon, EngineConfig
+from aiosd.access.caller import Caller
+from aiosd.access.permissions import Permission
+from aiosd.config.config import Config, Daemon, EngineConfig
 from aiosd.errors import Busy, RequestFailed, StoreFull
 from aiosd.kernel import Kernel
-from aiosd.request import Request, State
+from aiosd.scheduler.admission import Source
+from aiosd.syscall.request import Request, State
 from tests.running import wait_until
 
 ME = Caller(os.getuid(), os.getgid(), os.getpid())

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiosd.access import Caller, Permission
+from aiosd.access.caller import Caller
+from aiosd.access.permissions import Permission
 from aiosd.errors import (
     AiosError,
     BadRequest,
@@ -26,13 +27,13 @@ from aiosd.errors import (
     OverQuota,
     StoreFull,
     TooBig,
-)  # fmt: skip
+)
 from aiosd.fs import layout
 from aiosd.fs.files import File, Handle, Opening, Shared
 from aiosd.fs.ops import ERRNO
 from aiosd.fs.tree import Folder, Tree
 from aiosd.kernel import Kernel
-from aiosd.request import Request, State
+from aiosd.syscall.request import Request, State
 
 ME = Caller(os.getuid(), os.getgid(), os.getpid())
 OTHER = Caller(4321, 4321, 1 << 29)

@@ -15,14 +15,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from aiosd.access import Caller
-from aiosd.config import load
+from aiosd.access.caller import Caller
+from aiosd.config.config import load
+from aiosd.cores.models import NAME
 from aiosd.errors import AiosError, BadValue, Exists, NotAllowed, NotFound, OverQuota
 from aiosd.fs import layout
 from aiosd.fs.files import File, Opening
 from aiosd.fs.tree import Tree
 from aiosd.kernel import Kernel
-from aiosd.models import NAME
 
 MOST = 3  # agents, and contexts, of a user
 CONFIG = f"[quota]\nagents = {MOST}\ncontexts = {MOST}\n"

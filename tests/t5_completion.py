@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aiosd import ctl
+from aiosd.cli import aiosctl
 from tests.running import REPOSITORY, Daemon, wait_until
 
 COMPLETIONS = REPOSITORY / "completions"
@@ -49,9 +49,10 @@ def shell(request: pytest.FixtureRequest) -> str:
 
 def offered(shell: str, lines: list[str], aios: str, programs: Path) -> list[set[str]]:
     """What it offers where each line ends."""
-    aiosctl = programs / "aiosctl"
-    aiosctl.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -P -m aiosd.ctl "$@"\n')
-    aiosctl.chmod(0o755)
+    program = programs / "aiosctl"
+    module = "aiosd.cli.aiosctl"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -P -m {module} "$@"\n')
+    program.chmod(0o755)
     env = {**os.environ, "AIOS": aios, "PATH": f"{programs}:{os.environ['PATH']}", "TERM": "xterm"}
     done = subprocess.run(
         [*SHELLS[shell], str(COMPLETIONS)], input="".join(f"{line}\n" for line in lines),
@@ -86,7 +87,7 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 def test_each_shell_offers_the_commands_and_options_of_the_parser(shell: str, tmp_path: Path) -> None:
     expected = {}
-    for path, parser in parsers(ctl.arguments()):
+    for path, parser in parsers(aiosctl.arguments()):
         expected[f"aiosctl {path}-"] = {name for a in parser._actions for name in a.option_strings}
         if verbs := subcommands(parser):
             expected[f"aiosctl {path}"] = set(verbs)

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from aiosd.access import Caller, Permission
+from aiosd.access.caller import Caller
+from aiosd.access.permissions import Permission
 from aiosd.events import Events
 from tests.running import Daemon, wait_until
 from tests.t5_users import ALICE, BOB, as_user

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aiosd.fs import mount
+from aiosd.host import mount
 from tests.running import REPOSITORY, Daemon, together, wait_until
 
 pytestmark = [pytest.mark.mount]
@@ -244,7 +244,7 @@ def test_a_broken_model_is_told_by_its_state_and_at_the_write(
 
 
 def aiosctl(daemon: Daemon, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "aiosd.ctl", "--mount", daemon.root, *arguments]
+    command = [sys.executable, "-m", "aiosd.cli.aiosctl", "--mount", daemon.root, *arguments]
     return subprocess.run(
         list(map(str, command)), cwd=REPOSITORY, capture_output=True, text=True, timeout=100
     )

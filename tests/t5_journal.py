@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from aiosd.journal import Handler
-from aiosd.messages import Id, about
+from aiosd.host.journal import Handler
+from aiosd.host.message_ids import Id, about
 from tests.journald import connect, journal
 from tests.running import Daemon, wait_until
 

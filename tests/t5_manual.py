@@ -63,7 +63,7 @@ def fits(expected: str, printed: str) -> bool:
 def shell(aios: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """A command: bash where /aios is the tree, and the programs are those of the checkout."""
     folder = tmp_path_factory.mktemp("programs")
-    for name, module in {"aiosd": "aiosd", "aiosctl": "aiosd.ctl"}.items():
+    for name, module in {"aiosd": "aiosd", "aiosctl": "aiosd.cli.aiosctl"}.items():
         program = folder / name
         program.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -P -m {module} "$@"\n')
         program.chmod(0o755)

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from mcp import StdioServerParameters
 
-from aiosd.mcp.program import program
+from aiosd.tools.mcp.program import program
 from tests.conftest import TINY
 from tests.running import REPOSITORY, Daemon, wait_until
 from tests.t5_users import ALICE, BOB, as_user
@@ -287,7 +287,17 @@ class Client:
 
     def __init__(self, host: Host, uid: int, *options: str) -> None:
         (path, *_), _, env = program()
-        command = ["--reuid", str(uid), "--regid", str(uid), "--clear-groups", path, "-S", "-m", "aiosd.ctl"]
+        command = [
+            "--reuid",
+            str(uid),
+            "--regid",
+            str(uid),
+            "--clear-groups",
+            path,
+            "-S",
+            "-m",
+            "aiosd.cli.aiosctl",
+        ]
         command += ["--mount", str(host.daemon.root), "mcp", "serve", *options]
         self._server = StdioServerParameters(command="setpriv", args=command, env=env)
 
@@ -421,7 +431,7 @@ def test_the_host_of_a_session_speaks_streamable_http_and_ends_with_the_server(
 ) -> None:
     """Without its cage: with what the daemon would tell it."""
     with subprocess.Popen(
-        [sys.executable, "-m", "aiosd.mcp"], cwd=REPOSITORY,
+        [sys.executable, "-m", "aiosd.tools.mcp.bridge"], cwd=REPOSITORY,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as host:  # fmt: skip
         assert host.stdin

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from aiosd import grants, network, nftables
+from aiosd.config import endpoints
 from aiosd.errors import BadValue, NoNetwork
+from aiosd.tools.run import network, nftables
 from tests.running import wait_until
 from tests.t5_sandbox import Host, add_tool, python
 from tests.t5_users import ALICE, BOB
@@ -472,7 +473,7 @@ def test_no_name_leads_to_this_machine_or_to_link_local(
 
 def test_names_are_looked_up_in_bounded_time(monkeypatch: pytest.MonkeyPatch, machines: Machines) -> None:
     answers(monkeypatch, slow="late", far=FAR)
-    monkeypatch.setattr(grants, "RESOLVE_S", 0.3)
+    monkeypatch.setattr(endpoints, "RESOLVE_S", 0.3)
     began = time.monotonic()
     with pytest.raises(NoNetwork, match=r"no answer within 0.3 s"):
         network.open(["slow.example:80"])
@@ -496,4 +497,4 @@ def test_without_root_the_error_says_what_it_takes(monkeypatch: pytest.MonkeyPat
 )  # fmt: skip
 def test_what_is_no_grant_is_refused(text: str) -> None:
     with pytest.raises(BadValue):
-        grants.parse(text)
+        endpoints.parse(text)

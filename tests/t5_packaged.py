@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aiosd.mcp.program import program
+from aiosd.tools.mcp.program import program
 from tests.running import REPOSITORY, Daemon, wait_until
 from tests.t5_users import ALICE, BOB, as_user
 
@@ -40,7 +40,7 @@ def start(aios: Daemon, home: Path) -> Iterator[Start]:
     def begin(folder: Path, root: Path = aios.root) -> subprocess.Popen[str]:
         who = ["setpriv", "--reuid", str(ALICE), "--regid", str(ALICE), "--clear-groups"]
         process = subprocess.Popen(
-            [*who, python, "-S", "-m", "aiosd.ctl", "--mount", root, "agent", "run", folder],
+            [*who, python, "-S", "-m", "aiosd.cli.aiosctl", "--mount", root, "agent", "run", folder],
             env={**os.environ, **env, "XDG_STATE_HOME": str(home)}, cwd="/", text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from aiosd import privilege
-from aiosd.manifest import Manifest
-from aiosd.spawn import Bounds, Call, Events
-from aiosd.wire import Channel
+from aiosd.cores.wire import Channel
+from aiosd.privilege import orders
+from aiosd.tools.manifest import Manifest
+from aiosd.tools.run.spawn import Bounds, Call, Events
 from tests.running import DAEMON, PYTHON, Daemon, wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
@@ -108,17 +108,17 @@ class Forger:
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(30)
         sock.connect(str(address))
-        self.channel = Channel(sock, privilege.ANSWERS)
-        assert isinstance(self.channel.receive(), privilege.Mounted)
+        self.channel = Channel(sock, orders.ANSWERS)
+        assert isinstance(self.channel.receive(), orders.Mounted)
 
     def order(self, manifest: Manifest, uid: int = ALICE, folder: str = "") -> tuple[str, str]:
         """What it said, and why it ended."""
         bounds = Bounds(1 << 20, 1 << 20, 0)
         events = Events(lambda: True, lambda _: None, lambda _: None)
         asked = Call(1, manifest, "{}", uid, (uid,), folder, False, bounds, events)
-        self.channel.send(privilege.sent(asked, False))
+        self.channel.send(orders.sent(asked, False))
         said = ""
-        while not isinstance(message := self.channel.receive(), privilege.Ended):
+        while not isinstance(message := self.channel.receive(), orders.Ended):
             said += message.data
         return said, message.why
 
@@ -166,11 +166,11 @@ def test_devices_are_told_and_a_worker_gets_none_that_there_is_not(
     own._start_privileged()
     try:
         channel = Forger(tmp_path / "privileged").channel
-        channel.send(privilege.Probe())
+        channel.send(orders.Probe())
         found = channel.receive()
         assert [facts["uuid"] for facts in found.devices] == ["GPU-12345678", "cpu"]
-        channel.send(privilege.Worker(99, "start", ["GPU-87654321"]))
-        assert channel.receive() == privilege.WorkerFailed(99, "there is no device 'GPU-87654321'")
+        channel.send(orders.Worker(99, "start", ["GPU-87654321"]))
+        assert channel.receive() == orders.WorkerFailed(99, "there is no device 'GPU-87654321'")
     finally:
         own.clean()
 

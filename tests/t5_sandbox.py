@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from aiosd.cgroups import Group
-from aiosd.manifest import read
-from aiosd.sandbox import Cage
-from aiosd.spawn import popen
+from aiosd.tools.manifest import read
+from aiosd.tools.run.cgroups import Group
+from aiosd.tools.run.sandbox import Cage
+from aiosd.tools.run.spawn import popen
 from tests.running import Daemon, together, wait_until
 from tests.t5_users import ALICE, BOB, as_user
 

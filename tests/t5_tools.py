@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from aiosd import audit
+from aiosd.access import audit
 from tests.conftest import TINY
 from tests.running import Daemon, wait_until
 from tests.t5_users import ALICE, BOB, as_user
@@ -451,7 +451,7 @@ def test_the_audit_log_shows_that_a_line_was_changed_or_taken_out(aios: Daemon, 
 
 def test_aiosctl_shows_and_decides(aios: Daemon, agent: str, shell: Callable[[], str]) -> None:
     id = shell()
-    ctl = f"{sys.executable} -m aiosd.ctl --mount {aios.root}"
+    ctl = f"{sys.executable} -m aiosd.cli.aiosctl --mount {aios.root}"
     shown = aios.sh(f"{ctl} access").stdout
     assert f'{id}  {agent.removeprefix("agents/")}  shell {{"command": "echo done"}}' in shown
     assert aios.sh(f"{ctl} access allow {id}").returncode == 0

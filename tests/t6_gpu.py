@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aiosd import devices
+from aiosd.cores import devices
 from tests import random_model
 from tests.running import Daemon, wait_until
 from tests.t5_devices import ask, meanwhile, on

@@ -1,0 +1,51 @@
+"""What users were refused, as the log tells it: bounds and a full disk now and then, all else for debugging.
+
+Who is refused may ask a thousand times a second; the log has one line a minute of each object and kind of
+error. Any thread may tell.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from aiosd.errors import AiosError, Busy, OverQuota, StoreFailed, StoreFull, TooManyOpen
+from aiosd.host.message_ids import NOTICE, Id, about
+
+log = logging.getLogger(__name__)
+
+BOUNDS = (Busy, OverQuota, TooManyOpen)
+MACHINES = (StoreFailed, StoreFull)  # trouble of the machine, not of who was refused
+AGAIN_S = 60.0
+REMEMBERED = 1000
+
+
+class Refusals:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told_s: dict[tuple[str, type[AiosError]], float] = {}
+
+    def tell(self, path: str, error: AiosError) -> None:
+        """`path`: what was called upon, from the mount."""
+        kind, parts = type(error), path.split("/")
+        what = "/".join(parts[:3])
+        if not isinstance(error, BOUNDS + MACHINES) or not self._is_new(what, kind):
+            log.debug("%s: %s", path, error.explanation)
+            return
+        agent = parts[2] if parts[1:2] == ["agents"] and len(parts) > 2 else ""
+        level = logging.WARNING if isinstance(error, MACHINES) else NOTICE
+        extra = about(Id.LIMIT, agent=agent, path=path, limit=kind.__name__)
+        log.log(level, "refused at %r: %s", path, error.explanation, extra=extra)
+
+    def _is_new(self, what: str, kind: type[AiosError]) -> bool:
+        now = time.monotonic()
+        with self._lock:
+            if now < self._told_s.get((what, kind), -AGAIN_S) + AGAIN_S:
+                return False
+            if len(self._told_s) >= REMEMBERED:  # agents come and go
+                self._told_s = {k: s for k, s in self._told_s.items() if now < s + AGAIN_S}
+            if len(self._told_s) >= REMEMBERED:
+                return False
+            self._told_s[what, kind] = now
+        return True

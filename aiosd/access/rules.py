@@ -1,0 +1,177 @@
+"""Rules of access: which calls of tools go on at once, which wait for a person, which are refused.
+
+Read from TOML files, the administrator's before the built-in ones; the first that fits a call decides.
+A file that cannot be used keeps the daemon from starting, and from reloading: rules fail closed.
+"""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import pwd
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+from jsonschema.exceptions import best_match
+
+from aiosd.access.caller import Caller
+from aiosd.errors import ConfigError
+from aiosd.scheduler.chooser import check_owner
+
+BUILT_IN = Path(__file__).parents[1] / "policies/access"
+TEXT = {"type": "string", "minLength": 1}
+GLOBS = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1}]}
+BY_NAME = ("tool", "agent", "user", "group", "privilege", "model")
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["rule"],
+    "properties": {
+        "rule": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["decision"],
+                "properties": {
+                    **dict.fromkeys(BY_NAME, GLOBS),
+                    "arguments": {"type": "object", "additionalProperties": GLOBS},
+                    "irreversible": {"type": "boolean"},
+                    "decision": {"enum": ["allow", "ask", "deny"]},
+                    "by": TEXT,
+                    "why": TEXT,
+                },
+            },
+        }
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A call, as rules see it; names are asked for by those alone that need them."""
+
+    tool: str
+    irreversible: bool
+    arguments: Callable[[], Mapping[str, Any]]
+    caller: Caller
+    agent: str
+    privileges: Callable[[], Collection[str]]
+    model: str  # which made it; empty: a person or a program did
+
+    def names(self, key: str) -> Collection[str]:
+        match key:
+            case "user":
+                return [user_name(self.caller.uid)]
+            case "group":
+                return [group_name(gid) for gid in (self.caller.gid, *self.caller.groups)]
+            case "privilege":
+                return self.privileges()
+            case _:
+                return [getattr(self, key)]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is left out fits every call; of a list one has to fit."""
+
+    decision: str  # allow, ask, deny
+    place: str  # file and number, for the audit log
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # globs, by key of BY_NAME
+    arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # globs, by argument
+    irreversible: bool | None = None
+    by: str = ""  # the group that decides; empty: who called
+    why: str = ""  # told with the decision
+
+    def fits(self, asked: Asked) -> bool:
+        if self.irreversible not in (None, asked.irreversible):
+            return False
+        if not all(any_fits(globs, asked.names(key)) for key, globs in self.names.items()):
+            return False
+        said = asked.arguments() if self.arguments else {}
+        return all(
+            name in said and any_fits(globs, [text_of(said[name])]) for name, globs in self.arguments.items()
+        )
+
+
+class Rules:
+    def __init__(self, folder: Path) -> None:
+        """`folder`: the administrator's. Raises ConfigError."""
+        user_name.cache_clear()
+        group_name.cache_clear()
+        files = [*sorted(folder.glob("*.toml")), *sorted(BUILT_IN.glob("*.toml"))]
+        texts = {file: read(file) for file in files}
+        self.text = "\n".join(f"# {file}\n{text}" for file, text in texts.items())
+        self._rules = [rule for file, text in texts.items() for rule in parse(file, text)]
+
+    def judge(self, asked: Asked) -> Rule:
+        return next(rule for rule in self._rules if rule.fits(asked))  # the last built-in one fits all
+
+
+def read(file: Path) -> str:
+    try:
+        check_owner(file.parent, os.stat(file.parent))
+        with file.open("rb") as opened:
+            check_owner(file, os.fstat(opened.fileno()))
+            return opened.read().decode()
+    except (OSError, ValueError) as error:  # ValueError: another's, or not UTF-8
+        raise ConfigError(f"{file}: {error}", "aios-access(5) says what a file of rules holds") from None
+
+
+def parse(file: Path, text: str) -> Iterable[Rule]:
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    if wrong := best_match(jsonschema.Draft202012Validator(SCHEMA).iter_errors(raw)):
+        place = "".join(f"{step}: " for step in wrong.absolute_path)
+        raise ConfigError(f"{file}: {place}{wrong.message}", "see aios-access(5)")
+    for number, one in enumerate(raw["rule"], 1):
+        if "by" in one and one["decision"] != "ask":
+            raise ConfigError(f"{file}: rule {number}: by is of rules that ask")
+        yield Rule(
+            one["decision"],
+            f"{file.name}, rule {number}",
+            {key: several(one[key]) for key in BY_NAME if key in one},
+            {name: several(globs) for name, globs in one.get("arguments", {}).items()},
+            one.get("irreversible"),
+            one.get("by", ""),
+            one.get("why", ""),
+        )
+
+
+def several(value: str | list[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def any_fits(globs: Iterable[str], names: Collection[str]) -> bool:
+    """fnmatch(3), case and all; in time that grows with the text alone, whoever wrote it."""
+    return any(fnmatchcase(name, glob) for glob in globs for name in names)
+
+
+def text_of(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+@lru_cache(1024)
+def user_name(uid: int) -> str:
+    """The number, of a user without a name."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+@lru_cache(1024)
+def group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

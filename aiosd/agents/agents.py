@@ -1,0 +1,154 @@
+"""Agents: named settings that requests start from, owned by a user. Not processes.
+
+Holds every agent in memory and writes changes through to the store. Owners and modes are not here but in
+aiosd.access.permissions.Permissions. Any thread may call.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from aiosd.database import Store
+from aiosd.errors import BadRequest, BadValue, Exists, NotFound
+from aiosd.syscall.number import whole
+from aiosd.syscall.request import Request, Usage
+from aiosd.syscall.sampling import Sampling
+from aiosd.syscall.spec import SAMPLING_KEYS, read_json, sampling
+
+LOG_LINES = 256
+SYSTEM_BYTES_MAX = 64 << 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    model: str = ""  # empty: the default model
+    context: str = ""  # empty: each request stands alone
+    nice: int = 0
+    system: str = ""
+    paused: bool = False
+    pid: int = 0  # the process it ends with; 0: with none
+    pid_started: str = ""  # lifetime.started_of
+    tools: Sequence[str] = ()  # names of those that are offered to the model
+    max_steps: int = 8  # how often a request may ask the model, to have its calls run; 0: they are not run
+    allowed: Sequence[str] = ()  # irreversible tools that its owner's calls need no decision for
+    params: dict[str, Any] = field(default_factory=dict)  # sampling keys of the chat-completion API
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        return sampling(self.params, Sampling())
+
+
+DEFAULTS = Settings()
+
+
+@dataclass(slots=True, eq=False)
+class Agent:
+    name: str
+    id: int  # of this agent and no later one of the same name
+    settings: Settings = field(default_factory=Settings)
+    usage: Usage = field(default_factory=Usage)
+    requests: int = 0  # finished ones, ever
+    born_s: float = field(default_factory=time.time)
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
+
+    def note(self, message: str, **facts: object) -> None:
+        """One line of log.jsonl: why something was refused, or how it ended."""
+        self.log.append(json.dumps({"time": round(time.time(), 3), "message": message, **facts}) + "\n")
+
+    def account(self, request: Request) -> None:
+        """Adds a finished request; the store has its own sum, made in the same transaction as the end."""
+        self.requests += 1
+        self.usage.add(request.spent)
+        if request.error:
+            self.note(request.error, request=request.id, state=str(request.state))
+
+
+class Agents:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._by_name = {
+            name: Agent(name, id, Settings(**settings), usage, count)
+            for id, name, settings, usage, count in store.agents()
+        }
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def names(self) -> list[str]:
+        return list(self._by_name)
+
+    def all(self) -> list[Agent]:
+        return list(self._by_name.values())
+
+    def get(self, name: str) -> Agent:
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise NotFound(f"no agent {name}") from None
+
+    def find(self, name: str) -> Agent | None:
+        return self._by_name.get(name)
+
+    def add(self, name: str) -> Agent:
+        with self._lock:
+            if name in self._by_name:
+                raise Exists(f"agent {name} exists")
+            agent = Agent(name, self._store.add_agent(name, asdict(Settings())))
+            self._by_name[name] = agent
+            return agent
+
+    def check(self, agent: Agent) -> None:
+        """A file opened before its agent was removed must not act on the next one of that name."""
+        if self._by_name.get(agent.name) is not agent:
+            raise NotFound(f"agent {agent.name} was removed")
+
+    def remove(self, agent: Agent) -> None:
+        with self._lock:
+            self.check(agent)
+            self._store.remove_agent(agent.id)
+            del self._by_name[agent.name]
+
+    def change(self, agent: Agent, **settings: Any) -> None:
+        with self._lock:
+            self.check(agent)
+            changed = replace(agent.settings, **settings)
+            self._store.save_agent(agent.id, asdict(changed))
+            agent.settings = changed
+
+
+def nice(text: str) -> int:
+    return whole(text, -20, 19, "nice (the least is first)")
+
+
+def system(text: str) -> str:
+    if len(text.encode()) > SYSTEM_BYTES_MAX:
+        raise BadValue(f"a system prompt has at most {SYSTEM_BYTES_MAX} bytes")
+    if "\0" in text:
+        raise BadValue("a system prompt holds no NUL bytes")
+    return text
+
+
+def params(text: str) -> dict[str, Any]:
+    """Sampling parameters as one JSON object; empty means the defaults."""
+    try:
+        raw = read_json(text or "{}")
+    except BadRequest as error:
+        raise BadValue(str(error)) from None
+    if not isinstance(raw, dict):
+        raise BadValue("params.json is one JSON object")
+    unknown = set(raw).difference(SAMPLING_KEYS)
+    if unknown:
+        raise BadValue(f"unknown key {min(unknown)!r}; keys are {', '.join(sorted(SAMPLING_KEYS))}")
+    try:
+        sampling(raw, Sampling())
+    except BadRequest as error:
+        raise BadValue(error.explanation) from None
+    return raw

@@ -1,0 +1,301 @@
+"""aiosctl: what an administrator or a user does often, in one word. It only reads and writes files of /aios.
+
+Every command is a few lines of shell; `--verbose` shows them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from aiosd import __version__
+from aiosd.access import audit
+from aiosd.cli import packaged, torch_install
+from aiosd.client import Failed, Files
+from aiosd.config.config import private_mount
+
+POLL_S = 0.1
+
+
+def main() -> int:
+    options = arguments().parse_args()
+    files = Files(options.mount or find_mount(), options.verbose)
+    try:
+        if options.served and not (files.root / "version").exists():
+            raise Failed(
+                f"{files.root}: aiosd is not running here; systemctl start aiosd, or name it with --mount"
+            )
+        options.run(files, options)
+    except Failed as error:
+        print(f"aiosctl: {error}", file=sys.stderr)
+        return error.status
+    except OSError as error:
+        print(
+            f"aiosctl: {error.filename or files.root}: {error.strerror}{reason(files, options)}",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def find_mount() -> Path:
+    """$AIOS, else /aios, else the private mount of this user."""
+    if "AIOS" in os.environ:
+        return Path(os.environ["AIOS"])
+    return private_mount() if not Path("/aios/version").exists() and os.getuid() else Path("/aios")
+
+
+def reason(files: Files, options: argparse.Namespace) -> str:
+    """The agent's own log says more than an errno."""
+    try:
+        last = (files.root / "agents" / options.agent / "log.jsonl").read_text().splitlines()[-1]
+        return ": " + str(json.loads(last)["message"])
+    except (AttributeError, OSError, IndexError, ValueError):
+        return ""
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aiosctl", description="Use /aios from the command line.")
+    parser.add_argument("--mount", type=Path, metavar="DIR", help="default $AIOS, else /aios")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the same as shell commands")
+    parser.add_argument("--version", action="version", version=f"aiosctl {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[Files, argparse.Namespace], None], about: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(run=run, served=True)
+        return sub
+
+    command("status", status, "how the daemon stands")
+    command("queue", queue, "who waits and runs")
+    command("agents", agents, "your agents and what they do")
+    command("models", models, "the models and their state")
+    ask_parser = command("ask", ask, "ask an agent, or a model with -m, and print the answer")
+    ask_parser.add_argument("-m", "--model", metavar="NAME", help="ask this model without an agent")
+    ask_parser.add_argument("agent", nargs="?", help="an agent; it is made when it does not exist")
+    ask_parser.add_argument("text", nargs="*", help="default: standard input")
+    command("log", log, "why an agent's requests were refused or failed").add_argument("agent")
+    command("cancel", cancel, "end an unfinished request").add_argument("id")
+    policy_parser = command("policy", policy, "show or switch the scheduling policy")
+    policy_parser.add_argument("name", nargs="?")
+    command("tools", tools, "the tools you may call")
+    access = command("access", pending, "irreversible calls that wait for your decision")
+    decisions = access.add_subparsers(metavar="DECISION")
+    for verb in ("allow", "deny"):
+        decision = decisions.add_parser(verb, help=f"{verb} one")
+        decision.add_argument("id")
+        if verb == "allow":
+            decision.add_argument("--always", action="store_true", help="all calls of its tool by its agent")
+        decision.set_defaults(run=decide, verb=verb, always=False)
+    logged = command("audit", audit_verify, "the audit log").add_subparsers(required=True)
+    logged.add_parser("verify", help="whether no line was changed or taken out").set_defaults(
+        run=audit_verify
+    )
+    trace_parser = command("trace", trace, "what each request did when, as JSON or as a picture")
+    trace_parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: svg, png or pdf")
+    served = command("mcp", mcp_serve, "the tree for an MCP client").add_subparsers(required=True)
+    mcp = served.add_parser("serve", help="your agents, contexts and tools, over standard input and output")
+    mcp.add_argument("--agent", default="", metavar="NAME", help="call tools through this agent")
+    mcp.set_defaults(run=mcp_serve)
+    packages = command("agent", packaged.show, "packaged agents, aios-agent(5)").add_subparsers(required=True)
+    run = packages.add_parser("run", help="run one in this process, as aios-agent@NAME.service does")
+    run.add_argument("package", metavar="NAME|FOLDER")
+    run.set_defaults(run=packaged.run, served=False)
+    check = packages.add_parser("check", help="whether its agent.toml is right")
+    check.add_argument("package", metavar="NAME|FOLDER")
+    check.set_defaults(run=packaged.check, served=False)
+    packages.add_parser("list", help="those of this machine").set_defaults(run=packaged.show, served=False)
+    engine = command("engine", torch_install.status, "the PyTorch of workers").add_subparsers(required=True)
+    install = engine.add_parser("install", help="another than the package's, for a machine with GPUs (root)")
+    kind = install.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--cuda", action="store_true", help="for NVIDIA GPUs: some 3 GB")
+    kind.add_argument("--cpu", action="store_true")
+    install.add_argument("pip", nargs="*", metavar="-- OPTION", help="more options of pip install")
+    install.set_defaults(run=torch_install.install, served=False)
+    engine.add_parser("status", help="which one").set_defaults(run=torch_install.status, served=False)
+    engine.add_parser("remove", help="back to the package's (root)").set_defaults(
+        run=torch_install.remove, served=False
+    )
+    model = command("model", models, "add, load, unload or remove a model").add_subparsers(required=True)
+    add = model.add_parser("add", help="serve a folder with a Hugging Face model")
+    add.add_argument("path", type=Path)
+    add.add_argument("--name", help="default: the folder's name")
+    add.set_defaults(run=model_add)
+    for verb in ("load", "unload", "remove"):
+        one = model.add_parser(verb)
+        one.add_argument("name")
+        one.set_defaults(run=model_verb, verb=verb)
+    return parser
+
+
+def status(files: Files, options: argparse.Namespace) -> None:
+    print(files.read("status"), end="")
+
+
+def queue(files: Files, options: argparse.Namespace) -> None:
+    print(files.read("scheduler/queue"), end="")
+
+
+def agents(files: Files, options: argparse.Namespace) -> None:
+    for name in files.names("agents"):
+        if os.access(files.root / "agents" / name, os.X_OK):
+            state = files.read(f"agents/{name}/state").strip()
+            usage = dict(line.split() for line in files.read(f"agents/{name}/usage").splitlines())
+            print(
+                f"{name:24} {state:8} {usage['requests']:>8} requests {usage['completion_tokens']:>10} tokens"
+            )
+
+
+def models(files: Files, options: argparse.Namespace) -> None:
+    for name in files.names("models"):
+        info = json.loads(files.read(f"models/{name}/info.json"))
+        print(
+            f"{name:24} {info['state']:10} {info['path']}" + (f"  {info['error']}" if "error" in info else "")
+        )
+
+
+def ask(files: Files, options: argparse.Namespace) -> None:
+    words = [*([options.agent] if options.model and options.agent else []), *options.text]
+    text = " ".join(words) or sys.stdin.read()
+    if options.model:
+        files.ask(f"models/{options.model}/llm", text)
+        return
+    if not options.agent:
+        raise Failed("name an agent, or a model with -m")
+    if not (files.root / "agents" / options.agent).exists():
+        files.make(f"agents/{options.agent}")
+    files.ask(f"agents/{options.agent}/syscall/llm", text)
+
+
+def log(files: Files, options: argparse.Namespace) -> None:
+    for line in files.read(f"agents/{options.agent}/log.jsonl").splitlines():
+        note = json.loads(line)
+        when = time.strftime("%F %T", time.localtime(note["time"]))
+        print(when, note.get("file") or f"request {note.get('request')}", note["message"], sep="  ")
+
+
+def cancel(files: Files, options: argparse.Namespace) -> None:
+    rows = [line.split() for line in files.read("scheduler/queue").splitlines()[1:]]
+    agent = next((row[3] for row in rows if row[0] == options.id), None)
+    if agent is None or agent == "-":
+        raise Failed(f"no unfinished request {options.id} of an agent; aiosctl queue shows them")
+    files.write(f"agents/{agent}/requests/{options.id}/ctl", "cancel")
+
+
+def policy(files: Files, options: argparse.Namespace) -> None:
+    if options.name:
+        files.write("scheduler/policy", options.name)
+        return
+    now = files.read("scheduler/policy").strip()
+    for name in files.read("scheduler/policies").split():
+        print(f"{'*' if name == now else ' '} {name}")
+
+
+def tools(files: Files, options: argparse.Namespace) -> None:
+    for name in files.names("tools"):
+        if os.access(files.root / "tools" / name / "call", os.W_OK):  # X_OK: the mount is noexec
+            function = json.loads(files.read(f"tools/{name}/schema.json"))["function"]
+            print(f"{name:24} {function['description']}")
+
+
+def pending(files: Files, options: argparse.Namespace) -> None:
+    for id in files.names("access/pending"):
+        folder = f"access/pending/{id}"
+        if os.access(files.root / folder, os.X_OK):
+            act = json.loads(files.read(f"{folder}/request.json"))
+            left_s = max(0, int(files.read(f"{folder}/expires")) - int(time.time()))
+            said = json.dumps(act["arguments"], ensure_ascii=False)
+            print(f"{id:>8}  {act['agent'] or '-'}  {act['tool']} {said}  ({left_s} s left)")
+
+
+def decide(files: Files, options: argparse.Namespace) -> None:
+    try:
+        files.write(
+            f"access/pending/{options.id}/decision", options.verb + (" always" if options.always else "")
+        )
+    except FileNotFoundError:
+        raise Failed(f"{options.id} does not wait; aiosctl access shows what does") from None
+
+
+def audit_verify(files: Files, options: argparse.Namespace) -> None:
+    with (files.root / "access/audit.jsonl").open("rb") as lines:
+        count, wrong = audit.verify(lines)
+    for one in wrong:
+        print(one)
+    if wrong:
+        raise Failed(f"the audit log of {count} lines is not whole")
+    print(f"{count} lines, each follows the one before it")
+
+
+def trace(files: Files, options: argparse.Namespace) -> None:
+    text = files.read("scheduler/trace.json")
+    if options.plot is None:
+        print(text, end="")
+        return
+    try:
+        from aiosd.cli.plot import plot
+
+        plot(json.loads(text), options.plot)
+    except ImportError:
+        raise Failed(
+            "drawing needs matplotlib: pip install aiosd[plot], or apt install python3-matplotlib"
+        ) from None
+    except ValueError as error:  # a suffix that is no format
+        raise Failed(f"{options.plot}: {error}") from None
+
+
+def mcp_serve(files: Files, options: argparse.Namespace) -> None:
+    try:
+        from aiosd.cli.mcp import serve
+    except ImportError:
+        raise Failed("this needs the MCP SDK: pip install 'aiosd[mcp]'") from None
+    if options.agent and not os.access(files.root / "agents" / options.agent, os.X_OK):
+        raise Failed(f"no agent {options.agent} of yours; mkdir {files.root}/agents/{options.agent} makes it")
+    serve(files.root, options.agent)
+
+
+def model_add(files: Files, options: argparse.Namespace) -> None:
+    path = options.path.resolve()
+    name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name)
+    if not (path / "config.json").is_file():
+        raise Failed(f"{path / 'config.json'}: no such file; name a folder with a Hugging Face model")
+    if not (files.root / "models" / name).exists():
+        files.make(f"models/{name}")
+    files.write(f"models/{name}/ctl", f"load {path}")
+    wait_for_model(files, name)
+
+
+def wait_for_model(files: Files, name: str) -> None:
+    began = time.monotonic()
+    while (state := (files.root / "models" / name / "state").read_text().strip()) == "loading":
+        if sys.stderr.isatty():
+            print(f"\r{name}: loading, {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
+        time.sleep(POLL_S)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    if state != "ready":
+        raise Failed(f"{name}: {json.loads(files.read(f'models/{name}/info.json')).get('error', state)}")
+    print(f"{name}: ready")
+
+
+def model_verb(files: Files, options: argparse.Namespace) -> None:
+    if options.verb == "remove":
+        files.remove(f"models/{options.name}")
+        return
+    files.write(f"models/{options.name}/ctl", options.verb)
+    if options.verb == "load":
+        wait_for_model(files, options.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

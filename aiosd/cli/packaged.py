@@ -1,0 +1,161 @@
+"""aiosctl agent: what aios-agent@NAME.service runs. It makes the agent by files of /aios,
+and becomes its program.
+
+Nothing here is privileged or hidden: mkdir, a few echo > and exec, which --verbose shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pwd
+import shlex
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from aiosd.agents import packaged
+from aiosd.agents.packaged import Package
+from aiosd.client import Failed, Files
+from aiosd.errors import ConfigError
+
+WRONG = 78  # EX_CONFIG of sysexits(3): the unit does not start again what stays wrong
+SERVED_S = 30.0  # to wait for /aios
+ENDED_S = 10.0  # to wait for the end of the agent's process before
+POLL_S = 0.1
+
+
+def run(files: Files, options: argparse.Namespace) -> NoReturn:
+    package = find(options.package)
+    wait_until_served(files)
+    claim(files, package)
+    configure(files, package)
+    execute(files, package)
+
+
+def check(files: Files, options: argparse.Namespace) -> None:
+    package = find(options.package)
+    print(f"{package.name}: {package.description}")
+
+
+def show(files: Files, options: argparse.Namespace) -> None:
+    for name, folder in packaged.names():
+        try:
+            about = packaged.read(folder, trusted=True).description
+        except ConfigError as error:
+            about = f"wrong: {error}"
+        print(f"{name:24} {folder}  {about}")
+
+
+def find(name: str) -> Package:
+    try:
+        return packaged.find(name)
+    except ConfigError as error:
+        raise Failed(error.explanation, WRONG) from None
+
+
+def wait_until_served(files: Files) -> None:
+    end, told = time.monotonic() + SERVED_S, False
+    while True:
+        with suppress(OSError):  # also that of a mount whose daemon has just ended
+            if (files.root / "version").read_text():
+                return
+        if not told:
+            print(f"aiosctl: waiting for aiosd at {files.root}", file=sys.stderr)
+            told = True
+        if time.monotonic() > end:
+            raise Failed(f"{files.root}: aiosd did not come within {SERVED_S:.0f} s; systemctl status aiosd")
+        time.sleep(POLL_S)
+
+
+def claim(files: Files, package: Package) -> None:
+    """Makes the agent, bound to this process from the start: whatever fails later, it goes again.
+
+    One that is there may be this user's own without a process, which is taken as it is; or that of a process
+    that has just ended, whose end aiosd hears of in a moment.
+    """
+    folder = f"agents/{package.name}"
+    end = time.monotonic() + ENDED_S
+    while True:
+        try:
+            files.make(folder)
+            break
+        except FileExistsError:
+            with suppress(FileNotFoundError):  # it went meanwhile
+                if free(files, folder, package, give_up=time.monotonic() > end):
+                    break
+            time.sleep(POLL_S)
+    files.write(f"{folder}/pid", str(os.getpid()))
+
+
+def free(files: Files, folder: str, package: Package, give_up: bool) -> bool:
+    path = files.root / folder
+    owner = path.stat().st_uid
+    if owner != os.geteuid():
+        raise Failed(
+            f"{path} is an agent of {user_name(owner)}: rmdir it as that user or as root, "
+            f"or give the folder {package.folder} another name"
+        )
+    pid = files.read(f"{folder}/pid").strip()
+    if pid and give_up:
+        raise Failed(f"{path} is the agent of process {pid}, which runs: end that first")
+    return not pid
+
+
+def user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def configure(files: Files, package: Package) -> None:
+    for name, text in package.settings.items():
+        path = f"agents/{package.name}/{name}"
+        try:
+            if name == "context":
+                with suppress(FileExistsError):
+                    files.make(f"contexts/{text}")
+            files.write(path, text)
+        except OSError as error:
+            raise Failed(f"{package.lines[name]}: {why(files, package, error)}") from None
+
+
+def why(files: Files, package: Package, error: OSError) -> str:
+    """The agent's own log says more than an errno."""
+    with suppress(OSError, IndexError, ValueError, KeyError):
+        lines = (files.root / f"agents/{package.name}/log.jsonl").read_text().splitlines()
+        return str(json.loads(lines[-1])["message"])
+    return f"{error.filename}: {error.strerror}"
+
+
+def execute(files: Files, package: Package) -> NoReturn:
+    """The process stays the same one, so the agent ends with the program."""
+    root, state = files.root.absolute(), state_folder(package.name).absolute()
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    environment = {
+        "AIOS": str(root),
+        "AIOS_AGENT": str(root / "agents" / package.name),
+        "AIOS_FOLDER": str(package.folder),
+        "STATE_DIRECTORY": str(state),
+    }
+    given = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
+    files.show(f"cd {shlex.quote(str(state))}; export {given}; exec {shlex.join(package.command)}")
+    os.chdir(state)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and what is executed would too
+    try:
+        os.execvpe(package.command[0], package.command, os.environ | environment)
+    except OSError as error:  # a script that names no interpreter, say
+        raise Failed(f"{package.command[0]}: {error.strerror}", WRONG) from None
+
+
+def state_folder(name: str) -> Path:
+    """systemd's StateDirectory=, else of an ordinary user."""
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return Path(given)
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(home) / "aios-agents" / name

@@ -1,0 +1,298 @@
+"""The configuration: aiosd.toml, then conf.d/*.toml in name order, then command-line options.
+
+A frozen `Config`; every key has a default, and an unknown or ill-typed one is an error that names
+file and line. Reads files, starts nothing. Called once at start and at each reload, main thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jsonschema
+from jsonschema.exceptions import best_match
+
+from aiosd.config import mcp
+from aiosd.config.endpoints import parse as parse_grant
+from aiosd.config.mcp import Server
+from aiosd.errors import BadValue, ConfigError
+
+DEFAULT_FILE = Path("/etc/aios/aiosd.toml")
+WORDS = {int: "a whole number", str: "text in quotes", bool: "true or false", float: "a number"}
+Section = TypeVar("Section")
+
+
+def at_least(low: int, default: int) -> Any:
+    return field(default=default, metadata={"low": low})
+
+
+def one_of(default: str, *choices: str) -> Any:
+    return field(default=default, metadata={"choices": choices})
+
+
+@dataclass(frozen=True)
+class Daemon:
+    mount: str = "/aios"
+    state: str = "/var/lib/aios"
+    group: str = "aios"  # group of agents/ and contexts/, where it exists
+    admin_group: str = "aios-admin"  # may, where it exists, what of models, workers and scheduler root may
+    log_level: str = one_of("info", "debug", "info", "notice", "warning", "error")
+    drain_s: int = 5  # what runs may go on for so long when the daemon is told to stop
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    policy: str = "fair"
+    policies: str = "/etc/aios/policies"  # the administrator's own, files with rank and preempt
+    quantum: int = at_least(1, 64)  # tokens a request may generate before another may take its place
+
+
+@dataclass(frozen=True)
+class Limits:
+    request_bytes: int = 4 << 20
+    queued_requests: int = 10_000
+    context_bytes: int = 8 << 20  # of the messages of one context
+    keep_requests: int = 100  # finished requests kept per agent
+    disk_reserve_bytes: int = 8 << 20  # a request is refused when less is free under the state folder
+    worker_deaths_per_request: int = 2
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Of one user; of one agent those marked so. In the tables of [quota] for some only what differs."""
+
+    queued_requests: int = 2_000  # also of an agent
+    running_requests: int = 0  # also of an agent; 0: as many as there is room for
+    tokens_per_minute: int = 0  # also of an agent; prompt and answer; 0: no bound
+    open_files: int = 4096  # below the mount; not of root
+    open_bytes: int = 64 << 20  # that they hold: what they were when they were opened
+    agents: int = 20_000
+    contexts: int = 20_000
+    tools: int = 100
+    kv_bytes: int = 4 << 30  # of KV of contexts, wherever it is
+    pending_bytes: int = 256 << 20  # of requests being written or waiting
+
+
+WHO = ("user", "group", "agent")
+OF_AGENTS = ("queued_requests", "running_requests", "tokens_per_minute")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    max_running: int = at_least(1, 64)  # requests in one batch of a worker
+    kv_bytes: int = at_least(1, 1 << 30)  # of KV in a worker
+    host_kv_bytes: int = 1 << 30  # of KV of conversations that left the workers, in the daemon's memory
+    disk_kv_bytes: int = 8 << 30  # and on disk
+    prefill_tokens: int = at_least(1, 512)  # prompt tokens computed beside the decodes of one step
+    threads: int = 0  # 0: one per CPU the worker may use
+    deterministic: bool = True  # answers do not depend on the batch, bit by bit (CPU, float32)
+    quantization: str = one_of("none", "none", "int8")
+    device: str = "auto"
+    device_table: str = ""  # a file with devices to believe instead of the machine's; for tests
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class ToolsConfig:
+    folder: str = "/etc/aios/tools.d"  # the administrator's own, beside the built-in ones
+    output_bytes: int = at_least(1, 1 << 20)  # that one call may print
+    work_bytes: int = at_least(1, 256 << 20)  # of the folder that an agent's tools work in
+    pending_s: int = at_least(1, 600)  # how long a call waits for a decision
+    credentials: str = "/etc/aios/credentials"  # a folder: secrets that manifests name
+    notify: str = ""  # a program that tells somebody of each call that waits
+    network: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # host:port each tool reaches besides
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    path: str
+    replicas: int = at_least(1, 1)
+    default: bool = False
+    devices: tuple[str, ...] = ()  # a worker on each; "A,B" spans both; none: the daemon places them
+    memory_fraction: float = 1.0  # of each device that a worker is on
+
+
+@dataclass(frozen=True)
+class Config:
+    daemon: Daemon = field(default_factory=Daemon)
+    scheduler: Scheduling = field(default_factory=Scheduling)
+    limits: Limits = field(default_factory=Limits)
+    quota: Quota = field(default_factory=Quota)
+    quotas: Mapping[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)  # ("user", "ada")
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
+    models: Mapping[str, ModelConfig] = field(default_factory=dict)
+    mcp: Mapping[str, Server] = field(default_factory=dict)
+
+
+def load(file: Path | None) -> Config:
+    """`file` None: the system's file if it exists. A file that was named must exist."""
+    config = Config()
+    if file is None:
+        file = DEFAULT_FILE
+    if file is not DEFAULT_FILE or file.exists():
+        config = _merge(config, file)
+    for extra in sorted(file.parent.glob("conf.d/*.toml")):
+        config = _merge(config, extra)
+    return config
+
+
+def _merge(config: Config, file: Path) -> Config:
+    try:
+        text = file.read_text()
+        tables = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}", "name a readable file with --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+    source = Source(file, text)
+    changed: dict[str, Any] = {}
+    sections = [name for name in _fields(Config) if name != "quotas"]
+    for name, table in tables.items():
+        if name not in sections:
+            raise ConfigError(
+                f"{source.at([name])}: unknown section [{name}]", f"sections are {', '.join(sections)}"
+            )
+        if not isinstance(table, dict):
+            raise ConfigError(f"{source.at([name])}: {name} is a section: write [{name}]")
+        if name == "quota":
+            some = {kind: table.pop(kind) for kind in WHO if kind in table}
+            changed["quotas"] = {**config.quotas, **_quotas(source, some)}
+        if name == "tools" and "network" in table:
+            grants = {**config.tools.network, **_grants(source, table.pop("network"))}
+            config = dataclasses.replace(config, tools=dataclasses.replace(config.tools, network=grants))
+        if name == "models":
+            changed[name] = {
+                **config.models,
+                **{key: _model(source, key, value) for key, value in table.items()},
+            }
+        elif name == "mcp":
+            changed[name] = {**config.mcp, **{key: _server(source, key, t) for key, t in table.items()}}
+        else:
+            changed[name] = _section(source, [name], getattr(config, name), table)
+    return dataclasses.replace(config, **changed)
+
+
+def _model(source: Source, name: str, table: object) -> ModelConfig:
+    where = ["models", name]
+    if not isinstance(table, dict) or "path" not in table:
+        raise ConfigError(f"{source.at(where)}: a model needs a path", f'[models.{name}] path = "/folder"')
+    devices = table.pop("devices", [])
+    if not isinstance(devices, list) or not all(isinstance(word, str) for word in devices):
+        at = source.at([*where, "devices"])
+        raise ConfigError(f"{at}: devices is to be a list of texts", 'devices = ["gpu0"]')
+    if type(table.get("memory_fraction")) is int:
+        table["memory_fraction"] = float(table["memory_fraction"])
+    model = _section(source, where, ModelConfig(path="", devices=tuple(devices)), table)
+    if not 0 < model.memory_fraction <= 1:
+        raise ConfigError(f"{source.at([*where, 'memory_fraction'])}: memory_fraction is above 0, at most 1")
+    return model
+
+
+def _server(source: Source, name: str, table: object) -> Server:
+    where = ["mcp", name]
+    if not re.fullmatch(mcp.NAME, name):
+        raise ConfigError(f"{source.at(where)}: a server's name is 1 to 32 of A-Z a-z 0-9 _ -")
+    if not isinstance(table, dict):
+        raise ConfigError(f"{source.at(where)}: write [mcp.{name}]")
+    if wrong := best_match(jsonschema.Draft202012Validator(mcp.SCHEMA).iter_errors(table)):
+        key = wrong.absolute_path[0] if wrong.absolute_path else min(table.keys() - mcp.SCHEMA["properties"])
+        raise ConfigError(f"{source.at([*where, str(key)])}: {key}: {wrong.message}", "see aiosd.toml(5)")
+    try:
+        return mcp.server(name, table)
+    except ValueError as error:
+        hint = 'command = ["/usr/bin/NAME"], or url = "http://HOST:PORT/mcp"'
+        raise ConfigError(f"{source.at(where)}: {error}", hint) from None
+
+
+def _quotas(source: Source, some: dict[str, Any]) -> dict[tuple[str, str], Mapping[str, int]]:
+    """[quota.user.NAME], [quota.group.NAME] and [quota.agent.NAME]."""
+    found: dict[tuple[str, str], Mapping[str, int]] = {}
+    for kind, by_name in some.items():
+        where = ["quota", kind]
+        if not isinstance(by_name, dict) or not all(isinstance(t, dict) for t in by_name.values()):
+            raise ConfigError(f"{source.at(where)}: write [quota.{kind}.NAME]")
+        for name, table in by_name.items():
+            _section(source, [*where, name], Quota(), table)
+            wrong = table.keys() - OF_AGENTS if kind == "agent" else ()
+            if wrong:
+                at = source.at([*where, name, min(wrong)])
+                raise ConfigError(
+                    f"{at}: {min(wrong)} is not of an agent", f"keys are {', '.join(OF_AGENTS)}"
+                )
+            found[kind, name] = table
+    return found
+
+
+def _grants(source: Source, by_tool: object) -> dict[str, tuple[str, ...]]:
+    """[tools.network]: for each tool a list of host:port."""
+    where = ["tools", "network"]
+    if not isinstance(by_tool, dict):
+        raise ConfigError(f"{source.at(where)}: network is a section: write [tools.network]")
+    for tool, grants in by_tool.items():
+        at = source.at([*where, tool])
+        if not isinstance(grants, list) or not all(isinstance(grant, str) for grant in grants):
+            raise ConfigError(f"{at}: {tool} is to be a list of texts", f'{tool} = ["example.org:443"]')
+        try:
+            for grant in grants:
+                parse_grant(grant)
+        except BadValue as error:
+            raise ConfigError(f"{at}: {error.explanation}") from None
+    return {tool: tuple(grants) for tool, grants in by_tool.items()}
+
+
+def _section(source: Source, where: list[str], now: Section, table: dict[str, Any]) -> Section:
+    known = _fields(type(now))
+    rules = {f.name: f.metadata for f in dataclasses.fields(type(now))}  # type: ignore[arg-type]
+    for key, value in table.items():
+        at = source.at([*where, key])
+        if key not in known:
+            raise ConfigError(f"{at}: unknown key {key!r}", f"keys of this section are {', '.join(known)}")
+        if type(value) is not known[key]:
+            raise ConfigError(f"{at}: {key} is to be {WORDS[known[key]]}, not {value!r}")
+        if value not in rules[key].get("choices", (value,)):
+            raise ConfigError(f"{at}: {key} is one of {', '.join(rules[key]['choices'])}, not {value!r}")
+        if type(value) is int and value < rules[key].get("low", 0):
+            raise ConfigError(f"{at}: {key} is at least {rules[key].get('low', 0)}")
+    return dataclasses.replace(now, **table)  # type: ignore[type-var]
+
+
+def _fields(section: type[Any]) -> dict[str, type[Any]]:
+    hints = typing.get_type_hints(section)
+    return {f.name: hints[f.name] for f in dataclasses.fields(section)}
+
+
+class Source:
+    """Finds the line of a key: tomllib keeps no positions, and an error without a line is half an error."""
+
+    def __init__(self, file: Path, text: str) -> None:
+        self._file, self._lines = file, text.splitlines()
+
+    def at(self, path: list[str]) -> str:
+        section, wanted = "", ".".join(path)
+        for number, line in enumerate(self._lines, 1):
+            bare = line.strip()
+            if bare.startswith("["):
+                section = bare.strip("[] ").replace('"', "")
+                if section == wanted:
+                    return f"{self._file}:{number}"
+                continue
+            key = bare.partition("=")[0].strip().strip('"')
+            if key and wanted in (f"{section}.{key}".lstrip("."), key):
+                return f"{self._file}:{number}"
+        return str(self._file)
+
+
+def private_mount() -> Path:
+    """Of an ordinary user: in the runtime folder, else in the home folder; never where others may write."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return Path(runtime) / "aios" if os.access(runtime, os.W_OK) else Path.home() / ".aios"

@@ -1,0 +1,53 @@
+"""What config.json says, by transformers' own classes: defaults, older spellings, errors of its fields.
+
+Without `from __future__ import annotations`: `strict` checks against the types themselves.
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from aiosd.cores.engine.folder import Folder
+from aiosd.errors import ModelError
+
+
+@strict
+class LlamaConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+    """As transformers' of that name, whose module imports a thousand others: most of a worker's start."""
+
+    model_type = "llama"
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, Any] | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    head_dim: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+
+
+def read(folder: Folder) -> PreTrainedConfig:
+    """Raises ModelError."""
+    reader = LlamaConfig if folder.config["model_type"] == "llama" else AutoConfig
+    try:
+        return reader.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001  configuration classes raise whatever their fields provoke
+        why = " ".join(str(error).split())[:300]
+        if "auto_map" in folder.config:
+            why = "it is known only to code in the model's own folder, and such code is never run"
+        raise ModelError(
+            f"{folder.path / 'config.json'}: model_type {folder.config['model_type']!r}: {why}",
+            "use a model that transformers itself knows, or a newer transformers",
+        ) from None

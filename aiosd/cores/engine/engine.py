@@ -1,0 +1,413 @@
+"""Continuous batching: add requests, call step() until idle, read the outputs.
+
+A request's tokens depend on the model, its prompt and its sampling alone, never on its neighbours, on
+the prefix cache or on having been removed and added again. One thread; knows no files, users or clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Tokens
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aiosd.cores.engine import sampler
+from aiosd.cores.engine.conversations import Conversations, Snapshot
+from aiosd.cores.engine.core import KV, Batch, Segment
+from aiosd.cores.engine.kv import BLOCK, BlockPool, root
+from aiosd.cores.engine.model import Model
+from aiosd.cores.engine.sampler import Row, TokenLogprob
+from aiosd.cores.engine.sequence import Output, Sequence
+from aiosd.cores.engine.text import TextStream
+from aiosd.errors import BadRequest, ModelError, TooLong
+from aiosd.syscall.sampling import Sampling
+
+Plan = list[tuple[Sequence, int]]  # who gets how many of its pending tokens computed in a step
+
+
+class Engine:
+    def __init__(
+        self, model: Model, *, kv_bytes: int, max_running: int = 64, prefill_tokens: int = 512
+    ) -> None:
+        self.model = model
+        self.core = model.core
+        blocks = kv_bytes // (BLOCK * model.kv_bytes_per_token)
+        if blocks == 0:
+            raise TooLong(
+                f"{kv_bytes} bytes of KV memory hold no block of {BLOCK} tokens",
+                f"give at least {BLOCK * model.kv_bytes_per_token} bytes",
+            )
+        try:
+            self._kv = self.core.reserve(blocks)
+        except (RuntimeError, OSError, OverflowError) as error:  # as the device's memory has it
+            why = str(error).splitlines()[0]
+            raise ModelError(
+                f"no room for {kv_bytes} bytes of KV: {why}", "give the worker less KV memory"
+            ) from None
+        self.pool = BlockPool(blocks)
+        self.conversations = Conversations(self.core, self._kv, self.pool)
+        self.max_running = max_running
+        self.prefill_tokens = max(prefill_tokens, self.core.chunk)
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # oldest first
+        self._parked: dict[int, Sequence] = {}  # preempted, with their KV while nobody needs the room
+        self._ended: list[Output] = []  # to be told at the next step
+        self._steps = self._generated = self._hits = 0
+
+    def add(
+        self,
+        id: int,
+        prompt: list[int],
+        sampling: Sampling,
+        *,
+        owner: str,
+        resume: Tokens[int] = (),
+        context: int = 0,
+        embed: bool = False,
+        grammar: str = "",
+    ) -> None:
+        """`resume`: tokens of the answer made earlier; they are not emitted again. `context`: the
+        conversation whose turn this is, and whose KV is kept when it ends; 0: none. `embed`: no answer is
+        wanted but the direction of the prompt's mean final hidden state (Output.embedding). `grammar`: of the
+        answer (aiosd.syscall.grammar); empty: none.
+
+        Raises TooLong, and BadRequest for what are no tokens of this model, for a grammar that cannot be used
+        and for a `resume` that does not fit it.
+        """
+        self._check_length(len(prompt))
+        if not prompt or not all(0 <= t < self.model.vocab_size for t in (*prompt, *resume)):
+            raise BadRequest(f"the prompt is empty or has tokens outside of 0 to {self.model.vocab_size - 1}")
+        assert all(s.id != id for s in self._everyone())
+        parked = self._parked.pop(id, None)
+        if parked and parked.tokens == [*prompt, *resume] and parked.same_as(sampling, root(owner), grammar):
+            parked.context = context
+            self._waiting.append(parked)
+            return
+        if parked:
+            self._strip(parked)
+        stream = TextStream(self.model.vocabulary, sampling.stop, sampling.min_tokens)
+        seq = Sequence(
+            id,
+            list(prompt),
+            len(prompt),
+            sampling,
+            self.model.context_length,
+            self.model.eos,
+            stream,
+            root(owner),
+            context=context,
+            constraint=self.model.constraints.make(grammar) if grammar else None,
+            pooled=np.zeros(1) if embed else None,
+        )
+        for token in resume:
+            if not seq.finish:
+                seq.accept(token)
+        if seq.finish:  # it had ended, and only the news of it was lost
+            self._ended.append(Output(id, finish=seq.finish, prompt_tokens=seq.prompt))
+        elif sampling.max_tokens <= 0:
+            self._ended.append(Output(id, finish="length", prompt_tokens=seq.prompt))
+        elif seq.blocks_for(len(seq.tokens)) > self.pool.total:
+            self._ended.append(Output(id, text=stream.flush(), finish="length", prompt_tokens=seq.prompt))
+        else:
+            self._waiting.append(seq)
+
+    def remove(self, id: int, keep: bool = True) -> None:
+        """Preempt, or without `keep` cancel, between two steps. Unknown ids (it has ended) are ignored."""
+        for seq in self._everyone():
+            if seq.id == id and keep and seq in self._running:
+                self._running.remove(seq)
+                self._keep(seq)
+                self._parked[id] = seq
+            elif seq.id == id:
+                seq.context = seq.context if keep else 0
+                self._leave(seq)
+        self._ended = [o for o in self._ended if o.id != id]
+
+    def step(self) -> list[Output]:
+        """One forward pass over everything that can run; what it brought."""
+        self._admit()
+        plan = self._decodes()
+        plan += self._prefills(self.prefill_tokens - len(plan))
+        ended, self._ended = self._ended, []
+        if not plan:
+            return ended
+        rows, states = self.core.forward(self._batch(plan), self._kv)
+        return ended + self._advance(plan, rows.numpy(), states.numpy())
+
+    def snapshot(self, context: int) -> Snapshot | None:
+        """What is computed of a conversation, also in the middle of its turn."""
+        for seq in self._running:
+            if seq.context == context:
+                self._keep(seq)
+        return self.conversations.snapshot(context)
+
+    def restore(self, context: int, owner: str, tokens: list[int], prompt: int, kv: KV) -> int:
+        """The other way; gives the number of tokens whose KV found room. Raises BadSnapshot, BadRequest."""
+        if not all(0 <= t < self.model.vocab_size for t in tokens):
+            raise BadRequest(f"the file has tokens outside of 0 to {self.model.vocab_size - 1}")
+        blocks = kv[0].shape[self.core.kv_block_dim] if kv and kv[0].dim() > self.core.kv_block_dim else 0
+        self._make_room(blocks, self._busy)
+        return self.conversations.restore(context, owner, tokens, prompt, kv)
+
+    @property
+    def idle(self) -> bool:
+        return not (self._waiting or self._running or self._ended)
+
+    @property
+    def stats(self) -> dict[str, int]:
+        block_bytes = BLOCK * self.model.kv_bytes_per_token
+        return {
+            "running": len(self._running),
+            "waiting": len(self._waiting),
+            "steps": self._steps,
+            "generated_tokens": self._generated,
+            "prefix_hit_tokens": self._hits,
+            "kv_blocks_used": self.pool.held,
+            "kv_blocks_total": self.pool.total,
+            "kv_bytes_used": self.pool.held * block_bytes,
+            "kv_bytes_total": self.pool.total * block_bytes,
+        }
+
+    # --- who runs ---
+
+    def _admit(self) -> None:
+        """First come, first served, except that who shares a prefix with someone in prefill waits for it."""
+        coming = {k for s in self._running if s.pending > 1 for k in s.keys[s.published :]}
+        for seq in list(self._waiting):
+            if len(self._running) >= self.max_running:
+                return
+            keys = seq.full_keys(self.core.chunk)
+            if coming and self.pool.first_missing(keys) in coming:
+                continue
+            if not self._place(seq):
+                return
+            self._waiting.remove(seq)
+            self._running.append(seq)
+            coming.update(keys[seq.published :])
+
+    def _place(self, seq: Sequence) -> bool:
+        """Take cached blocks and new ones for all known tokens; False, and nothing taken, if they lack."""
+        if seq.blocks:
+            return self._continue(seq)
+        keys = seq.full_keys(self.core.chunk)[: (len(seq.tokens) - 1) // BLOCK]
+        found = self.pool.find(keys) if seq.pooled is None else []  # of these every state is needed
+        usable = self._reusable(seq, len(found) * BLOCK) // BLOCK
+        self.pool.release(found[usable:])
+        need = seq.blocks_for(len(seq.tokens)) - usable
+        room = need + len(self._running)
+        for busy in (self._busy | {seq.context}, self._busy):  # its own, when nothing else helps
+            self._make_room(room, busy, seq)
+        # One block ahead for each that runs: who is admitted should not push out somebody at once.
+        if self.pool.available < need + len(self._running):
+            self.pool.release(found[:usable])
+            return False
+        seq.blocks.extend(found[:usable])
+        seq.published = usable
+        seq.cached = seq.computed = usable * BLOCK
+        self._hits += seq.cached
+        for _ in range(need):
+            self._extend(seq)
+        return True
+
+    def _continue(self, seq: Sequence) -> bool:
+        """One that was parked has its blocks still."""
+        need = seq.blocks_for(len(seq.tokens)) - len(seq.blocks)
+        self._make_room(need + len(self._running), self._busy | {seq.context}, seq)
+        if self.pool.available < need + len(self._running):
+            self._strip(seq)
+            return self._place(seq)
+        for _ in range(need):
+            self._extend(seq)
+        return True
+
+    def _make_room(self, blocks: int, busy: set[int], but: Sequence | None = None) -> None:
+        """First those go that were preempted, the oldest first, then conversations."""
+        holding = [*self._parked.values(), *(s for s in reversed(self._waiting) if s is not but and s.blocks)]
+        for seq in holding:
+            if self.pool.available >= blocks:
+                return
+            self._parked.pop(seq.id, None)
+            self._strip(seq)
+        self.conversations.make_room(blocks, busy)
+
+    def _strip(self, seq: Sequence) -> None:
+        """Its KV goes; what others can find of it may still be found."""
+        self.pool.release(seq.blocks)
+        seq.blocks = seq.blocks[:0]
+        seq.computed = seq.published = 0
+        if seq.pooled is not None:
+            seq.pooled = np.zeros(1)
+
+    def _reusable(self, seq: Sequence, found: int) -> int:
+        """With a chunk, prefill may only begin at one of its multiples (Sequence.full_keys)."""
+        chunk = self.core.chunk
+        return found if chunk == 1 or found >= seq.prompt else found // chunk * chunk
+
+    def _decodes(self) -> Plan:
+        plan: Plan = []
+        for seq in list(self._running):
+            if seq.decoding and self._grow(seq):
+                plan.append((seq, 1))
+        return plan
+
+    def _prefills(self, budget: int) -> Plan:
+        plan: Plan = []
+        chunk = self.core.chunk
+        budget = max(budget, chunk, BLOCK)
+        for seq in self._running:
+            if seq.decoding:
+                continue
+            n = min(seq.pending, budget)
+            if seq.computed + n < seq.prompt:  # stop at a multiple of the chunk
+                n = (seq.computed + n) // chunk * chunk - seq.computed
+            if n > 0:
+                plan.append((seq, n))
+                budget -= n
+            if budget <= 0:
+                break
+        return plan
+
+    # --- KV ---
+
+    def _extend(self, seq: Sequence) -> bool:
+        block = self.pool.allocate()
+        if block is not None:
+            seq.blocks.append(block)
+        return block is not None
+
+    def _grow(self, seq: Sequence) -> bool:
+        """Room for one more token, at the cost of the youngest; False when seq itself had to go."""
+        while len(seq.blocks) * BLOCK <= seq.computed:
+            if seq not in self._running:
+                return False
+            self._make_room(1, self._busy)
+            if not self._extend(seq):
+                self._push_out(self._running[-1])
+        return seq in self._running
+
+    def _push_out(self, seq: Sequence) -> None:
+        alone = len(self._running) == 1
+        text = seq.stream.flush() if alone else ""
+        self._leave(seq)
+        self._ended.append(
+            Output(
+                seq.id,
+                text=text,
+                finish="length" if alone else "preempted",
+                prompt_tokens=seq.prompt,
+                cached_tokens=seq.cached,
+            )
+        )
+
+    @property
+    def _busy(self) -> set[int]:
+        """Those that run. Of those that wait KV may go: it comes back, or is computed again."""
+        return {seq.context for seq in self._running}
+
+    def _keep(self, seq: Sequence) -> None:
+        """A turn that was cut off in its prefill has less than its conversation had before."""
+        if seq.context and (seq.finish or seq.computed >= seq.prompt):
+            self.conversations.keep(seq.context, seq.tokens, seq.prompt, seq.keys[: seq.published])
+
+    def _leave(self, seq: Sequence) -> None:
+        if seq in self._running:
+            self._running.remove(seq)
+            self._keep(seq)
+            self.pool.release(seq.blocks)
+            seq.blocks = seq.blocks[:0]
+        else:
+            self._waiting.remove(seq)
+            self._strip(seq)
+
+    # --- one step ---
+
+    def _batch(self, plan: Plan) -> Batch:
+        batch = Batch([], [], [])
+        for seq, n in plan:
+            batch.segments.append(Segment(seq.blocks, seq.computed, n, seq.prompt))
+            batch.tokens += seq.tokens[seq.computed : seq.computed + n]
+            if seq.pooled is not None:
+                batch.states += range(len(batch.tokens) - n, len(batch.tokens))
+            elif n == seq.pending:
+                batch.rows.append(len(batch.tokens) - 1)
+        return batch
+
+    def _advance(self, plan: Plan, rows: Row, states: Row) -> list[Output]:
+        """Book the computed KV, draw the next token of everyone whose tokens are all in it."""
+        outputs = []
+        greedy = np.argmax(rows, axis=1).tolist() if len(rows) else []
+        row = 0
+        for seq, n in plan:
+            seq.computed += n
+            self._publish(seq)
+            if seq.pooled is not None:
+                for state in states[:n]:  # one after the other: the same sum however the prompt was cut
+                    seq.pooled = seq.pooled + state
+                states = states[n:]
+                if seq.pending == 0:
+                    outputs.append(self._embedded(seq, seq.pooled))
+            elif seq.pending == 0:
+                outputs.append(self._drawn(seq, rows[row], greedy[row]))
+                row += 1
+        self._steps += 1
+        self._generated += len(outputs)
+        return outputs
+
+    def _drawn(self, seq: Sequence, logits: Row, likeliest: int) -> Output:
+        try:
+            return self._draw(seq, logits, likeliest)
+        except BadRequest as error:  # a grammar has become too much: that of one request
+            seq.finish = "failed"
+            self._leave(seq)
+            return Output(seq.id, finish="failed", prompt_tokens=seq.prompt, error=error)
+
+    def _draw(self, seq: Sequence, logits: Row, likeliest: int) -> Output:
+        s, allowed = seq.sampling, seq.allowed()
+        free = not seq.banned if allowed is None else bool(allowed[likeliest])
+        if s.temperature <= 0.0 and free:
+            token = likeliest
+        else:
+            token = sampler.choose(logits, s, seq.generated, seq.banned, allowed)
+        logprobs: tuple[TokenLogprob, ...] | None = None
+        if s.logprobs is not None:
+            logprobs = (sampler.logprob(logits, token, s.logprobs),)
+        text = seq.accept(token)
+        if seq.finish:
+            self._leave(seq)
+        return Output(seq.id, (token,), text, logprobs, seq.finish, seq.prompt, seq.cached)
+
+    def _embedded(self, seq: Sequence, pooled: NDArray[np.float64]) -> Output:
+        """The mean of the final hidden states, which has the direction of their sum."""
+        seq.finish = "stop"
+        self._leave(seq)
+        length = float(np.linalg.norm(pooled))
+        # numbers that overflowed have no direction; JSON has no word for them
+        vector = (pooled / length if 0 < length < np.inf else np.zeros_like(pooled)).astype(np.float32)
+        return Output(
+            seq.id, finish="stop", prompt_tokens=seq.prompt, embedding=tuple(float(str(x)) for x in vector)
+        )
+
+    def _publish(self, seq: Sequence) -> None:
+        full = seq.computed // BLOCK
+        if full > seq.published:
+            keys = seq.full_keys(self.core.chunk)
+            for i in range(seq.published, full):
+                self.pool.publish(seq.blocks[i], keys[i])
+            seq.published = full
+
+    def _everyone(self) -> list[Sequence]:
+        return [*self._running, *self._waiting]
+
+    def _check_length(self, prompt: int) -> None:
+        limit, room = self.model.context_length, self.pool.total * BLOCK
+        if prompt + 1 > limit:
+            raise TooLong(
+                f"the prompt has {prompt} tokens and the model's context holds {limit}",
+                "shorten the prompt, or use a model with a longer context",
+            )
+        if prompt + 1 > room:
+            raise TooLong(
+                f"the prompt has {prompt} tokens and the KV memory holds {room}",
+                "shorten the prompt, or give the worker more KV memory",
+            )

@@ -1,0 +1,176 @@
+"""A loaded model: its vocabulary, its limits, and the core that runs it.
+
+load() decides which core: the fused one (C++, CPU float32), plain torch for the Llama family, or
+transformers' own modules for everything else. Never runs code from a model's folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aiosd.cores.engine.config import read
+from aiosd.cores.engine.constraint import Constraints
+from aiosd.cores.engine.core import Core
+from aiosd.cores.engine.family import read_weights, spec_of
+from aiosd.cores.engine.folder import Folder
+from aiosd.cores.engine.fused import FusedLlama
+from aiosd.cores.engine.kv import BLOCK
+from aiosd.cores.engine.llama import TorchLlama
+from aiosd.cores.engine.ops import library
+from aiosd.cores.engine.vocabulary import Vocabulary
+from aiosd.errors import ModelError
+from aiosd.syscall import grammar
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Model:
+    name: str
+    identity: str  # hash of configuration, vocabulary and weights
+    context_length: int
+    vocab_size: int
+    vocabulary: Vocabulary
+    core: Core
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.vocabulary.hf
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.core.kv_bytes_per_token
+
+    @property
+    def kv_layout(self) -> str:
+        """Two engines of one model can exchange KV when this is the same."""
+        info = self.core.info
+        device = str(info["device"]).partition(":")[0]
+        exact = "exact" if info["exact"] else "loose"
+        return f"{info['path']} {info['dtype']} {info.get('quantization', 'none')} {device} {exact} {BLOCK}"
+
+    @property
+    def kv_shapes(self) -> list[tuple[str, list[int]]]:
+        """Dtype and shape of each KV tensor, with the dimension that counts blocks as -1."""
+        dim = self.core.kv_block_dim
+        return [
+            (str(t.dtype).removeprefix("torch."), [*t.shape[:dim], -1, *t.shape[dim + 1 :]])
+            for t in self.core.reserve(1)
+        ]
+
+    @property
+    def eos(self) -> frozenset[int]:
+        return self.vocabulary.eos
+
+    @cached_property
+    def constraints(self) -> Constraints:
+        return Constraints(self.vocabulary, self.vocab_size)
+
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
+        return self.vocabulary.render(messages, tools)
+
+    def encode(self, text: str) -> list[int]:
+        return self.vocabulary.encode(text)
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.vocabulary.decode(tokens)
+
+
+def load(
+    path: Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    threads: int | None = None,
+    core: str = "auto",
+    deterministic: bool = True,
+    quantization: str = "none",
+) -> Model:
+    """`device`: cpu, cuda, cuda:N, or auto (accelerate spreads the model over all GPUs).
+
+    `dtype`: auto is float32 on the CPU, what the weights are in or else bfloat16 on a GPU. `threads`: for the
+    process, since torch has one pool; idle ones sleep (OMP_WAIT_POLICY, team.h). `core`: auto, or fused,
+    torch, foreign to insist on one, as tests and benchmarks do. `info["exact"]` of the result says whether
+    answers are free of the batch bit by bit: on the CPU in float32, if `deterministic`. `quantization`: none,
+    or int8 for weights of 8 bits with a scale for each output (fused core only).
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    _check_device(device)
+    folder = Folder(Path(path))
+    config = read(folder)
+    vocabulary = Vocabulary(folder.path, folder.config, config)
+    made = _core(folder, config, device, _dtype(dtype, device, config), core, deterministic, quantization)
+    text = config.get_text_config()
+    info = {
+        "architecture": (config.architectures or [config.model_type])[0],
+        "parameters": folder.parameters,
+        **made.info,
+        "tool_calls": grammar.style(str(vocabulary.template)) or "unknown",
+    }
+    return Model(
+        folder.path.resolve().name,
+        folder.identity(),
+        int(text.max_position_embeddings),
+        int(text.vocab_size),
+        vocabulary,
+        made,
+        info,
+    )
+
+
+def _check_device(device: str) -> None:
+    try:
+        if device != "auto":
+            torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ModelError(f"device {device!r}: {why}", "use cpu, cuda:N, or auto for all GPUs") from None
+
+
+def _dtype(name: str, device: str, config: Any) -> torch.dtype:
+    if name == "auto":
+        stored = getattr(config, "dtype", None)
+        return torch.float32 if device == "cpu" or not isinstance(stored, torch.dtype) else stored
+    made = getattr(torch, name, None)
+    if not isinstance(made, torch.dtype) or not made.is_floating_point:
+        raise ModelError(f"dtype {name!r} is not one", "use auto, float32, bfloat16 or float16")
+    return made
+
+
+def _core(
+    folder: Folder,
+    config: Any,
+    device: str,
+    dtype: torch.dtype,
+    wanted: str,
+    deterministic: bool,
+    quantization: str,
+) -> Core:
+    if quantization != "none":
+        wanted = "fused"
+    spec = spec_of(config)
+    if spec is None or wanted == "foreign" or device == "auto":
+        if wanted in ("fused", "torch"):
+            raise ModelError(
+                f"{folder.path}: no own forward pass for this architecture", "no core or quantization then"
+            )
+        from aiosd.cores.engine.foreign import Foreign
+
+        return Foreign(folder, config, device, dtype, deterministic)
+    weights = read_weights(folder, spec, torch.device(device), dtype)
+    if wanted != "torch" and device == "cpu" and dtype == torch.float32 and (lib := library()) is not None:
+        return FusedLlama(spec, weights, lib, torch.get_num_threads(), quantization)
+    if wanted == "fused":
+        raise ModelError(
+            "the fused operations are not usable here: they need a CPU and float32",
+            "build them with `python -m aiosd.cores.engine.build`, or use no quantization",
+        )
+    return TorchLlama(spec, weights, deterministic)

@@ -1,0 +1,60 @@
+"""One request, decoded so plainly that it is obviously right: the oracle of the engine.
+
+The whole prefix is computed again for every token, sorting is Python's, the whole text is decoded every
+time. Shares nothing with the fast path but the random numbers and the vocabulary. For tests only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from aiosd.cores.engine.sampler import uniform
+from aiosd.cores.engine.text import Codec
+from aiosd.syscall.sampling import Sampling
+
+Logits = Callable[[list[int]], list[float]]  # of the token after these
+
+
+def decode_one(
+    logits: Logits, codec: Codec, eos: frozenset[int], prompt: list[int], sampling: Sampling, context: int
+) -> tuple[list[int], str, str]:
+    """Tokens, text and finish reason of the answer."""
+    answer: list[int] = []
+    while True:
+        row = logits(prompt + answer)
+        if len(answer) < sampling.min_tokens:
+            row = [-math.inf if t in eos else x for t, x in enumerate(row)]
+        answer.append(draw(row, sampling, len(answer)))
+        text = codec.decode(answer)
+        watched = len(codec.decode(answer[: sampling.min_tokens]).rstrip("\ufffd"))
+        hits = [at for at in (text.find(s, watched) for s in sampling.stop) if at >= 0]
+        if hits and len(answer) > sampling.min_tokens:
+            return answer, text[: min(hits)], "stop"
+        if answer[-1] in eos and not sampling.ignore_eos:
+            return answer, text, "stop"
+        if len(answer) >= sampling.max_tokens or len(prompt) + len(answer) >= context:
+            return answer, text, "length"
+
+
+def draw(row: list[float], sampling: Sampling, index: int) -> int:
+    ranked = sorted(range(len(row)), key=lambda t: (-row[t], t))
+    if sampling.temperature == 0:
+        return ranked[0]
+    plain = not 0 < sampling.top_k < len(row) and sampling.top_p >= 1
+    if sampling.top_k > 0:
+        ranked = ranked[: sampling.top_k]
+    weights = {t: math.exp((row[t] - row[ranked[0]]) / sampling.temperature) for t in ranked}
+    total, summed, kept = sum(weights.values()), 0.0, []
+    for t in ranked:
+        kept.append(t)
+        summed += weights[t]
+        if summed >= sampling.top_p * total and sampling.top_p < 1:
+            break
+    order = sorted(kept) if plain else kept
+    point = uniform(sampling.seed, index) * sum(weights[t] for t in order)
+    for t in order:
+        point -= weights[t]
+        if point < 0:
+            return t
+    return order[-1]

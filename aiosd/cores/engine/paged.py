@@ -1,0 +1,125 @@
+"""The attention function that transformers' modules call in place of their own: paged, per sequence.
+
+Registered once under NAME. A forward pass announces itself with `running()`, because the modules pass
+nothing on that could say whose batch it is. One forward at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from aiosd.cores.engine.core import KV, Segment, zeros
+from aiosd.cores.engine.kv import BLOCK
+from aiosd.cores.engine.llama import Masks, attend
+from aiosd.errors import ModelError
+
+NAME = "aiosd_paged"
+UNKNOWN = "its attention is of a kind that aiosd cannot page; serve it elsewhere and name it as a remote core"
+TRIED_BLOCKS = 48  # KV while a model is being tried, before an engine says how much it wants
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Shape of one layer's KV: keys [blocks, 16, heads, key_dim], values likewise."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
+    def reserve(self, blocks: int) -> list[torch.Tensor]:
+        shapes = ((blocks, BLOCK, self.heads, dim) for dim in (self.key_dim, self.value_dim))
+        return [zeros(shape, self.dtype, self.device) for shape in shapes]
+
+
+@dataclass
+class Step:
+    """One forward pass. `layers` is filled by the first one of a model."""
+
+    layers: dict[int, Layer]
+    kv: KV  # of layer i: keys at 2 i, values at 2 i + 1
+    segments: list[Segment]
+    slots: torch.Tensor
+    units: list[list[tuple[int, int]]]
+    masks: Masks = field(default_factory=Masks)
+
+    def attention(
+        self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, **options: Any
+    ) -> torch.Tensor:
+        """q: [rows, heads, dim]; k, v: [rows, kv_heads, dim]. Gives [rows, heads, value_dim]."""
+        keys, values = self.kv[2 * index], self.kv[2 * index + 1]
+        slots = self.slots.to(k.device)
+        keys.flatten(0, 1).index_copy_(0, slots, k)
+        values.flatten(0, 1).index_copy_(0, slots, v)
+        out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+        window: int | None = options["window"]
+        row = 0
+        for segment, units in zip(self.segments, self.units, strict=True):
+            table = torch.tensor(segment.blocks[: -(-segment.end // BLOCK)], device=k.device)
+            own_k, own_v = (t[table].flatten(0, 1).transpose(0, 1) for t in (keys, values))
+            for start, end in units:
+                rows = slice(row, row + end - start)
+                first = max(0, start - window + 1) if window else 0
+                out[rows] = attend(
+                    q[rows], own_k[:, first:end], own_v[:, first:end], scale, self.masks, **options
+                )
+                row += end - start
+        return out
+
+
+_steps: list[Step] = []
+
+
+@contextmanager
+def running(step: Step) -> Iterator[None]:
+    _steps.append(step)
+    try:
+        yield
+    finally:
+        _steps.pop()
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Shapes are transformers': [1, heads, rows, dim] in, [1, rows, heads, dim] out."""
+    step = _steps[-1]
+    if is_causal is False or attention_mask is not None or others.get("position_bias") is not None:
+        raise ModelError(f"{type(module).__name__} is not causal attention over a KV cache", UNKNOWN)
+    layer = cast(int, module.layer_idx)
+    if layer not in step.layers:
+        step.layers[layer] = Layer(
+            key.shape[1], key.shape[3], value.shape[3], sliding_window, key.device, key.dtype
+        )
+        step.kv += step.layers[layer].reserve(TRIED_BLOCKS)
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    index = list(step.layers).index(layer)
+    out = step.attention(index, q, k, v, scale, window=sliding_window, softcap=softcap, sinks=s_aux)
+    return out[None], None
+
+
+AttentionInterface.register(NAME, _attention)

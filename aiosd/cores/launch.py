@@ -1,0 +1,75 @@
+"""How a worker process is started: as a child of the daemon, where no service manager does it.
+
+The other way is a unit of systemd (aiosd.privilege.orders.Unit); the pool (aiosd.cores.pool) knows no
+difference.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from aiosd.cores import wire
+
+
+class Process(Protocol):
+    """One worker. `connect` waits until it is there, and raises OSError when it cannot be."""
+
+    @property
+    def pid(self) -> int: ...
+    def connect(self) -> wire.Channel: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+    def wait(self, timeout_s: float | None = None) -> str:
+        """How it ended. Raises TimeoutError."""
+        ...
+
+    def close(self) -> None:
+        """It has ended, and nothing more is asked of it."""
+
+
+class Launcher(Protocol):
+    def __call__(self, id: int, env: Mapping[str, str], devices: Sequence[str]) -> Process:
+        """`devices`: by UUID, what it may open; where nothing is closed, `env` alone says what it uses.
+        Raises OSError."""
+        ...
+
+
+class Child:
+    def __init__(self, id: int, env: Mapping[str, str], devices: Sequence[str]) -> None:
+        del devices
+        self._ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "aiosd.cores.worker", "--fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C on the daemon's terminal is the daemon's to handle
+                env={**os.environ, **env},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def connect(self) -> wire.Channel:
+        return wire.Channel(self._ours)
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, timeout_s: float | None = None) -> str:
+        try:
+            return f"exit status {self._process.wait(timeout_s)}"
+        except subprocess.TimeoutExpired:
+            raise TimeoutError from None
+
+    def close(self) -> None:
+        """The channel is closed by who was given it."""

@@ -1,0 +1,297 @@
+"""The protocol between daemon and worker: every message, on one screen, and how it travels.
+
+A frame is a 4-byte little-endian length and a JSON object `{"is": NAME, …fields}`; some (Restore, Saved)
+bring an open file (SCM_RIGHTS) with it. Bounded and typed on both sides: an unknown name, a missing or extra
+field or an oversized frame is a WireError, and the connection ends. The worker is trusted to compute, not to
+be correct. Other processes of the daemon speak so too, with messages of their own (aiosd.privilege.orders).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, get_args
+
+from aiosd.errors import WireError
+
+FRAME_BYTES_MAX = 64 << 20
+CLOEXEC = socket.MSG_CMSG_CLOEXEC
+LENGTH = struct.Struct("<I")
+COMPACT = json.JSONEncoder(separators=(",", ":"))
+
+
+# daemon → worker
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    path: str
+    device: str  # as PyTorch calls it; auto: cuda where there is one; span: all that it sees together
+    fraction: float  # of the memory of each GPU
+    cpus: str  # to run on, as in cpuset(7); empty: any
+    nodes: list[int]  # whose memory is preferred
+    dtype: str
+    kv_bytes: int
+    max_running: int
+    prefill_tokens: int
+    threads: int
+    deterministic: bool
+    quantization: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    id: int
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    decoded: list[str]
+    sampling: dict[str, Any]
+    owner: str  # prefix blocks are shared within one owner only
+    resume: list[int]  # tokens this request already has
+    context: int  # the conversation it is a turn of; 0: none
+    operation: str = "llm"  # else embed or tokenize: of the last message's text, as it is
+    schema: str = ""  # JSON Schema that the answer is to fit; empty: none
+    tool_choice: str = "auto"  # see aiosd.syscall.spec.Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Preempt (`keep`) or cancel at the next token boundary; answered by Removed, unless it ended before."""
+
+    id: int
+    keep: bool  # its conversation's KV
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Asks for a conversation's KV, and with `evict` to let it go; answered by Saved or NotSaved."""
+
+    context: int
+    evict: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """KV of a conversation comes back, in the file (aiosd.cores.snapshot); answered by Restored."""
+
+    context: int
+    owner: str
+    check: bool  # it came from a user: it may hold anything
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How a conversation's KV is kept: pin, unpin, or drop."""
+
+    context: int
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    context: int
+    to: int
+
+
+# worker → daemon
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The prompt is rendered and admitted to the batch."""
+
+    id: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    id: int
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    id: int
+    tokens: list[int]
+    text: str
+    logprobs: list[Any]
+    cached_tokens: int
+    finish: str  # empty: more will come; stop, length; preempted: KV memory ran out
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The answer to Save, or, unasked and `evicted`, KV that had to make room."""
+
+    context: int
+    tokens: int
+    evicted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NotSaved:
+    """No KV of that conversation is here."""
+
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    context: int
+    tokens: int  # whose KV is there now
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """All that one step of the engine made, and how the engine stands."""
+
+    outputs: list[Tokens]
+    stats: dict[str, int]
+
+
+Message = (
+    Load | Submit | Remove | Save | Restore | Keep | Fork
+    | Ready | LoadFailed | Started | Refused | Removed | Saved | NotSaved | Restored | Step
+)  # fmt: skip
+MESSAGES: tuple[type[Any], ...] = get_args(Message)
+BY_NAME: Mapping[str, type[Any]] = {kind.__name__: kind for kind in MESSAGES}
+FIELDS = {"float": float, "int": int, "str": str, "bool": bool, "list": list, "dict": dict}
+
+
+def encode(message: Any) -> bytes:
+    fields_ = {"is": type(message).__name__, **plain(message)}
+    if isinstance(message, Step):
+        fields_["outputs"] = [plain(one) for one in message.outputs]
+    try:
+        body = COMPACT.encode(fields_).encode()
+    except (RecursionError, ValueError) as error:
+        raise WireError(f"{type(message).__name__} cannot be sent: {error}") from None
+    if len(body) > FRAME_BYTES_MAX:
+        raise WireError(f"{type(message).__name__} of {len(body)} bytes is over {FRAME_BYTES_MAX}")
+    return LENGTH.pack(len(body)) + body
+
+
+def plain(message: Any) -> dict[str, Any]:
+    """The fields of a dataclass; not those of its fields, as asdict would."""
+    kind: Any = type(message)
+    return {name: getattr(message, name) for name in types_of(kind)}
+
+
+@cache
+def types_of(kind: Any) -> dict[str, type[Any]]:
+    return {f.name: FIELDS.get(str(f.type).partition("[")[0], object) for f in fields(kind)}
+
+
+def decode(body: bytes, kinds: Mapping[str, type[Any]] = BY_NAME) -> Any:
+    try:
+        raw = json.loads(body.decode())  # else json guesses the encoding
+        kind = kinds[raw.pop("is")]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise WireError(f"not a message: {error!r}") from None
+    if kind is Step and isinstance(raw.get("outputs"), list):
+        raw["outputs"] = [_build(Tokens, one) for one in raw["outputs"]]
+    return _build(kind, raw)
+
+
+def _build(kind: Any, raw: object) -> Any:
+    types = types_of(kind)
+    if not isinstance(raw, dict) or raw.keys() != types.keys():
+        raise WireError(f"{kind.__name__} with other fields than its own")
+    for name, wanted in types.items():
+        if not isinstance(raw[name], wanted):
+            raise WireError(f"{kind.__name__}.{name} is {type(raw[name]).__name__}, not {wanted.__name__}")
+    return kind(**raw)
+
+
+class Channel:
+    """One end of the connection. Any thread may send; one thread receives."""
+
+    def __init__(self, sock: socket.socket, kinds: Collection[type[Any]] = MESSAGES) -> None:
+        """`kinds`: of messages that are received."""
+        self._socket = sock
+        self._kinds = {kind.__name__: kind for kind in kinds}
+        self.closed = False
+        self._sending = threading.Lock()
+        self._buffer = bytearray()
+        self._files: deque[int] = deque()  # received, and not taken yet
+
+    def send(self, message: Any, file: int | None = None) -> None:
+        """Raises OSError when the other side is gone. `file` stays the caller's to close."""
+        frame = encode(message)
+        with self._sending:
+            if file is not None:
+                socket.send_fds(self._socket, [frame[:1]], [file])
+                frame = frame[1:]
+            self._socket.sendall(frame)
+
+    def receive(self) -> Any:
+        """The next message; None when the other side closed."""
+        header = self._exactly(LENGTH.size)
+        if header is None:
+            return None
+        (length,) = LENGTH.unpack(header)
+        if length > FRAME_BYTES_MAX:
+            raise WireError(f"a frame of {length} bytes is over {FRAME_BYTES_MAX}")
+        body = self._exactly(length)
+        if body is None:
+            raise WireError("the connection ended inside a frame")
+        return decode(body, self._kinds)
+
+    def take_file(self) -> int | None:
+        """The file of the message just received, for the caller to close; None: this process had no
+        descriptor left to receive it with."""
+        return self._files.popleft() if self._files else None
+
+    def shut(self) -> None:
+        """The other side sees its end, and a thread that receives here too."""
+        self.closed = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._socket.close()
+        while self._files:
+            os.close(self._files.popleft())
+
+    def _exactly(self, size: int) -> bytes | None:
+        while len(self._buffer) < size:
+            try:
+                data, files, _, _ = socket.recv_fds(
+                    self._socket, max(65536, size - len(self._buffer)), 4, CLOEXEC
+                )
+            except ConnectionResetError:  # it was killed with messages of ours unread
+                return None
+            self._files += files
+            if not data:
+                return None
+            self._buffer += data
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return taken

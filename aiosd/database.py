@@ -1,0 +1,450 @@
+"""What survives: agents, contexts, messages, requests and permissions in one SQLite file (WAL).
+
+The only module that speaks SQL. Every public method is one transaction, so kill -9 between any two
+lines leaves a consistent state. Any thread may call; one connection, one lock. A full disk is StoreFull.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aiosd.errors import StoreFailed, StoreFull
+from aiosd.host.usage import free_bytes
+from aiosd.syscall.request import Request, State, Usage
+from aiosd.syscall.spec import Message, Spec
+
+SCHEMA_VERSION = 6
+HELD_S = 1.0
+FORGET_SHARE = 16  # a sixteenth more requests may be kept than are asked for
+SCHEMA = """
+CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
+    requests INTEGER NOT NULL DEFAULT 0,
+    prompt_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
+    completion_tokens INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE contexts (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE,
+    tokens INTEGER NOT NULL DEFAULT 0, model TEXT NOT NULL DEFAULT '', pinned INTEGER NOT NULL DEFAULT 0,
+    salt TEXT NOT NULL DEFAULT '', unfinished TEXT NOT NULL DEFAULT '');
+CREATE TABLE messages (context TEXT NOT NULL, seq INTEGER NOT NULL, body TEXT NOT NULL,
+    PRIMARY KEY (context, seq)) WITHOUT ROWID;
+CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, uid INTEGER NOT NULL, agent TEXT NOT NULL,
+    agent_id INTEGER NOT NULL, file TEXT NOT NULL, state TEXT NOT NULL, spec TEXT NOT NULL,
+    submitted_s REAL NOT NULL, finished_s REAL,
+    text TEXT NOT NULL DEFAULT '', response TEXT NOT NULL DEFAULT '', finish_reason TEXT NOT NULL DEFAULT '',
+    error TEXT NOT NULL DEFAULT '', started_s REAL, preemptions INTEGER NOT NULL DEFAULT 0,
+    prompt_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
+    completion_tokens INTEGER NOT NULL DEFAULT 0, parent INTEGER NOT NULL DEFAULT 0,
+    parked TEXT NOT NULL DEFAULT '');
+CREATE INDEX requests_by_agent ON requests (agent_id, id);
+CREATE INDEX requests_by_parent ON requests (parent) WHERE parent<>0;
+CREATE TABLE permissions (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
+    mode INTEGER NOT NULL);
+CREATE TABLE models (name TEXT PRIMARY KEY, path TEXT NOT NULL);
+CREATE TABLE pins (model TEXT PRIMARY KEY, devices TEXT NOT NULL);
+CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (kind, name));
+"""
+MIGRATIONS = {  # to the next version
+    1: f"""
+ALTER TABLE contexts RENAME TO old;
+{next(line for line in SCHEMA.split(";") if "TABLE contexts" in line)};
+INSERT INTO contexts (name, tokens) SELECT name, tokens FROM old;
+DROP TABLE old;
+""",
+    2: """
+DROP INDEX IF EXISTS requests_by_file;
+ALTER TABLE requests ADD COLUMN parent INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX requests_by_parent ON requests (parent) WHERE parent<>0;
+""",
+    3: """
+CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (kind, name));
+""",
+    4: "ALTER TABLE requests ADD COLUMN parked TEXT NOT NULL DEFAULT '';",
+    5: "CREATE TABLE pins (model TEXT PRIMARY KEY, devices TEXT NOT NULL);",
+}
+CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
+FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+class Store:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.RLock()
+        self._ended = Counter[tuple[int, int]]()  # by agent and user, since old requests were forgotten
+        file = folder / "aios.db"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o711)  # tools pass through it to where they work; all else in it is private
+            self._hold()
+            os.close(os.open(file, os.O_CREAT | os.O_CLOEXEC, 0o600))
+            file.chmod(0o600)  # SQLite gives its other files the same mode
+            self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA secure_delete=ON")
+        except (sqlite3.Error, OSError) as error:
+            raise StoreFailed(
+                f"{file}: {error}", "check the state folder's owner, space and health"
+            ) from None
+        self._migrate(file)
+
+    def _hold(self) -> None:
+        """For this process alone, until it closes or ends. Raises StoreFailed."""
+        file = self.folder / "lock"
+        self._held = file.open("a+")
+        file.chmod(0o600)
+        end_s = time.monotonic() + HELD_S
+        while True:
+            try:
+                fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < end_s:  # perhaps of one that is being killed
+                    time.sleep(0.05)
+                    continue
+                self._held.seek(0)
+                who = self._held.read(20).strip()
+                self._held.close()
+                raise StoreFailed(
+                    f"{self.folder} is in use by aiosd with pid {who}",
+                    "stop that one, or name another folder with --state",
+                ) from None
+        self._held.truncate(0)
+        self._held.write(f"{os.getpid()}\n")
+        self._held.flush()
+
+    def _migrate(self, file: Path) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == SCHEMA_VERSION:
+            return
+        if version > SCHEMA_VERSION:
+            raise StoreFailed(f"{file} has version {version}; this aiosd reads {SCHEMA_VERSION}")
+        change = "".join(MIGRATIONS[v] for v in range(version, SCHEMA_VERSION)) if version else SCHEMA
+        self._db.executescript(f"BEGIN;{change}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._statements() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _statements(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                yield self._db
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in FULL:
+                    raise StoreFull(f"{self.folder}: {error}", "free some space there") from None
+                raise StoreFailed(f"{self.folder}: {error}") from None
+
+    def _rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+        with self._lock:
+            try:
+                return self._db.execute(sql, arguments).fetchall()
+            except sqlite3.Error as error:
+                raise StoreFailed(f"{self.folder}: {error}") from None
+
+    def free_bytes(self) -> int:
+        return free_bytes(self.folder)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+            self._held.close()
+
+    # permissions
+
+    def permissions(self) -> list[tuple[str, int, int, int]]:
+        return self._rows("SELECT path, uid, gid, mode FROM permissions")
+
+    def save_permission(self, path: str, uid: int, gid: int, mode: int) -> None:
+        with self._transaction() as db:
+            db.execute("REPLACE INTO permissions VALUES (?,?,?,?)", (path, uid, gid, mode))
+
+    def forget_permissions(self, path: str) -> None:
+        with self._transaction() as db:
+            below = (path + "/", path + "0")  # all that begins with the former: 0 comes after / in ASCII
+            db.execute("DELETE FROM permissions WHERE path=? OR path>? AND path<?", (path, *below))
+
+    def grants(self) -> list[tuple[str, str, set[int]]]:
+        return [(kind, name, set(json.loads(ids))) for kind, name, ids in self._rows("SELECT * FROM grants")]
+
+    def save_grant(self, kind: str, name: str, ids: set[int]) -> None:
+        with self._transaction() as db:
+            db.execute("REPLACE INTO grants VALUES (?,?,?)", (kind, name, json.dumps(sorted(ids))))
+
+    def remove_grant(self, kind: str, name: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM grants WHERE kind=? AND name=?", (kind, name))
+
+    # agents, contexts, models
+
+    def agents(self) -> list[tuple[int, str, dict[str, Any], Usage, int]]:
+        rows = self._rows(
+            "SELECT id, name, settings, prompt_tokens, cached_tokens, completion_tokens, requests FROM agents"
+        )
+        return [
+            (id, name, json.loads(text), Usage(p, c, n), count) for id, name, text, p, c, n, count in rows
+        ]
+
+    def add_agent(self, name: str, settings: dict[str, Any]) -> int:
+        with self._transaction() as db:
+            added = db.execute(
+                "INSERT INTO agents (name, settings) VALUES (?,?)", (name, json.dumps(settings))
+            )
+            return added.lastrowid or 0
+
+    def save_agent(self, id: int, settings: dict[str, Any]) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE agents SET settings=? WHERE id=?", (json.dumps(settings), id))
+
+    def remove_agent(self, id: int) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM agents WHERE id=?", (id,))
+            db.execute("DELETE FROM requests WHERE agent_id=?", (id,))
+        for who in [who for who in self._ended if who[0] == id]:
+            del self._ended[who]
+
+    def contexts(self) -> list[tuple[Any, ...]]:
+        return [
+            (*row[:4], bool(row[4]), *row[5:])
+            for row in self._rows(f"SELECT name, id, {', '.join(CONTEXT)} FROM contexts")
+        ]
+
+    def add_context(self, name: str) -> int:
+        with self._transaction() as db:
+            return db.execute("INSERT INTO contexts (name) VALUES (?)", (name,)).lastrowid or 0
+
+    def fork_context(self, name: str, new: str) -> int:
+        with self._transaction() as db:
+            same = "SELECT ?, tokens, model FROM contexts WHERE name=?"
+            added = db.execute(f"INSERT INTO contexts (name, tokens, model) {same}", (new, name))
+            db.execute("INSERT INTO messages SELECT ?, seq, body FROM messages WHERE context=?", (new, name))
+            return added.lastrowid or 0
+
+    def save_context(self, name: str, facts: dict[str, Any]) -> None:
+        assert facts.keys() <= set(CONTEXT)
+        with self._transaction() as db:
+            changes = ", ".join(f"{key}=?" for key in facts)
+            db.execute(f"UPDATE contexts SET {changes} WHERE name=?", (*facts.values(), name))
+
+    def remove_context(self, name: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM contexts WHERE name=?", (name,))
+            db.execute("DELETE FROM messages WHERE context=?", (name,))
+
+    def messages(self, context: str) -> list[Message]:
+        return [json.loads(line) for line in self.message_lines(context)]
+
+    def message_lines(self, context: str) -> list[str]:
+        rows = self._rows("SELECT body FROM messages WHERE context=? ORDER BY seq", context)
+        return [body for (body,) in rows]
+
+    def messages_bytes(self, context: str) -> int:
+        """Of the lines with their newlines."""
+        sql = "SELECT coalesce(sum(length(CAST(body AS BLOB)) + 1), 0) FROM messages WHERE context=?"
+        return int(self._rows(sql, context)[0][0])
+
+    def append_messages(self, context: str, messages: list[Message]) -> None:
+        with self._transaction() as db:
+            self._append(db, context, messages)
+
+    @staticmethod
+    def _append(db: sqlite3.Connection, context: str, messages: list[Message]) -> None:
+        (last,) = db.execute(
+            "SELECT coalesce(max(seq),0) FROM messages WHERE context=?", (context,)
+        ).fetchone()
+        db.executemany(
+            "INSERT INTO messages VALUES (?,?,?)",
+            [(context, last + 1 + i, json.dumps(m, ensure_ascii=False)) for i, m in enumerate(messages)],
+        )
+
+    def replace_messages(self, context: str, messages: list[Message]) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM messages WHERE context=?", (context,))
+            self._append(db, context, messages)
+
+    def truncate_messages(self, context: str, count: int) -> None:
+        """Keeps the first ones."""
+        with self._transaction() as db:
+            db.execute(
+                "DELETE FROM messages WHERE context=? AND seq NOT IN"
+                " (SELECT seq FROM messages WHERE context=? ORDER BY seq LIMIT ?)",
+                (context, context, count),
+            )
+
+    def models(self) -> list[tuple[str, str]]:
+        return self._rows("SELECT name, path FROM models")
+
+    def save_model(self, name: str, path: str) -> None:
+        with self._transaction() as db:
+            db.execute("REPLACE INTO models VALUES (?,?)", (name, path))
+
+    def remove_model(self, name: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM models WHERE name=?", (name,))
+            db.execute("DELETE FROM pins WHERE model=?", (name,))
+
+    def pins(self) -> dict[str, str]:
+        return dict(self._rows("SELECT model, devices FROM pins"))
+
+    def save_pin(self, model: str, devices: str | None) -> None:
+        """None: it has none of its own any more."""
+        with self._transaction() as db:
+            if devices is None:
+                db.execute("DELETE FROM pins WHERE model=?", (model,))
+            else:
+                db.execute("REPLACE INTO pins VALUES (?,?)", (model, devices))
+
+    # requests
+
+    def last_request_id(self) -> int:
+        """AUTOINCREMENT remembers the largest id ever used, also of requests since removed."""
+        rows = self._rows("SELECT seq FROM sqlite_sequence WHERE name='requests'")
+        return int(rows[0][0]) if rows else 0
+
+    def add_request(self, request: Request) -> None:
+        """From here on the request is accepted: it ends once, whatever happens to the daemon."""
+        with self._statements() as db:  # one statement is a transaction by itself
+            self._add_request(db, request)
+
+    @staticmethod
+    def _add_request(db: sqlite3.Connection, request: Request) -> None:
+        """Unless it is there, or its agent is gone."""
+        db.execute(
+            "INSERT OR IGNORE INTO requests"
+            " (id, uid, agent, agent_id, file, state, spec, submitted_s, parent)"
+            " SELECT ?2,?3,?4,?1,?5,?6,?7,?8,?9 WHERE ?1=0 OR EXISTS (SELECT 1 FROM agents WHERE id=?1)",
+            (request.agent_id, request.id, request.uid, request.agent, request.file, State.QUEUED,
+             request.spec.dump(), request.submitted_s, request.parent),
+        )  # fmt: skip
+
+    def start_request(self, request: Request) -> None:
+        """A tool call is about to act: from here on it is not run again."""
+        with self._statements() as db:
+            self._add_request(db, request)  # its start may come before it was added
+            db.execute("UPDATE requests SET started_s=? WHERE id=?", (request.started_s, request.id))
+
+    def park(self, made: dict[int, str]) -> None:
+        """What unfinished requests have of their answers, for the next daemon to go on from."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE requests SET parked=? WHERE id=? AND finished_s IS NULL",
+                [(text, id) for id, text in made.items()],
+            )
+
+    def finish_request(self, request: Request, said: list[Message], keep: int) -> None:
+        """The end, the agent's usage and the context's new turn become true together, or not at all."""
+        spent = request.spent
+        with self._transaction() as db:
+            if not self._end_request(db, request):
+                self._add_request(db, request)  # its end may come before it was added
+                if not self._end_request(db, request):  # stored before, or its agent is gone
+                    return
+            db.execute(
+                "UPDATE agents SET requests=requests+1, prompt_tokens=prompt_tokens+?,"
+                " cached_tokens=cached_tokens+?, completion_tokens=completion_tokens+? WHERE id=?",
+                (spent.prompt_tokens, spent.cached_tokens, spent.completion_tokens, request.agent_id),
+            )
+            if said:
+                grown = db.execute(
+                    "UPDATE contexts SET tokens=?, model=?, unfinished='' WHERE name=? AND id=?",
+                    (spent.prompt_tokens + spent.completion_tokens, request.spec.model, request.spec.context,
+                     request.spec.context_id),
+                )  # fmt: skip
+                if grown.rowcount:  # it may have been removed, and made again by another
+                    self._append(db, request.spec.context, said)
+            self._forget_old(db, request, keep)
+
+    @staticmethod
+    def _end_request(db: sqlite3.Connection, request: Request) -> bool:
+        usage = request.usage
+        text = "" if request.spec.operation in ("embed", "tokenize") else request.text  # in the document
+        ended = db.execute(
+            "UPDATE requests SET state=?, finished_s=?, text=?, response=?, finish_reason=?, error=?,"
+            " started_s=?, preemptions=?, prompt_tokens=?, cached_tokens=?, completion_tokens=?, parked=''"
+            " WHERE id=? AND finished_s IS NULL",
+            (request.state, request.finished_s, text, request.document, request.finish_reason, request.error,
+             request.started_s, request.preemptions, usage.prompt_tokens,
+             usage.cached_tokens, usage.completion_tokens, request.id),
+        )  # fmt: skip
+        return ended.rowcount > 0
+
+    def _forget_old(self, db: sqlite3.Connection, request: Request, keep: int) -> None:
+        """Keeps the newest of an agent, or of a user where no agent was used, and a few more: it looks at
+        all that are kept, and so does it only now and then."""
+        same = "agent_id=? AND (agent_id<>0 OR uid=?)"
+        who = (request.agent_id, request.uid)
+        self._ended[who] += 1
+        if self._ended[who] < keep // FORGET_SHARE:
+            return
+        del self._ended[who]
+        ended = f"requests WHERE {same} AND finished_s IS NOT NULL"
+        db.execute(
+            f"DELETE FROM {ended} AND id <= (SELECT id FROM {ended} ORDER BY id DESC LIMIT 1 OFFSET ?)"
+            # the steps of a loop that goes on are what it goes on from
+            " AND NOT EXISTS (SELECT 1 FROM requests p WHERE p.id=requests.parent AND p.finished_s IS NULL)",
+            (*who, *who, keep),
+        )
+
+    def unfinished(self) -> list[Request]:
+        return [self._request(row) for row in self._select("finished_s IS NULL")]
+
+    def request(self, id: int) -> Request | None:
+        rows = self._select("id=?", id)
+        return self._request(rows[0]) if rows else None
+
+    def children(self, id: int) -> list[Request]:
+        """The steps of a loop, in the order they were made."""
+        return [self._request(row) for row in self._select("parent=?", id)]
+
+    def remove_request(self, id: int) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM requests WHERE id=?", (id,))
+
+    def request_ids(self, agent_id: int) -> list[int]:
+        return [id for (id,) in self._rows("SELECT id FROM requests WHERE agent_id=? ORDER BY id", agent_id)]
+
+    def newest(self, agent_id: int, file: str, uid: int | None) -> int | None:
+        """The newest request of a transaction file; of one user only where users share the file."""
+        rows = self._rows(
+            "SELECT id FROM requests WHERE agent_id=? AND file=? AND (? IS NULL OR uid=?)"
+            " ORDER BY id DESC LIMIT 1",
+            agent_id, file, uid, uid,
+        )  # fmt: skip
+        return rows[0][0] if rows else None
+
+    def _select(self, where: str, *arguments: object) -> list[tuple[Any, ...]]:
+        return self._rows(
+            "SELECT id, uid, agent, agent_id, file, state, spec, submitted_s, text, response, finish_reason,"
+            " error, finished_s, started_s, preemptions, parent, parked, prompt_tokens, cached_tokens,"
+            " completion_tokens"
+            f" FROM requests WHERE {where} ORDER BY id",
+            *arguments,
+        )
+
+    @staticmethod
+    def _request(row: tuple[Any, ...]) -> Request:
+        (id, uid, agent, agent_id, file, state, spec, submitted_s, text, document, finish_reason, error,
+         finished_s, started_s, preemptions, parent, parked, *usage) = row  # fmt: skip
+        return Request(
+            id, uid, agent, file, Spec.load(spec), agent_id=agent_id, parent=parent, submitted_s=submitted_s,
+            state=State(state), text=text, document=document,
+            finish_reason=finish_reason, error=error, finished_s=finished_s,
+            started_s=started_s, preemptions=preemptions, parked=parked, usage=Usage(*usage),
+        )  # fmt: skip

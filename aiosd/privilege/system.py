@@ -1,0 +1,79 @@
+"""What takes privileges: the mount, tools run as their callers, workers with devices of their own.
+
+Here the daemon does it itself, as root for all users or as an ordinary user for himself. A service of systemd
+has another process do it, and few privileges itself: aiosd.privilege.orders has the same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from aiosd.cores import devices
+from aiosd.cores.devices import Device
+from aiosd.cores.launch import Child, Launcher
+from aiosd.host import mount
+from aiosd.tools.run.runner import Places, Runner
+from aiosd.tools.run.spawn import Call
+
+
+class ToolRunner(Protocol):
+    """Runs tools, each as its caller. Its functions and whom it tells: see aiosd.tools.run.runner."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def order(self, order: Callable[[], None]) -> None: ...
+    def later(self, after_s: float, order: Callable[[], None]) -> None: ...
+    def run(self, call: Call) -> None: ...
+    def kill(self, id: int, why: str = "cancelled") -> None: ...
+    def tell(self, id: int, data: bytes) -> None: ...
+    def shut(self, id: int) -> None: ...
+    def rest(self, id: int, resting: bool) -> None: ...
+    def stderr(self, id: int) -> tuple[int, bytes]: ...
+    def forget(self, agent: int) -> None: ...
+    def forget_but(self, agents: Collection[int]) -> None: ...
+    def notify(self, hook: str, facts: Mapping[str, str], uid: int, gid: int) -> None: ...
+
+
+class System(Protocol):
+    @property
+    def launch(self) -> Launcher: ...
+    @property
+    def lost(self) -> bool:
+        """Who did it is gone, and the daemon is to end."""
+        ...
+
+    def tools(self, places: Places) -> ToolRunner: ...
+    def devices(self, table: str) -> list[Device]:
+        """See aiosd.cores.devices.probe; not before the tools were started."""
+        ...
+
+    def mount(self, folder: Path) -> int:
+        """The descriptor to serve. Raises ConfigError."""
+        ...
+
+    def unmount(self, folder: Path) -> None:
+        """Once; no error when that was done."""
+
+
+class Own:
+    lost = False
+    _mounted = _made = False
+    launch: Launcher = Child
+    tools: Callable[[Places], ToolRunner] = Runner
+    devices = staticmethod(devices.probe)
+
+    def mount(self, folder: Path) -> int:
+        mount.clear_stale(folder)
+        self._made = not folder.exists()
+        fd = mount.open_fuse(folder, shared=mount.others_allowed())
+        self._mounted = True
+        return fd
+
+    def unmount(self, folder: Path) -> None:
+        if self._mounted:
+            mount.unmount(folder)
+        self._mounted = False
+        if self._made:
+            mount.remove_if_empty(folder)

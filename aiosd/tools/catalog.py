@@ -1,0 +1,264 @@
+"""Tools: executables that agents may call, each with a manifest. Which exist, and what a right call is.
+
+A tool is a folder NAME with `tool.toml` and what it runs (aios-tool(5)): built in, the administrator's, or a
+user's own, which is kept in the state folder. How one is run is in aiosd.tools.run.runner, in what cage in
+aiosd.tools.run.sandbox. Any thread may ask.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+from jsonschema.exceptions import best_match
+
+from aiosd.errors import AiosError, BadRequest, BadValue, ConfigError, NotAllowed, NotFound, StoreFull
+from aiosd.syscall import schemas
+from aiosd.syscall.request import Request, State
+from aiosd.syscall.spec import read_json
+from aiosd.tools.manifest import FILE, LIMIT_OWN, Manifest, own, place, read
+
+log = logging.getLogger(__name__)
+
+BUILT_IN = Path(__file__).parent / "toolbox"
+PACKAGED = Path("/usr/lib/aios/tools")  # of other packages
+ERRORS = 100  # of one call's arguments that are looked at
+SAID = 500  # characters of an error's text
+LIMIT_MAX = 1024
+QUEUE = "tools/"  # with a tool's name: what its calls wait for, where others wait for a model
+
+
+@dataclass(slots=True, eq=False)
+class Tool:
+    manifest: Manifest
+    limit: int
+    own: Path | None = None  # a user's: the folder of its manifest and program
+    error: str = ""  # why the last manifest was not taken
+    calls: int = 0
+    failed: int = 0
+    busy_s: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def queue(self) -> str:
+        return QUEUE + self.name
+
+    @property
+    def ready(self) -> bool:
+        """It has a manifest."""
+        return bool(self.manifest.command or self.manifest.server)
+
+    @property
+    def limit_max(self) -> int:
+        return LIMIT_OWN if self.own else LIMIT_MAX
+
+    def judge(self, data: bytes) -> Manifest:
+        """A manifest of a user's own. Raises BadValue, and remembers why."""
+        assert self.own
+        try:
+            found = own(self.own, data.decode())
+        except (BadValue, UnicodeDecodeError) as error:
+            self.error = str(error)
+            raise error if isinstance(error, BadValue) else BadValue("not UTF-8 text") from None
+        self.error = ""
+        return found
+
+    def account(self, request: Request) -> None:
+        self.calls += 1
+        self.failed += request.state is not State.DONE
+        if request.started_s and request.finished_s:
+            self.busy_s += request.finished_s - request.started_s
+
+
+class Tools:
+    def __init__(self, folder: Path, own: Path, grants: Mapping[str, Sequence[str]] | None = None) -> None:
+        """`folder`: the administrator's; `own`: where those that users make are kept."""
+        self._by_name: dict[str, Tool] = {}
+        self._own = own
+        self.ousted: set[str] = set()  # users' own whose names the administrator has taken
+        self._installed: list[Manifest] = []
+        self._offered: dict[str, list[Manifest]] = {}  # by MCP server
+        self._lock = threading.Lock()
+        self.load(folder, grants or {})
+
+    def load(self, folder: Path, grants: Mapping[str, Sequence[str]]) -> None:
+        """Reads all again."""
+        self.install(read_all(folder, grants))
+
+    def install(self, manifests: Sequence[Manifest]) -> None:
+        """All that are not users' own; a tool that is there already keeps its counts."""
+        with self._lock:
+            self._installed = list(manifests)
+            self._merge()
+
+    def offer(self, server: str, manifests: Sequence[Manifest]) -> None:
+        """All that an MCP server has; none, and it is gone."""
+        with self._lock:
+            self._offered[server] = list(manifests)
+            self._merge()
+
+    def _merge(self) -> None:
+        """What is the administrator's goes before what a server offers, and that before users' own."""
+        found: dict[str, Tool] = {}
+        for manifest in chain(chain.from_iterable(self._offered.values()), self._installed):
+            tool = self._by_name.get(manifest.name)
+            if tool is None or tool.own:
+                tool = Tool(manifest, manifest.limit)
+            elif tool.manifest != manifest:
+                tool.manifest, tool.limit = manifest, manifest.limit
+            found[manifest.name] = tool
+        for kept in sorted(self._own.glob("*")):
+            if kept.name in found:
+                self.ousted.add(kept.name)
+            else:
+                known = self._by_name.get(kept.name)
+                found[kept.name] = known if known and known.own else self._kept(kept)
+        self._by_name = found
+
+    @staticmethod
+    def _kept(folder: Path) -> Tool:
+        tool = Tool(Manifest(folder.name, "", (), {}, folder), 1, folder)
+        try:
+            if (folder / FILE).exists():
+                tool.manifest = own(folder, (folder / FILE).read_text())
+                tool.limit = tool.manifest.limit
+        except (AiosError, OSError) as error:
+            tool.error = str(error)
+        return tool
+
+    def make(self, name: str) -> None:
+        """A user's own, without a manifest. Raises BadValue, StoreFull."""
+        if "." in name:
+            raise BadValue("names with a dot are of MCP servers' tools", "take another")
+        folder = self._own / name
+        with self._lock, full(folder):
+            self._own.mkdir(0o700, exist_ok=True)
+            folder.mkdir(0o700)
+            self._by_name = {**self._by_name, name: self._kept(folder)}
+
+    def remove(self, tool: Tool) -> None:
+        if tool.own is None:
+            raise NotAllowed(f"tool {tool.name} is not yours to remove", f"{tool.manifest.folder} holds it")
+        with self._lock:
+            self._by_name = {name: one for name, one in self._by_name.items() if one is not tool}
+            self._discard(tool.name)
+
+    def discard_ousted(self) -> None:
+        with self._lock:
+            while self.ousted:
+                self._discard(self.ousted.pop())
+
+    def _discard(self, name: str) -> None:
+        for file in (self._own / name).iterdir():
+            file.unlink()
+        (self._own / name).rmdir()
+
+    def keep(self, tool: Tool, file: str, data: bytes, manifest: Manifest | None) -> None:
+        """The program of a user's own, or its manifest as it was judged. Raises StoreFull."""
+        assert tool.own
+        if self._by_name.get(tool.name) is not tool:
+            raise NotFound(f"tool {tool.name} was removed")
+        with full(tool.own):
+            new = tool.own / ".new"
+            new.write_bytes(data)
+            os.replace(new, tool.own / file)
+        if manifest:
+            tool.manifest, tool.limit = manifest, manifest.limit
+
+    def all(self) -> list[Tool]:
+        return list(self._by_name.values())
+
+    def names(self) -> list[str]:
+        return list(self._by_name)
+
+    def find(self, name: str) -> Tool | None:
+        return self._by_name.get(name)
+
+    def get(self, name: str) -> Tool:
+        """One that can be called. Raises NotFound."""
+        tool = self._by_name.get(name)
+        if tool is None:
+            raise NotFound(f"no tool {name[:64]!r}", f"tools are {', '.join(self._by_name)}")
+        if not tool.ready:
+            raise NotFound(f"tool {name} has no manifest", f"cp tool.toml tools/{name}/manifest")
+        return tool
+
+    def of(self, queue: str) -> Tool | None:
+        """Whose calls wait there."""
+        return self._by_name.get(queue.removeprefix(QUEUE)) if queue.startswith(QUEUE) else None
+
+
+def read_all(folder: Path, grants: Mapping[str, Sequence[str]], strict: bool = False) -> list[Manifest]:
+    """The built-in tools, those of packages and the administrator's. One that cannot be used is left out,
+    loudly, or raises ConfigError.
+
+    `grants`: what the administrator lets each reach besides, by name of the tool.
+    """
+    found: dict[str, Manifest] = {}
+    for file in (file for at in (BUILT_IN, PACKAGED, folder) for file in sorted(at.glob(f"*/{FILE}"))):
+        try:
+            manifest = read(file)
+        except ConfigError as error:
+            if strict:
+                raise
+            log.error("tool %s is not used: %s", file.parent.name, error.explanation)
+            continue
+        granted = dict.fromkeys((*manifest.network, *grants.get(manifest.name, ())))
+        found[manifest.name] = replace(manifest, network=tuple(granted))
+    for name in grants.keys() - found:
+        log.warning("[tools.network] names %s, which is no tool", name)
+    return list(found.values())
+
+
+@contextmanager
+def full(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreFull(f"{folder}: {error.strerror}", "free some space there") from None
+
+
+def arguments(tool: Tool, text: str) -> dict[str, Any]:
+    """The arguments of a call, judged by the tool's schema. Raises BadRequest."""
+    raw = read_json(text)
+    schema = tool.manifest.parameters
+    if tool.manifest.judge is not None:
+        schema = tool.manifest.judge
+        if not schemas.can_judge(schema, text):
+            raise BadRequest(f"{tool.name}: too many values to be judged", "give fewer, or longer ones")
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(raw)
+    if wrong := best_match(islice(errors, ERRORS)):
+        names = ", ".join(tool.manifest.parameters.get("properties", {}))
+        raise BadRequest(shorten(f"{tool.name}: {place(wrong)}{wrong.message}"), f"its arguments are {names}")
+    assert isinstance(raw, dict)  # the schema of every tool wants an object
+    return raw
+
+
+def shorten(text: str) -> str:
+    """What a caller or a tool said, to be kept in logs."""
+    return text if len(text) <= SAID else text[:SAID] + "…"
+
+
+def call(text: str) -> tuple[str, str]:
+    """(tool, arguments) of {"name": …, "arguments": {…} or its JSON}: what a model says and the API gives."""
+    raw = read_json(text)
+    if (
+        not isinstance(raw, dict)
+        or not isinstance(raw.get("name"), str)
+        or raw.keys() - {"name", "arguments"}
+    ):
+        raise BadRequest("a call is JSON with name and arguments", '{"name":"calc","arguments":{…}}')
+    given = raw.get("arguments", {})
+    return raw["name"], given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)

@@ -1,0 +1,182 @@
+"""Manifests of tools: what tool.toml may hold (aios-tool(5)), and how one is read, whoever wrote it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+from jsonschema.exceptions import best_match
+
+from aiosd.config.endpoints import parse as parse_grant
+from aiosd.cores.models import NAME
+from aiosd.errors import BadValue, ConfigError
+from aiosd.scheduler.chooser import check_owner
+from aiosd.syscall import grammar, schemas
+
+FILE, PROGRAM = "tool.toml", "program"
+OWN_BYTES = {FILE: 64 << 10, PROGRAM: 1 << 20}  # at most, of a user's own
+DOTS = 200
+LIMIT_OWN = 16  # calls at once of a user's own tool
+ADMINISTRATORS = (
+    "read",
+    "write",
+    "exclusive",
+    "network",
+    "credentials",
+)  # not in the manifest of a user's own
+TEXT = {"type": "string"}
+FILE_NAME = {"type": "string", "pattern": r"^(?!\.)[A-Za-z0-9._-]{1,64}$"}
+PATHS = {"type": "array", "items": {"type": "string", "pattern": "^/"}}
+NUMBER = {"type": "number", "exclusiveMinimum": 0, "maximum": 86400}
+COUNT = {"type": "integer", "minimum": 1}
+GRANTS = 64
+SCHEMA = {  # of tool.toml
+    "type": "object",
+    "required": ["name", "description", "command", "parameters"],
+    "additionalProperties": False,
+    "properties": {
+        "name": FILE_NAME,
+        "description": {"type": "string", "minLength": 1, "maxLength": 1024},
+        "command": {"type": "array", "items": TEXT, "minItems": 1},
+        "parameters": {
+            "type": "object",
+            "required": ["type"],
+            "properties": {"type": {"const": "object"}},
+        },
+        "read": PATHS,
+        "write": PATHS,
+        "network": {"type": "array", "items": TEXT, "maxItems": GRANTS},
+        "env": {"type": "object", "additionalProperties": TEXT},
+        "timeout_s": NUMBER,
+        "cpu_s": COUNT,
+        "memory_bytes": COUNT,
+        "limit": COUNT,
+        "exclusive": TEXT,
+        "credentials": {"type": "array", "items": FILE_NAME},
+        "irreversible": {"type": "boolean"},
+    },
+}
+
+
+class Incomplete(BadValue):
+    """A manifest that more text could make a right one."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    name: str
+    description: str
+    command: tuple[str, ...]  # one that begins with ./ is a file beside the manifest
+    parameters: Mapping[str, Any]  # JSON Schema of the arguments
+    folder: Path
+    read: tuple[str, ...] = ()  # paths that are shown to it besides
+    write: tuple[str, ...] = ()  # and those it may write to, where its caller may
+    network: tuple[str, ...] = ()  # host:port that it reaches; none: no network
+    env: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = 30.0
+    cpu_s: int = 30
+    memory_bytes: int = 512 << 20
+    limit: int = 4  # calls at once
+    exclusive: str = ""  # calls of tools with the same word never overlap
+    credentials: tuple[str, ...] = ()  # names of secrets that it is given
+    irreversible: bool = False
+    server: str = ""  # the MCP server whose tool it is
+    address_bytes: int = 0  # that a process may map, also without using it; 0: memory_bytes
+    judge: Mapping[str, Any] | None = None  # what arguments are judged by, where not by `parameters`
+
+    @property
+    def function(self) -> dict[str, Any]:
+        """As the chat-completion API names a tool to a model."""
+        facts = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": facts}
+
+    @cached_property
+    def decoded(self) -> str:
+        """What a model's arguments are decoded by."""
+        text = json.dumps(self.parameters)
+        return grammar.arguments(text, trusted=self.judge is None)
+
+
+def read(file: Path) -> Manifest:
+    """A manifest, from a place that only root or the daemon's user may write to. Raises ConfigError."""
+    try:
+        check_owner(file.parent, os.stat(file.parent))
+        with file.open("rb") as opened:
+            check_owner(file, os.fstat(opened.fileno()))
+            raw = tomllib.load(opened)
+    except (OSError, ValueError) as error:  # ValueError: not TOML, not UTF-8, another's
+        raise ConfigError(f"{file}: {error}", "aios-tool(5) says what a manifest holds") from None
+    try:
+        return manifest(file.parent, raw)
+    except BadValue as error:
+        raise ConfigError(f"{file}: {error}", error.hint) from None
+
+
+def own(folder: Path, text: str) -> Manifest:
+    """A user's own, which may leave out its name. Raises BadValue."""
+    if max((line.count(".") for line in text.splitlines()), default=0) > DOTS:
+        raise BadValue(f"a line has more than {DOTS} dots")  # tomllib takes the square of a key's parts
+    try:
+        return _own(folder, {"name": folder.name, **tomllib.loads(text)})
+    except tomllib.TOMLDecodeError as error:
+        raise Incomplete(str(error), "aios-tool(5) says what a manifest holds") from None
+    except RecursionError:
+        raise BadValue("it is nested too deep") from None
+
+
+def _own(folder: Path, raw: dict[str, Any]) -> Manifest:
+    if refused := [key for key in ADMINISTRATORS if key in raw]:
+        raise BadValue(f"{refused[0]} is for the administrator's tools", "leave it out")
+    found = manifest(folder, raw)
+    if found.limit > LIMIT_OWN:
+        raise BadValue(f"limit is at most {LIMIT_OWN}")
+    if any(part.startswith("./") and part != f"./{PROGRAM}" for part in found.command):
+        raise BadValue(f"the file beside the manifest is ./{PROGRAM}", "cp it there")
+    try:
+        return replace(found, judge=schemas.reduced(found.parameters))
+    except ValueError as error:
+        raise BadValue(f"parameters: {error}") from None
+
+
+def manifest(folder: Path, raw: dict[str, Any]) -> Manifest:
+    """Raises BadValue."""
+    try:
+        json.dumps(raw, allow_nan=False)
+    except (TypeError, ValueError):
+        raise BadValue("it holds what JSON has not: a date, nan or inf", "write a text") from None
+    errors = list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(raw))
+    if wrong := best_match(error for error in errors if error.validator != "required"):
+        raise BadValue(f"{place(wrong)}{wrong.message}", "see aios-tool(5)")
+    if errors:
+        raise Incomplete(f"{place(errors[0])}{errors[0].message}", "see aios-tool(5)")
+    if raw["name"] != folder.name or not NAME.fullmatch(raw["name"]):
+        raise BadValue(f"the tool {raw['name']!r} is to be in a folder of that name")
+    try:
+        jsonschema.Draft202012Validator.check_schema(raw["parameters"])
+    except jsonschema.SchemaError as error:
+        raise BadValue(f"parameters: {place(error)}{error.message}") from None
+    if "uniqueItems" in mentioned(raw["parameters"]):
+        raise BadValue("parameters: uniqueItems takes the square of what a caller writes")
+    for grant in raw.get("network", ()):
+        parse_grant(grant)
+    keys = ("command", "read", "write", "network", "credentials")
+    lists: dict[str, Any] = {key: tuple(raw[key]) for key in keys if key in raw}
+    return Manifest(**{**raw, **lists}, folder=folder)
+
+
+def mentioned(value: object) -> set[str]:
+    """All keys in it, however deep."""
+    if isinstance(value, list):
+        return set[str]().union(*map(mentioned, value))
+    return set(value).union(*map(mentioned, value.values())) if isinstance(value, dict) else set()
+
+
+def place(error: jsonschema.ValidationError | jsonschema.SchemaError) -> str:
+    return "".join(f"{step}: " for step in error.absolute_path)

@@ -1,0 +1,287 @@
+"""MCP sessions: for each server and user at most one process tree in a cage, which many calls share.
+
+In it runs aiosd.mcp, which speaks MCP with the server; here are JSON lines. What a session says is foreign,
+as all in it runs as its user. The first call starts it; idle or dead, it is gone, and the next call starts
+another. A call is never made twice. All but `call`, `cancel` and `list` is on the runner's thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aiosd.config.mcp import Server
+from aiosd.errors import AiosError, BadRequest
+from aiosd.privilege.system import ToolRunner
+from aiosd.syscall.spec import read_json
+from aiosd.tools.catalog import shorten
+from aiosd.tools.manifest import Manifest
+from aiosd.tools.mcp.program import program
+from aiosd.tools.run.runner import STDERR_BYTES
+from aiosd.tools.run.spawn import Bounds, Call, End, Events
+
+MOST = 64  # sessions at once
+CPU_S = 3600  # of one process of a session
+ADDRESS_BYTES = 64 << 30  # Node.js maps some 10 GiB that it never touches
+PATIENCE_S = 10.0  # for a session to give up a call, or to end
+LISTING_BYTES = 1 << 20
+START_S = 60.0  # for a server to be ready
+LIST_S = 60.0
+NOISE_BYTES = 16 << 20
+LINE_COST = 1000  # bytes that any line counts for
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A call of a tool, or (tool empty) for the list of all."""
+
+    id: int
+    tool: str
+    arguments: str  # JSON
+    events: Events
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    uid: int
+    groups: tuple[int, ...]  # gid first
+    folder: str  # of his work folders; empty: none
+    sees_aios: bool
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    asked: Asked
+    from_stderr: int  # bytes that the session had said there
+    why: str = ""  # it is being given up
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    id: int
+    server: Server
+    user: User
+    calls: dict[int, Running] = field(default_factory=dict)
+    line: bytearray = field(default_factory=bytearray)  # that is not whole yet
+    used_s: float = field(default_factory=time.monotonic)
+    noise_bytes: int = 0  # that nobody had asked for
+    ready: bool = False  # the server has answered
+    retired: bool = False  # no more calls come
+    ending: bool = False
+
+
+class Sessions:
+    def __init__(self, runner: ToolRunner) -> None:
+        self._runner = runner
+        self.changed: Callable[
+            [Server], None
+        ]  # a server says that it has other tools now; of aiosd.tools.mcp.listing
+        self._by_id: dict[int, Session] = {}
+        self._ids = itertools.count(-1, -1)
+        self.output_bytes = self.work_bytes = self.reserve_bytes = 0  # as of tool calls
+
+    def call(self, server: Server, user: User, asked: Asked) -> None:
+        self._runner.order(partial(self._call, server, user, asked))
+
+    def list(self, server: Server, user: User, told: Callable[[Any, str], None]) -> None:
+        """Tells of its tools as they were said, or None and why not."""
+        said: list[bytes] = []
+
+        def ended(end: End) -> None:
+            told(None if end.why else json.loads(b"".join(said)), end.why)
+
+        events = Events(lambda: True, said.append, ended)
+        self.call(server, user, Asked(next(self._ids), "", "{}", events))
+
+    def cancel(self, id: int) -> None:
+        self._runner.order(partial(self._give_up_call, id, "cancelled"))
+
+    def keep(self, servers: Collection[Server]) -> None:
+        """Sessions of others end, when their calls have."""
+
+        def keep() -> None:
+            for session in list(self._by_id.values()):
+                if session.server not in servers:
+                    session.retired = True
+                    self._look(session)
+
+        self._runner.order(keep)
+
+    # down
+
+    def _call(self, server: Server, user: User, asked: Asked) -> None:
+        if not asked.events.began():
+            return
+        try:
+            session = self._session(server, user)
+        except AiosError as error:
+            asked.events.ended(End(-1, "", error.explanation))
+            return
+        session.calls[asked.id] = Running(asked, self._runner.stderr(session.id)[0])
+        self._runner.rest(session.id, False)
+        order = {"id": asked.id, "tool": asked.tool, "arguments": json.loads(asked.arguments)}
+        self._tell(session, order if asked.tool else {"list": True})
+        if session.ready:
+            self._hurry(session, asked)
+
+    def _hurry(self, session: Session, asked: Asked) -> None:
+        """From now on it may take so long."""
+        after_s = session.server.timeout_s if asked.tool else LIST_S
+        self._runner.later(after_s, partial(self._give_up_call, asked.id, f"it took more than {after_s:g} s"))
+
+    def _session(self, server: Server, user: User) -> Session:
+        for session in self._by_id.values():
+            if (session.server, session.user) == (server, user) and not (session.retired or session.ending):
+                return session
+        if len(self._by_id) >= MOST:
+            idle = [session for session in self._by_id.values() if not session.calls]
+            if not idle:
+                raise BadRequest(f"{MOST} MCP sessions run already", "try again when some of them are idle")
+            self._kill(min(idle, key=lambda session: session.used_s), "another needed its place")
+        session = Session(next(self._ids), server, user)
+        manifest = host(server)
+        self._by_id[session.id] = session
+        events = Events(lambda: True, partial(self._said, session), partial(self._ended, session))
+        bounds = Bounds(sys.maxsize, self.work_bytes, self.reserve_bytes)
+        self._runner.later(START_S, partial(self._end_if_slow, session))
+        whose = user.uid, user.groups, user.folder, user.sees_aios
+        self._runner.run(Call(session.id, manifest, None, *whose, bounds, events))
+        about = {"url": server.url} if server.url else {"command": server.command, "env": dict(server.env)}
+        self._tell(session, {**about, "output_bytes": self.output_bytes})
+        return session
+
+    def _tell(self, session: Session, order: dict[str, Any]) -> None:
+        line = json.dumps(order).encode() + b"\n"
+        self._runner.order(partial(self._runner.tell, session.id, line))  # after it was started
+
+    def _give_up_call(self, id: int, why: str) -> None:
+        """The server is told; the call ends when that was heard, or with the session."""
+        for session in self._by_id.values():
+            call = session.calls.get(id)
+            if call and not call.why:
+                call.why = why
+                self._tell(session, {"cancel": id})
+                self._runner.later(PATIENCE_S, partial(self._end_if_deaf, session, call))
+
+    def _end_if_deaf(self, session: Session, call: Running) -> None:
+        if session.calls.get(call.asked.id) is call:
+            self._kill(session, "it does not give up calls")
+
+    def _end_if_slow(self, session: Session) -> None:
+        if not session.ready:
+            self._kill(session, f"it was not ready within {START_S:g} s")
+
+    def _kill(self, session: Session, why: str) -> None:
+        session.ending = True
+        self._runner.kill(session.id, why)
+
+    # up
+
+    def _said(self, session: Session, data: bytes) -> None:
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            self._heed(session, bytes(session.line + line))
+            session.line.clear()
+        session.line += rest
+        if len(session.line) > 8 * max(self.output_bytes, LISTING_BYTES):  # JSON may take six for one
+            session.line.clear()
+            self._kill(session, "it said too long a line")
+
+    def _heed(self, session: Session, line: bytes) -> None:
+        if session.ending and not session.calls:
+            return
+        try:
+            match read_json(line.decode()):
+                case {"ready": True} if not session.ready:
+                    session.ready = True
+                    for waiting in session.calls.values():
+                        self._hurry(session, waiting.asked)
+                case {"changed": True}:
+                    self._hear_noise(session, line)
+                    self.changed(session.server)
+                case {"id": int(id), "text": str(text), "error": bool(failed)}:
+                    if (call := session.calls.get(id)) and call.asked.tool:
+                        self._answer(session, call, text, failed)
+                    else:
+                        self._hear_noise(session, line)
+                case {"tools": found, **more}:
+                    self._hear_noise(session, line)
+                    for one in [c for c in session.calls.values() if not c.asked.tool]:
+                        size = 0 if found is None else len(line)
+                        why = "its tools are too many" if size > LISTING_BYTES else str(more.get("error", ""))
+                        self._answer(session, one, why or json.dumps(found), bool(why) or found is None)
+                case _:
+                    self._kill(session, "it says what its host does not")
+        except (AiosError, UnicodeDecodeError):
+            self._kill(session, "it says what is not JSON")
+
+    def _hear_noise(self, session: Session, line: bytes) -> None:
+        session.noise_bytes += LINE_COST + len(line)
+        if session.noise_bytes > NOISE_BYTES:
+            self._kill(session, "it says too much that nobody asked for")
+
+    def _answer(self, session: Session, call: Running, text: str, failed: bool) -> None:
+        if call.why:
+            self._end_call(session, call, End(-1, self._stderr(session, call), call.why))
+            return
+        data = text.encode()
+        if call.asked.tool and len(data) > self.output_bytes:
+            data, failed, text = b"", True, f"it printed more than {self.output_bytes} bytes"
+        why = (shorten(text.strip()) or "it failed without a word") if failed else ""
+        if data and why != text.strip():  # an error is there whole
+            call.asked.events.said(data)
+        self._end_call(session, call, End(int(failed), self._stderr(session, call), why))
+
+    def _stderr(self, session: Session, call: Running) -> str:
+        """What the session said there since the call began, be it for this one or for another."""
+        count, last = self._runner.stderr(session.id)
+        new = min(count - call.from_stderr, len(last))
+        return last[len(last) - new :].decode("utf-8", "replace")
+
+    def _end_call(self, session: Session, call: Running, end: End) -> None:
+        del session.calls[call.asked.id]
+        session.retired |= not call.asked.tool  # one that was told the list is asked by nobody again
+        if not session.calls:
+            session.used_s = time.monotonic()
+            self._runner.rest(session.id, True)
+            self._runner.later(session.server.idle_s, partial(self._look, session))
+            self._look(session)
+        call.asked.events.ended(end)
+
+    def _look(self, session: Session) -> None:
+        """Ends it when nobody has used it for long."""
+        unused_s = time.monotonic() - session.used_s
+        if session.calls or session.ending:
+            return
+        if not session.retired and unused_s < session.server.idle_s - 0.01:
+            return
+        session.ending = True
+        self._runner.shut(session.id)
+        self._runner.later(PATIENCE_S, partial(self._runner.kill, session.id, "it did not end"))
+
+    def _ended(self, session: Session, end: End) -> None:
+        del self._by_id[session.id]
+        last = shorten(end.stderr.strip().rpartition("\n")[2])
+        why = "the server ended" + (f": {end.why or last}" if end.why or last else "")
+        for call in list(session.calls.values()):
+            call.asked.events.ended(End(-1, end.stderr[-STDERR_BYTES:], call.why or why))
+        session.calls.clear()
+
+
+def host(server: Server) -> Manifest:
+    """What holds a session of it, as the cage knows programs."""
+    command, read, env = program()
+    return Manifest(
+        server.name, "", command, {}, Path("/"),
+        read=(*read, *server.read), write=server.write, env=env, network=server.reached,
+        timeout_s=math.inf, cpu_s=CPU_S, memory_bytes=server.memory_bytes,
+        address_bytes=max(server.memory_bytes, ADDRESS_BYTES),
+    )  # fmt: skip
