@@ -35,6 +35,7 @@ from aiosd.host.notify import notify
 from aiosd.kernel import Kernel
 from aiosd.privilege.orders import Helped
 from aiosd.privilege.system import Own, System
+from aiosd.reload import reload as take_over
 
 log = logging.getLogger("aiosd")
 JOIN_S = 5.0
@@ -133,7 +134,7 @@ def reload(kernel: Kernel, options: argparse.Namespace) -> None:
     old = kernel.config
     try:
         config = configure(options)
-        kernel.reload(config)
+        take_over(kernel, config)
     except (AiosError, OSError) as error:
         kernel.reload_refused = True
         why = error.explanation if isinstance(error, AiosError) else str(error)
@@ -150,7 +151,7 @@ def drain(kernel: Kernel, signals: set[signal.Signals]) -> None:
     daemon is told again to stop."""
     scheduler, end_s = kernel.scheduler, time.monotonic() + kernel.config.daemon.drain_s
     notify(STOPPING=1, EXTEND_TIMEOUT_USEC=(kernel.config.daemon.drain_s + STOP_S) * 10**6)
-    scheduler.drain()
+    kernel.drain()
     said = ""
     while (running := scheduler.computing) and (left_s := end_s - time.monotonic()) > 0:
         line = f"stopping: requests that still run: {running}; they have {math.ceil(left_s)} s"

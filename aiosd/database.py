@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from aiosd.host.usage import free_bytes
 from aiosd.syscall.request import Request, State, Usage
 from aiosd.syscall.spec import Message, Spec
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 HELD_S = 1.0
 FORGET_SHARE = 16  # a sixteenth more requests may be kept than are asked for
 SCHEMA = """
@@ -69,13 +69,28 @@ CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, 
 """,
     4: "ALTER TABLE requests ADD COLUMN parked TEXT NOT NULL DEFAULT '';",
     5: "CREATE TABLE pins (model TEXT PRIMARY KEY, devices TEXT NOT NULL);",
+    6: """
+UPDATE requests SET spec = CASE coalesce(json_extract(spec,'$.operation'),'llm')
+WHEN 'llm' THEN iif(coalesce(json_extract(spec,'$.steps'),0) > 0,
+    json_set(json_remove(spec,'$.operation'),'$.kind','loop'),
+    json_set(json_remove(spec,'$.operation','$.steps','$.groups'),'$.kind','llm'))
+WHEN 'tool' THEN json_object('kind','tool','nice',json_extract(spec,'$.nice'),
+    'tool',substr(json_extract(spec,'$.model'),7),
+    'arguments',coalesce(json_extract(spec,'$.messages[0].content'),''),
+    'groups',json(coalesce(json_extract(spec,'$.groups'),'[]')))
+ELSE json_object('kind',json_extract(spec,'$.operation'),'nice',json_extract(spec,'$.nice'),
+    'json',json('true'),'input',coalesce(json_extract(spec,'$.messages[0].content'),''),'model',json_extract(spec,'$.model'))
+END;
+""",
 }
 CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
 FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 class Store:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kinds: Mapping[str, type[Spec]]) -> None:
+        """`kinds`: the class of each kind of request that may be stored."""
+        self._kinds = kinds
         self.folder = folder
         self._lock = threading.RLock()
         self._ended = Counter[tuple[int, int]]()  # by agent and user, since old requests were forgotten
@@ -364,17 +379,17 @@ class Store:
             if said:
                 grown = db.execute(
                     "UPDATE contexts SET tokens=?, model=?, unfinished='' WHERE name=? AND id=?",
-                    (spent.prompt_tokens + spent.completion_tokens, request.spec.model, request.spec.context,
-                     request.spec.context_id),
+                    (spent.prompt_tokens + spent.completion_tokens, request.spec.target,
+                     request.spec.context_name, request.spec.turn_of),
                 )  # fmt: skip
                 if grown.rowcount:  # it may have been removed, and made again by another
-                    self._append(db, request.spec.context, said)
+                    self._append(db, request.spec.context_name, said)
             self._forget_old(db, request, keep)
 
     @staticmethod
     def _end_request(db: sqlite3.Connection, request: Request) -> bool:
         usage = request.usage
-        text = "" if request.spec.operation in ("embed", "tokenize") else request.text  # in the document
+        text = request.text if request.spec.keeps_text else ""
         ended = db.execute(
             "UPDATE requests SET state=?, finished_s=?, text=?, response=?, finish_reason=?, error=?,"
             " started_s=?, preemptions=?, prompt_tokens=?, cached_tokens=?, completion_tokens=?, parked=''"
@@ -438,12 +453,13 @@ class Store:
             *arguments,
         )
 
-    @staticmethod
-    def _request(row: tuple[Any, ...]) -> Request:
+    def _request(self, row: tuple[Any, ...]) -> Request:
         (id, uid, agent, agent_id, file, state, spec, submitted_s, text, document, finish_reason, error,
          finished_s, started_s, preemptions, parent, parked, *usage) = row  # fmt: skip
+        raw = json.loads(spec)
+        asked = self._kinds[raw.pop("kind")].load(raw)
         return Request(
-            id, uid, agent, file, Spec.load(spec), agent_id=agent_id, parent=parent, submitted_s=submitted_s,
+            id, uid, agent, file, asked, agent_id=agent_id, parent=parent, submitted_s=submitted_s,
             state=State(state), text=text, document=document,
             finish_reason=finish_reason, error=error, finished_s=finished_s,
             started_s=started_s, preemptions=preemptions, parked=parked, usage=Usage(*usage),

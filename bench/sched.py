@@ -25,8 +25,8 @@ from aiosd.access.caller import Caller
 from aiosd.config.config import Config, Daemon, EngineConfig, Quota, Scheduling
 from aiosd.cores.models import ModelState
 from aiosd.kernel import Kernel
-from aiosd.scheduler.admission import Source
 from aiosd.scheduler.chooser import BUILT_IN
+from aiosd.scheduler.handler import Source
 from aiosd.syscall.request import Request, State
 from tests import random_model
 
@@ -113,7 +113,7 @@ def play(k: Kernel, agents: list[Agent]) -> float:
     for thread in threads:
         thread.join()
     for agent in agents:
-        k.remove_agent(agent.name)
+        k.agent_objects.remove(agent.name)
     return time.monotonic() - began
 
 
@@ -134,7 +134,7 @@ def policies(model: Path, rounds: int) -> list[dict[str, Any]]:
     with kernel(model) as k:
         for round in range(rounds):
             for name in BUILT_IN:
-                k.scheduler.chooser.switch(name)
+                k.chooser.switch(name)
                 agents = mixed(round)
                 took = play(k, agents)
                 tokens = sum(a.steps * a.tokens for a in agents)
@@ -160,7 +160,7 @@ def fairness(model: Path, rounds: int) -> list[dict[str, Any]]:
         k.scheduler.quantum_tokens = 16
         for _ in range(rounds):
             for name in seen:
-                k.scheduler.chooser.switch("fifo" if name == "alone" else name)
+                k.chooser.switch("fifo" if name == "alone" else name)
                 others = [Agent(f"other{i}", 2000, 4, 64, 60, 0.0, 0.0) for i in range(63)]
                 mine = Agent("mine", 1000, 8, 40, 60, 0.3, 0.05)
                 play(k, [mine, *others] if name != "alone" else [mine])
@@ -176,7 +176,7 @@ def fairness(model: Path, rounds: int) -> list[dict[str, Any]]:
 def growth(model: Path) -> list[dict[str, Any]]:
     rows = []
     with kernel(model, max_running=64) as k:
-        k.scheduler.chooser.switch("fair")
+        k.chooser.switch("fair")
         for count in (1, 8, 64, 512, 2000):
             agents = [Agent(f"g{i}", 1000 + i % 50, 1, 8, 20, 0.0, 0.0) for i in range(count)]
             busy = k.scheduler.busy_s
@@ -192,7 +192,7 @@ def queue_cost(model: Path, count: int = 10_000) -> list[dict[str, Any]]:
     """Nothing runs: the model has no place until all wait."""
     rows = []
     with kernel(model) as k:
-        k.scheduler.pool.unload(k.models.all()[0])
+        k.pool.unload(k.models.all()[0])
         k.models.all()[0].state = ModelState.LOADING
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
@@ -202,16 +202,16 @@ def queue_cost(model: Path, count: int = 10_000) -> list[dict[str, Any]]:
         tracemalloc.stop()
         scheduler, model_ = k.scheduler, k.models.all()[0]
         for name in BUILT_IN:
-            scheduler.chooser.switch(name)
-            with scheduler._lock:
+            k.chooser.switch(name)
+            with scheduler.lock:
                 began = time.perf_counter()
                 for _ in range(1000):
                     view = scheduler._view(model_.name, ())
-                    scheduler.chooser.order(view, 1)
-                    scheduler._queue.ready(model_.name).pop(view.waiting[0].id)
+                    k.chooser.order(view, 1)
+                    scheduler.queue.ready(model_.name).pop(view.waiting[0].id)
                 took = (time.perf_counter() - began) / 1000
-                for request in scheduler._queue.waiting.values():
-                    scheduler._queue.refresh(request)
+                for request in scheduler.queue.waiting.values():
+                    scheduler.queue.refresh(request)
             rows.append(
                 {"policy": name, "one decision, us": took * 1e6, "queued": count, "bytes a request": held}
             )
@@ -227,21 +227,21 @@ def restoring(model: Path, tokens: int = 1000, times: int = 7) -> list[dict[str,
         room = (2 * tokens + 400) * int(k.models.all()[0].info["kv_bytes_per_token"])
     with kernel(model, kv_bytes=room) as k:
         for n, tier in enumerate(list(took) * times):
-            k.add_context(f"c{n}", caller)
+            k.context_objects.add(f"c{n}", caller)
             context = k.contexts.get(f"c{n}")
             wait(
                 submit(k, "a", 0, {"prompt": f"{n}:".ljust(tokens, "x"), "max_tokens": 1, "context": f"c{n}"})
             )
             if tier != "resident":
-                k.evict(context, tier)
+                k.context_objects.evict(context, tier)
             for letter in "uvw":
                 prompt = f"{letter}{n}:".ljust(tokens + 300, letter)
                 wait(submit(k, "b", 1, {"prompt": prompt, "max_tokens": 1}))
-            assert k.scheduler.residency.state(context) == tier
+            assert k.residency.state(context) == tier
             began = time.perf_counter()
             wait(submit(k, "a", 0, {"prompt": "z", "max_tokens": 1, "context": f"c{n}"}))
             took[tier].append(time.perf_counter() - began)
-            k.remove_context(f"c{n}")
+            k.context_objects.remove(f"c{n}")
     middle = {tier: statistics.median(t) * 1e3 for tier, t in took.items()}
     base = middle["resident"]
     return [
@@ -259,7 +259,7 @@ def preempting(name: str, model: Path, times: int, tokens: int) -> list[dict[str
         k.scheduler.quantum_tokens = 10
         for n in range(times):
             for policy in took:
-                k.scheduler.chooser.switch(policy)
+                k.chooser.switch(policy)
                 began = time.perf_counter()
                 both = [
                     submit(

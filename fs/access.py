@@ -13,12 +13,12 @@ from aiosd.fs.files import File, Handle, Opening, Stored, Text, Value, ValueHand
 from aiosd.fs.tree import Collection, Folder, Table
 from aiosd.kernel import Kernel
 from aiosd.syscall.request import Request
-from aiosd.tools.catalog import QUEUE
+from aiosd.syscall.toolcall import ToolCall, outcome
 
 
 def access_folder(kernel: Kernel) -> Folder:
     def names() -> list[str]:
-        return list(map(str, kernel.pending.ids()))
+        return list(map(str, kernel.approvals.ids()))
 
     return Table(
         {
@@ -26,10 +26,13 @@ def access_folder(kernel: Kernel) -> Folder:
             "allowed": lambda: Collection(kernel.agents.names, partial(allowed_folder, kernel)),
             "owners": lambda: Owners(kernel=kernel),
             "groups": lambda: Collection(
-                kernel.trust.groups, partial(group_folder, kernel), kernel.add_group, kernel.remove_group
+                kernel.trust.groups,
+                partial(group_folder, kernel),
+                kernel.trust_objects.add_group,
+                kernel.trust_objects.remove_group,
             ),
-            "rules": lambda: Text(render=lambda: kernel.pending.rules.text),
-            "audit.jsonl": lambda: Stored(0o400, kernel.scheduler.calls.audit.file),
+            "rules": lambda: Text(render=lambda: kernel.approvals.rules.text),
+            "audit.jsonl": lambda: Stored(0o400, kernel.audit.file),
         }
     )
 
@@ -37,14 +40,14 @@ def access_folder(kernel: Kernel) -> Folder:
 def pending_folder(kernel: Kernel, name: str) -> Folder | None:
     """Of him who decides, alone: what is asked may be private."""
     id = int(name) if name.isdecimal() and len(name) < 19 else 0
-    request = kernel.pending.find(id)
+    request = kernel.approvals.find(id)
     if request is None:
         return None
 
     def decide(caller: Caller, text: str) -> None:
-        kernel.pending.decide(caller, id, text)
+        kernel.approvals.decide(caller, id, text)
 
-    gid = kernel.pending.decider(request)
+    gid = kernel.approvals.decider(request)
     group = 0 if gid is None else 0o070
     folder = Table(
         {
@@ -75,7 +78,7 @@ class Owners(File):
             return " ".join(map(user_name, sorted(self._kernel.trust.owners(caller.uid))))
 
         def set(_: Caller, text: str) -> None:
-            self._kernel.allow_owners(caller, {uid_of(name) for name in text.split()})
+            self._kernel.trust_objects.allow_owners(caller, {uid_of(name) for name in text.split()})
 
         return ValueHandle(Value(get=get, set=set), opening)
 
@@ -100,7 +103,7 @@ def group_folder(kernel: Kernel, name: str) -> Folder | None:
         return " ".join(agent.name for agent in kernel.agents.all() if agent.id in members)
 
     def set(caller: Caller, text: str) -> None:
-        kernel.set_group(name, text.split(), caller)
+        kernel.trust_objects.set_group(name, text.split(), caller)
 
     return Table({"agents": lambda: Value(get=get, set=set)}, 0o700)
 
@@ -112,21 +115,23 @@ def allowed_folder(kernel: Kernel, name: str) -> Folder | None:
         return None
 
     def allow(caller: Caller, text: str) -> None:
-        kernel.pending.allow_always(caller, agent, text.split())
+        kernel.approvals.allow_always(caller, agent, text.split())
 
     tools = Value(0o600, get=lambda: " ".join(agent.settings.allowed), set=allow)
     folder = Table({"tools": lambda: tools}, 0o700, agent.born_s)
-    folder.uid = kernel.pending.owner(agent)
+    folder.uid = kernel.approvals.owner(agent)
     return folder
 
 
 def asked(request: Request) -> str:
+    call = request.spec
+    assert isinstance(call, ToolCall)
     facts = {
         "request": request.id,
         "uid": request.uid,
         "agent": request.agent,
-        "tool": request.spec.model.removeprefix(QUEUE),
-        "why": request.rule.why if request.rule else "",
+        "tool": call.tool,
+        "why": outcome(request).why,
     }
-    said = json.loads(request.spec.messages[0]["content"])
+    said = json.loads(call.arguments)
     return json.dumps({**facts, "arguments": said}, ensure_ascii=False, indent=2) + "\n"

@@ -11,19 +11,20 @@ from functools import lru_cache, partial
 from aiosd.access.caller import Caller
 from aiosd.agents import agents
 from aiosd.agents.agents import Agent
-from aiosd.agents.steps import place
+from aiosd.config.config import STEPS_MAX
 from aiosd.errors import BadValue, NotAllowed, NotFound
 from aiosd.fs.files import AnswerFile, Control, Text, Value
 from aiosd.fs.text import table
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table
+from aiosd.handlers.loop.steps import place
 from aiosd.kernel import Kernel
-from aiosd.scheduler.admission import Source, check_nice
+from aiosd.scheduler.handler import Source
+from aiosd.scheduler.names import check_nice
 from aiosd.syscall import response
+from aiosd.syscall.chat import Loop
 from aiosd.syscall.number import whole
 from aiosd.syscall.request import Request, State
-from aiosd.syscall.spec import STEPS_MAX
-from aiosd.tools.catalog import QUEUE
 
 
 def agent_folder(kernel: Kernel, name: str) -> Folder | None:
@@ -35,20 +36,20 @@ def agent_folder(kernel: Kernel, name: str) -> Folder | None:
 def make_folder(kernel: Kernel, agent: Agent) -> Folder:
     change = partial(kernel.agents.change, agent)
     source = Source(f"/agents/{agent.name}/syscall/llm", agent)
-    calls = Source(f"/agents/{agent.name}/syscall/tool", agent, operation="tool")
+    calls = Source(f"/agents/{agent.name}/syscall/tool", agent, kind="tool")
 
     def set_model(caller: Caller, text: str) -> None:
         if text and kernel.models.find(text) is None:
             raise BadValue(f"no model {text[:64]!r}", f"models are {', '.join(kernel.models.names())}")
         if text:
-            kernel.admission.check_model(caller, text)
+            kernel.names.check_model(caller, text)
         change(model=text)
 
     def set_context(caller: Caller, text: str) -> None:
         if text and kernel.contexts.find(text) is None:
             raise BadValue(f"no context {text[:64]!r}", "mkdir contexts/NAME makes one")
         if text:
-            kernel.admission.check_context(caller, text)
+            kernel.names.check_context(caller, text)
         change(context=text)
 
     def set_nice(caller: Caller, text: str) -> None:
@@ -61,7 +62,7 @@ def make_folder(kernel: Kernel, agent: Agent) -> Folder:
         for tool in text.split():
             if kernel.tools.find(tool) is None:
                 raise BadValue(f"no tool {tool[:64]!r}", "ls tools")
-            kernel.admission.check_tool(caller, tool)
+            kernel.names.check_tool(caller, tool)
         change(tools=list(dict.fromkeys(text.split())))
 
     def set_steps(caller: Caller, text: str) -> None:
@@ -85,7 +86,7 @@ def make_folder(kernel: Kernel, agent: Agent) -> Folder:
         "tools": lambda: Value(get=lambda: " ".join(agent.settings.tools), set=set_tools),
         "max_steps": lambda: Value(get=lambda: str(agent.settings.max_steps), set=set_steps),
         "pid": lambda: Value(
-            get=lambda: str(agent.settings.pid or ""), set=partial(kernel.bind_agent, agent)
+            get=lambda: str(agent.settings.pid or ""), set=partial(kernel.agent_objects.bind, agent)
         ),
         "usage": lambda: Text(render=lambda: table(requests=agent.requests, **asdict(agent.usage))),
         "log.jsonl": lambda: Text(0o400, render=lambda: "".join(agent.log)),
@@ -109,15 +110,15 @@ def agent_state(kernel: Kernel, agent: Agent) -> str:
 
 def agent_command(kernel: Kernel, agent: Agent, caller: Caller, verb: str, argument: str) -> None:
     plain: dict[str, Callable[[], None]] = {
-        "pause": partial(kernel.pause, agent, True),
-        "resume": partial(kernel.pause, agent, False),
-        "reset": partial(kernel.reset, agent, caller),
+        "pause": partial(kernel.agent_objects.pause, agent, True),
+        "resume": partial(kernel.agent_objects.pause, agent, False),
+        "reset": partial(kernel.agent_objects.reset, agent, caller),
     }
     kernel.agents.check(agent)
     if verb in plain and not argument:
         plain[verb]()
     elif verb == "cancel" and argument:
-        kernel.cancel(agent, argument)
+        kernel.agent_objects.cancel(agent, argument)
     else:
         raise BadValue(f"unknown command {verb[:40]!r}", "pause, resume, reset, cancel ID, cancel all")
 
@@ -166,18 +167,18 @@ def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
     def command(caller: Caller, verb: str, argument: str) -> None:
         if verb != "cancel" or argument:
             raise BadValue(f"unknown command {verb[:40]!r}", "cancel")
-        if not kernel.scheduler.cancel(request):
+        if not kernel.ending.cancel(request):
             raise NotAllowed(f"request {id} is {request.state}")
 
     linked: dict[str, Factory] = {}
     if request.parent:
         linked["parent"] = lambda: Text(0o400, render=lambda: f"{request.parent}\n")
-    if request.spec.steps:
+    if isinstance(request.spec, Loop):
         linked["steps"] = lambda: steps_folder(kernel, request)
     return Table(
         {
             **linked,
-            "request": lambda: Text(0o400, render=lambda: asked(request)),
+            "request": lambda: Text(0o400, render=request.spec.text),
             "state": lambda: Text(0o400, render=partial(request_state, kernel, request)),
             "response": lambda: AnswerFile(0o400, request),
             "response.json": lambda: Text(0o400, render=lambda: response.document(request)),
@@ -203,15 +204,6 @@ def steps_folder(kernel: Kernel, request: Request) -> Folder:
     return Collection(lambda: list(made()), child, mode=0o700)
 
 
-def asked(request: Request) -> str:
-    if request.spec.operation == "tool":
-        name = request.spec.model.removeprefix(QUEUE)
-        return "".join(f'{{"name": "{name}", "arguments": {m["content"]}}}\n' for m in request.spec.messages)
-    if not request.spec.json and len(request.spec.messages) < 2:  # a step of a loop has many
-        return "".join(m["content"] + "\n" for m in request.spec.messages)
-    return json.dumps(asdict(request.spec), ensure_ascii=False) + "\n"
-
-
 def request_state(kernel: Kernel, request: Request) -> str:
     """The state, and of one that waits how many start before it and in how many seconds it may start."""
     place = kernel.scheduler.position(request)
@@ -220,9 +212,8 @@ def request_state(kernel: Kernel, request: Request) -> str:
 
 def request_usage(request: Request) -> str:
     ended = request.finished_s or time.time()
-    facts = json.loads(request.document) if request.spec.operation == "tool" and request.document else {}
     return table(
-        **{key: facts[key] for key in ("cpu_seconds", "memory_bytes") if facts.get(key) is not None},
+        **request.spec.measured(request),
         **asdict(request.usage),
         preemptions=request.preemptions,
         waited_s=round((request.started_s or ended) - request.submitted_s, 3),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from aiosd.access.caller import Caller
 from aiosd.context.contexts import Context
-from aiosd.context.kvfile import Export, restore
+from aiosd.context.kvfile import Export
 from aiosd.cores import snapshot
 from aiosd.errors import BadSnapshot
 from aiosd.fs.files import File, Handle, Opening
@@ -46,7 +46,7 @@ class Reading(Handle):
                 file = self._asked().file()
                 whole = os.fstat(file).st_size
                 try:
-                    self._kv.kernel.admission.reserve_kv(self._caller, whole)
+                    self._kv.kernel.kv_budget.reserve(self._caller, whole)
                 except BaseException:
                     os.close(file)
                     self._export = None  # its KV went with the file
@@ -66,12 +66,12 @@ class Reading(Handle):
             self._export.close()
         if self._file is not None:
             os.close(self._file)
-        self._kv.kernel.admission.reserve_kv(self._caller, -self._reserved)
+        self._kv.kernel.kv_budget.reserve(self._caller, -self._reserved)
 
     def _asked(self) -> Export:
         with self._asking:
             if self._export is None:
-                self._export = Export(self._kv.kernel.scheduler, self._kv.context)
+                self._export = Export(self._kv.kernel.kv_files, self._kv.context)
             return self._export
 
 
@@ -91,7 +91,7 @@ class Writing(Handle):
         with self._lock:
             if offset != self._written:
                 raise BadSnapshot("a kv file is written from its beginning to its end", "use cp or cat")
-            self._kv.kernel.admission.reserve_kv(self._caller, len(data))
+            self._kv.kernel.kv_budget.reserve(self._caller, len(data))
             self._reserved += len(data)
             if self._size is None:
                 self._begin(data)
@@ -102,14 +102,14 @@ class Writing(Handle):
             os.pwrite(self._file, data, offset)
             self._written += len(data)
             if self._written == self._size:
-                restore(self._kv.kernel.scheduler, self._kv.context, self._file)
+                self._kv.kernel.kv_files.restore(self._kv.context, self._file)
                 self._done = True
 
     def _begin(self, data: bytes) -> None:
         self._beginning += data
         self._size = snapshot.size_of(self._beginning)
         if self._size is not None:
-            self._kv.kernel.admission.check_kv(self._caller, self._size - self._reserved)
+            self._kv.kernel.kv_budget.check(self._caller, self._size - self._reserved)
             self._beginning.clear()
 
     def flush(self, pid: int) -> None:
@@ -120,4 +120,4 @@ class Writing(Handle):
         with self._lock:
             if self._file is not None:
                 os.close(self._file)
-            self._kv.kernel.admission.reserve_kv(self._caller, -self._reserved)
+            self._kv.kernel.kv_budget.reserve(self._caller, -self._reserved)

@@ -30,7 +30,7 @@ from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Node, Table, Tree
 from aiosd.kernel import Kernel
 from aiosd.scheduler import trace
-from aiosd.scheduler.admission import Source
+from aiosd.scheduler.handler import Source
 from aiosd.syscall.number import whole
 from aiosd.syscall.request import Request
 
@@ -50,29 +50,36 @@ def build(kernel: Kernel) -> Tree:
             next=lambda: kernel.events.next, since=kernel.events.since, subscribe=kernel.events.watch
         ),
         "models": lambda: Collection(
-            kernel.models.names, partial(model_folder, kernel), kernel.add_model, kernel.remove_model
+            kernel.models.names,
+            partial(model_folder, kernel),
+            kernel.model_objects.add,
+            kernel.model_objects.remove,
         ),
         "tools": lambda: Collection(
-            kernel.tools.names, partial(tool_folder, kernel), kernel.add_tool, kernel.remove_tool, *shared
+            kernel.tools.names,
+            partial(tool_folder, kernel),
+            kernel.tool_objects.add,
+            kernel.tool_objects.remove,
+            *shared,
         ),
         "access": lambda: access_folder(kernel),
         "workers": lambda: Collection(
-            lambda: [str(w.id) for w in kernel.scheduler.pool.workers()], partial(worker_folder, kernel)
+            lambda: [str(w.id) for w in kernel.pool.workers()], partial(worker_folder, kernel)
         ),
         "devices": lambda: Text(render=partial(devices, kernel)),
         "scheduler": lambda: Table(scheduler_files(kernel)),
         "agents": lambda: Collection(
             kernel.agents.names,
             partial(agent_folder, kernel),
-            kernel.add_agent,
-            kernel.remove_agent,
+            kernel.agent_objects.add,
+            kernel.agent_objects.remove,
             *private,
         ),
         "contexts": lambda: Collection(
             kernel.contexts.names,
             partial(context_folder, kernel),
-            kernel.add_context,
-            kernel.remove_context,
+            kernel.context_objects.add,
+            kernel.context_objects.remove,
             *private,
         ),
     }
@@ -93,13 +100,11 @@ def build(kernel: Kernel) -> Tree:
         s = os.statvfs(kernel.config.daemon.state)
         return s.f_bavail * s.f_frsize, s.f_blocks * s.f_frsize
 
-    return Tree(
-        Table(entries), kernel.permissions, space, kernel.explain, lambda: kernel.scheduler.bounds.quotas
-    )
+    return Tree(Table(entries), kernel.permissions, space, kernel.explain, lambda: kernel.limits.quotas)
 
 
 def status(kernel: Kernel) -> str:
-    scheduler, pool = kernel.scheduler, kernel.scheduler.pool
+    scheduler, pool = kernel.scheduler, kernel.pool
     running, waiting = scheduler.load
     ready = [m.name for m in kernel.models.all() if m.state is ModelState.READY]
     loading = any(m.state is ModelState.LOADING for m in kernel.models.all())
@@ -112,7 +117,7 @@ def status(kernel: Kernel) -> str:
         worker_restarts=pool.restarts,
         agents=len(kernel.agents),
         contexts=len(kernel.contexts),
-        policy=scheduler.chooser.name,
+        policy=kernel.chooser.name,
         running=running,
         waiting=waiting,
     )
@@ -125,7 +130,7 @@ def scheduler_files(kernel: Kernel) -> dict[str, Factory]:
     scheduler = kernel.scheduler
 
     def set_policy(caller: Caller, text: str) -> None:
-        scheduler.chooser.switch(text)
+        kernel.chooser.switch(text)
         scheduler.stir()
 
     def set_quantum(caller: Caller, text: str) -> None:
@@ -133,8 +138,8 @@ def scheduler_files(kernel: Kernel) -> dict[str, Factory]:
         scheduler.stir()
 
     return {
-        "policy": lambda: Value(get=lambda: scheduler.chooser.name, set=set_policy),
-        "policies": lambda: Text(render=lambda: "".join(f"{name}\n" for name in scheduler.chooser.policies)),
+        "policy": lambda: Value(get=lambda: kernel.chooser.name, set=set_policy),
+        "policies": lambda: Text(render=lambda: "".join(f"{name}\n" for name in kernel.chooser.policies)),
         "quantum": lambda: Value(get=lambda: str(scheduler.quantum_tokens), set=set_quantum),
         "queue": lambda: Shared(render=partial(queue, kernel)),
         "stats": lambda: Text(render=lambda: table(**scheduler.counters, busy_s=round(scheduler.busy_s, 3))),
@@ -152,7 +157,7 @@ def queue(kernel: Kernel) -> str:
         return (place[0], f"{place[1]:.1f}") if place else ("-", "-")
 
     rows = [
-        [r.id, r.state, r.uid, r.agent or "-", r.spec.model, "-" if r.worker is None else r.worker,
+        [r.id, r.state, r.uid, r.agent or "-", r.spec.target, "-" if r.worker is None else r.worker,
          len(r.tokens), f"{(r.started_s or now) - r.submitted_s:.1f}", *forecast(r)]
         for r in kernel.scheduler.unfinished()
     ]  # fmt: skip
@@ -166,22 +171,10 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
     model = kernel.models.find(name)
     if model is None:
         return None
-    pool = kernel.scheduler.pool
+    pool = kernel.pool
 
-    def command(caller: Caller, verb: str, argument: str) -> None:
-        if verb == "load":
-            kernel.load_model(name, argument)
-        elif verb == "unload" and not argument:
-            pool.unload(model)
-        elif verb == "replicas":
-            pool.resize(model, whole(argument, 1, 64, "replicas"))
-        elif verb == "pin":
-            kernel.pin_model(name, argument)
-        else:
-            raise BadValue(f"unknown command {verb[:40]!r}", "load [PATH], unload, replicas N, pin DEVICE…")
-
-    def transaction(operation: str) -> Factory:
-        source = Source(f"/models/{name}/{operation}", model=name, operation=operation)
+    def transaction(kind: str) -> Factory:
+        source = Source(f"/models/{name}/{kind}", kind=kind, target=name)
         return lambda: Transaction(0o666, kernel.admission, source)
 
     return Table(
@@ -196,8 +189,8 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
                     completion_tokens=model.completion_tokens,
                 )
             ),
-            "ctl": lambda: Control(run=command),
-            **{operation: transaction(operation) for operation in ("llm", "embed", "tokenize")},
+            "ctl": lambda: Control(run=partial(kernel.model_objects.command, model)),
+            **{kind: transaction(kind) for kind in ("llm", "embed", "tokenize")},
         }
     )
 
@@ -211,7 +204,7 @@ def model_info(model: Model) -> str:
 
 
 def worker_folder(kernel: Kernel, name: str) -> Folder | None:
-    worker = next((w for w in kernel.scheduler.pool.workers() if str(w.id) == name), None)
+    worker = next((w for w in kernel.pool.workers() if str(w.id) == name), None)
     if worker is None:
         return None
 
@@ -240,7 +233,7 @@ def device(worker: Worker) -> str:
 
 
 def devices(kernel: Kernel) -> str:
-    places, workers = kernel.scheduler.pool.places, kernel.scheduler.pool.workers()
+    places, workers = kernel.pool.places, kernel.pool.workers()
     header = ["UUID", "NAME", "STATE", "MEMORY_BYTES", "FREE", "NODE", "CPUS", "WORKERS", "MODEL"]
     rows = []
     for one in places.table:

@@ -16,20 +16,20 @@ Sample = tuple[Mapping[str, str], float]
 
 
 def exposition(kernel: Kernel) -> str:
-    scheduler, pool = kernel.scheduler, kernel.scheduler.pool
+    scheduler, pool = kernel.scheduler, kernel.pool
     (running, waiting), counters = scheduler.load, scheduler.counters
     workers = [({"worker": str(w.id), "model": w.model.name}, w) for w in pool.workers()]
     models = [({"model": m.name}, m) for m in kernel.models.all()]
-    process, swap = psutil.Process(), scheduler.residency.swap
+    process, swap = psutil.Process(), kernel.residency.swap
     counters_: list[tuple[str, str, list[Sample]]] = [
         ("aios_requests", "Requests that ended, by how.",
          [({"state": s}, counters[s]) for s in ("done", "failed", "cancelled")]),
         ("aios_requests_admitted", "Requests accepted.", alone(counters["admitted"])),
         ("aios_preemptions", "Requests that had to yield.", alone(counters["preemptions"])),
         ("aios_loop_kv", "What was done with KV of agents that waited for tools.",
-         [({"choice": choice}, n) for choice, n in scheduler.interception.chosen.items()]),
+         [({"choice": choice}, n) for choice, n in kernel.interception.chosen.items()]),
         ("aios_generated_tokens", "Tokens of answers.", alone(counters["tokens"])),
-        ("aios_tool_cpu_seconds", "CPU time of tool calls.", alone(scheduler.calls.cpu_s)),
+        ("aios_tool_cpu_seconds", "CPU time of tool calls.", alone(kernel.calls.cpu_s)),
         ("aios_scheduler_busy_seconds", "Time spent on deciding.", alone(scheduler.busy_s)),
         ("aios_worker_restarts", "Workers that died.", alone(pool.restarts)),
         ("aios_model_requests", "Requests that ended.", [(m, model.requests) for m, model in models]),

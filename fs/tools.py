@@ -13,7 +13,7 @@ from aiosd.fs.text import table
 from aiosd.fs.transaction import Transaction, same_process
 from aiosd.fs.tree import Factory, Folder, Table
 from aiosd.kernel import Kernel
-from aiosd.scheduler.admission import Source
+from aiosd.scheduler.handler import Source
 from aiosd.syscall.number import whole
 from aiosd.tools.catalog import Tool
 from aiosd.tools.manifest import FILE, OWN_BYTES, PROGRAM, Incomplete
@@ -25,7 +25,7 @@ def tool_folder(kernel: Kernel, name: str) -> Folder | None:
     tool = kernel.tools.find(name)
     if tool is None:
         return None
-    source = Source(f"/tools/{name}/call", operation="tool", tool=name)
+    source = Source(f"/tools/{name}/call", kind="tool", target=name)
 
     def set_limit(caller: Caller, text: str) -> None:
         tool.limit = whole(text, 1, tool.limit_max, "limit")
@@ -86,7 +86,7 @@ class PartWriting(Handle):
             raise BadValue("it is written from its beginning to its end", "use cp or cat")
         if offset + len(data) > self._most:
             raise TooBig(f"{self._part.name} has at most {self._most} bytes")
-        self._part.kernel.scheduler.bounds.reserve(self._caller, len(data))
+        self._part.kernel.limits.reserve(self._caller, len(data))
         self._data += data
         self._changed = True
         if self._part.name == FILE:
@@ -95,7 +95,7 @@ class PartWriting(Handle):
 
     def _keep(self) -> None:
         if self._changed:
-            self._part.kernel.keep_tool(self._part.tool, self._part.name, bytes(self._data))
+            self._part.kernel.tool_objects.keep(self._part.tool, self._part.name, bytes(self._data))
             self._changed = False
 
     def flush(self, pid: int) -> None:
@@ -105,4 +105,4 @@ class PartWriting(Handle):
     def release(self) -> None:
         with suppress(AiosError):  # nobody is told any more; info says why
             self._keep()
-        self._part.kernel.scheduler.bounds.reserve(self._caller, -len(self._data))
+        self._part.kernel.limits.reserve(self._caller, -len(self._data))

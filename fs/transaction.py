@@ -19,9 +19,10 @@ from aiosd.access.caller import Caller
 from aiosd.errors import AiosError, BadRequest, Busy, TooBig
 from aiosd.fs.files import File, Handle, Opening
 from aiosd.host.watchers import Unwatch
-from aiosd.scheduler.admission import Admission, Source
+from aiosd.scheduler.admission import Admission
+from aiosd.scheduler.handler import Source
+from aiosd.syscall.foreign import NotJson
 from aiosd.syscall.request import Request
-from aiosd.syscall.spec import NotJson
 
 DESCRIPTORS = 4096  # of a process that are looked at
 Utf8 = codecs.getincrementaldecoder("utf-8")
@@ -58,7 +59,7 @@ class TransactionHandle(Handle):
         self._start = self._next = 0  # file positions: where the answer begins, where a sequential read is
         newest = self._admission.newest(self._source, opening.caller.uid) if reads else None
         self._newest = newest
-        self._request: Request | None = None if newest is None else self._admission.scheduler.find(newest)
+        self._request: Request | None = None if newest is None else self._admission.find(newest)
 
     # writing
 
@@ -92,9 +93,7 @@ class TransactionHandle(Handle):
                 finally:
                     self._draft.drop()
             if self._request and self._unread() and not self._request.answer.ended:  # else it is parked
-                self._admission.scheduler.cancel(
-                    self._request, "its file was closed before the answer was read"
-                )
+                self._admission.abandon(self._request)
 
     def _unread(self) -> bool:
         """A private request of this open file goes on: nobody else can read its answer here."""
@@ -168,7 +167,7 @@ class Draft:
         begun, decoded = bool(self.body), self._decoder.getstate()
         try:
             self._check_bytes(data)
-            self._admission.scheduler.bounds.reserve(self._caller, len(data))
+            self._admission.reserve(self._caller, len(data))
             self.body += data
             if self.body[:1] == b"{" and data.endswith((b"}", b"\n")):
                 self._check_json()
@@ -190,7 +189,7 @@ class Draft:
 
     def drop(self) -> None:
         if self.body:
-            self._admission.scheduler.bounds.reserve(self._caller, -len(self.body))
+            self._admission.reserve(self._caller, -len(self.body))
         self.taken()
 
     def taken(self) -> None:
@@ -200,7 +199,7 @@ class Draft:
         self._decoder.reset()
 
     def _check_bytes(self, data: bytes) -> None:
-        most = self._admission.scheduler.config.limits.request_bytes
+        most = self._admission.request_bytes
         if len(self.body) + len(data) > most:
             raise TooBig(f"a request has at most {most} bytes", "raise limits.request_bytes in aiosd.toml")
         try:

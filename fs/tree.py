@@ -17,7 +17,7 @@ from aiosd.access.permissions import EXECUTE, Permission, Permissions, asks_grou
 from aiosd.errors import AiosError, BadValue, Denied, Exists, NotAllowed, NotFound
 from aiosd.fs.files import File
 from aiosd.host import identity
-from aiosd.scheduler.quota import Quotas
+from aiosd.scheduler.limits import Quotas
 
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
 

@@ -42,7 +42,7 @@ def test_supplementary_groups_are_those_of_the_process_now() -> None:
 
 
 def test_owners_and_modes_survive_a_restart_and_end_with_their_object(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, {})
     known = Permissions(store)
     known.set("/agents/a", Permission(1, 2, 0o700))
     known.change("/agents/a", Permission(1, 2, 0o700), gid=9, mode=0o750)
@@ -59,7 +59,7 @@ def test_owners_and_modes_survive_a_restart_and_end_with_their_object(tmp_path: 
 
 
 def test_groups_matter_while_one_may_do_other_things_with_what_requests_name(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, {})
     known = Permissions(store)
     known.set("/contexts/private", Permission(1, 2, 0o700))
     known.set("/models/open", Permission(1, 2, 0o755))

@@ -7,7 +7,7 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, replace
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +26,9 @@ from aiosd.fs.kvfile import KvFile
 from aiosd.fs.tools import Part
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Folder, Link, Node
+from aiosd.handlers.tool.handler import ToolHandler
 from aiosd.kernel import Kernel
-from aiosd.syscall import spec
+from aiosd.syscall import chat
 from aiosd.syscall.request import Request
 from tests.manual import plain, source, terms
 
@@ -127,17 +128,19 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
     """One object of each kind, and nothing started. The group root exists everywhere."""
     kernel = Kernel(Config(daemon=Daemon(state=str(tmp_path), group="root")), tmp_path / "NAME")
     caller = Caller(0, 0, 1)
-    kernel.add_agent("NAME", caller)
-    kernel.add_context("NAME", caller)
-    kernel.add_tool("NAME", caller)
-    kernel.add_group("NAME", caller)
-    asked = spec.parse(b"Who are you?", spec.Defaults("NAME"))
+    kernel.agent_objects.add("NAME", caller)
+    kernel.context_objects.add("NAME", caller)
+    kernel.tool_objects.add("NAME", caller)
+    kernel.trust_objects.add_group("NAME", caller)
+    asked = chat.parse(b"Who are you?", chat.Defaults("NAME"))
     agent_id = kernel.agents.get("NAME").id
-    asked = replace(asked, steps=1)  # at once a loop and a step of one, to have the names of both
-    kernel.store.add_request(Request(kernel.scheduler.new_id(), 0, "NAME", "/", asked, agent_id, parent=9))
-    call = kernel.admission.judge_call(caller, "shell", '{"command": "ls"}', 0)
-    kernel.scheduler.admit(Request(kernel.scheduler.new_id(), 0, "", "/", call))
-    workers = kernel.scheduler.pool._workers
+    asked = chat.looping(asked, 1)  # at once a loop and a step of one, to have the names of both
+    kernel.store.add_request(Request(kernel.admission.new_id(), 0, "NAME", "/", asked, agent_id, parent=9))
+    tool = kernel.handlers["tool"]
+    assert isinstance(tool, ToolHandler)
+    call = tool.call(caller, "shell", '{"command": "ls"}', 0)
+    kernel.admission.admit(Request(kernel.admission.new_id(), 0, "", "/", call))
+    workers = kernel.pool._workers
     workers[0] = Worker(0, kernel.models.get("NAME"), cast(Any, None), cast(Any, None))
     yield kernel
     workers.clear()
@@ -197,7 +200,7 @@ def test_aios_transaction_7_has_every_key_of_a_json_request() -> None:
         for section, term in terms("aios-transaction.7", "DESCRIPTION")
         if section == "JSON"
     }  # fmt: skip
-    assert documented == spec.KEYS
+    assert documented == chat.KEYS
 
 
 # Markdown

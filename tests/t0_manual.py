@@ -12,8 +12,7 @@ import pytest
 
 import aiosd
 from aiosd.access import rules
-from aiosd.agents import packaged
-from aiosd.config import config
+from aiosd.config import config, packages
 from aiosd.config.config import Config
 from aiosd.tools import manifest
 from tests.manual import PAGES, Block, blocks, sections, source
@@ -83,7 +82,7 @@ def test_an_example_in_toml_is_what_its_page_is_about(block: Block, tmp_path: Pa
             folder = file.parent.rename(tmp_path / name_of(block))
             assert manifest.read(folder / file.name).description
         case "aios-agent.5":
-            assert packaged.read(file.parent).description
+            assert packages.read(file.parent).description
         case "aios-access.5":
             assert list(rules.parse(file, rules.read(file)))
         case _:

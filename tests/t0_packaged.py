@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aiosd.agents import packaged
+from aiosd.config import packages
 from aiosd.errors import ConfigError
 from tests.running import REPOSITORY
 
@@ -19,20 +19,20 @@ PLAIN = 'description = "Does it"\ncommand = ["sh", "./run", "x"]\n'
 def folder(tmp_path: Path, text: str, name: str = "ada") -> Path:
     made = tmp_path / name
     made.mkdir(parents=True)
-    (made / packaged.FILE).write_text(text)
+    (made / packages.FILE).write_text(text)
     return made
 
 
 def wrong(path: Path, trusted: bool = False) -> str:
     with pytest.raises(ConfigError) as error:
-        packaged.read(path, trusted)
+        packages.read(path, trusted)
     return error.value.explanation
 
 
 def test_what_it_says_is_what_is_written(tmp_path: Path) -> None:
     text = PLAIN + 'model = "tiny"\ncontext = "chat"\nsystem = "Be\\nbrief"\ntools = ["calc", "clock"]\n'
     text += "max_steps = 3\nnice = -1\n[params]\ntemperature = 0.5\n"
-    found = packaged.read(folder(tmp_path, text))
+    found = packages.read(folder(tmp_path, text))
     assert (found.name, found.description) == ("ada", "Does it")
     assert found.command == ("sh", f"{tmp_path}/ada/run", "x")
     assert found.settings == {
@@ -40,7 +40,7 @@ def test_what_it_says_is_what_is_written(tmp_path: Path) -> None:
         "nice": "-1", "params.json": '{"temperature": 0.5}',
     }  # fmt: skip
     assert found.lines["nice"] == f"{tmp_path}/ada/agent.toml:8"
-    assert packaged.read(folder(tmp_path, PLAIN, "bob")).settings == {}
+    assert packages.read(folder(tmp_path, PLAIN, "bob")).settings == {}
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,16 @@ def test_a_name_has_to_fit_that_of_its_user(tmp_path: Path, name: str) -> None:
 
 
 def test_the_first_of_a_name_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaged, "FOLDERS", (tmp_path / "etc", tmp_path / "none", tmp_path / "lib"))
+    monkeypatch.setattr(packages, "FOLDERS", (tmp_path / "etc", tmp_path / "none", tmp_path / "lib"))
     folder(tmp_path / "lib", PLAIN)
-    assert packaged.find("ada").folder == tmp_path / "lib/ada"
+    assert packages.find("ada").folder == tmp_path / "lib/ada"
     folder(tmp_path / "etc", PLAIN)
-    assert packaged.find("ada").folder == tmp_path / "etc/ada"
+    assert packages.find("ada").folder == tmp_path / "etc/ada"
     folder(tmp_path / "lib", PLAIN, "bob")
-    assert list(packaged.names()) == [("ada", tmp_path / "etc/ada"), ("bob", tmp_path / "lib/bob")]
+    assert list(packages.names()) == [("ada", tmp_path / "etc/ada"), ("bob", tmp_path / "lib/bob")]
     for name in ("eve", ".", ".."):
         with pytest.raises(ConfigError, match="no packaged agent"):
-            packaged.find(name)
+            packages.find(name)
 
 
 def test_one_of_the_machine_that_others_may_write_is_refused(tmp_path: Path) -> None:
@@ -91,32 +91,32 @@ def test_one_of_the_machine_that_others_may_write_is_refused(tmp_path: Path) -> 
     program = ada / "run"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    assert packaged.read(ada, trusted=True)
-    for path in (program, ada / packaged.FILE, ada):
+    assert packages.read(ada, trusted=True)
+    for path in (program, ada / packages.FILE, ada):
         mode = path.stat().st_mode
         path.chmod(mode | 0o022)
         assert f"{path} may be written by others; chmod go-w it" in wrong(ada, trusted=True)
-        assert packaged.read(ada), "one's own is one's own matter"
+        assert packages.read(ada), "one's own is one's own matter"
         path.chmod(mode)
 
 
 def test_aios_agent_5_has_every_key() -> None:
     section = PAGE.partition("\n## AGENT.TOML\n")[2].partition("\n## ")[0]
-    assert re.findall(r"^\*\*(\w+)\*\* = ", section, re.MULTILINE) == list(packaged.SCHEMA["properties"])
+    assert re.findall(r"^\*\*(\w+)\*\* = ", section, re.MULTILINE) == list(packages.SCHEMA["properties"])
 
 
 def test_the_agent_of_aios_agent_5_is_one(tmp_path: Path) -> None:
     example = PAGE.partition("\n## EXAMPLES\n")[2]
     [toml] = re.findall(r"```toml\n(.*?)```", example, re.DOTALL)
     ada = folder(tmp_path, toml)
-    assert tomllib.loads((ada / packaged.FILE).read_text())["params"]
+    assert tomllib.loads((ada / packages.FILE).read_text())["params"]
     (ada / "run").write_text("#!/bin/sh\n")
     (ada / "run").chmod(0o755)
-    assert packaged.read(ada).settings["nice"] == "5"
+    assert packages.read(ada).settings["nice"] == "5"
 
 
 def test_the_examples_are_packaged_agents() -> None:
     examples = sorted((REPOSITORY / "examples/agents").iterdir())
     assert examples
     for path in examples:
-        assert packaged.read(path).name == path.name
+        assert packages.read(path).name == path.name

@@ -20,9 +20,9 @@ from aiosd.policies.interception import place as place_kv
 from aiosd.policies.placement import Seat, place
 from aiosd.scheduler.chooser import BUILT_IN, Chooser, read_all
 from aiosd.scheduler.ledger import OUTPUT_WEIGHT, Ledger
+from aiosd.syscall.chat import Chat
 from aiosd.syscall.request import Request
 from aiosd.syscall.sampling import Sampling
-from aiosd.syscall.spec import Spec
 from tests.manual import blocks
 
 NOWHERE = Path("/nonexistent")
@@ -145,7 +145,7 @@ def test_edf_takes_the_earliest_deadline_that_can_be_met_and_still_serves_the_ot
 
 
 def request(uid: int, nice: int = 0) -> Request:
-    return Request(1, uid, "a", "/x", Spec((), Sampling(), "m", nice=nice))
+    return Request(1, uid, "a", "/x", Chat((), Sampling(), "m", nice=nice))
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 64)), max_size=200), st.integers(1, 64))

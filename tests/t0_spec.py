@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosd.errors import BadRequest
+from aiosd.syscall.chat import Chat, Defaults, Loop, as_asked, parse
+from aiosd.syscall.foreign import NotJson
 from aiosd.syscall.sampling import Sampling
-from aiosd.syscall.spec import Defaults, NotJson, Spec, as_asked, parse
 
 DEFAULTS = Defaults(model="m", system="be brief", nice=3, sampling=Sampling(max_tokens=9))
 
 
-def parse_json(**keys: object) -> Spec:
+def parse_json(**keys: object) -> Chat:
     document = {"messages": [{"role": "user", "content": "x"}], **keys}
     return parse(json.dumps(document).encode(), DEFAULTS)
 
@@ -165,7 +166,9 @@ def test_a_spec_survives_the_store_and_being_asked_again(choice: object) -> None
     spec = parse_json(
         stop=["a", "b"], tools=[F], deadline_s=3, tool_choice=choice, response_format=form, model="m"
     )
-    assert Spec.load(spec.dump()) == spec
+    raw = json.loads(spec.dump())
+    assert raw.pop("kind") == "llm"
+    assert Chat.load(raw) == spec
     again = parse(json.dumps(as_asked(spec)).encode(), dataclasses.replace(DEFAULTS, nice=3))
     assert dataclasses.replace(again, deadline_s=3) == spec
 
@@ -178,7 +181,9 @@ def test_tool_choice_is_auto_or_one_of_the_tools() -> None:
         parse_json(tools=[F], tool_choice={"type": "function", "function": {"name": "g"}})
     agents = dataclasses.replace(DEFAULTS, tools=(F,), steps=3)
     body = b'{"messages":[{"role":"user","content":"x"}],"tool_choice":"required"}'
-    assert (parse(body, agents).tool_choice, parse(body, agents).steps) == ("required", 3)
+    loop = parse(body, agents)
+    assert isinstance(loop, Loop)
+    assert (loop.tool_choice, loop.steps) == ("required", 3)
 
 
 def test_any_json_object_and_any_text_need_no_schema() -> None:

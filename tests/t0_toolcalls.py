@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosd.syscall import response, spec
+from aiosd.syscall import chat, completion, response
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.toolcalls import CALLS_MAX, Call, hold, parse
 
@@ -228,13 +228,18 @@ def request(text: str, tools: bool = True) -> Request:
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
     if tools:
         body["tools"] = [{"type": "function", "function": {"name": "add"}}]
-    made = spec.parse(json.dumps(body).encode(), spec.Defaults("tiny"))
+    made = chat.parse(json.dumps(body).encode(), chat.Defaults("tiny"))
     return Request(7, 0, "ada", "/x", made, state=State.DONE, text=text, finish_reason="stop")
+
+
+def tool_calls(request: Request) -> tuple[str | None, list[dict[str, Any]]]:
+    assert isinstance(request.spec, chat.Chat)
+    return completion.tool_calls(request, request.spec)
 
 
 def test_calls_have_the_shape_of_openai() -> None:
     said = f"Now.\n<tool_call>{A}</tool_call><tool_call>{A}</tool_call>"
-    (choice,) = json.loads(response.completion(request(said)))["choices"]
+    (choice,) = json.loads(response.document(request(said)))["choices"]
     function = {"name": "add", "arguments": '{"a": 1}'}
     calls = [{"id": f"call_7_{i}", "type": "function", "function": function} for i in range(2)]
     assert choice["message"] == {"role": "assistant", "content": "Now.", "tool_calls": calls}
@@ -242,13 +247,13 @@ def test_calls_have_the_shape_of_openai() -> None:
 
 
 def test_an_answer_that_is_all_calls_has_no_content() -> None:
-    assert response.tool_calls(request(P))[0] is None
+    assert tool_calls(request(P))[0] is None
 
 
 @pytest.mark.parametrize("said", [" no call\n", "<tool_call>{bad}</tool_call>\n"])
 def test_an_answer_without_calls_is_as_the_model_said_it(said: str) -> None:
-    assert response.tool_calls(request(said)) == (said, [])
+    assert tool_calls(request(said)) == (said, [])
 
 
 def test_without_tools_nothing_is_a_call() -> None:
-    assert response.tool_calls(request(P, tools=False)) == (P, [])
+    assert tool_calls(request(P, tools=False)) == (P, [])

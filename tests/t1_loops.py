@@ -5,10 +5,33 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from aiosd.agents.steps import Loops
+from aiosd.access.caller import Caller
 from aiosd.database import Store
+from aiosd.handlers.loop.steps import Steps
+from aiosd.handlers.table import SPECS
+from aiosd.syscall.chat import GREEDY, Chat, Loop
 from aiosd.syscall.request import Request, State
-from aiosd.syscall.spec import GREEDY, Spec
+from aiosd.syscall.toolcall import ToolCall
+
+
+class Requests:
+    """Queues what a loop asks for, and runs nothing."""
+
+    def __init__(self) -> None:
+        self.made: list[Request] = []
+        self.new_id = itertools.count(2).__next__
+
+    def admit(self, request: Request, hopeless: str) -> None:
+        self.made.append(request)
+
+    def finish(self, request: Request, state: State, error: str) -> bool:
+        return True
+
+    def call(self, caller: Caller, name: str, arguments: str, nice: int) -> ToolCall:
+        return ToolCall("calc", arguments, (0,))
+
+    def away(self, request: Request, calls: list[Request]) -> None:
+        pass
 
 
 def test_what_came_before_a_call_is_said_once_also_over_a_restart() -> None:
@@ -16,21 +39,19 @@ def test_what_came_before_a_call_is_said_once_also_over_a_restart() -> None:
     said = ['Let me see. <tool_call>{"name": "calc"}</tool_call>', "It is <b>5</b>."]
 
     def run(known: int) -> str:
-        made: list[Request] = []
-        loops = Loops(
-            lambda child, hopeless: made.append(child), lambda *_: True, itertools.count(2).__next__
-        )
-        loops.judge = lambda caller, name, given, nice: Spec((), GREEDY, "tools/calc", operation="tool")
-        spec = Spec(({"role": "user", "content": "?"},), GREEDY, "m", steps=4, groups=(0,))
+        queue = Requests()
+        loops = Steps(queue)
+        spec = Loop(({"role": "user", "content": "?"},), GREEDY, "m", steps=4, groups=(0,))
         request = Request(1, 0, "a", "", spec)
+        chat, call = Chat((), GREEDY, "m"), ToolCall("calc", "{}", (0,))
         children = [
-            Request(
-                9 + i, 0, "a", f"/steps/{at}", Spec((), GREEDY, "m"), parent=1, state=State.DONE, text=text
+            Request(9 + i, 0, "a", f"/steps/{at}", asked, parent=1, state=State.DONE, text=text)
+            for i, (at, asked, text) in enumerate(
+                (("1", chat, said[0]), ("1.1", call, ""), ("2", chat, said[1]))
             )
-            for i, (at, text) in enumerate((("1", said[0]), ("1.1", ""), ("2", said[1])))
         ]
         loops.begin(request, [], children[:known])
-        for child, text in zip(made, [said[0], "", said[1]][known:], strict=False):
+        for child, text in zip(queue.made, [said[0], "", said[1]][known:], strict=False):
             for i in range(1, len(text) + 1):
                 child.text = text[:i]
                 loops.said(child)
@@ -42,9 +63,9 @@ def test_what_came_before_a_call_is_said_once_also_over_a_restart() -> None:
 
 
 def test_the_steps_of_a_loop_that_goes_on_are_not_forgotten(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, SPECS)
     agent = store.add_agent("a", {})
-    spec = Spec(({"role": "user", "content": "?"},), GREEDY, "m")
+    spec = Chat(({"role": "user", "content": "?"},), GREEDY, "m")
     loop = Request(1, 0, "a", "", spec, agent)
     store.add_request(loop)
 

@@ -11,15 +11,16 @@ from aiosd.access.permissions import Permissions
 from aiosd.context.contexts import Contexts
 from aiosd.database import Store
 from aiosd.errors import StoreFull
+from aiosd.handlers.table import SPECS
 from aiosd.scheduler.saving import Saving
+from aiosd.syscall.chat import GREEDY, Chat
 from aiosd.syscall.request import Request, State
-from aiosd.syscall.spec import GREEDY, Spec
 from tests.running import wait_until
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
+    store = Store(tmp_path, SPECS)
     yield store
     store.close()
 
@@ -36,7 +37,7 @@ def saving(store: Store, told: list[int]) -> Saving:
 
 
 def ended(store: Store, id: int, text: str = "fig") -> Request:
-    request = Request(id, 0, "", "/models/m/llm", Spec(({"role": "user", "content": "?"},), GREEDY, "m"))
+    request = Request(id, 0, "", "/models/m/llm", Chat(({"role": "user", "content": "?"},), GREEDY, "m"))
     store.add_request(request)
     request.state, request.finished_s, request.text = State.DONE, 1.0, text
     return request

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from aiosd.cli.plot import plot
 from aiosd.scheduler import trace
+from aiosd.syscall.chat import Chat
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.sampling import Sampling
-from aiosd.syscall.spec import Spec
 from tests.running import wait_until
 from tests.t2_scheduler import LONG_S, MakeKernel, ask, ended
 
@@ -18,7 +18,7 @@ from tests.t2_scheduler import LONG_S, MakeKernel, ask, ended
 def test_a_request_is_in_one_span_at_a_time(tmp_path: Path) -> None:
     now = 1000.0
     recorded = trace.Trace(lambda: now)
-    request = Request(7, 1, "ada", "/x", Spec((), Sampling(), "m"))
+    request = Request(7, 1, "ada", "/x", Chat((), Sampling(), "m"))
     for name in ("queued", "prefill", "decode", "preempted", "prefill"):
         recorded.enter(request, name)
         now += 1.5

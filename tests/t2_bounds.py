@@ -8,10 +8,11 @@ import pwd
 import pytest
 
 from aiosd.access.caller import Caller
-from aiosd.config.config import Config, Quota
+from aiosd.config.config import UNBOUNDED, Config, Quota
 from aiosd.errors import BadValue, Busy
-from aiosd.scheduler.admission import Source
-from aiosd.scheduler.quota import UNBOUNDED, Buckets, Quotas
+from aiosd.scheduler.handler import Source
+from aiosd.scheduler.ledger import Buckets
+from aiosd.scheduler.limits import Quotas
 from aiosd.syscall.request import State
 from tests.running import wait_until
 from tests.t2_scheduler import LONG_S, ME, MakeKernel, ask, ended

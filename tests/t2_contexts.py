@@ -21,8 +21,9 @@ from aiosd.context.contexts import Context
 from aiosd.cores import snapshot
 from aiosd.database import Store
 from aiosd.errors import AiosError, BadRequest, BadSnapshot, Busy, Denied, OverQuota
+from aiosd.handlers.table import SPECS
 from aiosd.kernel import Kernel
-from aiosd.scheduler.admission import Source
+from aiosd.scheduler.handler import Source
 from aiosd.syscall.request import Request, State
 from tests.running import wait_until
 from tests.t2_scheduler import LONG_S, ME, MakeKernel, ask, ended
@@ -32,7 +33,7 @@ DRAWN = {"temperature": 1.0, "seed": 5, "max_tokens": 40}
 
 
 def begin(kernel: Kernel, name: str = "talk", mode: int = 0o700) -> Context:
-    kernel.add_context(name, ME)
+    kernel.context_objects.add(name, ME)
     kernel.permissions.set(f"/contexts/{name}", Permission(ME.uid, ME.gid, mode))
     return kernel.contexts.get(name)
 
@@ -44,12 +45,12 @@ def turn(kernel: Kernel, text: str, context: str = "talk", **params: object) -> 
 
 
 def state(kernel: Kernel, context: Context) -> str:
-    return kernel.scheduler.residency.state(context)
+    return kernel.residency.state(context)
 
 
 def command(kernel: Kernel, context: Context, line: str, caller: Caller = ME) -> None:
     verb, _, argument = line.partition(" ")
-    kernel.command_context(context, caller, verb, argument)
+    kernel.context_objects.command(context, caller, verb, argument)
 
 
 def conversation(kernel: Kernel, between: Callable[[Context], None], name: str = "talk") -> list[list[int]]:
@@ -62,7 +63,7 @@ def conversation(kernel: Kernel, between: Callable[[Context], None], name: str =
 
 
 def taken(kernel: Kernel, context: Context) -> int:
-    export = kvfile.Export(kernel.scheduler, context)
+    export = kvfile.Export(kernel.kv_files, context)
     export.came.result(LONG_S)
     return export.file()
 
@@ -83,7 +84,7 @@ def test_kv_goes_down_tier_by_tier_and_comes_back_with_the_same_tokens(make_kern
     for n, tiers in enumerate((["host"], ["disk"], ["host", "disk"], ["cold"], ["disk", "cold"])):
         assert conversation(kernel, partial(down, tiers), f"c{n}") == expected
     assert len(seen) == 21
-    assert not list(kernel.scheduler.residency.swap._folder.glob("*.new"))
+    assert not list(kernel.residency.swap._folder.glob("*.new"))
 
 
 @pytest.mark.parametrize(("engine", "tiers"), [
@@ -107,7 +108,7 @@ def test_budgets_move_the_least_recently_used(make_kernel: MakeKernel, engine: s
     small.stop()
     ample = make_kernel("")
     for context in contexts:
-        ample.remove_context(context.name)
+        ample.context_objects.remove(context.name)
     assert run(ample)[1] == tokens
 
 
@@ -132,8 +133,8 @@ def test_a_fork_goes_its_own_way_from_the_same_past(make_kernel: MakeKernel) -> 
         assert state(kernel, kernel.contexts.get(tier)) == tier
         command(kernel, first, "evict cold")
         assert turn(kernel, "once more", tier).usage.cached_tokens > 60
-        kernel.remove_context(tier)
-    assert not list(kernel.scheduler.residency.swap._folder.iterdir())
+        kernel.context_objects.remove(tier)
+    assert not list(kernel.residency.swap._folder.iterdir())
 
 
 def test_who_may_do_what_with_a_context(make_kernel: MakeKernel) -> None:
@@ -191,7 +192,7 @@ def test_a_killed_worker_makes_contexts_cold_and_no_token_changes(make_kernel: M
     expected = conversation(kernel, lambda context: None, "undisturbed")
 
     def kill(context: Context) -> None:
-        os.kill(kernel.scheduler.pool.workers()[0].process.pid, signal.SIGKILL)
+        os.kill(kernel.pool.workers()[0].process.pid, signal.SIGKILL)
         wait_until(lambda: state(kernel, context) == "cold", "the death")
 
     assert conversation(kernel, kill) == expected
@@ -248,7 +249,7 @@ def test_a_live_context_goes_to_another_machine_in_the_middle_of_an_answer(
     try:
         wait_until(lambda: bool(there.models.all()[0].info), "the model", LONG_S)
         copy = begin(there, "copy")
-        kvfile.restore(there.scheduler, copy, file)
+        there.kv_files.restore(copy, file)
         assert state(there, copy) == "host"
         assert there.contexts.messages(copy)[0]["content"] == "the first turn, which is over"
         agent = there.agents.add("goes-on")
@@ -275,7 +276,7 @@ def test_a_cold_context_has_a_kv_file_too(make_kernel: MakeKernel) -> None:
     context, other = begin(kernel), begin(kernel, "other")
     turn(kernel, "hello")
     command(kernel, context, "evict cold")
-    kvfile.restore(kernel.scheduler, other, taken(kernel, context))
+    kernel.kv_files.restore(other, taken(kernel, context))
     assert kernel.contexts.messages(other) == kernel.contexts.messages(context)
     assert turn(kernel, "and?").tokens == turn(kernel, "and?", "other").tokens
 
@@ -327,19 +328,19 @@ def test_hostile_files_are_refused_with_the_reason_and_change_nothing(make_kerne
     for change, sealed, why in cases:
         bad = altered(file, change, sealed)
         with pytest.raises(BadSnapshot, match=why):
-            kvfile.restore(kernel.scheduler, target, bad)
+            kernel.kv_files.restore(target, bad)
         os.close(bad)
     rng = random.Random(1)
     for _ in range(200):
         bad = altered(file, lambda d: d.__setitem__(rng.randrange(len(d)), rng.randrange(256)), False)
         if os.pread(bad, size, 0) != os.pread(file, size, 0):
             with pytest.raises(BadSnapshot):
-                kvfile.restore(kernel.scheduler, target, bad)
+                kernel.kv_files.restore(target, bad)
         os.close(bad)
     assert (kernel.contexts.messages(target), state(kernel, target)) == ([], "cold")
     # what only a worker can find wrong costs the KV and nothing else
     poisoned = altered(file, lambda d: d.__setitem__(slice(size - 4, size), b"\xff" * 4), True)
-    kvfile.restore(kernel.scheduler, target, poisoned)
+    kernel.kv_files.restore(target, poisoned)
     assert turn(kernel, "well?", "target").tokens == turn(kernel, "well?").tokens
 
 
@@ -352,14 +353,14 @@ def test_kv_from_a_file_stays_with_its_context(make_kernel: MakeKernel) -> None:
     file = taken(kernel, context)
     command(kernel, context, "truncate 0")
     command(kernel, context, "evict cold")
-    os.kill(kernel.scheduler.pool.workers()[0].process.pid, signal.SIGKILL)
+    os.kill(kernel.pool.workers()[0].process.pid, signal.SIGKILL)
     header = snapshot.read(file)
     forged = altered(
         file,
         lambda d: d.__setitem__(slice(header.kv[0].start, len(d)), bytes(len(d) - header.kv[0].start)),
         True,
     )
-    kvfile.restore(kernel.scheduler, target, forged)
+    kernel.kv_files.restore(target, forged)
     turn(kernel, "more", "target", max_tokens=3)
     assert turn(kernel, "a question of many, many words", max_tokens=9).tokens == honest.tokens
 
@@ -386,20 +387,20 @@ def test_what_is_resumed_is_resumed_once_and_by_its_own_model(
     file = taken(kernel, context)
     expected = ended(running)
     kernel.agents.change(agent, system="")
-    kvfile.restore(kernel.scheduler, target, file)
+    kernel.kv_files.restore(target, file)
     resume = b'{"context":"target","resume":true}'
     dropped = kernel.admission.submit(ME, source, resume)
-    kernel.scheduler.cancel(dropped)
+    kernel.ending.cancel(dropped)
     assert ended(dropped).state is State.CANCELLED, "and the unfinished answer is still there"
     again = kernel.admission.submit(ME, source, resume)
     twice = ended(kernel.admission.submit(ME, source, resume))
     assert ended(again).tokens == expected.tokens, "with the system prompt it began with"
     assert twice.state is State.FAILED
-    kvfile.restore(kernel.scheduler, target, file)
+    kernel.kv_files.restore(target, file)
     kernel.contexts.append(target, '{"role":"user","content":"wait"}\n')
     with pytest.raises(BadRequest, match="nothing to resume"):
         kernel.admission.judge(ME, source, resume)
-    kvfile.restore(kernel.scheduler, target, file)
+    kernel.kv_files.restore(target, file)
     target.unfinished = target.unfinished.replace(kernel.models.all()[0].info["identity"], "another")
     with pytest.raises(BadRequest, match="not begun by model"):
         kernel.admission.judge(ME, source, resume)
@@ -434,13 +435,13 @@ def test_a_request_belongs_to_the_context_it_was_made_for(make_kernel: MakeKerne
     kernel.start()
     context = begin(kernel)
     agent = kernel.agents.add("held")
-    kernel.pause(agent, True)
+    kernel.agent_objects.pause(agent, True)
     source = Source("/agents/held/syscall/llm", agent)
     held = kernel.admission.submit(ME, source, b'{"prompt":"mine","context":"talk"}')
     kernel.contexts.remove("talk")  # as if it crossed the request's admission
     begin(kernel)
     assert turn(kernel, "another's").state is State.DONE, "it does not wait for the old one's turn"
-    kernel.pause(agent, False)
+    kernel.agent_objects.pause(agent, False)
     assert ended(held).state is State.FAILED
     assert "context was removed" in held.error
     assert len(kernel.contexts.messages(kernel.contexts.get("talk"))) == 2
@@ -452,9 +453,9 @@ def test_reading_kv_costs_no_quota_afterwards(make_kernel: MakeKernel) -> None:
     kernel.start()
     context = begin(kernel)
     turn(kernel, "hello")
-    before = kernel.scheduler.residency.bytes(context)
+    before = kernel.residency.bytes(context)
     os.close(taken(kernel, context))
-    assert kernel.scheduler.residency.bytes(context) == before
+    assert kernel.residency.bytes(context) == before
     assert state(kernel, context) == "resident"
 
 
@@ -464,17 +465,17 @@ def test_bounds_of_kv_and_of_moments(make_kernel: MakeKernel) -> None:
     context = begin(kernel)
     turn(kernel, "x" * 80)
     with pytest.raises(OverQuota, match="100000"):
-        kernel.admission.check_kv(ME, 50000)
-    kernel.admission.check_kv(EVE, 100000)
+        kernel.kv_budget.check(ME, 50000)
+    kernel.kv_budget.check(EVE, 100000)
     with pytest.raises(OverQuota):
-        kernel.admission.check_kv(EVE, 100001)
+        kernel.kv_budget.check(EVE, 100001)
     running = ask(kernel, "y", "talk", max_tokens=500)
     file = taken(kernel, context)
     with pytest.raises(Busy, match="turn going on"):
         command(kernel, context, "evict")
     with pytest.raises(Busy, match="turn going on"):
-        kvfile.restore(kernel.scheduler, context, file)
-    kernel.scheduler.cancel(running)
+        kernel.kv_files.restore(context, file)
+    kernel.ending.cancel(running)
 
 
 def test_a_conversation_too_long_fails_or_loses_its_oldest_turns(make_kernel: MakeKernel) -> None:
@@ -496,7 +497,7 @@ def test_a_conversation_too_long_fails_or_loses_its_oldest_turns(make_kernel: Ma
 
 
 def test_a_state_folder_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
-    Store(tmp_path).close()
+    Store(tmp_path, SPECS).close()
     db = sqlite3.connect(tmp_path / "aios.db")
     db.executescript(
         "DROP TABLE pins; DROP TABLE grants; DROP TABLE contexts; DROP INDEX requests_by_parent;"
@@ -506,7 +507,7 @@ def test_a_state_folder_of_the_first_version_is_taken_over(tmp_path: Path) -> No
         "PRAGMA user_version=1"
     )
     db.close()
-    store = Store(tmp_path)
+    store = Store(tmp_path, SPECS)
     assert [row[:3] for row in store.contexts()] == [("old", 1, 7)]
     assert store.messages("old") == [{}]
     assert store.add_context("new") == 2

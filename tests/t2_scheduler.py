@@ -17,7 +17,7 @@ from aiosd.access.permissions import Permission
 from aiosd.config.config import Config, Daemon, EngineConfig
 from aiosd.errors import Busy, RequestFailed, StoreFull
 from aiosd.kernel import Kernel
-from aiosd.scheduler.admission import Source
+from aiosd.scheduler.handler import Source
 from aiosd.syscall.request import Request, State
 from tests.running import wait_until
 
@@ -129,11 +129,11 @@ def test_a_killed_worker_is_replaced_and_its_requests_go_on_with_the_right_token
         key: ask(kernel, PROMPTS[key[0]], max_tokens=30 + 5 * key[0], **SAMPLINGS[key[1]]) for key in alone
     }
     wait_until(lambda: any(len(r.tokens) > 5 for r in asked.values()), "the first tokens", LONG_S)
-    os.kill(kernel.scheduler.pool.workers()[0].process.pid, signal.SIGKILL)
+    os.kill(kernel.pool.workers()[0].process.pid, signal.SIGKILL)
     for key, request in asked.items():
         assert ended(request).state is State.DONE
         assert request.tokens == alone[key], key
-    assert kernel.scheduler.pool.restarts == 1
+    assert kernel.pool.restarts == 1
 
 
 def test_a_request_that_kills_its_workers_is_failed_and_others_are_not(
@@ -147,7 +147,7 @@ def test_a_request_that_kills_its_workers_is_failed_and_others_are_not(
     for deaths in (1, 2):
         seen = len(poisoned.tokens)
         wait_until(lambda n=seen: len(poisoned.tokens) > n, "tokens", LONG_S)  # type: ignore[misc]
-        os.kill(kernel.scheduler.pool.workers()[0].process.pid, signal.SIGKILL)
+        os.kill(kernel.pool.workers()[0].process.pid, signal.SIGKILL)
         wait_until(lambda n=deaths: poisoned.worker_deaths == n, "the death", LONG_S)  # type: ignore[misc]
     assert ended(poisoned).state is State.FAILED
     assert "2 workers died" in poisoned.error
@@ -156,7 +156,7 @@ def test_a_request_that_kills_its_workers_is_failed_and_others_are_not(
 
 def test_turns_of_one_context_run_one_after_the_other_and_are_kept(make_kernel: MakeKernel) -> None:
     kernel = make_kernel()
-    kernel.add_context("talk", ME)
+    kernel.context_objects.add("talk", ME)
     kernel.permissions.set("/contexts/talk", Permission(ME.uid, ME.gid, 0o700))
     kernel.start()
     turns = [ask(kernel, f"turn {i}", context="talk", max_tokens=6) for i in range(4)]
@@ -172,14 +172,14 @@ def test_turns_of_one_context_run_one_after_the_other_and_are_kept(make_kernel: 
 
 def test_a_cancelled_turn_leaves_no_trace_and_lets_the_next_one_go(make_kernel: MakeKernel) -> None:
     kernel = make_kernel()
-    kernel.add_context("talk", ME)
+    kernel.context_objects.add("talk", ME)
     kernel.permissions.set("/contexts/talk", Permission(ME.uid, ME.gid, 0o700))
     kernel.start()
     first = ask(kernel, "first", context="talk", max_tokens=900)
     second = ask(kernel, "second", context="talk", max_tokens=3)
     wait_until(lambda: bool(first.tokens), "a token", LONG_S)
-    assert kernel.scheduler.cancel(first)
-    assert not kernel.scheduler.cancel(first), "a request ends once"
+    assert kernel.ending.cancel(first)
+    assert not kernel.ending.cancel(first), "a request ends once"
     with pytest.raises(RequestFailed):
         first.answer.read(1, 1 << 20)
     assert ended(second).state is State.DONE
@@ -213,9 +213,9 @@ def test_requests_survive_the_daemon(
 def test_ids_are_never_used_twice_even_when_their_agent_is_gone(make_kernel: MakeKernel) -> None:
     before = make_kernel()
     last = ask(before, "x").id
-    before.remove_agent("a0")
+    before.agent_objects.remove("a0")
     before.stop()
-    assert make_kernel().scheduler.new_id() > last
+    assert make_kernel().admission.new_id() > last
 
 
 def test_a_user_at_his_bound_is_told_to_try_again(make_kernel: MakeKernel) -> None:
@@ -236,12 +236,12 @@ def test_a_full_disk_refuses_before_anything_is_accepted(make_kernel: MakeKernel
 def test_a_paused_agent_waits_and_others_go_on(make_kernel: MakeKernel) -> None:
     kernel = make_kernel()
     agent = kernel.agents.add("slow")
-    kernel.pause(agent, True)
+    kernel.agent_objects.pause(agent, True)
     kernel.start()
     held = kernel.admission.submit(ME, Source("/agents/slow/syscall/llm", agent), b"x")
     assert ended(ask(kernel, "y", max_tokens=3)).state is State.DONE
     assert held.state is State.QUEUED
-    kernel.pause(agent, False)
+    kernel.agent_objects.pause(agent, False)
     assert ended(held).state is State.DONE
 
 
@@ -268,7 +268,7 @@ def test_a_model_that_cannot_be_loaded_fails_its_requests_with_the_reason(
 def test_a_request_no_worker_can_compute_fails_alone(make_kernel: MakeKernel) -> None:
     """Whatever slips through to the tokenizer or the wire must not end the threads that serve others."""
     kernel = make_kernel()
-    kernel.add_context("deep", ME)
+    kernel.context_objects.add("deep", ME)
     kernel.permissions.set("/contexts/deep", Permission(ME.uid, ME.gid, 0o700))
     nested: list[object] = []
     for _ in range(5000):
@@ -284,15 +284,15 @@ def test_a_request_no_worker_can_compute_fails_alone(make_kernel: MakeKernel) ->
     kernel.contexts.messages = lambda _: [{"role": "user", "content": "\ud800"}]  # type: ignore
     assert ended(ask(kernel, "z", context=context.name, max_tokens=3)).state is State.FAILED
     assert ended(ask(kernel, "y", max_tokens=3)).state is State.DONE
-    assert kernel.scheduler.pool.restarts == 0
+    assert kernel.pool.restarts == 0
 
 
 def test_turns_are_stored_once_though_many_threads_end_requests(make_kernel: MakeKernel) -> None:
     kernel = make_kernel()
     held = kernel.agents.add("held")
-    kernel.pause(held, True)
+    kernel.agent_objects.pause(held, True)
     for i in range(4):
-        kernel.add_context(f"c{i}", ME)
+        kernel.context_objects.add(f"c{i}", ME)
         kernel.permissions.set(f"/contexts/c{i}", Permission(ME.uid, ME.gid, 0o700))
     kernel.start()
     stop = threading.Event()
@@ -300,7 +300,7 @@ def test_turns_are_stored_once_though_many_threads_end_requests(make_kernel: Mak
     def disturb() -> None:
         while not stop.is_set():
             kernel.admission.submit(ME, Source("/agents/held/syscall/llm", held), b"x")
-            kernel.cancel_all(held, "cancelled")
+            kernel.agent_objects.cancel_all(held)
 
     noise = [threading.Thread(target=disturb) for _ in range(3)]
     for thread in noise:
@@ -321,14 +321,14 @@ def test_the_newest_that_ended_are_kept_however_many_wait(make_kernel: MakeKerne
     kernel = make_kernel("[limits]\nkeep_requests = 3\n")
     kernel.start()
     agent = kernel.agents.add("a")
-    kernel.pause(agent, True)
+    kernel.agent_objects.pause(agent, True)
     source = Source("/agents/a/syscall/llm", agent)
     asked = [kernel.admission.submit(ME, source, b"hello") for _ in range(12)]
     for request in asked[:4]:
-        kernel.scheduler.cancel(request)
+        kernel.ending.cancel(request)
     kept = [r.id for r in asked if r.id in kernel.store.request_ids(agent.id)]
     assert kept == [r.id for r in asked[1:]], "three that ended, and all that wait"
     assert kernel.admission.get(asked[1].id) is kernel.admission.get(asked[1].id)
     for request in asked[4:]:
-        kernel.scheduler.cancel(request)
+        kernel.ending.cancel(request)
     assert len(kernel.store.request_ids(agent.id)) == 3

@@ -174,7 +174,7 @@ def test_several_writes_are_one_request_submitted_when_the_opener_closes(tree: T
     assert requests(kernel) == []
     handle.flush(ME.pid)
     [request] = requests(kernel)
-    assert request.spec.messages[0]["content"] == "one two"
+    assert request.spec.text() == "one two\n"
     handle.release()
     assert len(requests(kernel)) == 1
 
@@ -198,7 +198,7 @@ def test_what_close_has_refused_is_not_submitted_at_release(
             handle.flush(ME.pid)
     handle.release()
     assert requests(kernel) == []
-    assert not kernel.scheduler._queue.pending_bytes
+    assert not kernel.scheduler.queue.pending_bytes
 
 
 def test_opening_without_writing_asks_nothing(tree: Tree, kernel: Kernel) -> None:
@@ -384,8 +384,8 @@ def test_a_text_cut_anywhere_is_the_same_request(
         handle.write(data[start:end], start)
     handle.flush(ME.pid)
     request = requests(kernel)[-1]
-    assert request.spec.messages[0]["content"] == text.rstrip("\n")
-    kernel.scheduler.cancel(request)
+    assert request.spec.text() == text.rstrip("\n") + "\n"
+    kernel.ending.cancel(request)
 
 
 OLD_FILES = {
@@ -450,12 +450,12 @@ def test_what_could_not_be_submitted_is_kept_and_never_answered_by_another_reque
     handle = opened(tree, LLM, os.O_RDWR)
     handle.write(b"mine", 0)
     with monkeypatch.context() as full:
-        full.setattr(kernel.scheduler, "admit", lambda *_: (_ for _ in ()).throw(Busy("full")))
+        full.setattr(kernel.admission, "admit", lambda *_: (_ for _ in ()).throw(Busy("full")))
         for _ in range(2):
             with pytest.raises(Busy):
                 handle.read(10, 4)
     assert handle.read(10, 4) is None
-    assert requests(kernel)[-1].spec.messages[0]["content"] == "mine"
+    assert requests(kernel)[-1].spec.text() == "mine\n"
     handle.release()
 
 
@@ -471,7 +471,7 @@ def test_bytes_being_written_are_bounded_by_user_and_given_back(make_kernel: Cal
     first.flush(ME.pid)
     with pytest.raises(Busy):
         opened(tree, LLM, os.O_WRONLY).write(b"x" * 900, 0)
-    kernel.scheduler.cancel(requests(kernel)[0])
+    kernel.ending.cancel(requests(kernel)[0])
     opened(tree, LLM, os.O_WRONLY).write(b"x" * 900, 0)
 
 

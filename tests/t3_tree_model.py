@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from aiosd.access.caller import Caller
-from aiosd.config.config import load
-from aiosd.cores.models import NAME
+from aiosd.config.config import NAME, load
 from aiosd.errors import AiosError, BadValue, Exists, NotAllowed, NotFound, OverQuota
 from aiosd.fs import layout
 from aiosd.fs.files import File, Opening
@@ -180,9 +179,9 @@ class TreeMachine(RuleBasedStateMachine):
             refused = Exists if new in self.model else self.count("contexts", old.uid) >= MOST and OverQuota
             if refused:
                 with pytest.raises(refused):
-                    self.kernel.fork_context(context, name, caller)
+                    self.kernel.context_objects.fork(context, name, caller)
             else:
-                self.kernel.fork_context(context, name, caller)
+                self.kernel.context_objects.fork(context, name, caller)
                 self.model[new] = Object(old.uid, caller.gid, 0o700, said=list(old.said))
         return new
 

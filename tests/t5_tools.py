@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from aiosd.access import audit
+from aiosd.host import hashchain
 from tests.conftest import TINY
 from tests.running import Daemon, wait_until
 from tests.t5_users import ALICE, BOB, as_user
@@ -411,7 +411,7 @@ def test_after_kill_9_a_call_that_ran_is_interrupted_and_one_that_waits_still_wa
     assert pending(daemon) == ["2"]
     daemon.write("access/pending/2/decision", "allow")
     assert daemon.read("agents/a/syscall/tool") == "done\n"
-    count, wrong = audit.verify(daemon.root.joinpath("access/audit.jsonl").read_bytes().splitlines())
+    count, wrong = hashchain.verify(daemon.root.joinpath("access/audit.jsonl").read_bytes().splitlines())
     assert (count, wrong) == (5, [])
 
 
@@ -437,12 +437,14 @@ def test_the_audit_log_shows_that_a_line_was_changed_or_taken_out(aios: Daemon, 
     assert b"424242" not in text
     assert b"424243" not in text
     lines = text.splitlines()
-    assert audit.verify(lines) == (len(lines), [])
+    assert hashchain.verify(lines) == (len(lines), [])
     last = json.loads(lines[-1])
     assert (last["what"], last["tool"], last["exit_status"]) == ("done", "calc", 0)
-    assert audit.verify([*lines[:-3], *lines[-2:]])[1]
-    assert audit.verify([*lines[:-2], lines[-2].replace(b"calc", b"cald"), lines[-1]])[1]
-    assert audit.verify([*lines, b'{"cut'])[1] == [f"line {len(lines) + 1} is cut: a crash, or a full disk"]
+    assert hashchain.verify([*lines[:-3], *lines[-2:]])[1]
+    assert hashchain.verify([*lines[:-2], lines[-2].replace(b"calc", b"cald"), lines[-1]])[1]
+    assert hashchain.verify([*lines, b'{"cut'])[1] == [
+        f"line {len(lines) + 1} is cut: a crash, or a full disk"
+    ]
     assert "denied" in as_user(aios, ALICE, "cat access/audit.jsonl").stderr
 
 

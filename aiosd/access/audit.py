@@ -8,23 +8,23 @@ the journal finds it by its facts. Any thread may write.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from aiosd.access.caller import Caller
 from aiosd.errors import StoreFull
+from aiosd.host.hashchain import FIRST, digest, is_whole
 from aiosd.host.message_ids import NOTICE, Id, about
 from aiosd.syscall.request import Request
+from aiosd.syscall.toolcall import ToolCall, outcome
 
 log = logging.getLogger(__name__)
 
-FIRST = "0" * 64
 LINE_BYTES = 1 << 20  # more than any has
 SAID = ("tool", "agent", "request", "uid", "decision", "rule", "by", "why")  # in the message itself
 
@@ -48,8 +48,8 @@ class Audit:
 
     def called(self, request: Request) -> None:
         """Raises StoreFull: then it is not to run."""
-        rule = request.rule
-        why = {"decision": rule.decision, "rule": rule.place} if rule else {}
+        how = outcome(request)
+        why = {"decision": how.decision, "rule": how.rule} if how.decision else {}
         self._write("called", request, pid=request.pid, exe=exe(request.pid), **why)
 
     def decided(self, request: Request, decision: str, by: Caller) -> None:
@@ -60,12 +60,13 @@ class Audit:
         self._append(what, {**facts, "by": who(by)})
 
     def ended(self, request: Request) -> None:
+        how = outcome(request)
         facts: dict[str, object] = {
-            "exit_status": request.exit_status,
+            "exit_status": how.exit_status,
             "result_sha256": digest(request.answer.text.encode()),
         }
-        if request.took:
-            facts |= {"cpu_seconds": request.took.cpu_s, "memory_bytes": request.took.memory_bytes}
+        if how.spent:
+            facts |= {"cpu_seconds": how.spent.cpu_s, "memory_bytes": how.spent.memory_bytes}
         try:
             self._write(str(request.state), request, why=request.error, **facts)
         except StoreFull as error:
@@ -74,9 +75,10 @@ class Audit:
             log.error("the end of request %d is not in the audit log: %s", *words, extra=extra)
 
     def _write(self, what: str, request: Request, **facts: object) -> None:
-        said = "".join(m["content"] for m in request.spec.messages)
+        call = request.spec
+        assert isinstance(call, ToolCall)
         line = {"request": request.id, "parent": request.parent, "uid": request.uid, "agent": request.agent}
-        line |= {"tool": request.spec.model.removeprefix("tools/"), "arguments_sha256": digest(said.encode())}
+        line |= {"tool": call.tool, "arguments_sha256": digest(call.arguments.encode())}
         self._append(what, {**line, **facts})
 
     def _append(self, what: str, facts: dict[str, object]) -> None:
@@ -93,31 +95,6 @@ class Audit:
                 raise StoreFull(f"{self.file}: the disk is full", "free some space there")
             self._last = digest(data)
         tell(what, facts)
-
-
-def verify(lines: Iterable[bytes]) -> tuple[int, list[str]]:
-    """How many lines there are, and what is wrong with them."""
-    count, last, wrong = 0, FIRST, list[str]()
-    for raw in lines:
-        count, line = count + 1, raw.rstrip(b"\n")
-        if not is_whole(line):
-            wrong.append(f"line {count} is cut: a crash, or a full disk")
-            continue
-        if json.loads(line).get("before") != last:
-            wrong.append(f"line {count} does not follow the line before it: one was changed or taken out")
-        last = digest(line)
-    return count, wrong
-
-
-def is_whole(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def tell(what: str, facts: Mapping[str, object]) -> None:

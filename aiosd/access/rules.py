@@ -23,7 +23,7 @@ from jsonschema.exceptions import best_match
 
 from aiosd.access.caller import Caller
 from aiosd.errors import ConfigError
-from aiosd.scheduler.chooser import check_owner
+from aiosd.host.ownership import check_owner
 
 BUILT_IN = Path(__file__).parents[1] / "policies/access"
 TEXT = {"type": "string", "minLength": 1}

@@ -17,10 +17,11 @@ from typing import Any
 
 from aiosd.database import Store
 from aiosd.errors import BadRequest, BadValue, Exists, NotFound
+from aiosd.syscall.chat import SAMPLING_KEYS, sampling
+from aiosd.syscall.foreign import read_json
 from aiosd.syscall.number import whole
 from aiosd.syscall.request import Request, Usage
 from aiosd.syscall.sampling import Sampling
-from aiosd.syscall.spec import SAMPLING_KEYS, read_json, sampling
 
 LOG_LINES = 256
 SYSTEM_BYTES_MAX = 64 << 10

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiosd import __version__
-from aiosd.access import audit
 from aiosd.cli import packaged, torch_install
 from aiosd.client import Failed, Files
 from aiosd.config.config import private_mount
+from aiosd.host import hashchain
 
 POLL_S = 0.1
 
@@ -229,7 +229,7 @@ def decide(files: Files, options: argparse.Namespace) -> None:
 
 def audit_verify(files: Files, options: argparse.Namespace) -> None:
     with (files.root / "access/audit.jsonl").open("rb") as lines:
-        count, wrong = audit.verify(lines)
+        count, wrong = hashchain.verify(lines)
     for one in wrong:
         print(one)
     if wrong:

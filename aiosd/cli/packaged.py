@@ -18,9 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from aiosd.agents import packaged
-from aiosd.agents.packaged import Package
 from aiosd.client import Failed, Files
+from aiosd.config import packages
+from aiosd.config.packages import Package
 from aiosd.errors import ConfigError
 
 WRONG = 78  # EX_CONFIG of sysexits(3): the unit does not start again what stays wrong
@@ -43,9 +43,9 @@ def check(files: Files, options: argparse.Namespace) -> None:
 
 
 def show(files: Files, options: argparse.Namespace) -> None:
-    for name, folder in packaged.names():
+    for name, folder in packages.names():
         try:
-            about = packaged.read(folder, trusted=True).description
+            about = packages.read(folder, trusted=True).description
         except ConfigError as error:
             about = f"wrong: {error}"
         print(f"{name:24} {folder}  {about}")
@@ -53,7 +53,7 @@ def show(files: Files, options: argparse.Namespace) -> None:
 
 def find(name: str) -> Package:
     try:
-        return packaged.find(name)
+        return packages.find(name)
     except ConfigError as error:
         raise Failed(error.explanation, WRONG) from None
 

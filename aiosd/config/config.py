@@ -24,6 +24,9 @@ from aiosd.config.endpoints import parse as parse_grant
 from aiosd.config.mcp import Server
 from aiosd.errors import BadValue, ConfigError
 
+NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")  # of everything that has a folder below /aios
+UNBOUNDED = 1 << 62
+STEPS_MAX = 64  # how often one request may ask the model
 DEFAULT_FILE = Path("/etc/aios/aiosd.toml")
 WORDS = {int: "a whole number", str: "text in quotes", bool: "true or false", float: "a number"}
 Section = TypeVar("Section")

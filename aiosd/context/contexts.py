@@ -13,7 +13,9 @@ from typing import Any
 from aiosd.access.permissions import Permission, Permissions
 from aiosd.database import Store
 from aiosd.errors import BadRequest, BadValue, Exists, NotFound, OverQuota
-from aiosd.syscall.spec import Message, Spec, message, read_json
+from aiosd.syscall.chat import Chat, message
+from aiosd.syscall.foreign import read_json
+from aiosd.syscall.spec import Message, Spec
 
 
 @dataclass(slots=True, eq=False)
@@ -65,8 +67,8 @@ class Contexts:
 
     def of(self, spec: Spec) -> Context | None:
         """The one a request was made for: a later one of the same name is another's conversation."""
-        context = self._by_name.get(spec.context)
-        return context if context is not None and context.id == spec.context_id else None
+        context = self._by_name.get(spec.context_name)
+        return context if context is not None and context.id == spec.turn_of else None
 
     def owner(self, context: Context) -> tuple[int, bool]:
         """(uid, whether nobody else may continue it)"""
@@ -84,7 +86,7 @@ class Contexts:
         alone = context.id < 0 or self.owner(context) == (uid, True)  # a loop is its caller's alone
         return context.salt or (str(uid) if alone else f"context {context.id}")
 
-    def whole(self, spec: Spec) -> list[Message]:
+    def whole(self, spec: Chat) -> list[Message]:
         """System prompt, the conversation so far, and what is asked now."""
         context = self.of(spec)
         messages = [*(self.messages(context) if context else []), *spec.messages]

@@ -16,7 +16,7 @@ from aiosd.context.residency import Residency
 from aiosd.cores.pool import Pool, Worker
 from aiosd.policies.interception import Away, place
 from aiosd.syscall.request import Request
-from aiosd.tools.calls import Calls
+from aiosd.tools.catalog import Tools
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ NEW = 0.2  # what the last measurement counts for
 
 
 class Interception:
-    def __init__(self, pool: Pool, residency: Residency, calls: Calls) -> None:
-        self._pool, self._residency, self._calls = pool, residency, calls
+    def __init__(self, pool: Pool, residency: Residency, tools: Tools) -> None:
+        self._pool, self._residency, self._tools = pool, residency, tools
         self._lock = threading.Lock()
         self._read_per_s: dict[str, float] = {}  # by model
         self._moved_per_s = MOVED_PER_S
@@ -59,8 +59,8 @@ class Interception:
             return
         rate = tokens / max(time.time() - request.started_s, 1e-3)
         with self._lock:
-            before = self._read_per_s.get(request.spec.model, rate)
-            self._read_per_s[request.spec.model] = (1 - NEW) * before + NEW * rate
+            before = self._read_per_s.get(request.spec.target, rate)
+            self._read_per_s[request.spec.target] = (1 - NEW) * before + NEW * rate
 
     def _moved(self, size: int, took_s: float) -> None:
         with self._lock:
@@ -82,7 +82,7 @@ class Interception:
         )
 
     def _expected_s(self, call: Request) -> float:
-        tool = self._calls.tools.of(call.spec.model)
+        tool = self._tools.of(call.queue)
         if tool is None or call.state.final:
             return 0.0
         mean_s = tool.busy_s / tool.calls if tool.calls else min(TOOL_S, tool.manifest.timeout_s)

@@ -11,35 +11,93 @@ import json
 import os
 import secrets
 from concurrent.futures import Future
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from aiosd.context.contexts import Context
+from aiosd.context.contexts import Context, Contexts
+from aiosd.context.residency import Residency
 from aiosd.cores import snapshot
+from aiosd.cores.models import Models
+from aiosd.cores.pool import Pool
 from aiosd.errors import BadRequest, BadSnapshot, Busy
-from aiosd.scheduler.scheduler import Scheduler
+from aiosd.syscall.chat import Chat, Defaults, as_asked, message, parse
+from aiosd.syscall.foreign import read_json
 from aiosd.syscall.request import Request
-from aiosd.syscall.spec import Defaults, as_asked, message, parse, read_json
 
 TOKENS_MAX = 1 << 20
 BLOCK = 16  # tokens of a KV block (aiosd.cores.engine.kv)
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-class Export:
-    """Reading: asks for the KV, and when it came puts the file together."""
+class Turns(Protocol):
+    """The requests that have conversations now."""
 
-    def __init__(self, scheduler: Scheduler, context: Context) -> None:
-        scheduler.contexts.check(context)
-        self._scheduler, self._context = scheduler, context
-        request = scheduler.turn(context)
-        self._about = about(scheduler, context, request)  # before the KV, which then has all of its tokens
+    def turn(self, context: int) -> Request | None: ...
+    def progress(self, request: Request) -> tuple[list[int], str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class KvFiles:
+    contexts: Contexts
+    residency: Residency
+    pool: Pool
+    models: Models
+    turns: Turns
+
+    def about(self, context: Context, request: Request | None) -> bytes:
+        """The JSON part of a kv file: the messages and, for the owner's running turn, its request and partial
+        answer."""
+        unfinished = None
+        if request is not None and self.contexts.owns(request.uid, context):
+            assert isinstance(request.spec, Chat)
+            tokens, text = self.turns.progress(request)
+            model = self.models.find(request.spec.model)
+            identity = str(model.info.get("identity", "")) if model else ""
+            asked = {"request": as_asked(request.spec), "system": request.spec.system, "model": identity}
+            unfinished = {**asked, "tokens": tokens, "text": text}
+        elif request is None and context.unfinished:
+            unfinished = json.loads(context.unfinished)
+        messages = self.contexts.messages(context)
+        return json.dumps({"messages": messages, "unfinished": unfinished}, ensure_ascii=False).encode()
+
+    def restore(self, context: Context, file: int) -> None:
+        """Make the context what a whole file says. If it raises, nothing has changed."""
+        header = snapshot.read(file)
+        snapshot.verify(file, header)
+        if header.kv:
+            check_model(self.models, header)
+        messages, unfinished = judged(snapshot.about(file, header))
+        if self.turns.turn(context.id) is not None:
+            raise Busy(f"context {context.name} has a turn going on", "cancel it first")
+        salt = secrets.token_hex(16)  # nobody else's requests may meet this KV
+        facts = {
+            "tokens": header.tokens,
+            "salt": salt,
+            "unfinished": json.dumps(unfinished) if unfinished else "",
+        }
+        self.residency.drop(context)
+        self.contexts.replace(context, messages, **facts)
+        if header.kv:
+            self.residency.swap.put(context.id, os.dup(file), checked=False)
+            if self.contexts.by_id(context.id) is None:  # removed meanwhile
+                self.residency.swap.drop(context.id)
+
+
+class Export:
+    """A kv file that is read: asks for the KV, and puts the file together when the KV came."""
+
+    def __init__(self, files: KvFiles, context: Context) -> None:
+        files.contexts.check(context)
+        self._files, self._context = files, context
+        request = files.turns.turn(context.id)
+        self._about = files.about(context, request)  # before the KV, which then has all of its tokens
         on = context.worker if request is None or request.worker is None else request.worker
-        self.came = scheduler.residency.save(context, scheduler.pool.find(on))
+        self.came = files.residency.save(context, files.pool.find(on))
 
     def file(self) -> int:
         """A descriptor for the caller to close; `came` is done."""
         kv = self.came.result()
-        if kv is None and (taken := self._scheduler.residency.swap.take(self._context.id)):
+        if kv is None and (taken := self._files.residency.swap.take(self._context.id)):
             kv, _ = taken
         self.came = Future()  # its file is ours now
         self.came.set_result(None)
@@ -71,49 +129,10 @@ class Export:
         self.came.add_done_callback(close)
 
 
-def about(scheduler: Scheduler, context: Context, request: Request | None) -> bytes:
-    """The messages, and of a turn by the context's own user what was asked and answered so far."""
-    unfinished = None
-    if request is not None and scheduler.contexts.owns(request.uid, context):
-        tokens, text = scheduler.progress(request)
-        model = scheduler.models.find(request.spec.model)
-        unfinished = {
-            "request": as_asked(request.spec), "system": request.spec.system, "tokens": tokens, "text": text,
-            "model": str(model.info.get("identity", "")) if model else "",
-        }  # fmt: skip
-    elif request is None and context.unfinished:
-        unfinished = json.loads(context.unfinished)
-    messages = scheduler.contexts.messages(context)
-    return json.dumps({"messages": messages, "unfinished": unfinished}, ensure_ascii=False).encode()
-
-
-def restore(scheduler: Scheduler, context: Context, file: int) -> None:
-    """The context becomes what a whole file says, or nothing changes and an error is raised."""
-    header = snapshot.read(file)
-    snapshot.verify(file, header)
-    if header.kv:
-        check_model(scheduler, header)
-    messages, unfinished = judged(snapshot.about(file, header))
-    if scheduler.turn(context) is not None:
-        raise Busy(f"context {context.name} has a turn going on", "cancel it first")
-    salt = secrets.token_hex(16)  # nobody else's requests may meet this KV
-    facts = {
-        "tokens": header.tokens,
-        "salt": salt,
-        "unfinished": json.dumps(unfinished) if unfinished else "",
-    }
-    scheduler.residency.drop(context)
-    scheduler.contexts.replace(context, messages, **facts)
-    if header.kv:
-        scheduler.residency.swap.put(context.id, os.dup(file), checked=False)
-        if scheduler.contexts.by_id(context.id) is None:  # removed meanwhile
-            scheduler.residency.swap.drop(context.id)
-
-
-def check_model(scheduler: Scheduler, header: snapshot.Header) -> None:
+def check_model(models: Models, header: snapshot.Header) -> None:
     """Whether a model here has made such KV, as large as its tokens and no larger than its context."""
     meta = header.meta
-    infos = [model.info for model in scheduler.models.all() if model.info.get("identity") == meta.model]
+    infos = [model.info for model in models.all() if model.info.get("identity") == meta.model]
     if not infos:
         raise BadSnapshot(
             f"the KV is of model {meta.model[:40]!r}, which is not loaded here",

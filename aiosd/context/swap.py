@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiosd.cores import snapshot
+from aiosd.cores.eviction import victim
 from aiosd.policies.eviction import Kept
-from aiosd.scheduler.chooser import victim
 
 log = logging.getLogger(__name__)
 

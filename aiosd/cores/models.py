@@ -13,14 +13,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from aiosd.config.config import Config, ModelConfig
+from aiosd.config.config import NAME, Config, ModelConfig
 from aiosd.database import Store
 from aiosd.errors import ConfigError, Exists, ModelError, NotFound
 from aiosd.syscall.request import Usage
 
 log = logging.getLogger(__name__)
 
-NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
 BUILT_IN = (
     Path(__file__).parents[2] / "models/tiny",  # a checkout
     Path(sys.prefix) / "share/aios/models/tiny",  # a virtual environment

@@ -61,9 +61,10 @@ class Events(Protocol):
 
 
 class Pool:
-    def __init__(self, engine: EngineConfig, events: Events, launch: Launcher, probe: Probe) -> None:
+    def __init__(self, engine: EngineConfig, launch: Launcher, probe: Probe) -> None:
         self.places = Places(engine, probe)
-        self._events, self._launch = events, launch
+        self._launch = launch
+        self._events: Events
         self._lock = threading.Lock()
         self._arranging = threading.RLock()  # one decision about all workers at a time
         self._models: dict[str, Model] = {}  # that are to be loaded
@@ -73,6 +74,10 @@ class Pool:
         self._blamed: dict[str, str] = {}  # the device that a model's workers died on, since one was ready
         self._stopping = threading.Event()
         self.restarts = 0
+
+    def report_to(self, events: Events) -> None:
+        """Before the first model is loaded: `events` hears of the workers."""
+        self._events = events
 
     def workers(self) -> list[Worker]:
         return list(self._workers.values())

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiosd.errors import BadRequest, BadSnapshot
-from aiosd.syscall.spec import read_json
+from aiosd.syscall.foreign import read_json
 
 VERSION = "1"
 HEADER_BYTES_MAX = 64 << 10

@@ -9,13 +9,12 @@ from __future__ import annotations
 import heapq
 import logging
 import os
-import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from aiosd.errors import BadValue, ConfigError
-from aiosd.policies import Job, Policy, View, edf, eviction, fair, fifo, las, priority, rr
-from aiosd.policies.eviction import Kept
+from aiosd.host.ownership import check_owner
+from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, rr
 
 log = logging.getLogger(__name__)
 
@@ -118,20 +117,3 @@ def read_one(file: Path) -> Policy:
     if not callable(rank) or not callable(preempt):
         raise ValueError("it has no functions rank(view, job) and preempt(view)")
     return Policy(rank, preempt)
-
-
-def check_owner(path: Path, status: os.stat_result) -> None:
-    if status.st_uid not in (0, os.geteuid()):
-        raise ValueError(f"{path} belongs to user {status.st_uid}; chown root it")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ValueError(f"{path} may be written by others; chmod go-w it")
-
-
-def victim(kept: Sequence[Kept]) -> int:
-    """What leaves a full memory; something is kept."""
-    id = eviction.victim(kept)
-    if all(one.id != id for one in kept):
-        log.error("eviction chose %r, which is not kept; the oldest goes", id)
-        id = min(one.id for one in kept)
-    assert id is not None
-    return id

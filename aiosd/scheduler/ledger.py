@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from aiosd.scheduler.quota import Buckets
 from aiosd.syscall.request import Request
 
 INPUT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
@@ -56,3 +55,26 @@ class Ledger:
         for run in [r for r, seen in self._seen_s.items() if now - seen > RUN_IDLE_S]:
             del self._seen_s[run]
             self.agents.pop(run, None)
+
+
+class Buckets:
+    """Token buckets: a minute's worth to begin with, filled again evenly. Spending may overdraw one."""
+
+    def __init__(self) -> None:
+        self._left: dict[object, tuple[float, float]] = {}  # tokens and when that was
+
+    def left(self, who: object, per_minute: int, now: float) -> float:
+        tokens, at = self._left.get(who, (float(per_minute), now))
+        tokens = min(float(per_minute), tokens + (now - at) * per_minute / 60)
+        self._left[who] = (tokens, now)
+        return tokens
+
+    def forget(self, who: object) -> None:
+        """There is no bound, or no more. Needs no lock."""
+        self._left.pop(who, None)
+
+    def spend(self, who: object, tokens: int) -> None:
+        """Of those that were asked about: the others have no bound."""
+        if known := self._left.get(who):
+            left, at = known
+            self._left[who] = (left - tokens, at)

@@ -6,9 +6,24 @@ A shortcut only: without it, or with another model, the request runs from its be
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterable
 
-from aiosd.cores.models import Model
+from aiosd.cores.models import Model, Models
+from aiosd.database import Store
+from aiosd.errors import AiosError
 from aiosd.syscall.request import Request
+
+log = logging.getLogger(__name__)
+
+
+def park(store: Store, models: Models, left: Iterable[Request]) -> None:
+    """Store the partial answers of requests that have not ended, for the next daemon to go on from."""
+    made = {request.id: pack(request, models.find(request.spec.target)) for request in left}
+    try:
+        store.park({id: text for id, text in made.items() if text})
+    except AiosError as error:
+        log.error("unfinished requests will run from their beginning: %s", error.explanation)
 
 
 def pack(request: Request, model: Model | None) -> str:

@@ -101,8 +101,8 @@ class Queue:
         self.per_agent[request.agent] += 1
         self._of_agents.setdefault(request.agent_id, {})[request.id] = request
         self.waiting[request.id] = request
-        if request.spec.context_id:
-            self._turns.setdefault(request.spec.context_id, deque()).append(request)
+        if request.spec.turn_of:
+            self._turns.setdefault(request.spec.turn_of, deque()).append(request)
         if startable:
             self.refresh(request)
 
@@ -146,7 +146,7 @@ class Queue:
         return True
 
     def _count_running(self, request: Request, change: int) -> None:
-        if request.spec.steps:  # its steps count
+        if not request.spec.computes:  # its steps count
             return
         both: tuple[int | str, int | str] = (request.uid, request.agent)
         for who, most in zip(both, request.running_most, strict=True):
@@ -162,12 +162,12 @@ class Queue:
 
     def end_turn(self, request: Request) -> None:
         """Lets the next request of the same context start."""
-        turns = self._turns.get(request.spec.context_id)
+        turns = self._turns.get(request.spec.turn_of)
         if turns is None:
             return
         turns.remove(request)
         if not turns:
-            del self._turns[request.spec.context_id]
+            del self._turns[request.spec.turn_of]
         elif turns[0].id in self.waiting:
             self.refresh(turns[0])
 
@@ -176,7 +176,7 @@ class Queue:
         return turns[0] if turns else None
 
     def refresh(self, request: Request) -> None:
-        turns = self._turns.get(request.spec.context_id)
+        turns = self._turns.get(request.spec.turn_of)
         first = turns is None or turns[0] is request
         if first and request.agent_id not in self._held and request.decide_by_s is None:
             self.ready(request.queue).add(view(request))

@@ -63,7 +63,7 @@ class Saving:
                 extra = about(request=request.id, agent=request.agent, uid=request.uid)
                 try:
                     response.document(request)
-                    self._store.finish_request(request, self._said(request), self.keep)
+                    self._store.finish_request(request, self._turn(request), self.keep)
                 except (StoreFull, StoreFailed) as error:
                     words = request.id, error.explanation
                     log.error("request %d ended but cannot be stored: %s", *words, extra=extra)
@@ -72,11 +72,11 @@ class Saving:
                     log.exception("request %d", request.id, extra=extra)
                 del self._late[request.id]
 
-    def _said(self, request: Request) -> list[Message]:
-        """What its conversation has grown by."""
+    def _turn(self, request: Request) -> list[Message]:
+        """The messages by which the request's conversation has grown."""
         if request.state is not State.DONE or not self._contexts.of(request.spec):
             return []
-        return [*request.spec.messages, *request.between, {"role": "assistant", "content": request.text}]
+        return request.spec.turn(request)
 
     def _run(self) -> None:
         while not self._stopping.is_set():

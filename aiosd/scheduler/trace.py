@@ -43,7 +43,7 @@ class Trace:
         """Ends the span it is in."""
         self.leave(request)
         self._open[request.id] = Span(
-            request.id, request.uid, request.agent, request.spec.model, name, self._clock(), request.worker
+            request.id, request.uid, request.agent, request.spec.target, name, self._clock(), request.worker
         )
 
     def decodes(self, request: Request) -> None:

@@ -10,18 +10,12 @@ import threading
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from aiosd.config.config import UNBOUNDED
 from aiosd.errors import AiosError
 from aiosd.host.watchers import Watchers
-from aiosd.scheduler.quota import UNBOUNDED
-from aiosd.syscall.spec import Message, Spec
-
-if TYPE_CHECKING:
-    from aiosd.access.rules import Rule
-    from aiosd.host.usage import Spent
-
-LOOPS = "loops"
+from aiosd.syscall.spec import Spec
 
 
 class State(StrEnum):
@@ -49,7 +43,7 @@ class Answer:
         self.error: AiosError | None = None
 
     def append(self, data: bytes, last: bool = False) -> None:
-        """Of the `last` of them its end is to tell."""
+        """Append bytes and wake the readers. With `last`, `end()` follows and wakes them once."""
         with self._lock:
             if not data or self.ended:  # a worker's last words may cross a cancel
                 return
@@ -58,7 +52,7 @@ class Answer:
             self._watchers.tell()
 
     def end(self, data: bytes = b"", error: AiosError | None = None) -> None:
-        """With the last of its bytes."""
+        """Append the last bytes, and let readers reach the end or the error."""
         with self._lock:
             if not self.ended:
                 self._bytes += data
@@ -107,15 +101,17 @@ class Usage:
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Request:
+    """What requests of all kinds share; `own` is what one kind needs beside it (Spec.state)."""
+
     id: int
     uid: int
-    agent: str  # empty: written to models/NAME/llm
+    agent: str  # empty: written to a file of models/NAME or tools/NAME
     file: str  # path of the transaction file; "the newest request of that file" is found by it
     spec: Spec
     agent_id: int = 0
-    size_bytes: int = 0  # as written; counts against the user's pending bytes until it has ended
-    pid: int = 0  # of who submitted it, for the audit log
-    parent: int = 0  # the request that it is a step of (aiosd.agents.steps)
+    size_bytes: int = 0  # as written; counts against the user's pending bytes until the request has ended
+    pid: int = 0  # of the process that submitted it, for the audit log
+    parent: int = 0  # the request that it is a step of (aiosd.handlers.loop)
     submitted_s: float = field(default_factory=time.time)
     state: State = State.QUEUED
     tokens: list[int] = field(default_factory=list)
@@ -135,26 +131,30 @@ class Request:
     computing: bool = False  # its worker has begun with it
     worker_deaths: int = 0
     worker: int | None = None
-    running_most: tuple[int, int] = (UNBOUNDED, UNBOUNDED)  # of its user's and of its agent's, at once
+    running_most: tuple[int, int] = (UNBOUNDED, UNBOUNDED)  # of its user and of its agent, at once
     leaving: bool = False  # its worker was told to let it go, and has not answered yet
+    decide_by_s: float | None = None  # a person has to allow it first, and has time until then
     document: str = ""  # response.json, once it has ended
-    rule: Rule | None = None  # of access, that fits this call of a tool
-    decide_by_s: float | None = None  # it waits for a decision, so long at the most
-    between: list[Message] = field(default_factory=list)  # of a loop: calls and results before the answer
-    stderr: str = ""  # of a tool call
-    exit_status: int | None = None
-    took: Spent | None = None
+    own: object = None
     answer: Answer = field(default_factory=Answer)
+
+    def __post_init__(self) -> None:
+        if self.own is None:
+            self.own = self.spec.state()
 
     @property
     def queue(self) -> str:
-        """Where it waits: for a model, a tool, or, as an agent's loop, for nothing of its own."""
-        return LOOPS if self.spec.steps else self.spec.model
+        return self.spec.queue
 
     @property
     def spent(self) -> Usage:
-        """What is to be accounted for: the steps of a loop are accounted for themselves."""
-        return Usage() if self.spec.steps else self.usage
+        """The tokens that it is charged for: steps of a loop are charged for themselves."""
+        return self.usage if self.spec.computes else Usage()
+
+    @property
+    def alone(self) -> bool:
+        """No turn of a conversation, no step of a loop and no act: its answer can be made again."""
+        return self.spec.computes and not (self.spec.context_name or self.parent or self.spec.acts)
 
     @property
     def slice_tokens(self) -> int:

@@ -23,8 +23,8 @@ from jsonschema.exceptions import best_match
 
 from aiosd.errors import AiosError, BadRequest, BadValue, ConfigError, NotAllowed, NotFound, StoreFull
 from aiosd.syscall import schemas
+from aiosd.syscall.foreign import read_json
 from aiosd.syscall.request import Request, State
-from aiosd.syscall.spec import read_json
 from aiosd.tools.manifest import FILE, LIMIT_OWN, Manifest, own, place, read
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from typing import Any
 import jsonschema
 from jsonschema.exceptions import best_match
 
+from aiosd.config.config import NAME
 from aiosd.config.endpoints import parse as parse_grant
-from aiosd.cores.models import NAME
 from aiosd.errors import BadValue, ConfigError
-from aiosd.scheduler.chooser import check_owner
+from aiosd.host.ownership import check_owner
 from aiosd.syscall import grammar, schemas
 
 FILE, PROGRAM = "tool.toml", "program"

@@ -14,9 +14,9 @@ import torch
 
 from aiosd.cores.engine.core import KV, Core
 from aiosd.cores.engine.kv import BLOCK, BlockPool, block_keys, root
+from aiosd.cores.eviction import victim
 from aiosd.errors import BadSnapshot
 from aiosd.policies.eviction import Kept
-from aiosd.scheduler.chooser import victim
 
 
 @dataclass(slots=True)

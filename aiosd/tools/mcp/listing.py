@@ -18,16 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aiosd.config.config import NAME
 from aiosd.config.mcp import Server
-from aiosd.cores.models import NAME
 from aiosd.errors import AiosError
 from aiosd.host import identity
-from aiosd.privilege.system import ToolRunner
 from aiosd.syscall import schemas
-from aiosd.syscall.spec import read_json
+from aiosd.syscall.foreign import read_json
 from aiosd.tools.catalog import Tools, shorten
 from aiosd.tools.manifest import Manifest
 from aiosd.tools.mcp.sessions import Sessions, User
+from aiosd.tools.run.toolrunner import ToolRunner
 
 log = logging.getLogger(__name__)
 

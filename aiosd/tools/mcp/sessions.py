@@ -20,13 +20,13 @@ from typing import Any
 
 from aiosd.config.mcp import Server
 from aiosd.errors import AiosError, BadRequest
-from aiosd.privilege.system import ToolRunner
-from aiosd.syscall.spec import read_json
+from aiosd.syscall.foreign import read_json
 from aiosd.tools.catalog import shorten
 from aiosd.tools.manifest import Manifest
 from aiosd.tools.mcp.program import program
 from aiosd.tools.run.runner import STDERR_BYTES
 from aiosd.tools.run.spawn import Bounds, Call, End, Events
+from aiosd.tools.run.toolrunner import ToolRunner
 
 MOST = 64  # sessions at once
 CPU_S = 3600  # of one process of a session

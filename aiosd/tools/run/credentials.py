@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from aiosd.errors import NotFound
-from aiosd.scheduler.chooser import check_owner
+from aiosd.host.ownership import check_owner
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from types import MappingProxyType
 
 import pyseccomp
 
-from aiosd.scheduler.chooser import check_owner
+from aiosd.host.ownership import check_owner
 from aiosd.tools.manifest import Manifest
 
 BWRAP = "/usr/bin/bwrap"

@@ -1,8 +1,8 @@
-"""Acts that wait until a person decides: access/pending/ID. Which do, the rules say (aiosd.access.rules).
+"""Acts that wait until a person decides: access/pending/ID. The rules (aiosd.access.rules) say which acts do.
 
-Such a call is in the queue like any other, and may not start before it is allowed. Deciding is for its
-caller, or the group that the rule names, and root; not for the tools that run for them, which do not see
-access/. Who says nothing says no. Any thread may ask and decide.
+Such a call is in the queue like any other, and may not start before it is allowed. Its caller decides, or the
+group that the rule names, and root. The tools that run for them do not: they do not see access/. Silence
+means no. Any thread may ask and decide.
 """
 
 from __future__ import annotations
@@ -15,19 +15,25 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
+from aiosd.access.audit import Audit
 from aiosd.access.caller import Caller
 from aiosd.access.permissions import Permissions
 from aiosd.access.rules import Asked, Rule, Rules
 from aiosd.access.trust import Trust
 from aiosd.agents.agents import Agent, Agents
+from aiosd.config.config import Config
 from aiosd.errors import BadValue, Denied, NotFound, StoreFull
-from aiosd.events import Events
 from aiosd.host import identity
 from aiosd.host.message_ids import NOTICE, Id, about
+from aiosd.scheduler.ending import Ending
+from aiosd.scheduler.notices import Notices
 from aiosd.scheduler.scheduler import Scheduler
 from aiosd.syscall.request import Request, State
-from aiosd.tools.catalog import QUEUE, Tool
+from aiosd.syscall.toolcall import ToolCall, outcome
+from aiosd.tools.catalog import Tool, Tools
+from aiosd.tools.run.toolrunner import ToolRunner
 
 log = logging.getLogger(__name__)
 
@@ -36,22 +42,37 @@ ALLOWED_MAX = 500  # one line of the audit log has them
 NOBODY = 65534
 
 
-class Pending:
+class Approvals:
     def __init__(
         self,
         scheduler: Scheduler,
+        ending: Ending,
+        notices: Notices,
         agents: Agents,
+        tools: Tools,
+        runner: ToolRunner,
         permissions: Permissions,
-        events: Events,
         trust: Trust,
+        audit: Audit,
         rules: Rules,
+        mount: str,
     ) -> None:
-        self._scheduler, self._agents, self._permissions, self._events = (
-            scheduler, agents, permissions, events,
-        )  # fmt: skip
-        self._trust, self.rules = trust, rules
+        """`mount`: where the tree is, for the program that tells people of a call that waits."""
+        self._scheduler, self._ending, self._notices = scheduler, ending, notices
+        self._agents, self._tools, self._runner = agents, tools, runner
+        self._permissions, self._trust, self._audit = permissions, trust, audit
+        self.rules, self._mount = rules, mount
+        self.pending_s, self._hook = 0.0, ""  # how long a call waits, and the program that tells people of it
         self._daemon = Caller(identity.uid(), identity.gid(), os.getpid())
-        scheduler.ask, scheduler.rule = self.ask, self.rule
+
+    def configure(self, config: Config) -> None:
+        self.pending_s, self._hook = config.tools.pending_s, config.tools.notify
+
+    def start(self) -> None:
+        """Ask again about the calls that an earlier daemon asked about."""
+        for id in self.ids():
+            if request := self.find(id):
+                self.ask(request)
 
     def ids(self) -> list[int]:
         return [r.id for r in self._scheduler.unfinished() if r.decide_by_s is not None]
@@ -61,32 +82,38 @@ class Pending:
         return request if request and request.decide_by_s is not None and not request.state.final else None
 
     def rule(self, request: Request) -> None:
-        """Whether a call goes on at once, and until when it waits else. Raises Denied."""
+        """Find the rule that fits a call, and set how long the call waits for a decision. Raises Denied."""
         request.decide_by_s = None
-        tool = self._scheduler.calls.tools.of(request.spec.model)
+        call = call_of(request)
+        tool = self._tools.find(call.tool)
         if tool is None:
             return
-        rule = self.rules.judge(self._asked(request, tool))
+        rule = self.rules.judge(self._asked(request, call, tool))
         agent = self._agents.find(request.agent)
-        if rule.decision == "ask" and not rule.by and agent and tool.name in agent.settings.allowed:
+        if rule.decision == "ask" and not rule.by and agent and call.tool in agent.settings.allowed:
             rule = ALWAYS if request.uid == self.owner(agent) else rule
-        request.rule = rule
+        how = outcome(request)
+        how.decision, how.rule, how.why, how.by = rule.decision, rule.place, rule.why, rule.by
         if rule.decision == "deny":
-            raise Denied(f"calls of {tool.name} like this one are denied", rule.why or f"rule: {rule.place}")
+            raise Denied(f"calls of {call.tool} like this one are denied", rule.why or f"rule: {rule.place}")
         if rule.decision == "ask":
-            request.decide_by_s = time.time() + self._scheduler.calls.pending_s
+            request.decide_by_s = time.time() + self.pending_s
 
-    def _asked(self, request: Request, tool: Tool) -> Asked:
-        gid, *more = request.spec.groups
+    def _asked(self, request: Request, call: ToolCall, tool: Tool) -> Asked:
+        gid, *more = call.groups
         asks = self._scheduler.find(request.parent) if request.parent else None
+
+        def arguments() -> dict[str, Any]:
+            return dict(json.loads(call.arguments))
+
         return Asked(
-            tool.name,
+            call.tool,
             tool.manifest.irreversible,
-            lambda: dict(json.loads(request.spec.messages[0]["content"])),
+            arguments,
             Caller(request.uid, gid, request.pid, frozenset(more)),
             request.agent,
             partial(self._trust.groups_of, request.agent_id),
-            asks.spec.model if asks else "",
+            asks.spec.target if asks else "",
         )
 
     def owner(self, agent: Agent) -> int | None:
@@ -97,11 +124,11 @@ class Pending:
         """These tools, of calls of its owner's own; of others each call is theirs to decide, and where a
         rule names a group each is the group's."""
         for name in names:
-            self._scheduler.calls.tools.get(name)
+            self._tools.get(name)
         allowed = sorted(set(names))
         if len(allowed) > ALLOWED_MAX:
             raise BadValue(f"more than {ALLOWED_MAX} tools", "name fewer")
-        self._scheduler.calls.audit.granted("allowed always", caller, agent=agent.name, tools=allowed)
+        self._audit.granted("allowed always", caller, agent=agent.name, tools=allowed)
         self._agents.change(agent, allowed=allowed)
 
     def ask(self, request: Request) -> None:
@@ -109,39 +136,39 @@ class Pending:
         until_s = request.decide_by_s
         if until_s is None:  # somebody was quick to allow it
             return
-        self._tell(request, "pending")
-        how = f"echo allow > access/pending/{request.id}/decision"
+        self._notices.decided(request, "pending")
+        call, how = call_of(request), outcome(request)
+        command = f"echo allow > access/pending/{request.id}/decision"
         log.log(
             NOTICE,
             "call %d of %s waits for a decision of %s: %s",
             request.id,
-            request.spec.model,
-            f"group {request.rule.by}" if request.rule and request.rule.by else f"user {request.uid}",
-            how,
+            call.target,
+            f"group {how.by}" if how.by else f"user {request.uid}",
+            command,
             extra=about(
                 Id.CALL_WAITS,
                 request=request.id,
                 agent=request.agent,
                 uid=request.uid,
-                tool=request.spec.model.removeprefix(QUEUE),
+                tool=call.tool,
             ),
         )
         if agent := self._agents.find(request.agent):
-            agent.note(f"{request.spec.model} waits for a decision: {how}", request=request.id)
-        if hook := self._scheduler.config.tools.notify:
-            self._notify(hook, request)
-        self._scheduler.calls.later(until_s - time.time(), partial(self._expire, request.id))
+            agent.note(f"{call.target} waits for a decision: {command}", request=request.id)
+        if self._hook:
+            self._notify(self._hook, request)
+        self._runner.later(until_s - time.time(), partial(self._expire, request.id))
 
     def _notify(self, hook: str, request: Request) -> None:
         """Runs the administrator's program as who called; where a group decides, as nobody."""
-        config, tool = self._scheduler.config, request.spec.model.removeprefix(QUEUE)
-        group = request.rule.by if request.rule else ""
-        decision = f"{config.daemon.mount}/access/pending/{request.id}/decision"
-        facts = {"REQUEST": request.id, "TOOL": tool, "AGENT": request.agent, "GROUP": group}
+        call, group = call_of(request), outcome(request).by
+        decision = f"{self._mount}/access/pending/{request.id}/decision"
+        facts = {"REQUEST": request.id, "TOOL": call.tool, "AGENT": request.agent, "GROUP": group}
         facts |= {"UID": request.uid, "DECISION": decision}
-        uid, gid = (NOBODY, NOBODY) if group else (request.uid, request.spec.groups[0])
+        uid, gid = (NOBODY, NOBODY) if group else (request.uid, call.groups[0])
         named = {f"AIOS_{key}": str(value) for key, value in facts.items()}
-        self._scheduler.calls.notify(hook, named, uid, gid)
+        self._runner.notify(hook, named, uid, gid)
 
     def _expire(self, id: int) -> None:
         """By id: a request that was decided or cancelled long ago is not to be kept in memory till then."""
@@ -156,13 +183,11 @@ class Pending:
             agent = self._agents.find(request.agent)
             if agent is None or request.uid != self.owner(agent) or self.decider(request) is not None:
                 raise BadValue("only an agent's owner can allow his own calls always", "allow")
-            self.allow_always(
-                caller, agent, [*agent.settings.allowed, request.spec.model.removeprefix(QUEUE)]
-            )
+            self.allow_always(caller, agent, [*agent.settings.allowed, call_of(request).tool])
         if text in ("allow", "allow always"):
-            self._scheduler.calls.audit.decided(request, "allowed", caller)
+            self._audit.decided(request, "allowed", caller)
             if self._scheduler.allow(request):
-                self._tell(request, "allowed")
+                self._notices.decided(request, "allowed")
         elif text == "deny":
             self._deny(request, f"denied by user {caller.uid}", caller)
         else:
@@ -171,23 +196,22 @@ class Pending:
     @staticmethod
     def decider(request: Request) -> int | None:
         """The group that decides about it, where a rule names one; one that does not exist is root's."""
-        by = request.rule.by if request.rule else ""
+        by = outcome(request).by
         try:
             return grp.getgrnam(by).gr_gid if by else None
         except KeyError:
-            log.error("%s: there is no group %s; root decides", request.rule and request.rule.place, by)
+            log.error("%s: there is no group %s; root decides", outcome(request).rule, by)
             return 0
 
     def _deny(self, request: Request, why: str, caller: Caller) -> None:
         if request.decide_by_s is None or request.state.final:
             return
         with suppress(StoreFull):  # a no is heeded also where it cannot be written down
-            self._scheduler.calls.audit.decided(request, "denied", caller)
-        if self._scheduler.end(request, State.FAILED, why):
-            self._tell(request, "denied")
+            self._audit.decided(request, "denied", caller)
+        if self._ending.finish(request, State.FAILED, why):
+            self._notices.decided(request, "denied")
 
-    def _tell(self, request: Request, state: str) -> None:
-        at, tool = self._scheduler.place(request), request.spec.model
-        self._events.emit(
-            "access", at, request.uid, id=request.id, agent=request.agent, tool=tool, state=state
-        )
+
+def call_of(request: Request) -> ToolCall:
+    assert isinstance(request.spec, ToolCall)
+    return request.spec

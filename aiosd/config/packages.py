@@ -18,11 +18,9 @@ from typing import Any
 import jsonschema
 from jsonschema.exceptions import best_match
 
-from aiosd.config.config import Source
-from aiosd.cores.models import NAME
+from aiosd.config.config import NAME, STEPS_MAX, Source
 from aiosd.errors import ConfigError
-from aiosd.scheduler.chooser import check_owner
-from aiosd.syscall.spec import STEPS_MAX
+from aiosd.host.ownership import check_owner
 
 FILE = "agent.toml"
 FOLDERS = tuple(map(Path, ("/etc/aios/agents", "/usr/local/lib/aios/agents", "/usr/lib/aios/agents")))

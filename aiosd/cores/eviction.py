@@ -1,0 +1,21 @@
+"""Asks the eviction policy which KV leaves a full memory, and checks its answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from aiosd.policies import eviction
+from aiosd.policies.eviction import Kept
+
+log = logging.getLogger(__name__)
+
+
+def victim(kept: Sequence[Kept]) -> int:
+    """The id of the KV that leaves; `kept` is not empty. An unknown id gives way to the oldest."""
+    id = eviction.victim(kept)
+    if all(one.id != id for one in kept):
+        log.error("eviction chose %r, which is not kept; the oldest goes", id)
+        id = min(one.id for one in kept)
+    assert id is not None
+    return id

@@ -1,0 +1,1 @@
+"""Embeddings: one text to one vector, models/NAME/embed."""

@@ -1,0 +1,1 @@
+"""A model's answer: agents/NAME/syscall/llm and models/NAME/llm."""

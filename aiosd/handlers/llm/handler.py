@@ -1,0 +1,180 @@
+"""Requests for a model's answer, alone or as a turn of a conversation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from aiosd.access.caller import Caller
+from aiosd.cores import wire
+from aiosd.cores.models import Models
+from aiosd.cores.pool import Worker
+from aiosd.errors import BadRequest
+from aiosd.handlers.onworker import OnWorker
+from aiosd.scheduler import parking
+from aiosd.scheduler.handler import Source
+from aiosd.scheduler.names import acting, check_nice
+from aiosd.syscall import response
+from aiosd.syscall.chat import Chat, Defaults, Loop, parse
+from aiosd.syscall.request import Request, State
+from aiosd.syscall.spec import Message
+
+CONTEXT_GONE = "its context was removed"
+
+
+class ChatHandler(OnWorker):
+    # admission
+
+    def asks_groups(self, source: Source) -> bool:
+        return source.agent is not None and bool(source.agent.settings.tools)
+
+    def check(self, caller: Caller, source: Source) -> None:
+        defaults = self.defaults(source)
+        self._parts.names.check_model(caller, defaults.model)
+        if defaults.steps:
+            self._parts.names.check_tools(caller, names_of(defaults.tools))
+        if defaults.context:
+            self._parts.names.check_context(caller, defaults.context)
+            self._parts.kv_budget.check(caller)
+
+    def judge(self, caller: Caller, source: Source, body: bytes) -> Chat:
+        defaults = self.defaults(source)
+        asked = parse(body, defaults)
+        if asked.nice < defaults.nice:
+            check_nice(caller, asked.nice)
+        self._parts.names.check_model(caller, asked.model)
+        if asked.context:
+            self._parts.names.check_context(caller, asked.context)
+            self._parts.kv_budget.check(caller)
+            asked = replace(asked, context_id=self._parts.contexts.get(asked.context).id)
+        if isinstance(asked, Loop):
+            self._parts.names.check_tools(caller, names_of(asked.tools))
+            asked = replace(asked, groups=acting(caller))
+        return resumed(asked, self._unfinished(asked)) if asked.resume else asked
+
+    def misunderstood(self, source: Source, body: bytes) -> Chat:
+        defaults = self.defaults(source)
+        return Chat((), defaults.sampling, defaults.model, json=body[:1] == b"{")
+
+    def defaults(self, source: Source) -> Defaults:
+        """The settings that a request through this file starts from."""
+        if source.agent is None:
+            return Defaults(source.target)
+        s = source.agent.settings
+        known = map(self._parts.tools.find, s.tools) if s.tools else ()
+        offered = [tool.manifest for tool in known if tool and tool.ready]
+        return Defaults(
+            s.model or self._parts.models.default,
+            s.context,
+            s.system,
+            s.nice,
+            s.sampling,
+            tools=tuple(one.function for one in offered),
+            decoded=tuple(one.decoded for one in offered),
+            steps=s.max_steps,
+        )
+
+    def _unfinished(self, asked: Chat) -> dict[str, Any]:
+        """The unfinished answer that a request with `resume` goes on with. Raises BadRequest."""
+        context = self._parts.contexts.find(asked.context)
+        if context is None or not context.unfinished:
+            raise BadRequest("there is nothing to resume", "copy a kv file that has an unfinished answer")
+        if self._parts.scheduler.turn(context.id) is not None:
+            raise BadRequest("the context has a turn going on", "resume when it is done")
+        raw: dict[str, Any] = json.loads(context.unfinished)
+        check_resumable(raw, asked.model, self._parts.models)
+        return raw
+
+    def begin(self, caller: Caller, request: Request) -> int:
+        """Go on with an unfinished answer, whose bytes count as if they had been written."""
+        asked = request.spec
+        assert isinstance(asked, Chat)
+        if not asked.resume:
+            return 0
+        begun = self._unfinished(asked)
+        request.tokens, request.text = begun["tokens"], begun["text"]
+        size = len(json.dumps(begun))
+        self._parts.limits.check_disk(size)
+        self._parts.limits.reserve(caller, size)
+        request.size_bytes += size
+        response.grow(request, request.text, [])
+        return size
+
+    def orphaned(self, request: Request) -> str:
+        gone = request.spec.context_name and self._parts.contexts.of(request.spec) is None
+        return CONTEXT_GONE if gone else ""
+
+    # running
+
+    def start(self, request: Request, worker: Worker | None) -> None:
+        assert worker is not None
+        if why := self.orphaned(request):
+            self._parts.ending.finish(request, State.FAILED, why)
+            return
+        if request.parked:
+            self._unpark(request, worker)
+        super().start(request, worker)
+
+    def _unpark(self, request: Request, worker: Worker) -> None:
+        """Go on from the tokens that an earlier daemon stored when it stopped."""
+        with self._parts.scheduler.lock:
+            goes_on = parking.unpack(request, worker.model)
+        if goes_on:
+            response.grow(request, request.text, request.logprobs)
+            if request.parent:
+                self._parts.scheduler.step_said(request)
+
+    def message(self, request: Request, owner: str, context: int) -> wire.Submit:
+        asked = request.spec
+        assert isinstance(asked, Chat)
+        return wire.Submit(
+            id=request.id,
+            messages=self._parts.contexts.whole(asked),
+            tools=list(asked.tools),
+            decoded=list(asked.decoded),
+            sampling=wire.plain(asked.sampling),
+            owner=owner,
+            resume=list(request.tokens),
+            context=context,
+            schema=asked.schema,
+            tool_choice=asked.tool_choice,
+        )
+
+    # the end
+
+    def account(self, request: Request) -> None:
+        super().account(request)
+        context = self._parts.dispatch.conversation(request)
+        if context and request.state is State.DONE:
+            context.tokens = request.spent.prompt_tokens + request.spent.completion_tokens
+            context.model, context.unfinished = request.spec.target, ""
+
+
+def names_of(functions: tuple[Message, ...]) -> list[str]:
+    return [one["function"]["name"] for one in functions]
+
+
+def check_resumable(raw: dict[str, Any], model: str, models: Models) -> None:
+    """Raises BadRequest when that model cannot go on with an unfinished answer."""
+    info = models.get(model).info
+    length = info.get("context_length", 0)
+    if len(raw["tokens"]) > length:
+        raise BadRequest(f"what is to be resumed is longer than the {length} tokens of the model's context")
+    if raw["tokens"] and raw["model"] != info.get("identity"):
+        raise BadRequest(f"what is to be resumed was not begun by model {model}", "name that model")
+
+
+def resumed(asked: Chat, raw: dict[str, Any]) -> Chat:
+    """The request with all that the unfinished answer was asked with."""
+    before = parse(json.dumps(raw["request"]).encode(), Defaults(asked.model))
+    return replace(
+        asked,
+        messages=before.messages,
+        tools=before.tools,
+        decoded=before.decoded,
+        tool_choice=before.tool_choice,
+        schema=before.schema,
+        sampling=before.sampling,
+        system=raw["system"],
+    )

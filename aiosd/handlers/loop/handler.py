@@ -1,0 +1,94 @@
+"""A request whose tool calls are run: it starts at once, and its steps (steps.py) wait and run in its
+place.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+from aiosd.access.caller import Caller
+from aiosd.cores.pool import Worker
+from aiosd.errors import AiosError
+from aiosd.handlers.loop.steps import Steps
+from aiosd.handlers.parts import Parts
+from aiosd.handlers.tool.handler import ToolHandler
+from aiosd.scheduler.admission import ended
+from aiosd.scheduler.handler import Handler
+from aiosd.syscall.chat import Chat
+from aiosd.syscall.request import Request, State
+from aiosd.syscall.toolcall import ToolCall
+
+
+class LoopHandler(Handler):
+    """Judged as kind llm. Implements aiosd.handlers.loop.steps.Requests."""
+
+    ranked: ClassVar[bool] = False  # it takes no place from anybody
+    span: ClassVar[str] = "loop"
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._steps = Steps(self)
+
+    def lost(self, request: Request) -> str:
+        return self._parts.handlers["llm"].lost(request)
+
+    def orphaned(self, request: Request) -> str:
+        return self._parts.handlers["llm"].orphaned(request)
+
+    def start(self, request: Request, worker: Worker | None) -> None:
+        """Begin a loop, perhaps one that an earlier daemon began."""
+        if why := self.orphaned(request):
+            self._parts.ending.finish(request, State.FAILED, why)
+            return
+        request.started_s = request.started_s or time.time()
+        self._parts.notices.changed(request)
+        assert isinstance(request.spec, Chat)
+        try:
+            stored = self._parts.store.children(request.id)
+            known = [self._parts.admission.find(child.id) or ended(child) for child in stored]
+            self._parts.contexts.begin_loop(request.id)
+            self._steps.begin(request, self._parts.contexts.whole(request.spec), known)
+        except AiosError as error:
+            self._parts.ending.finish(request, State.FAILED, error.explanation)
+
+    # its steps
+
+    def new_id(self) -> int:
+        return self._parts.admission.new_id()
+
+    def admit(self, request: Request, hopeless: str) -> None:
+        self._parts.admission.admit(request, hopeless)
+
+    def finish(self, request: Request, state: State, error: str) -> bool:
+        return self._parts.ending.finish(request, state, error)
+
+    def call(self, caller: Caller, name: str, arguments: str, nice: int) -> ToolCall:
+        tool = self._parts.handlers["tool"]
+        assert isinstance(tool, ToolHandler)
+        return tool.call(caller, name, arguments, nice)
+
+    def away(self, request: Request, calls: list[Request]) -> None:
+        """The model of a loop has made these calls."""
+        if context := self._parts.contexts.loop(request.id):
+            running = self._parts.scheduler.running_on(context.worker)
+            self._parts.interception.away(context, calls, running)
+
+    def child_said(self, request: Request, child: Request) -> None:
+        self._steps.said(child)
+
+    def child_ended(self, request: Request, child: Request) -> None:
+        self._steps.child_ended(child)
+
+    # the end
+
+    def account(self, request: Request) -> None:
+        self._parts.handlers["llm"].account(request)
+
+    def ended(self, request: Request) -> None:
+        if own := self._parts.contexts.end_loop(request.id):
+            self._parts.residency.drop(own)
+
+    def told(self, request: Request) -> None:
+        for child in self._steps.ended(request):
+            self._parts.ending.cancel(child, "its request ended")

@@ -1,0 +1,48 @@
+"""Requests of one text to one model: what embed and tokenize ask. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from aiosd.errors import BadRequest
+from aiosd.syscall.foreign import decode, prose, read_json
+from aiosd.syscall.spec import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpec(Spec):
+    keeps_text: ClassVar[bool] = False
+
+    input: str
+    model: str
+
+    @property
+    def target(self) -> str:
+        return self.model
+
+    @property
+    def understood(self) -> bool:
+        return bool(self.input)
+
+    def text(self) -> str:
+        return self.input + "\n" if self.input else ""
+
+    @classmethod
+    def parse(cls, body: bytes, model: str) -> Self:
+        """A plain text, or the API's JSON when the first byte is `{`. Raises BadRequest."""
+        text = decode(body)
+        return cls(prose(input_of(read_json(text), model) if body[:1] == b"{" else text), model, json=True)
+
+
+def input_of(raw: dict[str, Any], model: str) -> str:
+    """The text of the API's JSON. Raises BadRequest."""
+    given = set(raw) - {"model"}
+    if given not in ({"input"}, {"prompt"}):
+        raise BadRequest("one key is needed, input or prompt, and no other but model")
+    if raw.get("model", model) != model:
+        raise BadRequest(f"this is a file of model {model}", "write to that of the other")
+    text = raw[given.pop()]
+    if not isinstance(text, str):
+        raise BadRequest("input is one string", "write a request for each text")
+    return text

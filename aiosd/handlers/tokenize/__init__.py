@@ -1,0 +1,1 @@
+"""Tokens of a text as a model reads it, models/NAME/tokenize."""

@@ -1,0 +1,1 @@
+"""Calls of tools: agents/NAME/syscall/tool and tools/NAME/call."""

@@ -1,0 +1,121 @@
+"""Calls of tools: judged by the tool's schema and the rules, audited, and run in a sandbox as the caller."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from typing import ClassVar
+
+from aiosd.access.caller import Caller
+from aiosd.cores.pool import Worker
+from aiosd.errors import AiosError, Denied
+from aiosd.handlers.parts import Parts
+from aiosd.scheduler.handler import Handler, Source
+from aiosd.scheduler.names import acting
+from aiosd.syscall.foreign import decode
+from aiosd.syscall.request import Request, State
+from aiosd.syscall.toolcall import ToolCall
+from aiosd.tools import catalog
+
+TOOL_GONE = "its tool is gone"
+
+
+class ToolHandler(Handler):
+    """Implements aiosd.tools.calls.CallEvents, on the runner's thread."""
+
+    span: ClassVar[str] = "tool"
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    # admission
+
+    def asks_groups(self, source: Source) -> bool:
+        return True
+
+    def check(self, caller: Caller, source: Source) -> None:
+        if source.target:
+            self._parts.names.check_tool(caller, source.target)
+
+    def judge(self, caller: Caller, source: Source, body: bytes) -> ToolCall:
+        text = decode(body)
+        name, given = (source.target, text) if source.target else catalog.call(text)
+        return self.call(caller, name, given, source.agent.settings.nice if source.agent else 0)
+
+    def call(self, caller: Caller, name: str, arguments: str, nice: int) -> ToolCall:
+        """The call of a tool with arguments as JSON. Raises BadRequest, NotFound, Denied."""
+        tool = self._parts.names.check_tool(caller, name)
+        said = json.dumps(catalog.arguments(tool, arguments), ensure_ascii=False)
+        return ToolCall(tool.name, said, acting(caller), nice=nice)
+
+    def misunderstood(self, source: Source, body: bytes) -> ToolCall:
+        return ToolCall(source.target)
+
+    def forbid(self, request: Request) -> str:
+        try:
+            self._parts.approvals.rule(request)
+        except Denied as error:
+            return error.explanation
+        return ""
+
+    def record(self, request: Request) -> None:
+        self._parts.audit.called(request)
+
+    def queued(self, request: Request) -> None:
+        if request.decide_by_s is not None:
+            self._parts.approvals.ask(request)
+
+    def lost(self, request: Request) -> str:
+        if request.started_s is not None:
+            return "interrupted: the daemon ended while it ran"
+        return "" if self._parts.tools.of(request.queue) else f"{request.queue} is gone"
+
+    def orphaned(self, request: Request) -> str:
+        return "" if self._parts.tools.of(request.queue) else TOOL_GONE
+
+    # running
+
+    def free(self, queue: str, running: Iterable[Request]) -> bool:
+        tool = self._parts.tools.of(queue)
+        return tool is not None and self._parts.calls.free(tool, running)
+
+    def start(self, request: Request, worker: Worker | None) -> None:
+        try:
+            self._parts.calls.run(request)
+        except AiosError as error:
+            self._parts.ending.finish(request, State.FAILED, error.explanation)
+
+    def call_began(self, request: Request) -> bool:
+        """Mark the call as started before it acts, so that a crash never runs it twice."""
+        with self._parts.scheduler.lock:
+            if request.id not in self._parts.scheduler.queue.running:
+                return False
+            request.started_s = time.time()
+        self._parts.notices.changed(request)
+        try:
+            self._parts.store.start_request(request)
+        except AiosError as error:
+            self._parts.ending.finish(request, State.FAILED, error.explanation)
+            return False
+        return True
+
+    def call_ended(self, request: Request, error: str) -> None:
+        if not self._parts.ending.finish(request, State.FAILED if error else State.DONE, error):
+            self.call_left(request)  # it was cancelled before, and only now there is room for another
+
+    def call_left(self, request: Request) -> None:
+        self._parts.scheduler.stir()
+
+    # the end
+
+    def closing(self, request: Request) -> None:
+        self._parts.scheduler.orders.add(lambda: self._parts.calls.kill(request.id))
+        request.text = request.answer.text
+
+    def account(self, request: Request) -> None:
+        if tool := self._parts.tools.of(request.queue):
+            tool.account(request)
+
+    def ended(self, request: Request) -> None:
+        self._parts.audit.ended(request)

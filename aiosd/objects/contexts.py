@@ -1,0 +1,95 @@
+"""Contexts: mkdir, rmdir, and the commands of contexts/NAME/ctl."""
+
+from __future__ import annotations
+
+import os
+
+from aiosd.access.caller import Caller
+from aiosd.access.permissions import EXECUTE, READ, WRITE, Permission, may
+from aiosd.config.config import NAME
+from aiosd.context.contexts import Context, Contexts
+from aiosd.context.residency import Residency
+from aiosd.cores.pool import Pool
+from aiosd.errors import BadValue, Busy, Denied
+from aiosd.objects.making import Making
+from aiosd.scheduler.scheduler import Scheduler
+
+EVICT_S = 5.0
+COMMANDS = "fork NEW, truncate N, pin, unpin, evict [host|disk|cold]"
+
+
+class ContextObjects:
+    def __init__(
+        self, making: Making, contexts: Contexts, residency: Residency, pool: Pool, scheduler: Scheduler
+    ) -> None:
+        self._making, self._contexts, self._residency = making, contexts, residency
+        self._pool, self._scheduler = pool, scheduler
+
+    # making and ending
+
+    def add(self, name: str, caller: Caller, mode: int = 0o700) -> None:
+        self._making.make("context", name, caller, mode, self._contexts.find(name), self._contexts.add)
+
+    def remove(self, name: str) -> None:
+        path = f"/contexts/{name}"
+        with self._making.lock:
+            context = self._contexts.get(name)
+            self._contexts.remove(name)  # from here on nothing more is admitted for it
+            self._making.cancel(lambda r: r.spec.turn_of == context.id, "its context was removed")
+            self._residency.drop(context)
+            self._making.emit_removed("context", path, context=name)
+            self._making.permissions.forget(path)
+
+    # commands
+
+    def command(self, context: Context, caller: Caller, verb: str, argument: str) -> None:
+        """One line of ctl. Forking takes r on the context's folder, everything else w."""
+        self._contexts.check(context)
+        at = self._making.permissions.get(f"/contexts/{context.name}") or Permission(0, 0, 0o700)
+        if not may(caller, at, READ if verb == "fork" else WRITE):
+            raise Denied(f"context {context.name} is not yours to {verb[:40]}", "ask its owner")
+        if verb == "fork" and argument:
+            self.fork(context, argument, caller)
+        elif verb == "truncate" and argument.isdecimal() and len(argument) < 19:
+            self._contexts.truncate(context, int(argument))
+        elif verb in ("pin", "unpin") and not argument:
+            self._contexts.set(context, pinned=verb == "pin")
+            self._residency.pin(context)
+        elif verb == "evict" and argument in ("", "host", "disk", "cold"):
+            self.evict(context, argument or "host")
+        else:
+            raise BadValue(f"unknown command {verb[:40]!r}", COMMANDS)
+
+    def fork(self, context: Context, name: str, caller: Caller) -> None:
+        """mkdir, with the conversation of another context; the KV is shared where both are the caller's."""
+        if not NAME.fullmatch(name):
+            raise BadValue(f"{name[:80]!r} is not a name", "fork NEW")
+        folder = self._making.permissions.get("/contexts")
+        if folder and not may(caller, folder, WRITE | EXECUTE):
+            raise Denied("contexts/ is not yours to make one in")
+
+        def forked(name: str) -> Context:
+            self._making.limits.check_disk(self._contexts.size(context))
+            return self._contexts.fork(context, name)
+
+        new = self._making.make("context", name, caller, 0o700, self._contexts.find(name), forked)
+        if self._contexts.owner(context) == (caller.uid, True) and not context.salt:
+            self._residency.fork(context, new)
+
+    def evict(self, context: Context, tier: str) -> None:
+        """Move the KV down, and return when it is there. Raises Busy."""
+        if self._scheduler.turn(context.id) is not None:
+            raise Busy(f"context {context.name} has a turn going on", "try again when it is done")
+        if tier == "cold":
+            self._residency.drop(context)
+            return
+        try:
+            saved = self._residency.save(context, self._pool.find(context.worker), evict=True)
+            kv = saved.result(EVICT_S)
+            if kv is not None:  # the answer to somebody's question who did not want it evicted
+                os.close(kv)
+        except TimeoutError:
+            raise Busy("the worker takes long to answer", "look at state later") from None
+        context.worker = None
+        if tier == "disk":
+            self._residency.swap.sink(context.id)

@@ -1,0 +1,65 @@
+"""The steps that making and ending take for every kind of object: owner, quota, events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from aiosd.access.caller import Caller
+from aiosd.access.permissions import Permissions
+from aiosd.errors import Exists, OverQuota
+from aiosd.events import ROOTS, Events
+from aiosd.scheduler.ending import Ending
+from aiosd.scheduler.limits import Limits
+from aiosd.scheduler.scheduler import Scheduler
+from aiosd.syscall.request import Request
+
+Made = TypeVar("Made")
+
+
+class Making:
+    def __init__(
+        self,
+        permissions: Permissions,
+        events: Events,
+        limits: Limits,
+        scheduler: Scheduler,
+        ending: Ending,
+    ) -> None:
+        self.permissions, self.events, self.limits = permissions, events, limits
+        self._scheduler, self._ending = scheduler, ending
+        self.lock = permissions.making  # held while an object is made or ended, so that it has its owner
+
+    def make(
+        self, kind: str, name: str, caller: Caller, mode: int, there: object, add: Callable[[str], Made]
+    ) -> Made:
+        """Make an agent or a context, with its owner and its event; `there`: the object that has the name."""
+        path = f"/{kind}s/{name}"
+        with self.lock:
+            self.check_new(there, path, caller)
+            self.events.forget(path)
+            with self.permissions.made(path, caller, mode):
+                made = add(name)
+            self.events.emit(kind, path, caller.uid, **{kind: name}, state="made")
+        return made
+
+    def check_new(self, there: object, path: str, caller: Caller) -> None:
+        """Raises Exists, OverQuota."""
+        folder, name = path.rsplit("/", 1)
+        if there:
+            raise Exists(f"{name} exists")
+        kind = folder.strip("/")
+        most: int = getattr(self.limits.quotas.of(caller.with_groups()), kind)
+        if self.permissions.count(folder, caller.uid) >= most:
+            raise OverQuota(f"you have {most} {kind}", "rmdir some first")
+
+    def emit_removed(self, kind: str, path: str, **facts: object) -> None:
+        last = self.permissions.get(path) or ROOTS
+        self.events.emit(kind, path, last.uid, **facts, state="removed")
+        self.events.forget(path, last)
+
+    def cancel(self, belongs: Callable[[Request], bool], why: str) -> None:
+        """Cancel the unfinished requests that belong to an object."""
+        for request in self._scheduler.unfinished():
+            if belongs(request):
+                self._ending.cancel(request, why)

@@ -1,0 +1,82 @@
+"""Models: mkdir, rmdir, and the commands of models/NAME/ctl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aiosd.access.caller import Caller
+from aiosd.cores import devices
+from aiosd.cores.models import Model, Models, ModelState
+from aiosd.cores.pool import Pool
+from aiosd.errors import BadValue, Exists, NotEmpty
+from aiosd.objects.making import Making
+from aiosd.syscall.number import whole
+
+COMMANDS = "load [PATH], unload, replicas N, pin DEVICE…"
+REPLICAS_MAX = 64
+
+
+class ModelObjects:
+    def __init__(self, making: Making, models: Models, pool: Pool) -> None:
+        self._making, self._models, self._pool = making, models, pool
+
+    # making and ending
+
+    def add(self, name: str, caller: Caller, mode: int = 0o700) -> None:
+        with self._making.lock:
+            if self._models.find(name):
+                raise Exists(f"model {name} exists")
+            with self._making.permissions.made(f"/models/{name}", caller, mode):
+                self._models.add(name)
+
+    def remove(self, name: str) -> None:
+        model = self._models.get(name)
+        if model.configured:
+            raise NotEmpty(f"model {name} is in the configuration", "remove it there, then reload")
+        self._pool.unload(model)  # nothing more is admitted for it
+        self._making.cancel(lambda request: request.spec.target == name, f"model {name} was removed")
+        with self._making.lock:
+            self._models.remove(name)
+            self._making.permissions.forget(f"/models/{name}")
+
+    # commands
+
+    def command(self, model: Model, caller: Caller, verb: str, argument: str) -> None:
+        """One line of ctl."""
+        if verb == "load":
+            self.load(model, argument)
+        elif verb == "unload" and not argument:
+            self._pool.unload(model)
+        elif verb == "replicas":
+            self._pool.resize(model, whole(argument, 1, REPLICAS_MAX, "replicas"))
+        elif verb == "pin":
+            self.pin(model, argument)
+        else:
+            raise BadValue(f"unknown command {verb[:40]!r}", COMMANDS)
+
+    def load(self, model: Model, path: str) -> None:
+        if path:
+            self._models.set_path(model, Path(path))
+            self._pool.unload(model)  # requests that ran there go on with the new one
+        if model.state in (ModelState.FAILED, ModelState.ABSENT):
+            self._pool.load(model)
+
+    def pin(self, model: Model, argument: str) -> None:
+        """Put a worker on each of these devices (aiosd.cores.devices.parse_pin); `auto`: let the daemon
+        choose.
+
+        Raises BadValue.
+        """
+        pool, words = self._pool, argument.split()
+        pins: tuple[str, ...] = ()
+        if words != ["auto"]:
+            pool.places.look()
+            named = devices.parse_pin(pool.places.table, words)
+            pool.places.retry(uuid for pin in named for uuid in pin)
+            pins = tuple(",".join(pin) for pin in named)
+            if gone := pool.places.failed.keys() & {uuid for pin in named for uuid in pin}:
+                raise BadValue(f"{min(gone)}: {pool.places.failed[min(gone)]}", "cat devices shows all")
+        pool.judge(model, pins, len(pins) or model.replicas)
+        self._models.set_pins(model, pins)
+        if model.state is not ModelState.ABSENT:
+            pool.load(model)

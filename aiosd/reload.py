@@ -1,0 +1,67 @@
+"""SIGHUP: the running daemon takes over all of a good configuration, or nothing of a bad one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aiosd.access.rules import Rules
+from aiosd.config.config import Config
+from aiosd.cores import devices
+from aiosd.kernel import Kernel
+from aiosd.scheduler import chooser
+from aiosd.tools import catalog
+
+
+def reload(kernel: Kernel, config: Config) -> None:
+    """Take over what can change while running. All is read and judged first: if it raises, nothing has
+    changed.
+
+    Raises BadValue, ConfigError, ModelError.
+    """
+    folder = Path(config.scheduler.policies)
+    policies = chooser.judge(config.scheduler.policy, folder)
+    rules = Rules(folder / "access")
+    manifests = catalog.read_all(Path(config.tools.folder), config.tools.network, strict=True)
+    kernel.models.judge(kernel.config, config)
+    kernel.pool.places.look()
+    for entry in kernel.models.changed(kernel.config, config).values():
+        if entry.devices:
+            devices.parse_pin(kernel.pool.places.table, entry.devices)
+    # From here on nothing refuses.
+    old, kernel.config = kernel.config, config
+    limits(kernel, config)
+    with kernel.permissions.making:
+        kernel.calls.reload(config, manifests)
+        kernel.tool_objects.oust()
+    kernel.approvals.rules = rules
+    kernel.approvals.configure(config)
+    kernel.tool_objects.cancel_gone()
+    kernel.chooser.take(policies)
+    if old.scheduler.policy != config.scheduler.policy:
+        kernel.chooser.switch(config.scheduler.policy)
+    if old.scheduler.quantum != config.scheduler.quantum:
+        kernel.scheduler.quantum_tokens = config.scheduler.quantum
+    models(kernel, old, config)
+    kernel.scheduler.stir()
+
+
+def limits(kernel: Kernel, config: Config) -> None:
+    engine, bounds = config.engine, config.limits
+    kernel.pool.places.engine = engine
+    kernel.scheduler.max_running = engine.max_running
+    kernel.residency.swap.resize(engine.host_kv_bytes, engine.disk_kv_bytes, bounds.disk_reserve_bytes)
+    kernel.limits.reload(config)
+    kernel.saving.keep = bounds.keep_requests
+    kernel.delivery.deaths_max = bounds.worker_deaths_per_request
+    kernel.contexts.bytes_max = bounds.context_bytes
+
+
+def models(kernel: Kernel, old: Config, config: Config) -> None:
+    for model, entry in kernel.models.reload(old, config):
+        if model.path != Path(entry.path):
+            model.path = Path(entry.path)
+            kernel.pool.unload(model)  # requests that ran there go on with the new one
+        kernel.models.take(model, entry)
+        kernel.pool.load(model)
+    kernel.pool.places.retry()
+    kernel.pool.arrange()

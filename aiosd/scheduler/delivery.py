@@ -1,0 +1,157 @@
+"""The way up from a worker: what it says reaches the request that it speaks of.
+
+The pool's listening threads call. Words about a request that has ended or moved are dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from aiosd.context.interception import Interception
+from aiosd.context.residency import Residency
+from aiosd.cores import wire
+from aiosd.cores.models import Model
+from aiosd.cores.pool import Worker
+from aiosd.events import Events
+from aiosd.host.message_ids import about
+from aiosd.scheduler.ending import Ending
+from aiosd.scheduler.notices import Notices
+from aiosd.scheduler.scheduler import Scheduler
+from aiosd.syscall import response
+from aiosd.syscall.request import Request, State
+
+log = logging.getLogger(__name__)
+
+
+class Delivery:
+    """Implements aiosd.cores.pool.Events."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        ending: Ending,
+        residency: Residency,
+        interception: Interception,
+        events: Events,
+        notices: Notices,
+        deaths_max: int,
+    ) -> None:
+        """`deaths_max`: workers that may die while running one request."""
+        self._scheduler, self._ending = scheduler, ending
+        self._residency, self._interception = residency, interception
+        self._events, self._notices = events, notices
+        self.deaths_max = deaths_max
+
+    # requests
+
+    def worker_said(self, worker: Worker, message: wire.Message | wire.Tokens) -> None:
+        """An error in one message ends its request alone: others run in this process."""
+        try:
+            self._heed(worker, message)
+        except Exception:
+            log.exception("worker %d: %s", worker.id, type(message).__name__, extra=about(worker=worker.id))
+            if request := self._scheduler.mine(worker, getattr(message, "id", -1)):
+                why = "the daemon could not handle its answer; the log says why"
+                self._ending.finish(request, State.FAILED, why)
+
+    def _heed(self, worker: Worker, message: wire.Message | wire.Tokens) -> None:
+        mine = self._scheduler.mine
+        match message:
+            case wire.Step():
+                for tokens in message.outputs:
+                    self.worker_said(worker, tokens)
+                if self._scheduler.queue.waiting:
+                    self._scheduler.stir()
+            case wire.Tokens():
+                if request := mine(worker, message.id):
+                    self._deliver(request, message)
+            case wire.Started():
+                if request := mine(worker, message.id):
+                    self._started(request, message.prompt_tokens)
+            case wire.Refused():
+                if request := mine(worker, message.id):
+                    reason = f"{message.reason}; {message.hint}" if message.hint else message.reason
+                    self._ending.finish(request, State.FAILED, reason)
+            case wire.Saved() | wire.NotSaved() | wire.Restored():
+                self._residency.said(worker, message)
+            case wire.Removed():
+                if request := mine(worker, message.id):
+                    self._requeue(request, State.PREEMPTED, "preempted")
+            case _:
+                words = worker.id, type(message).__name__
+                log.error("worker %d sent a %s", *words, extra=about(worker=worker.id))
+
+    def _started(self, request: Request, prompt_tokens: int) -> None:
+        with self._scheduler.lock:
+            if request.started_s is None:
+                request.started_s = time.time()
+                self._scheduler.queue.ledger.charge(request, input_tokens=prompt_tokens)
+            request.usage.prompt_tokens = prompt_tokens
+            request.computing = True
+        self._notices.changed(request)
+
+    def _deliver(self, request: Request, made: wire.Tokens) -> None:
+        request.logprobs += made.logprobs
+        if request.worker_visits == 1:  # a later visit finds what this request itself has computed
+            request.usage.cached_tokens = made.cached_tokens
+            if not request.tokens:
+                self._interception.read(request, request.usage.prompt_tokens - made.cached_tokens)
+        scheduler = self._scheduler
+        with scheduler.lock:
+            scheduler.trace.decodes(request)
+            request.tokens += made.tokens
+            request.text += made.text
+            request.usage.completion_tokens = len(request.tokens)
+            scheduler.counters["tokens"] += len(made.tokens)
+            scheduler.queue.ledger.charge(request, output_tokens=len(made.tokens))
+        over = made.finish not in ("", "preempted")
+        response.grow(request, made.text, made.logprobs, over)
+        if over:
+            request.finish_reason = made.finish
+            self._ending.finish(request, State.DONE)
+            return
+        if request.parent:
+            scheduler.step_said(request)
+        if made.finish:
+            self._requeue(request, State.PREEMPTED, "swapped")
+
+    def _requeue(self, request: Request, state: State, span: str) -> None:
+        if self._scheduler.requeue(request, state, span):
+            self._notices.changed(request)
+
+    # workers, models, devices
+
+    def worker_ready(self, worker: Worker) -> None:
+        self._events.emit("worker", worker=worker.id, model=worker.model.name, state="ready")
+        self._scheduler.stir()
+
+    def worker_died(self, worker: Worker) -> None:
+        """Requests that ran there run again from their tokens. One that has killed too many workers fails."""
+        self._residency.worker_died(worker)
+        self._events.emit("worker", worker=worker.id, model=worker.model.name, state="ended")
+        orphans = self._scheduler.running_on(worker.id)
+        if self._scheduler.stopped:  # the daemon ends its workers itself, and parks the requests
+            return
+        # A request that the worker had not begun with is the likelier cause, and clears the others.
+        suspects = [r for r in orphans if not r.computing] or orphans
+        for request in orphans:
+            request.worker_deaths += request in suspects
+            if request.worker_deaths > self.deaths_max:
+                why = f"{request.worker_deaths} workers died while running it"
+                self._ending.finish(request, State.FAILED, why)
+            else:
+                request.worker = None
+                self._requeue(request, State.QUEUED, "queued")
+
+    def model_failed(self, model: Model) -> None:
+        self._events.emit("model", model=model.name, state="failed")
+        for request in self._scheduler.unfinished():
+            if request.queue == model.name:
+                self._ending.finish(request, State.FAILED, f"model {model.name}: {model.error}")
+
+    def model_waits(self, model: Model) -> None:
+        self._events.emit("model", model=model.name, state="waiting", error=model.error)
+
+    def device_failed(self, uuid: str, why: str) -> None:
+        self._events.emit("device", device=uuid, state="failed", error=why)

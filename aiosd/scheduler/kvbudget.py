@@ -1,0 +1,43 @@
+"""How many bytes of KV the contexts of one user may hold, with kv files that are being written. Any thread
+may ask.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+from aiosd.access.caller import Caller
+from aiosd.access.permissions import Permissions
+from aiosd.context.contexts import Contexts
+from aiosd.context.residency import Residency
+from aiosd.errors import OverQuota
+from aiosd.scheduler.limits import Limits
+from aiosd.scheduler.queue import add
+
+
+class KvBudget:
+    def __init__(
+        self, limits: Limits, permissions: Permissions, contexts: Contexts, residency: Residency
+    ) -> None:
+        self._limits, self._permissions = limits, permissions
+        self._contexts, self._residency = contexts, residency
+        self._lock = threading.Lock()
+        self._incoming: Counter[int] = Counter()  # by user: bytes of kv files that are being written
+
+    def check(self, caller: Caller, more: int = 0) -> None:
+        """Raises OverQuota when the user's KV takes too much, or would with `more` bytes."""
+        most, held = self._limits.quotas.of(caller).kv_bytes, self._incoming[caller.uid]
+        for context in self._contexts.all():
+            size = self._residency.bytes(context)
+            at = self._permissions.get(f"/contexts/{context.name}") if size else None
+            held += size if at and at.uid == caller.uid else 0
+        if held + more > most:
+            raise OverQuota(f"the KV of your contexts may take {most} bytes", "echo evict cold > ctl of some")
+
+    def reserve(self, caller: Caller, size: int) -> None:
+        """Count bytes of a kv file that is being written; negative gives them back. Raises OverQuota."""
+        with self._lock:
+            if size > 0:
+                self.check(caller, size)
+            add(self._incoming, caller.uid, size)

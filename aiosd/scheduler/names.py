@@ -1,0 +1,90 @@
+"""Whether a caller may use what a request only names: a model, a context, a tool.
+
+The kernel checks paths. Names in the text of a request are checked here, against the same uid, groups and
+modes. Any thread may ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aiosd.access import permissions
+from aiosd.access.caller import Caller
+from aiosd.access.permissions import EXECUTE, WRITE, Permission, Permissions
+from aiosd.access.rules import user_name
+from aiosd.access.trust import Trust
+from aiosd.context.contexts import Contexts
+from aiosd.cores.models import Models, ModelState
+from aiosd.errors import Denied, NotFound
+from aiosd.host import identity
+from aiosd.tools.catalog import Tool, Tools
+
+EVERYBODY = Permission(0, 0, 0o755)
+REGROUPED = ("your groups decide since the file was opened, and were not asked for then", "open it again")
+
+
+class Names:
+    def __init__(
+        self, permissions: Permissions, trust: Trust, models: Models, contexts: Contexts, tools: Tools
+    ) -> None:
+        self._permissions, self._trust = permissions, trust
+        self._models, self._contexts, self._tools = models, contexts, tools
+
+    def check_model(self, caller: Caller, name: str) -> None:
+        """Raises NotFound, Denied."""
+        if not name:
+            raise NotFound("no model is configured", "aiosctl model add PATH")
+        model = self._models.get(name)
+        at = self._permissions.get(f"/models/{name}") or EVERYBODY
+        if not may(caller, at, EXECUTE):
+            raise Denied(f"model {name} is not yours to use", "ask its owner for x on its folder")
+        if model.state is ModelState.FAILED:
+            raise NotFound(f"model {name} is not loaded: {model.error}", f"echo load > models/{name}/ctl")
+        if model.state is ModelState.ABSENT:
+            raise NotFound(f"model {name} is not loaded", f"echo load > models/{name}/ctl")
+
+    def check_context(self, caller: Caller, name: str) -> None:
+        """Raises NotFound, Denied."""
+        self._contexts.get(name)
+        at = self._permissions.get(f"/contexts/{name}")
+        if at is None or not may(caller, at, WRITE | EXECUTE):
+            raise Denied(f"context {name} is not yours to continue", "ask its owner for w on its folder")
+
+    def check_tools(self, caller: Caller, names: Iterable[str]) -> None:
+        for name in names:
+            self.check_tool(caller, name)
+
+    def check_tool(self, caller: Caller, name: str) -> Tool:
+        """Raises NotFound, Denied."""
+        tool = self._tools.get(name)
+        own = identity.uid(), identity.gid()
+        owner = self._permissions.get(f"/tools/{name}")
+        if tool.own and owner is None:
+            raise NotFound(f"tool {name} is being removed")
+        for path, mode in ((f"/tools/{name}", 0o755), (f"/tools/{name}/call", 0o777)):
+            if not may(caller, self._permissions.get(path) or Permission(*own, mode), EXECUTE):
+                raise Denied(f"tool {name} is not yours to call", "ask its owner for x on its call file")
+        if owner and owner.uid not in (0, own[0], caller.uid, *self._trust.owners(caller.uid)):
+            who = user_name(owner.uid)
+            raise Denied(f"tool {name} is of {who} and would run as you", f"echo {who} >> access/owners")
+        return tool
+
+
+def may(caller: Caller, permission: Permission, want: int) -> bool:
+    """As permissions.may. Raises Denied where it would have to guess the caller's groups."""
+    if permissions.asks_groups(caller, permission, want):
+        raise Denied(*REGROUPED)
+    return permissions.may(caller, permission, want)
+
+
+def acting(caller: Caller) -> tuple[int, ...]:
+    """The groups that the caller's tools run with, his gid first. Raises Denied."""
+    if not caller.grouped:
+        raise Denied(*REGROUPED)
+    return caller.gid, *sorted(caller.groups)
+
+
+def check_nice(caller: Caller, nice: int) -> None:
+    """As nice(2): only the privileged go before others. Raises Denied."""
+    if nice < 0 and caller.uid not in (0, identity.uid()):
+        raise Denied(f"nice {nice} is for root", "0 to 19 is everybody's")

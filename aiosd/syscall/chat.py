@@ -1,0 +1,358 @@
+"""A request for a model's answer (kind llm): what the OpenAI chat-completion API or a plain text asks.
+
+Text is one user message; a JSON object follows the API. Pure: the bytes of a request become a `Chat`, or a
+BadRequest says why not; what a stored `Chat` has asked is given back in the API's shape. It stands here and
+not with its handler, because conversations and agents are made of the same messages.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from aiosd.config.config import STEPS_MAX
+from aiosd.errors import BadRequest
+from aiosd.syscall import completion, grammar
+from aiosd.syscall.foreign import decode, prose, read_json
+from aiosd.syscall.keys import boolean, choice, integer, number, string
+from aiosd.syscall.sampling import Sampling
+from aiosd.syscall.spec import Message, Spec, with_tuples
+
+if TYPE_CHECKING:
+    from aiosd.syscall.request import Request
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Chat(Spec):
+    kind: ClassVar[str] = "llm"
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    model: str
+    context: str = ""  # empty: the request stands alone
+    context_id: int = 0  # the id of that context, which no later context of its name has
+    system: str = ""
+    tools: tuple[Message, ...] = ()
+    decoded: tuple[str, ...] = ()  # for each tool, the grammar that decodes its arguments
+    tool_choice: str = "auto"  # or required, or grammar.FUNCTION and the name of a tool
+    schema: str = ""  # JSON Schema of the answer, as JSON; empty: the answer may be any text
+    stream: bool = False  # JSON only: a chunk on a line of its own as it is made
+    resume: bool = False  # JSON only: continue the unfinished answer that came with the context's kv file
+
+    @property
+    def target(self) -> str:
+        return self.model
+
+    @property
+    def context_name(self) -> str:
+        return self.context
+
+    @property
+    def turn_of(self) -> int:
+        return self.context_id
+
+    @property
+    def understood(self) -> bool:
+        return bool(self.messages)
+
+    @property
+    def calls_are_answers(self) -> bool:
+        """Whether tool calls go to the client, instead of being run."""
+        return bool(self.tools)
+
+    def text(self) -> str:
+        if self.json or len(self.messages) > 1:  # a step of an agent's loop has many messages
+            return json.dumps(asdict(self), ensure_ascii=False) + "\n"
+        return "".join(m["content"] + "\n" for m in self.messages)
+
+    def ends_line(self) -> bool:
+        return True
+
+    def part(self, request: Request, text: str, logprobs: list[Any]) -> bytes:
+        if not self.json:
+            return text.encode()
+        # With tools, text may still become a call: it is held back to the end.
+        if self.stream and (text or logprobs) and not self.calls_are_answers:
+            return completion.chunk(request, self, text, logprobs).encode()
+        return b""
+
+    def rest(self, request: Request) -> str | None:
+        return completion.rest(request, self) if self.stream else None
+
+    def document(self, request: Request) -> str:
+        return completion.whole(request, self)
+
+    def turn(self, request: Request) -> list[Message]:
+        return [*self.messages, {"role": "assistant", "content": request.text}]
+
+    @classmethod
+    def load(cls, raw: dict[str, Any]) -> Self:
+        sampling = raw.pop("sampling")
+        return cls(**with_tuples(raw), sampling=Sampling(**with_tuples(sampling)))
+
+
+@dataclass(frozen=True, slots=True)
+class Loop(Chat):
+    """A request whose tool calls are run: model and tools in turn, each step a request of its own."""
+
+    kind: ClassVar[str] = "loop"
+    computes: ClassVar[bool] = False
+
+    steps: int = 0  # how often the model may be asked
+    groups: tuple[int, ...] = ()  # the caller's, his gid first: tools run with them
+
+    @property
+    def queue(self) -> str:
+        return LOOPS
+
+    @property
+    def calls_are_answers(self) -> bool:
+        return False
+
+    def state(self) -> object:
+        return Between()
+
+    def turn(self, request: Request) -> list[Message]:
+        return [*self.messages, *between(request), {"role": "assistant", "content": request.text}]
+
+
+@dataclass(slots=True, eq=False)
+class Between:
+    """The tool calls and results of a finished loop, before its answer."""
+
+    messages: list[Message] = field(default_factory=list)
+
+
+def between(request: Request) -> list[Message]:
+    assert isinstance(request.own, Between)
+    return request.own.messages
+
+
+LOOPS = "loops"  # the queue of all loops: they wait for nothing of their own
+ROLES = ("system", "user", "assistant", "tool", "developer")
+SAMPLING_KEYS = tuple(f.name for f in fields(Sampling))
+KEYS = {
+    "messages",
+    "model",
+    "tools",
+    "context",
+    "nice",
+    "deadline_s",
+    "stream",
+    "resume",
+    "n",
+    "user",
+    "steps",
+} | ({*SAMPLING_KEYS} | {"max_completion_tokens", "top_logprobs", "tool_choice", "response_format", "prompt"})
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """The agent's settings a request starts from."""
+
+    model: str
+    context: str = ""
+    system: str = ""
+    nice: int = 0
+    sampling: Sampling = GREEDY
+    tools: tuple[Message, ...] = ()
+    decoded: tuple[str, ...] = ()
+    steps: int = 0
+
+
+def parse(body: bytes, defaults: Defaults) -> Chat:
+    """Text, or a JSON object when the first byte is `{`. Raises BadRequest."""
+    text = decode(body)
+    if body[:1] == b"{":
+        return parse_json(text, defaults)
+    return begin(defaults, {"role": "user", "content": prose(text)})
+
+
+def begin(d: Defaults, *messages: Message) -> Chat:
+    """The request that asks nothing but these messages."""
+    chat = Chat(
+        messages, d.sampling, d.model, d.context,
+        system=d.system, nice=d.nice, tools=d.tools, decoded=d.decoded,
+    )  # fmt: skip
+    return looping(chat, d.steps if d.tools else 0)
+
+
+def looping(chat: Chat, steps: int) -> Chat:
+    """The request as a Loop when its calls are to be run in so many steps."""
+    return Loop(**{f.name: getattr(chat, f.name) for f in fields(Chat)}, steps=steps) if steps else chat
+
+
+def parse_json(text: str, d: Defaults) -> Chat:
+    raw = read_json(text)
+    assert isinstance(raw, dict)  # its first byte is {
+    for key in raw:
+        if key not in KEYS:
+            raise BadRequest(f"unknown key {key!r}", f"keys are {', '.join(sorted(KEYS))}")
+    if raw.get("n") not in (None, 1):
+        raise BadRequest("n is 1 here", "write one request for each answer")
+    resume = boolean(raw, "resume", False)
+    if resume and (said := {"messages", "prompt", "tools", "tool_choice", "response_format"} & raw.keys()):
+        raise BadRequest(f"resume goes on with what was asked: no {min(said)}")
+    own, given = tools(raw), raw.get("tools") is not None or raw.get("tool_choice") == "none"
+    offered = own if given else d.tools
+    nice = integer(raw, "nice", d.nice, -20, 19)
+    deadline_s = number(raw, "deadline_s", None, 0, 1e9)
+    chat = Chat(
+        messages=() if resume else messages(raw),
+        tools=offered,
+        decoded=tuple(grammar.arguments(grammar.parameters(f)) for f in own) if given else d.decoded,
+        tool_choice=tool_choice(raw, offered),
+        schema=schema(raw),
+        sampling=sampling(raw, d.sampling),
+        model=string(raw, "model", d.model),
+        context=string(raw, "context", d.context),
+        system=d.system,
+        nice=nice,
+        deadline_s=deadline_s,
+        json=True,
+        stream=boolean(raw, "stream", False),
+        resume=resume,
+    )
+    runs = not given and not resume and d.tools
+    return looping(chat, integer(raw, "steps", d.steps, 0, STEPS_MAX) if runs else 0)
+
+
+def as_asked(spec: Chat) -> Message:
+    """The request again in the shape of the API: `parse` of it gives an equal spec."""
+    asked: Message = {"messages": list(spec.messages), **asdict(spec.sampling)}
+    asked["stop"] = list(spec.sampling.stop)
+    if spec.tools:
+        asked["tools"] = list(spec.tools)
+    if spec.tool_choice.startswith(grammar.FUNCTION):
+        function = {"name": spec.tool_choice.removeprefix(grammar.FUNCTION)}
+        asked["tool_choice"] = {"type": "function", "function": function}
+    elif spec.tool_choice != "auto":
+        asked["tool_choice"] = spec.tool_choice
+    if spec.schema:
+        wanted = {"name": "answer", "schema": json.loads(spec.schema)}
+        asked["response_format"] = {"type": "json_schema", "json_schema": wanted}
+    return asked
+
+
+def messages(raw: Message) -> tuple[Message, ...]:
+    if "prompt" in raw and "messages" not in raw:
+        return ({"role": "user", "content": string(raw, "prompt", "")},)
+    given = raw.get("messages")
+    if not isinstance(given, list) or not given:
+        raise BadRequest("messages is missing or empty", '{"messages":[{"role":"user","content":"…"}]}')
+    return tuple(message(one, f"messages[{i}]") for i, one in enumerate(given))
+
+
+def message(raw: object, where: str) -> Message:
+    """One chat message; content may be a list of text parts, which become one text."""
+    if not isinstance(raw, dict) or raw.get("role") not in ROLES:
+        raise BadRequest(f"{where} needs a role out of {', '.join(ROLES)}")
+    content = raw.get("content")
+    if isinstance(content, list):
+        if not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+            raise BadRequest(f"{where}: only text parts are understood")
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str) and not (content is None and raw.get("tool_calls")):
+        raise BadRequest(f"{where}: content is to be text")
+    clean = {"role": raw["role"], "content": content or ""}
+    if raw["role"] == "developer":  # OpenAI's newer name of the same thing
+        clean["role"] = "system"
+    for key in ("tool_calls", "tool_call_id", "name"):
+        if raw.get(key) is not None:
+            clean[key] = raw[key]
+    if not isinstance(clean.get("tool_calls", []), list):
+        raise BadRequest(f"{where}: tool_calls is to be a list")
+    return clean
+
+
+def tools(raw: Message) -> tuple[Message, ...]:
+    given = raw.get("tools") or []
+    named = isinstance(given, list) and all(
+        isinstance(t, dict)
+        and isinstance(t.get("function"), dict)
+        and isinstance(t["function"].get("name"), str)
+        for t in given
+    )
+    if not named:
+        raise BadRequest(
+            "tools is to be a list of OpenAI functions", '[{"type":"function","function":{"name":…}}]'
+        )
+    return () if raw.get("tool_choice") == "none" else tuple(given)
+
+
+def tool_choice(raw: Message, offered: tuple[Message, ...]) -> str:
+    wanted = raw.get("tool_choice")
+    if wanted in (None, "auto", "none"):
+        return "auto"
+    if not offered:
+        raise BadRequest("tool_choice needs tools", "name some in tools")
+    if wanted == "required":
+        return "required"
+    function = wanted.get("function") if isinstance(wanted, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not any(tool["function"]["name"] == name for tool in offered):
+        raise BadRequest(
+            "tool_choice is auto, none, required or one of tools", '{"type":"function","function":{"name":…}}'
+        )
+    return f"{grammar.FUNCTION}{name}"
+
+
+def schema(raw: Message) -> str:
+    """That of response_format."""
+    wanted = raw.get("response_format")
+    kind = wanted.get("type") if isinstance(wanted, dict) else "text" if wanted is None else None
+    if kind == "text":
+        return ""
+    if kind == "json_object":
+        return '{"type": "object"}'
+    named = wanted.get("json_schema") if isinstance(wanted, dict) and kind == "json_schema" else None
+    if not isinstance(named, dict) or not isinstance(named.get("schema"), dict):
+        raise BadRequest(
+            "response_format is of type text, json_object or json_schema",
+            '{"type":"json_schema","json_schema":{"name":…,"schema":{…}}}',
+        )
+    text = json.dumps(named["schema"])
+    try:
+        grammar.check(text)
+    except BadRequest as error:
+        raise BadRequest(f"response_format: {error}", error.hint) from None
+    return text
+
+
+def sampling(raw: Message, base: Sampling) -> Sampling:
+    """The sampling keys of a request, or of an agent's params.json."""
+    stop = raw.get("stop", base.stop)
+    stop = (stop,) if isinstance(stop, str) else stop or ()
+    if (
+        not isinstance(stop, (list, tuple))
+        or len(stop) > 16
+        or not all(isinstance(s, str) and 0 < len(s) <= 256 for s in stop)
+    ):
+        raise BadRequest("stop is to be up to 16 texts of 1 to 256 characters")
+    most = "max_completion_tokens" if "max_completion_tokens" in raw else "max_tokens"
+    return Sampling(
+        temperature=number(raw, "temperature", base.temperature, 0, 100) or 0.0,
+        top_k=integer(raw, "top_k", base.top_k, 0, 1 << 30),
+        top_p=number(raw, "top_p", base.top_p, 0, 1) or 0.0,
+        seed=integer(raw, "seed", base.seed, -(1 << 63), (1 << 63) - 1),
+        max_tokens=integer(raw, most, base.max_tokens, 1, 1 << 24),
+        min_tokens=integer(raw, "min_tokens", base.min_tokens, 0, 1 << 24),
+        ignore_eos=boolean(raw, "ignore_eos", base.ignore_eos),
+        stop=tuple(stop),
+        logprobs=logprobs(raw, base.logprobs),
+        truncation=choice(raw, "truncation", base.truncation, "disabled", "auto"),
+    )
+
+
+def logprobs(raw: Message, base: int | None) -> int | None:
+    if "logprobs" not in raw and "top_logprobs" not in raw:
+        return base
+    wanted = raw.get("logprobs", True)
+    if wanted is False or wanted is None:
+        return None
+    if isinstance(wanted, bool):
+        return integer(raw, "top_logprobs", 0, 0, 20)
+    return integer(raw, "logprobs", 0, 0, 20)

@@ -1,0 +1,73 @@
+"""Bytes from a stranger, as text and as JSON: what later code could choke on is refused here. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aiosd.errors import BadRequest
+
+DEPTH_MAX = 64
+
+
+class NotJson(BadRequest):
+    """`incomplete`: more bytes could make it JSON."""
+
+    def __init__(self, reason: str, incomplete: bool = False) -> None:
+        super().__init__(reason)
+        self.incomplete = incomplete
+
+
+def decode(body: bytes) -> str:
+    """The text of a request. Raises BadRequest."""
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"byte {error.start} is not UTF-8 text") from None
+
+
+def prose(text: str) -> str:
+    """A plain text without its last newlines. Raises BadRequest."""
+    text = text.rstrip("\n")
+    if "\0" in text:
+        raise BadRequest("the request holds a NUL byte", "write text or JSON")
+    if not text.strip():
+        raise BadRequest("the request is empty", "write a question")
+    return text
+
+
+def read_json(text: str) -> Any:
+    """The value. Raises NotJson, also for a value that is nested too deep or that UTF-8 cannot carry."""
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
+        raise NotJson(f"not JSON: {error}", incomplete=unfinished(text, error)) from None
+    if depth(raw) > DEPTH_MAX:
+        raise NotJson(f"nested deeper than {DEPTH_MAX}", incomplete=False)
+    try:
+        json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise NotJson(
+            "half a surrogate pair (\\ud800 to \\udfff) is no character", incomplete=False
+        ) from None
+    return raw
+
+
+def depth(value: object) -> int:
+    """The depth of nesting, counted without recursion and no further than it may be."""
+    level, deepest = [value], 0
+    while level and deepest <= DEPTH_MAX:
+        deepest += 1
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+    return deepest
+
+
+def unfinished(text: str, error: Exception) -> bool:
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")

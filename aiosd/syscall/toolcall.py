@@ -1,0 +1,80 @@
+"""A request to run a tool (kind tool), and how the call went. Pure.
+
+It stands here and not with its handler, because the audit log and the approvals read it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from aiosd.syscall.response import line
+from aiosd.syscall.spec import Spec
+
+if TYPE_CHECKING:
+    from aiosd.host.usage import Spent
+    from aiosd.syscall.request import Request
+
+QUEUE = "tools/"  # before a tool's name: the queue of its calls
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """What is known of a call beside other requests."""
+
+    decision: str = ""  # of the rule that fits it: allow, ask or deny
+    rule: str = ""  # where that rule stands
+    why: str = ""  # what the rule tells with its decision
+    by: str = ""  # the group that decides; empty: the caller
+    exit_status: int | None = None
+    stderr: str = ""
+    spent: Spent | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall(Spec):
+    kind: ClassVar[str] = "tool"
+    acts: ClassVar[bool] = True
+    documents_failure: ClassVar[bool] = True
+
+    tool: str
+    arguments: str = ""  # JSON, judged by the tool's schema; empty: they could not be understood
+    groups: tuple[int, ...] = ()  # the caller's, his gid first: the tool has them too
+
+    @property
+    def target(self) -> str:
+        return QUEUE + self.tool
+
+    @property
+    def understood(self) -> bool:
+        return bool(self.arguments and self.groups)
+
+    def state(self) -> object:
+        return Outcome()
+
+    def text(self) -> str:
+        return f'{{"name": "{self.tool}", "arguments": {self.arguments}}}\n' if self.arguments else ""
+
+    def measured(self, request: Request) -> dict[str, object]:
+        facts = json.loads(request.document or "{}")
+        return {key: facts[key] for key in ("cpu_seconds", "memory_bytes") if facts.get(key) is not None}
+
+    def document(self, request: Request) -> str:
+        """How the call went, also a failed one."""
+        how = outcome(request)
+        facts: dict[str, object] = {
+            "tool": self.tool,
+            "exit_status": how.exit_status,
+            "output": request.text,
+            "stderr": how.stderr,
+            "error": request.error,
+        }
+        if how.spent:
+            facts |= {"cpu_seconds": how.spent.cpu_s, "memory_bytes": how.spent.memory_bytes or None}
+        return line({**facts, "request": request.id})
+
+
+def outcome(request: Request) -> Outcome:
+    assert isinstance(request.own, Outcome)
+    return request.own
