@@ -32,6 +32,10 @@ def test_ruff_finds_nothing() -> None:
     run_tool("ruff", "check", ".")
 
 
+def test_imports_run_downward() -> None:
+    run(f"{Path(sys.executable).parent}/lint-imports", "--no-cache")
+
+
 def test_code_is_formatted() -> None:
     run_tool("ruff", "format", "--check", ".")
 

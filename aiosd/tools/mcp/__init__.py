@@ -1,4 +1,6 @@
-"""The only modules that import the MCP SDK: a session's host, in its cage, and `aiosctl mcp serve`.
+"""MCP servers as tools: which tools they have, their sessions, and the program that speaks MCP inside the
+sandbox.
 
-The daemon imports neither: what a server prints is parsed in the cage.
+Sessions and listings live on the runner's thread. The bridge is a process of its own and imports nothing of
+the daemon.
 """
