@@ -27,7 +27,8 @@ import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from aiosd.cores.engine import Engine, load
+from aiosd.cores.engine.engine import Engine
+from aiosd.cores.engine.model import load
 from aiosd.syscall import grammar
 from aiosd.syscall.sampling import Sampling
 from bench.engine_models import SHAPES, path_of

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aiosd.cores.engine import Engine, load
+from aiosd.cores.engine.engine import Engine
+from aiosd.cores.engine.model import load
 from aiosd.syscall.sampling import Sampling
 
 RESULT = Path(__file__).parent / "results" / "quality.json"

@@ -11,10 +11,11 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from aiosd.cores.engine.constraint import COMPILED_MAX, Constraints
-from aiosd.cores.engine.vocabulary import Vocabulary
 
-from aiosd.cores.engine import Engine, Model, load
+from aiosd.cores.engine.constraint import COMPILED_MAX, Constraints
+from aiosd.cores.engine.engine import Engine
+from aiosd.cores.engine.model import Model, load
+from aiosd.cores.engine.vocabulary import Vocabulary
 from aiosd.errors import BadRequest
 from aiosd.syscall import grammar, toolcalls
 from aiosd.syscall.sampling import Sampling

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from aiosd.cores.engine.kv import BLOCK
 
-from aiosd.cores.engine import Engine
+from aiosd.cores.engine.engine import Engine
+from aiosd.cores.engine.kv import BLOCK
 from aiosd.errors import BadRequest, BadSnapshot
 from aiosd.syscall.sampling import Sampling
 from tests.t1_engine_exact import CORES, get

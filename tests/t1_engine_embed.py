@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from aiosd.cores.engine import Engine
+from aiosd.cores.engine.engine import Engine
 from aiosd.syscall.sampling import Sampling
 from tests.t1_engine_exact import CORES, GREEDY, get
 from tests.t1_engine_models import FAMILY, FOREIGN, engine, prompt, reference

@@ -10,9 +10,10 @@ import random
 
 import pytest
 import torch
-from aiosd.cores.engine.ops import library
 
-from aiosd.cores.engine import Engine, Model, load
+from aiosd.cores.engine.engine import Engine
+from aiosd.cores.engine.model import Model, load
+from aiosd.cores.engine.ops import library
 from aiosd.syscall.sampling import Sampling
 from tests.t1_engine_models import (
     FAMILY,

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig
 
-from aiosd.cores.engine import build, config, fused, load, ops
+from aiosd.cores.engine import build, config, fused, ops
 from aiosd.cores.engine import model as model_module
 from aiosd.cores.engine.family import spec_of
 from aiosd.cores.engine.folder import Folder
+from aiosd.cores.engine.model import load
 from aiosd.errors import ModelError
 from aiosd.syscall.sampling import Sampling
 from tests.t1_engine_models import FAMILY, FOREIGN, alone, engine, folder, model, prompt, reference
@@ -143,7 +144,7 @@ def test_a_field_of_the_wrong_type_is_named(tmp_path: Path, changes: dict[str, o
 
 def test_the_family_loads_without_most_of_transformers() -> None:
     """Their import would more than double the time that a worker takes to start."""
-    load = "from aiosd.cores.engine import load; [load(p) for p in sys.argv[1:]]"
+    load = "from aiosd.cores.engine.model import load; [load(p) for p in sys.argv[1:]]"
     script = f"import sys; {load}; print(*sys.modules)"
     paths = [str(folder(name)) for name in ("llama", "mistral", "qwen2", "qwen3")]
     done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aiosd.cores.engine import load
+from aiosd.cores.engine.model import load
 from aiosd.errors import ModelError
 from aiosd.syscall.sampling import Sampling
 from tests.conftest import TINY

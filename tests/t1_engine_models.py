@@ -15,7 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, logging
 from transformers import models as arch
 
-from aiosd.cores.engine import Engine, Model, Output, TokenLogprob, load
+from aiosd.cores.engine.engine import Engine
+from aiosd.cores.engine.model import Model, load
+from aiosd.cores.engine.sampler import TokenLogprob
+from aiosd.cores.engine.sequence import Output
 from aiosd.syscall.sampling import Sampling
 
 logging.disable_progress_bar()  # type: ignore[no-untyped-call]

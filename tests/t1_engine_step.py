@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 import torch
+
+from aiosd.cores.engine.engine import Engine
 from aiosd.cores.engine.kv import BLOCK
 from aiosd.cores.engine.oracle import decode_one
-
-from aiosd.cores.engine import Engine, Output
+from aiosd.cores.engine.sequence import Output
 from aiosd.errors import BadRequest, ModelError, TooLong
 from aiosd.syscall.sampling import Sampling
 from tests.t1_engine_models import Answer, alone, engine, model, prompt, reference, run

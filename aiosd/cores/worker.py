@@ -29,7 +29,10 @@ from aiosd.syscall import grammar
 from aiosd.syscall.sampling import Sampling
 
 if TYPE_CHECKING:
-    from aiosd.cores.engine import Engine, Model, Output, TokenLogprob
+    from aiosd.cores.engine.engine import Engine
+    from aiosd.cores.engine.model import Model
+    from aiosd.cores.engine.sampler import TokenLogprob
+    from aiosd.cores.engine.sequence import Output
 
 LONGEST_TOKEN = 64
 PACKAGE = "/usr/lib/aios"  # where a package has its environment
@@ -77,7 +80,8 @@ def load_engine(order: wire.Load) -> Engine:
         sys.path.insert(0, str(other))
     stay_near(order.cpus, order.nodes)
     # the engine sets torch up, and so is imported first
-    from aiosd.cores.engine import Engine, load
+    from aiosd.cores.engine.engine import Engine
+    from aiosd.cores.engine.model import load
     import torch  # isort: skip
 
     device = order.device
