@@ -26,7 +26,7 @@ from aiosd.context.residency import Residency
 from aiosd.context.swap import Swap
 from aiosd.cores.models import Models
 from aiosd.cores.pool import Pool
-from aiosd.database import Store
+from aiosd.database.store import Store
 from aiosd.errors import AiosError, ShuttingDown
 from aiosd.events import Events
 from aiosd.handlers import table

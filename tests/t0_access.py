@@ -9,7 +9,7 @@ import pytest
 
 from aiosd.access.caller import Caller
 from aiosd.access.permissions import EXECUTE, READ, WRITE, Permission, Permissions, may
-from aiosd.database import Store
+from aiosd.database.store import Store
 
 
 def caller(uid: int, gid: int) -> Caller:

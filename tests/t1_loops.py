@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from aiosd.access.caller import Caller
-from aiosd.database import Store
+from aiosd.database.store import Store
 from aiosd.handlers.loop.steps import Steps
 from aiosd.handlers.table import SPECS
 from aiosd.syscall.chat import GREEDY, Chat, Loop

@@ -9,7 +9,7 @@ import pytest
 
 from aiosd.access.permissions import Permissions
 from aiosd.context.contexts import Contexts
-from aiosd.database import Store
+from aiosd.database.store import Store
 from aiosd.errors import StoreFull
 from aiosd.handlers.table import SPECS
 from aiosd.scheduler.saving import Saving

@@ -19,7 +19,7 @@ from aiosd.access.permissions import Permission
 from aiosd.context import kvfile
 from aiosd.context.contexts import Context
 from aiosd.cores import snapshot
-from aiosd.database import Store
+from aiosd.database.store import Store
 from aiosd.errors import AiosError, BadRequest, BadSnapshot, Busy, Denied, OverQuota
 from aiosd.handlers.table import SPECS
 from aiosd.kernel import Kernel

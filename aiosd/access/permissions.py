@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from aiosd.access.caller import Caller
 
 if TYPE_CHECKING:
-    from aiosd.database import Store
+    from aiosd.database.store import Store
 
 READ, WRITE, EXECUTE = 4, 2, 1
 

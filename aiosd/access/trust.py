@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 
-from aiosd.database import Store
+from aiosd.database.store import Store
 from aiosd.errors import Exists, NotFound
 
 OWNERS, GROUP = "owners", "group"

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from aiosd.database import Store
+from aiosd.database.store import Store
 from aiosd.errors import BadRequest, BadValue, Exists, NotFound
 from aiosd.syscall.chat import SAMPLING_KEYS, sampling
 from aiosd.syscall.foreign import read_json

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiosd.access.permissions import Permission, Permissions
-from aiosd.database import Store
+from aiosd.database.store import Store
 from aiosd.errors import BadRequest, BadValue, Exists, NotFound, OverQuota
 from aiosd.syscall.chat import Chat, message
 from aiosd.syscall.foreign import read_json

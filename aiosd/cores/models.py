@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aiosd.config.config import NAME, Config, ModelConfig
-from aiosd.database import Store
+from aiosd.database.store import Store
 from aiosd.errors import ConfigError, Exists, ModelError, NotFound
 from aiosd.syscall.request import Usage
 

@@ -11,7 +11,7 @@ from aiosd.context.interception import Interception
 from aiosd.context.residency import Residency
 from aiosd.cores.models import Models
 from aiosd.cores.pool import Pool
-from aiosd.database import Store
+from aiosd.database.store import Store
 from aiosd.handlers.tool.approvals import Approvals
 from aiosd.scheduler.admission import Admission
 from aiosd.scheduler.dispatch import Dispatch

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from aiosd.access.caller import Caller
 from aiosd.access.permissions import Permissions
 from aiosd.agents.agents import Agent, Agents
-from aiosd.database import Store
+from aiosd.database.store import Store
 from aiosd.errors import (
     AiosError,
     BadRequest,

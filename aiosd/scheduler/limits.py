@@ -20,7 +20,7 @@ from typing import Any
 
 from aiosd.access.caller import Caller
 from aiosd.config.config import UNBOUNDED, Config, Quota
-from aiosd.database import Store
+from aiosd.database.store import Store
 from aiosd.errors import Busy, ShuttingDown, StoreFull
 from aiosd.scheduler.queue import Queue, add
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 
 from aiosd.cores.models import Model, Models
-from aiosd.database import Store
+from aiosd.database.store import Store
 from aiosd.errors import AiosError
 from aiosd.syscall.request import Request
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from aiosd.context.contexts import Contexts
-from aiosd.database import Store
+from aiosd.database.store import Store
 from aiosd.errors import StoreFailed, StoreFull
 from aiosd.host.message_ids import about
 from aiosd.syscall import response

@@ -1,186 +1,32 @@
-"""What survives: agents, contexts, messages, requests and permissions in one SQLite file (WAL).
+"""What survives: agents, contexts, messages, requests, models and permissions, in the tables of schema.py.
 
-The only module that speaks SQL. Every public method is one transaction, so kill -9 between any two
-lines leaves a consistent state. Any thread may call; one connection, one lock. A full disk is StoreFull.
+The only module that speaks SQL. It has a method for each transaction, and so more methods than other classes.
+Any thread may call.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import sqlite3
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aiosd.errors import StoreFailed, StoreFull
-from aiosd.host.usage import free_bytes
+from aiosd.database.connection import Connection
 from aiosd.syscall.request import Request, State, Usage
 from aiosd.syscall.spec import Message, Spec
 
-SCHEMA_VERSION = 7
-HELD_S = 1.0
 FORGET_SHARE = 16  # a sixteenth more requests may be kept than are asked for
-SCHEMA = """
-CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
-    requests INTEGER NOT NULL DEFAULT 0,
-    prompt_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
-    completion_tokens INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE contexts (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE,
-    tokens INTEGER NOT NULL DEFAULT 0, model TEXT NOT NULL DEFAULT '', pinned INTEGER NOT NULL DEFAULT 0,
-    salt TEXT NOT NULL DEFAULT '', unfinished TEXT NOT NULL DEFAULT '');
-CREATE TABLE messages (context TEXT NOT NULL, seq INTEGER NOT NULL, body TEXT NOT NULL,
-    PRIMARY KEY (context, seq)) WITHOUT ROWID;
-CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, uid INTEGER NOT NULL, agent TEXT NOT NULL,
-    agent_id INTEGER NOT NULL, file TEXT NOT NULL, state TEXT NOT NULL, spec TEXT NOT NULL,
-    submitted_s REAL NOT NULL, finished_s REAL,
-    text TEXT NOT NULL DEFAULT '', response TEXT NOT NULL DEFAULT '', finish_reason TEXT NOT NULL DEFAULT '',
-    error TEXT NOT NULL DEFAULT '', started_s REAL, preemptions INTEGER NOT NULL DEFAULT 0,
-    prompt_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
-    completion_tokens INTEGER NOT NULL DEFAULT 0, parent INTEGER NOT NULL DEFAULT 0,
-    parked TEXT NOT NULL DEFAULT '');
-CREATE INDEX requests_by_agent ON requests (agent_id, id);
-CREATE INDEX requests_by_parent ON requests (parent) WHERE parent<>0;
-CREATE TABLE permissions (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
-    mode INTEGER NOT NULL);
-CREATE TABLE models (name TEXT PRIMARY KEY, path TEXT NOT NULL);
-CREATE TABLE pins (model TEXT PRIMARY KEY, devices TEXT NOT NULL);
-CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (kind, name));
-"""
-MIGRATIONS = {  # to the next version
-    1: f"""
-ALTER TABLE contexts RENAME TO old;
-{next(line for line in SCHEMA.split(";") if "TABLE contexts" in line)};
-INSERT INTO contexts (name, tokens) SELECT name, tokens FROM old;
-DROP TABLE old;
-""",
-    2: """
-DROP INDEX IF EXISTS requests_by_file;
-ALTER TABLE requests ADD COLUMN parent INTEGER NOT NULL DEFAULT 0;
-CREATE INDEX requests_by_parent ON requests (parent) WHERE parent<>0;
-""",
-    3: """
-CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (kind, name));
-""",
-    4: "ALTER TABLE requests ADD COLUMN parked TEXT NOT NULL DEFAULT '';",
-    5: "CREATE TABLE pins (model TEXT PRIMARY KEY, devices TEXT NOT NULL);",
-    6: """
-UPDATE requests SET spec = CASE coalesce(json_extract(spec,'$.operation'),'llm')
-WHEN 'llm' THEN iif(coalesce(json_extract(spec,'$.steps'),0) > 0,
-    json_set(json_remove(spec,'$.operation'),'$.kind','loop'),
-    json_set(json_remove(spec,'$.operation','$.steps','$.groups'),'$.kind','llm'))
-WHEN 'tool' THEN json_object('kind','tool','nice',json_extract(spec,'$.nice'),
-    'tool',substr(json_extract(spec,'$.model'),7),
-    'arguments',coalesce(json_extract(spec,'$.messages[0].content'),''),
-    'groups',json(coalesce(json_extract(spec,'$.groups'),'[]')))
-ELSE json_object('kind',json_extract(spec,'$.operation'),'nice',json_extract(spec,'$.nice'),
-    'json',json('true'),'input',coalesce(json_extract(spec,'$.messages[0].content'),''),'model',json_extract(spec,'$.model'))
-END;
-""",
-}
 CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
-FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
-class Store:
+class Store(Connection):
     def __init__(self, folder: Path, kinds: Mapping[str, type[Spec]]) -> None:
-        """`kinds`: the class of each kind of request that may be stored."""
+        """`kinds`: the class of each kind of request that may be stored. Raises StoreFailed."""
+        super().__init__(folder)
         self._kinds = kinds
-        self.folder = folder
-        self._lock = threading.RLock()
         self._ended = Counter[tuple[int, int]]()  # by agent and user, since old requests were forgotten
-        file = folder / "aios.db"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o711)  # tools pass through it to where they work; all else in it is private
-            self._hold()
-            os.close(os.open(file, os.O_CREAT | os.O_CLOEXEC, 0o600))
-            file.chmod(0o600)  # SQLite gives its other files the same mode
-            self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute("PRAGMA secure_delete=ON")
-        except (sqlite3.Error, OSError) as error:
-            raise StoreFailed(
-                f"{file}: {error}", "check the state folder's owner, space and health"
-            ) from None
-        self._migrate(file)
-
-    def _hold(self) -> None:
-        """For this process alone, until it closes or ends. Raises StoreFailed."""
-        file = self.folder / "lock"
-        self._held = file.open("a+")
-        file.chmod(0o600)
-        end_s = time.monotonic() + HELD_S
-        while True:
-            try:
-                fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() < end_s:  # perhaps of one that is being killed
-                    time.sleep(0.05)
-                    continue
-                self._held.seek(0)
-                who = self._held.read(20).strip()
-                self._held.close()
-                raise StoreFailed(
-                    f"{self.folder} is in use by aiosd with pid {who}",
-                    "stop that one, or name another folder with --state",
-                ) from None
-        self._held.truncate(0)
-        self._held.write(f"{os.getpid()}\n")
-        self._held.flush()
-
-    def _migrate(self, file: Path) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == SCHEMA_VERSION:
-            return
-        if version > SCHEMA_VERSION:
-            raise StoreFailed(f"{file} has version {version}; this aiosd reads {SCHEMA_VERSION}")
-        change = "".join(MIGRATIONS[v] for v in range(version, SCHEMA_VERSION)) if version else SCHEMA
-        self._db.executescript(f"BEGIN;{change}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._statements() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _statements(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                yield self._db
-            except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF in FULL:
-                    raise StoreFull(f"{self.folder}: {error}", "free some space there") from None
-                raise StoreFailed(f"{self.folder}: {error}") from None
-
-    def _rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
-        with self._lock:
-            try:
-                return self._db.execute(sql, arguments).fetchall()
-            except sqlite3.Error as error:
-                raise StoreFailed(f"{self.folder}: {error}") from None
-
-    def free_bytes(self) -> int:
-        return free_bytes(self.folder)
-
-    def close(self) -> None:
-        with self._lock:
-            self._db.close()
-            self._held.close()
 
     # permissions
 

@@ -1,0 +1,118 @@
+"""One SQLite file (WAL), held by one process: opened, migrated, and used one transaction at a time.
+
+kill -9 between any two lines leaves a consistent state. Any thread may call: one connection, one lock. A full
+disk is StoreFull.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aiosd.database.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
+from aiosd.errors import StoreFailed, StoreFull
+from aiosd.host.usage import free_bytes
+
+HELD_S = 1.0
+FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+class Connection:
+    def __init__(self, folder: Path) -> None:
+        """Raises StoreFailed."""
+        self.folder = folder
+        self._lock = threading.RLock()
+        file = folder / "aios.db"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o711)  # tools pass through it to where they work; all else in it is private
+            self._hold()
+            os.close(os.open(file, os.O_CREAT | os.O_CLOEXEC, 0o600))
+            file.chmod(0o600)  # SQLite gives its other files the same mode
+            self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA secure_delete=ON")
+        except (sqlite3.Error, OSError) as error:
+            raise StoreFailed(
+                f"{file}: {error}", "check the state folder's owner, space and health"
+            ) from None
+        self._migrate(file)
+
+    def _hold(self) -> None:
+        """For this process alone, until it closes or ends. Raises StoreFailed."""
+        file = self.folder / "lock"
+        self._held = file.open("a+")
+        file.chmod(0o600)
+        end_s = time.monotonic() + HELD_S
+        while True:
+            try:
+                fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < end_s:  # perhaps of one that is being killed
+                    time.sleep(0.05)
+                    continue
+                self._held.seek(0)
+                who = self._held.read(20).strip()
+                self._held.close()
+                raise StoreFailed(
+                    f"{self.folder} is in use by aiosd with pid {who}",
+                    "stop that one, or name another folder with --state",
+                ) from None
+        self._held.truncate(0)
+        self._held.write(f"{os.getpid()}\n")
+        self._held.flush()
+
+    def _migrate(self, file: Path) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == SCHEMA_VERSION:
+            return
+        if version > SCHEMA_VERSION:
+            raise StoreFailed(f"{file} has version {version}; this aiosd reads {SCHEMA_VERSION}")
+        change = "".join(MIGRATIONS[v] for v in range(version, SCHEMA_VERSION)) if version else SCHEMA
+        self._db.executescript(f"BEGIN;{change}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._statements() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _statements(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                yield self._db
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in FULL:
+                    raise StoreFull(f"{self.folder}: {error}", "free some space there") from None
+                raise StoreFailed(f"{self.folder}: {error}") from None
+
+    def _rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+        with self._lock:
+            try:
+                return self._db.execute(sql, arguments).fetchall()
+            except sqlite3.Error as error:
+                raise StoreFailed(f"{self.folder}: {error}") from None
+
+    def free_bytes(self) -> int:
+        return free_bytes(self.folder)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+            self._held.close()
