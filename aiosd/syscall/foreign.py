@@ -28,7 +28,11 @@ def decode(body: bytes) -> str:
 
 def prose(text: str) -> str:
     """A plain text without its last newlines. Raises BadRequest."""
-    text = text.rstrip("\n")
+    return checked(text.rstrip("\n"))
+
+
+def checked(text: str) -> str:
+    """A text that is something to ask. Raises BadRequest."""
     if "\0" in text:
         raise BadRequest("the request holds a NUL byte", "write text or JSON")
     if not text.strip():
