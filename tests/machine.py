@@ -22,7 +22,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tests.running import REPOSITORY, wait_until
+from tests.running import REPOSITORY, needs, wait_until
 
 BASE = ["systemd", "systemd-sysv", "dbus", "procps", "apt"]
 USERS = ("alice", "bob")
@@ -131,13 +131,12 @@ def missing() -> str:
         return "not root"
     if not os.path.exists("/dev/fuse"):
         return "no /dev/fuse"
-    programs = ["mmdebstrap", "systemd-nspawn", "dh", "dpkg-checkbuilddeps", "setpriv", "nsenter"]
-    if absent := [name for name in programs if not shutil.which(name)]:
-        return f"not installed: {', '.join(absent)}"
+    for name in ("mmdebstrap", "systemd-nspawn", "dh", "dpkg-checkbuilddeps", "setpriv"):
+        needs(name)
     if PACKAGE:
         return ""
     unmet = subprocess.run(["dpkg-checkbuilddeps"], cwd=REPOSITORY, capture_output=True, text=True)
-    return unmet.stderr.strip()
+    return f"{unmet.stderr.strip()}: ./setup --tests installs them" if unmet.returncode else ""
 
 
 def base_root(packages: list[str]) -> Path:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 START_S = 120.0
@@ -22,7 +28,6 @@ SETPRIV = [
 ]  # fmt: skip
 # The one of a checkout may lie where that user cannot go.
 PYTHON = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
-PATHS = {"PYTHONPATH": f"{REPOSITORY}:{sysconfig.get_path('purelib')}"}
 
 
 class Daemon:
@@ -77,8 +82,17 @@ class Daemon:
             return subprocess.Popen(
                 [*command, "-m", module, "--config", str(self._config), *options],
                 cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env={**os.environ, "PYTHONFAULTHANDLER": "1", **(PATHS if self.helped else {}), **self.env},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **self._paths(), **self.env},
             )  # fmt: skip
+
+    def _paths(self) -> dict[str, str]:
+        """PYTHONPATH of a helped daemon, whose Python is the system's."""
+        if not self.helped:
+            return {}
+        checkout, packages = open_checkout(), Path(sysconfig.get_path("purelib"))
+        if packages.is_relative_to(REPOSITORY):
+            packages = checkout / packages.relative_to(REPOSITORY)
+        return {"PYTHONPATH": f"{checkout}:{packages}"}
 
     def stop(self) -> int:
         self.signal(signal.SIGTERM)
@@ -168,6 +182,28 @@ def together(*jobs: Callable[[], None]) -> None:
         thread.join()
     if failures:
         raise failures[0]
+
+
+@functools.cache
+def open_checkout() -> Path:
+    """The checkout where every user can go: a mount of it, read-only, if it lies in a folder like /root."""
+    if all(step.stat().st_mode & 0o001 for step in (REPOSITORY, *REPOSITORY.parents)):
+        return REPOSITORY
+    opened = Path(f"/run/aiosd-checkout-{os.getpid()}")
+    opened.mkdir()
+    atexit.register(opened.rmdir)
+    subprocess.run(["mount", "--bind", "-o", "ro", REPOSITORY, opened], check=True)
+    atexit.register(lambda: subprocess.run(["umount", "-l", opened], check=True))
+    return opened
+
+
+def needs(program: str) -> str:
+    """The path of a program. The test that calls this is skipped where the program is not installed."""
+    if found := shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
+        return found
+    installs = re.search(rf"\s{re.escape(program)}:", (REPOSITORY / "setup").read_text())
+    assert installs, f"{program} is not installed, and ./setup --tests does not install it"
+    pytest.skip(f"{program} is not installed: ./setup --tests installs it")
 
 
 def mounts_work() -> bool:

@@ -86,6 +86,7 @@ def test_kv_goes_down_tier_by_tier_and_comes_back_with_the_same_tokens(make_kern
     assert not list(kernel.scheduler.residency.swap._folder.glob("*.new"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "tiers"), [
     ("kv_bytes = 80000", {"host"}),
     ("kv_bytes = 80000\nhost_kv_bytes = 0", {"disk"}),
@@ -185,6 +186,7 @@ def test_truncating_and_pinning(make_kernel: MakeKernel) -> None:
     assert not context.pinned
 
 
+@pytest.mark.slow
 def test_a_killed_worker_makes_contexts_cold_and_no_token_changes(make_kernel: MakeKernel) -> None:
     kernel = make_kernel()
     kernel.start()
@@ -229,6 +231,7 @@ def test_a_damaged_file_on_disk_costs_time_and_no_token(make_kernel: MakeKernel)
     assert conversation(kernel, damage) == expected
 
 
+@pytest.mark.slow
 def test_a_live_context_goes_to_another_machine_in_the_middle_of_an_answer(
     make_kernel: MakeKernel, slow_llama: Path, tmp_path: Path
 ) -> None:
