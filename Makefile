@@ -29,14 +29,12 @@ setup-tests:
 demo: setup
 	@exec $(PY) examples/demo.py $(ARGS)
 
-# Two files of tests at a time: most of what they do is waiting for processes.
-PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: setup-tests
-	$(PYTEST) $(ARGS)
+	@tests/run $(ARGS)
 
 # For everyday work, also of an ordinary user: what is not installed is skipped here.
 test-fast: setup
-	$(PYTEST) -m 'not slow' $(wildcard tests/t[0-3]_*.py) $(ARGS)
+	@tests/run -m 'not slow' $(wildcard tests/t[0-3]_*.py) $(ARGS)
 
 # exec: a SIGTERM for make reaches the daemon itself.
 run: setup

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import os
 import re
@@ -28,6 +26,7 @@ SETPRIV = [
 ]  # fmt: skip
 # The one of a checkout may lie where that user cannot go.
 PYTHON = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+PATHS = {"PYTHONPATH": f"{REPOSITORY}:{sysconfig.get_path('purelib')}"}
 
 
 class Daemon:
@@ -82,17 +81,8 @@ class Daemon:
             return subprocess.Popen(
                 [*command, "-m", module, "--config", str(self._config), *options],
                 cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env={**os.environ, "PYTHONFAULTHANDLER": "1", **self._paths(), **self.env},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **(PATHS if self.helped else {}), **self.env},
             )  # fmt: skip
-
-    def _paths(self) -> dict[str, str]:
-        """PYTHONPATH of a helped daemon, whose Python is the system's."""
-        if not self.helped:
-            return {}
-        checkout, packages = open_checkout(), Path(sysconfig.get_path("purelib"))
-        if packages.is_relative_to(REPOSITORY):
-            packages = checkout / packages.relative_to(REPOSITORY)
-        return {"PYTHONPATH": f"{checkout}:{packages}"}
 
     def stop(self) -> int:
         self.signal(signal.SIGTERM)
@@ -182,19 +172,6 @@ def together(*jobs: Callable[[], None]) -> None:
         thread.join()
     if failures:
         raise failures[0]
-
-
-@functools.cache
-def open_checkout() -> Path:
-    """The checkout where every user can go: a mount of it, read-only, if it lies in a folder like /root."""
-    if all(step.stat().st_mode & 0o001 for step in (REPOSITORY, *REPOSITORY.parents)):
-        return REPOSITORY
-    opened = Path(f"/run/aiosd-checkout-{os.getpid()}")
-    opened.mkdir()
-    atexit.register(opened.rmdir)
-    subprocess.run(["mount", "--bind", "-o", "ro", REPOSITORY, opened], check=True)
-    atexit.register(lambda: subprocess.run(["umount", "-l", opened], check=True))
-    return opened
 
 
 def needs(program: str) -> str:

@@ -18,15 +18,21 @@ from aiosd.cores.wire import Channel
 from aiosd.privilege import orders
 from aiosd.tools.manifest import Manifest
 from aiosd.tools.run.spawn import Bounds, Call, Events
-from tests.running import DAEMON, PYTHON, Daemon, wait_until
+from tests.running import DAEMON, PYTHON, REPOSITORY, Daemon, wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
 ALICE, BOB = 60501, 60502
 
 
 def needs_python() -> None:
+    """The daemon's user runs the checkout with the system's Python."""
     if not os.path.exists(PYTHON):
         pytest.skip(f"the daemon's user has no Python that fits this .venv: there is no {PYTHON}")
+    closed = [step for step in (REPOSITORY, *REPOSITORY.parents) if not step.stat().st_mode & 0o001]
+    if closed:
+        pytest.skip(
+            f"other users cannot go to {closed[-1]}: make test shows them the checkout, and so runs this"
+        )
 
 
 def open_to_all(folder: Path) -> None:
