@@ -1,6 +1,7 @@
 # make demo, make test: all a newcomer needs. Every target sets the checkout up first (./setup, which
 # does nothing when nothing changed).
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # make -j demo test would set up twice at once
 .PHONY: help setup setup-tests demo test test-fast run lint format build man deb eval-tiny train-tiny bench bench-engine bench-sched bench-fs bench-tools bench-daemon lock clean distclean
 PY := .venv/bin/python
 ARGS ?=
