@@ -461,16 +461,16 @@ def test_reading_kv_costs_no_quota_afterwards(make_kernel: MakeKernel) -> None:
     assert state(kernel, context) == "resident"
 
 
-def test_bounds_of_kv_and_of_moments(make_kernel: MakeKernel) -> None:
-    kernel = make_kernel("[quota]\nkv_bytes = 100000\n")
+def test_bounds_of_kv_and_of_moments(make_kernel: MakeKernel, slow_llama: Path) -> None:
+    kernel = make_kernel("[quota]\nkv_bytes = 2000000\n", slow_llama)
     kernel.start()
     context = begin(kernel)
     turn(kernel, "x" * 80)
-    with pytest.raises(OverQuota, match="100000"):
-        kernel.admission.check_kv(ME, 50000)
-    kernel.admission.check_kv(EVE, 100000)
+    with pytest.raises(OverQuota, match="2000000"):
+        kernel.admission.check_kv(ME, 1900000)
+    kernel.admission.check_kv(EVE, 2000000)
     with pytest.raises(OverQuota):
-        kernel.admission.check_kv(EVE, 100001)
+        kernel.admission.check_kv(EVE, 2000001)
     running = ask(kernel, "y", "talk", max_tokens=500)
     file = taken(kernel, context)
     with pytest.raises(Busy, match="turn going on"):
