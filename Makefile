@@ -1,15 +1,17 @@
 # make demo, make test: all a newcomer needs. Every target sets the checkout up first (./setup, which
 # does nothing when nothing changed).
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test run lint format build man deb eval-tiny train-tiny bench bench-engine bench-sched bench-fs bench-tools bench-daemon lock clean distclean
+.NOTPARALLEL: # make -j demo test would set up twice at once
+.PHONY: help setup setup-tests demo test test-fast run lint format build man deb eval-tiny train-tiny bench bench-engine bench-sched bench-fs bench-tools bench-daemon lock clean distclean
 PY := .venv/bin/python
 ARGS ?=
 
 help:
 	@echo 'make demo                                   three agents on a model, live; leaves nothing behind'
-	@echo 'make test [ARGS="-k NAME"]                  the whole test suite'
+	@echo 'make test [ARGS="-k NAME"]                  the whole test suite, in some 15 minutes'
+	@echo 'make test-fast [ARGS=...]                   the tests that need no mount, in a minute and a half'
 	@echo 'make run MOUNT=DIR STATE=DIR [MODEL=PATH]   the daemon in the foreground'
-	@echo 'make setup                                  system packages, .venv, C++ extension'
+	@echo 'make setup | setup-tests                    system packages, .venv, C++ extension | what the tests need, too'
 	@echo 'make lint | format                          ruff, mypy --strict | ruff format'
 	@echo 'make build                                  the C++ extension of the engine again'
 	@echo 'make man                                    build/man: the pages of man/ for man(1)'
@@ -22,12 +24,18 @@ help:
 setup:
 	@./setup
 
+setup-tests:
+	@./setup --tests
+
 demo: setup
 	@exec $(PY) examples/demo.py $(ARGS)
 
-# Two files of tests at a time: most of what they do is waiting for processes.
-test: setup
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: setup-tests
+	@tests/run $(ARGS)
+
+# For everyday work, also of an ordinary user: what is not installed is skipped here.
+test-fast: setup
+	@tests/run -m 'not slow' $(wildcard tests/t[0-3]_*.py) $(ARGS)
 
 # exec: a SIGTERM for make reaches the daemon itself.
 run: setup

@@ -27,10 +27,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: item.path.name, reverse=True)
     if mounts_work():
         return
-    skip = pytest.mark.skip(reason="needs root and /dev/fuse: run it as root, or see .ci/run")
+    skip = pytest.mark.skip(reason="needs root and /dev/fuse: run make test as root")
     for item in items:
         if item.get_closest_marker("mount") or item.get_closest_marker("root"):
             item.add_marker(skip)
+
+
+@pytest.fixture
+def own_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files and variables that configure pip on this machine are not for the pip of this test."""
+    for name in os.environ:
+        if name.startswith("PIP_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
 
 
 @pytest.fixture(scope="session")

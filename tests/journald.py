@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from aiosd.host.journal import SOCKET
-from tests.running import Daemon, wait_until
+from tests.running import Daemon, needs, wait_until
 
 JOURNALD = Path("/lib/systemd/systemd-journald")
 START = """set -e
@@ -41,8 +37,7 @@ def journal(folder: Path) -> Iterator[Journal]:
     if Path(SOCKET).exists():
         yield Journal(None)
         return
-    if os.geteuid() != 0 or not JOURNALD.exists() or not shutil.which("journalctl"):
-        pytest.skip("needs root and systemd-journald")
+    needs("journalctl")
     (folder / "journal").mkdir(parents=True)
     (folder / "log").mkdir()
     command = ["unshare", "--mount", "sh", "-c", START, "sh", str(folder), str(JOURNALD)]

@@ -12,6 +12,7 @@ boots another release than this machine's, with a package that was made there (i
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import os
 import platform
@@ -22,11 +23,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tests.running import REPOSITORY, wait_until
+from tests.running import REPOSITORY, needs, wait_until
 
 BASE = ["systemd", "systemd-sysv", "dbus", "procps", "apt"]
 USERS = ("alice", "bob")
 BOOT_S, STOP_S = 60.0, 30.0
+BUILD_S = 1200.0
 SUITE = os.environ.get("BOOT_SUITE") or platform.freedesktop_os_release()["VERSION_CODENAME"]
 PACKAGE = os.environ.get("BOOT_PACKAGE")
 
@@ -131,13 +133,12 @@ def missing() -> str:
         return "not root"
     if not os.path.exists("/dev/fuse"):
         return "no /dev/fuse"
-    programs = ["mmdebstrap", "systemd-nspawn", "dh", "dpkg-checkbuilddeps", "setpriv", "nsenter"]
-    if absent := [name for name in programs if not shutil.which(name)]:
-        return f"not installed: {', '.join(absent)}"
+    for name in ("mmdebstrap", "systemd-nspawn", "dh", "dpkg-checkbuilddeps", "setpriv"):
+        needs(name)
     if PACKAGE:
         return ""
     unmet = subprocess.run(["dpkg-checkbuilddeps"], cwd=REPOSITORY, capture_output=True, text=True)
-    return unmet.stderr.strip()
+    return f"{unmet.stderr.strip()}: ./setup --tests installs them" if unmet.returncode else ""
 
 
 def base_root(packages: list[str]) -> Path:
@@ -180,11 +181,13 @@ def build_package() -> Path:
     """`make deb`, which makes it for the python3 of this machine's release."""
     if PACKAGE:
         return Path(PACKAGE).absolute()
+    faulthandler.cancel_dump_traceback_later()  # the first time takes minutes, of a busy machine many
     began = time.time()
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     done = subprocess.run(
-        ["make", "deb"], cwd=REPOSITORY, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        ["make", "deb"], cwd=REPOSITORY, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        timeout=BUILD_S,
+    )  # fmt: skip
     assert done.returncode == 0, f"make deb failed:\n{done.stdout[-8000:]}"
     (package,) = [
         deb for deb in (REPOSITORY / "dist").glob("aiosd_*.deb") if deb.stat().st_mtime >= began - 1

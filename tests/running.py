@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 START_S = 120.0
@@ -168,6 +172,15 @@ def together(*jobs: Callable[[], None]) -> None:
         thread.join()
     if failures:
         raise failures[0]
+
+
+def needs(program: str) -> str:
+    """The path of a program. The test that calls this is skipped where the program is not installed."""
+    if found := shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
+        return found
+    installs = re.search(rf"\s{re.escape(program)}:", (REPOSITORY / "setup").read_text())
+    assert installs, f"{program} is not installed, and ./setup --tests does not install it"
+    pytest.skip(f"{program} is not installed: ./setup --tests installs it")
 
 
 def mounts_work() -> bool:

@@ -16,6 +16,7 @@ from aiosd.cores.devices import CPU, Device
 from aiosd.cores.models import Model
 from aiosd.errors import BadValue, ConfigError
 from aiosd.policies.placement import Room, Want, spread, sums
+from tests.running import needs
 
 A, B, C = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abc")
 PATHS = ("/dev/nvidia0", "/dev/nvidiactl")
@@ -69,9 +70,7 @@ def test_a_unit_may_open_its_own_device_only_and_stays_near_it() -> None:
 
 
 def test_a_drop_in_is_what_systemd_understands(tmp_path: Path) -> None:
-    analyze = "/usr/bin/systemd-analyze"
-    if not os.path.exists(analyze):
-        pytest.skip("the drop-in is not judged: there is no systemd-analyze here")
+    analyze = needs("systemd-analyze")
     unit = tmp_path / "some.service"
     unit.write_text(devices.drop_in(TABLE[:2]) + "ExecStart=/bin/true\nDevicePolicy=closed\n")
     said = subprocess.run([analyze, "verify", "--man=no", unit], capture_output=True, text=True)

@@ -12,7 +12,7 @@ import pytest
 from aiosd.cli import aiosctl, torch_install
 from aiosd.host import torch_folder
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_pip")]
 
 
 @pytest.fixture

@@ -10,7 +10,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SHELL_SCRIPTS = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in [ROOT / "setup", ROOT / ".ci/run", *ROOT.glob("examples/**/*"), *ROOT.glob("debian/*")]
+    for path in [
+        ROOT / "setup",
+        ROOT / ".ci/run",
+        ROOT / "tests/run",
+        *ROOT.glob("examples/**/*"),
+        *ROOT.glob("debian/*"),
+    ]
     if path.is_file() and re.match(rb"#!.*\b(sh|bash)\b", path.read_bytes().splitlines()[0] or b"")
 )
 PROGRAMS = [  # of the tools, which have no .py

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from aiosd.config import config, packages
 from aiosd.config.config import Config
 from aiosd.tools import manifest
 from tests.manual import PAGES, Block, blocks, sections, source
+from tests.running import needs
 
 ROOT = Path(__file__).parent.parent
 OURS = re.compile(r"\*\*(aios[\w.-]*)\*\*\((\d)\)")
@@ -41,9 +41,9 @@ def test_every_page_that_a_page_of_ours_points_to_is_there(page: str) -> None:
     assert named <= set(PAGES)
 
 
-@pytest.mark.skipif(not shutil.which("go-md2man"), reason="needs it: apt install go-md2man")
-@pytest.mark.skipif(not shutil.which("groff"), reason="needs it: apt install groff-base")
 def test_every_page_is_built_without_a_warning(tmp_path: Path) -> None:
+    needs("go-md2man")
+    needs("groff")
     make = ["make", "--no-print-directory", "-s", "man", f"MANUAL={tmp_path}"]
     done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -7,9 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from aiosd.host.message_ids import Id, about
+from tests.running import needs
 
 CATALOG = Path(__file__).parent.parent / "units/aiosd.catalog"
 ENTRY = re.compile(r"^-- ([0-9a-f]{32})\n((?:[A-Z][A-Za-z-]*: .*\n)+)\n", re.MULTILINE)
@@ -27,8 +26,7 @@ def test_every_main_message_is_explained() -> None:
 
 
 def test_systemd_reads_the_catalog(tmp_path: Path) -> None:
-    if not shutil.which("journalctl"):
-        pytest.skip("journalctl is not installed")
+    needs("journalctl")
     folder = tmp_path / "usr/lib/systemd/catalog"
     folder.mkdir(parents=True)
     shutil.copy(CATALOG, folder)

@@ -1,13 +1,16 @@
 """The lock, the environment and the wheel agree with pyproject.toml."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from packaging.requirements import Requirement
@@ -76,6 +79,88 @@ def test_the_package_has_the_version_of_the_project() -> None:
     assert aiosd.__version__ == version
 
 
+def test_ci_calls_nothing_but_make_test() -> None:
+    lines = (ROOT / ".ci/run").read_text().splitlines()
+    commands = [line for line in lines if not line.startswith("#")]
+    assert commands == [
+        "set -euo pipefail",
+        'cd "$(dirname "${BASH_SOURCE[0]}")/.."',
+        "exec make test </dev/null",
+    ]
+    make = subprocess.run(["make", "-n", "test"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert make.stdout.splitlines()[0] == "./setup --tests"
+
+
+PROGRAMS = [
+    "sh",
+    "apt-get",
+    "cat",
+    "cksum",
+    "date",
+    "dirname",
+    "find",
+    "grep",
+    "id",
+    "python3",
+    "sed",
+    "sort",
+    "tr",
+]
+
+
+@pytest.fixture
+def copy() -> Iterator[Path]:
+    """A folder where every user can go, with the files that ./setup reads."""
+    with TemporaryDirectory(prefix="aiosd-setup-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "debian").mkdir()
+        for file in (
+            "setup",
+            "pyproject.toml",
+            "debian/control",
+            *(lock.name for lock in ROOT.glob("*.lock")),
+        ):
+            shutil.copy(ROOT / file, folder / file)
+        yield folder
+
+
+def test_a_user_is_told_what_the_tests_need_in_one_line(copy: Path) -> None:
+    """Here with the programs of a machine that has nothing else."""
+    programs = copy / "programs"
+    programs.mkdir()
+    for name in PROGRAMS:
+        (programs / name).symlink_to(f"/usr/bin/{name}")
+    done = subprocess.run(
+        ["./setup", "--tests"],
+        cwd=copy, env={"PATH": str(programs)}, user=65534 if os.geteuid() == 0 else None,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = [line for line in done.stderr.splitlines() if "sudo" in line]
+    assert {"curl", "acl", "zsh", "go-md2man", "mmdebstrap", "debhelper", "g++", "libsystemd-dev"} <= set(
+        line.split()
+    )
+    assert line.endswith(f" && sudo apt-get build-dep -y '{copy}'")
+    assert not (copy / ".venv").exists()
+
+
+@pytest.mark.usefixtures("own_pip")
+def test_a_step_of_the_setup_that_fails_shows_the_end_of_its_log_and_a_remedy(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (copy / "requirements.lock").write_text("pip==0.0.0.1\nsetuptools==0.0.0.1\n")
+    env = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(["./setup"], cwd=copy, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch("==> Virtual environment with Python [0-9.]+ ... failed\n", done.stdout)
+    log = copy / ".venv/setup.log"
+    assert "No matching distribution found for pip==0.0.0.1" in log.read_text()
+    for said in ("No matching distribution found for pip==0.0.0.1", str(log), "check the network"):
+        assert said in done.stderr
+
+
 def _is_installed(name: str) -> bool:
     try:
         metadata.version(name)
@@ -84,6 +169,7 @@ def _is_installed(name: str) -> bool:
     return True
 
 
+@pytest.mark.usefixtures("own_pip")
 def test_a_wheel_holds_one_package_and_no_links(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.running import needs
 
 ROOT = Path(__file__).parent.parent
 UNITS = ROOT / "units"
@@ -22,9 +23,6 @@ EXPOSURE = {  # at most, of 10, by systemd-analyze security
     # It is what acts as root, and makes no mount namespace: the tree is to be seen by everybody.
     "aios-privileged.service": 7.0,
 }
-needs_analyze = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="units are not judged: there is no systemd-analyze here"
-)
 
 
 def run(*command: str | Path) -> str:
@@ -44,7 +42,6 @@ def settings(unit: str) -> list[str]:
     return [line for line in (UNITS / unit).read_text().splitlines() if re.match(r"\w+=", line)]
 
 
-@needs_analyze
 @pytest.mark.parametrize("unit", ALL)
 def test_systemd_finds_nothing_wrong(unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a copy whose programs are /bin/true: ours are not installed here."""
@@ -54,15 +51,14 @@ def test_systemd_finds_nothing_wrong(unit: str, tmp_path: Path, monkeypatch: pyt
             re.sub(r"(?m)^(Exec\w+=[-+!@:]*)/usr/(lib/aios/)?bin/\S+", r"\1/bin/true", text)
         )
     monkeypatch.setenv("SYSTEMD_UNIT_PATH", f"{tmp_path}:")  # the system's own after it
-    said = run("systemd-analyze", "verify", "--man=no", tmp_path / unit)
+    said = run(needs("systemd-analyze"), "verify", "--man=no", tmp_path / unit)
     assert not [line for line in said.splitlines() if "aios" in line]
 
 
-@needs_analyze
 @pytest.mark.parametrize("unit", SERVICES)
 def test_a_service_may_do_little(unit: str) -> None:
     threshold = f"--threshold={EXPOSURE[unit] * 10:.0f}"
-    run("systemd-analyze", "security", "--no-pager", "--offline=true", threshold, UNITS / unit)
+    run(needs("systemd-analyze"), "security", "--no-pager", "--offline=true", threshold, UNITS / unit)
 
 
 @pytest.mark.parametrize("unit", ALL)
@@ -81,18 +77,14 @@ def test_a_unit_says_everything_once(unit: str) -> None:
 
 
 def test_a_profile_that_apparmor_understands() -> None:
-    parser = shutil.which("apparmor_parser") or shutil.which("/usr/sbin/apparmor_parser")
-    if parser is None:
-        pytest.skip("the AppArmor profile is not judged: there is no apparmor_parser here")
+    parser = needs("apparmor_parser")
     for profile in (UNITS / "apparmor.d").iterdir():
         run(parser, "--skip-kernel-load", "--skip-cache", profile)
 
 
 @pytest.mark.root
-@pytest.mark.skipif(
-    shutil.which("systemd-sysusers") is None, reason="no users are made: there is no systemd-sysusers here"
-)
 def test_users_and_folders_are_made(tmp_path: Path) -> None:
+    needs("systemd-sysusers")
     (tmp_path / "etc").mkdir()
     for kind, program in (("sysusers.d", "systemd-sysusers"), ("tmpfiles.d", "systemd-tmpfiles")):
         options = ["--create"] if kind == "tmpfiles.d" else []

@@ -22,6 +22,7 @@ from aiosd.cores.engine.folder import Folder
 from aiosd.cores.engine.model import load
 from aiosd.errors import ModelError
 from aiosd.syscall.sampling import Sampling
+from tests.running import needs
 from tests.t1_engine_models import FAMILY, FOREIGN, alone, engine, folder, model, prompt, reference
 
 WEIGHTS = "model.safetensors"
@@ -240,8 +241,7 @@ def test_unusable_operations_are_told_once_in_one_line(
 
 
 def test_the_operations_build_with_a_compiler_alone(tmp_path: Path) -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("no compiler")
+    needs("g++")
     made = build.build(tmp_path, {"avx2": []})
     assert [p.name for p in made] == ["_ops_avx2.so"]
     assert list(tmp_path.iterdir()) == made

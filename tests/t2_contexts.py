@@ -87,6 +87,7 @@ def test_kv_goes_down_tier_by_tier_and_comes_back_with_the_same_tokens(make_kern
     assert not list(kernel.residency.swap._folder.glob("*.new"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "tiers"), [
     ("kv_bytes = 80000", {"host"}),
     ("kv_bytes = 80000\nhost_kv_bytes = 0", {"disk"}),
@@ -186,6 +187,7 @@ def test_truncating_and_pinning(make_kernel: MakeKernel) -> None:
     assert not context.pinned
 
 
+@pytest.mark.slow
 def test_a_killed_worker_makes_contexts_cold_and_no_token_changes(make_kernel: MakeKernel) -> None:
     kernel = make_kernel()
     kernel.start()
@@ -230,6 +232,7 @@ def test_a_damaged_file_on_disk_costs_time_and_no_token(make_kernel: MakeKernel)
     assert conversation(kernel, damage) == expected
 
 
+@pytest.mark.slow
 def test_a_live_context_goes_to_another_machine_in_the_middle_of_an_answer(
     make_kernel: MakeKernel, slow_llama: Path, tmp_path: Path
 ) -> None:
@@ -459,16 +462,16 @@ def test_reading_kv_costs_no_quota_afterwards(make_kernel: MakeKernel) -> None:
     assert state(kernel, context) == "resident"
 
 
-def test_bounds_of_kv_and_of_moments(make_kernel: MakeKernel) -> None:
-    kernel = make_kernel("[quota]\nkv_bytes = 100000\n")
+def test_bounds_of_kv_and_of_moments(make_kernel: MakeKernel, slow_llama: Path) -> None:
+    kernel = make_kernel("[quota]\nkv_bytes = 2000000\n", slow_llama)
     kernel.start()
     context = begin(kernel)
     turn(kernel, "x" * 80)
-    with pytest.raises(OverQuota, match="100000"):
-        kernel.kv_budget.check(ME, 50000)
-    kernel.kv_budget.check(EVE, 100000)
+    with pytest.raises(OverQuota, match="2000000"):
+        kernel.kv_budget.check(ME, 1900000)
+    kernel.kv_budget.check(EVE, 2000000)
     with pytest.raises(OverQuota):
-        kernel.kv_budget.check(EVE, 100001)
+        kernel.kv_budget.check(EVE, 2000001)
     running = ask(kernel, "y", "talk", max_tokens=500)
     file = taken(kernel, context)
     with pytest.raises(Busy, match="turn going on"):

@@ -120,6 +120,7 @@ def test_tokens_stay_the_same_when_preemption_loses_the_kv(
         assert ended(request).tokens == alone[key], key
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_requests_go_on_with_the_right_tokens(
     make_kernel: MakeKernel, alone: dict[tuple[int, int], list[int]]
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_killed_worker_is_replaced_and_its_requests_go_on_with_the_right_token
     assert kernel.pool.restarts == 1
 
 
+@pytest.mark.slow
 def test_a_request_that_kills_its_workers_is_failed_and_others_are_not(
     make_kernel: MakeKernel, slow_llama: Path
 ) -> None:
@@ -187,6 +189,7 @@ def test_a_cancelled_turn_leaves_no_trace_and_lets_the_next_one_go(make_kernel: 
     assert [m["content"] for m in said] == ["second", second.text]
 
 
+@pytest.mark.slow
 def test_requests_survive_the_daemon(
     make_kernel: MakeKernel, alone: dict[tuple[int, int], list[int]]
 ) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.running import Daemon
+from tests.running import Daemon, needs
 
 pytestmark = [pytest.mark.mount]
 
@@ -37,9 +36,7 @@ pytestmark = [pytest.mark.mount]
     ids=lambda text: text.split()[0] if " " in text else None,
 )  # fmt: skip
 def test_programs(aios: Daemon, agent: str, script: str, said: str, tmp_path: Path) -> None:
-    program = script.split()[0]
-    if not shutil.which(program):
-        pytest.skip(f"{program} is not installed: .ci/run installs it")
+    needs(script.split()[0])
     (tmp_path / "question").write_text("Repeat: plum")
     folder = aios.root / agent
     text = script.format(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aiosd.cli import aiosctl
-from tests.running import REPOSITORY, Daemon, wait_until
+from tests.running import REPOSITORY, Daemon, needs, wait_until
 
 COMPLETIONS = REPOSITORY / "completions"
 BASH = """
@@ -42,8 +41,7 @@ SHELLS = {
 
 @pytest.fixture(params=SHELLS)
 def shell(request: pytest.FixtureRequest) -> str:
-    if not shutil.which(request.param):
-        pytest.skip(f"needs {request.param}: apt install {request.param}")
+    needs(request.param)
     return str(request.param)
 
 

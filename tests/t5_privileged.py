@@ -18,16 +18,21 @@ from aiosd.cores.wire import Channel
 from aiosd.privilege import orders
 from aiosd.tools.manifest import Manifest
 from aiosd.tools.run.spawn import Bounds, Call, Events
-from tests.running import DAEMON, PYTHON, Daemon, wait_until
+from tests.running import DAEMON, PYTHON, REPOSITORY, Daemon, wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
 ALICE, BOB = 60501, 60502
 
 
-def reaches() -> bool:
-    """Whether the daemon's user can run the checkout with the system's Python."""
-    here = Path(__file__).resolve().parent.parent
-    return os.path.exists(PYTHON) and all(step.stat().st_mode & 0o001 for step in (here, *here.parents))
+def needs_python() -> None:
+    """The daemon's user runs the checkout with the system's Python."""
+    if not os.path.exists(PYTHON):
+        pytest.skip(f"the daemon's user has no Python that fits this .venv: there is no {PYTHON}")
+    closed = [step for step in (REPOSITORY, *REPOSITORY.parents) if not step.stat().st_mode & 0o001]
+    if closed:
+        pytest.skip(
+            f"other users cannot go to {closed[-1]}: make test shows them the checkout, and so runs this"
+        )
 
 
 def open_to_all(folder: Path) -> None:
@@ -38,8 +43,7 @@ def open_to_all(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> Iterator[Daemon]:
-    if not reaches():
-        pytest.skip("the checkout, or a Python for it, is where other users cannot go")
+    needs_python()
     folder = tmp_path_factory.mktemp("helped")
     open_to_all(folder)
     open_to_all(random_llama / "model.safetensors")
@@ -126,8 +130,7 @@ class Forger:
 def test_a_daemon_that_was_taken_over_gets_no_more_than_the_configuration_grants(
     tmp_path: Path, random_llama: Path
 ) -> None:
-    if not reaches():
-        pytest.skip("the checkout, or a Python for it, is where other users cannot go")
+    needs_python()
     open_to_all(tmp_path)
     secret = tmp_path / "secret"
     secret.write_text("x")
@@ -156,8 +159,7 @@ def test_a_daemon_that_was_taken_over_gets_no_more_than_the_configuration_grants
 def test_devices_are_told_and_a_worker_gets_none_that_there_is_not(
     tmp_path: Path, random_llama: Path
 ) -> None:
-    if not reaches():
-        pytest.skip("the checkout, or a Python for it, is where other users cannot go")
+    needs_python()
     open_to_all(tmp_path)
     table = tmp_path / "table"
     table.write_text('[[device]]\nuuid = "GPU-12345678"\n')
