@@ -98,7 +98,7 @@ UVC := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-h
 lock: setup
 	.venv/bin/python -m pip install --quiet uv
 	cat requirements.lock requirements-cuda.lock | grep -v '^#' > .venv/all.lock
-	$(UVC) --extra engine --extra plot --extra mcp --extra dev -o .venv/all.lock pyproject.toml > /dev/null
+	$(UVC) --extra engine --extra plot --extra mcp --extra systemd --extra dev -o .venv/all.lock pyproject.toml > /dev/null
 	{ echo '# Every Python package of the checkout (make lock; installed by ./setup).'; \
 	  grep -Ev "^(nvidia-[^m]|cuda|triton)|== '(win32|emscripten)'" .venv/all.lock; } > requirements.lock
 	{ echo '# What PyPI'\''s torch needs besides, on a machine with an NVIDIA GPU (make lock).'; \

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from aiosd.host.journal import SOCKET
-from tests.running import Daemon, needs, wait_until
+from tests.running import REPOSITORY, Daemon, needs, wait_until
 
 JOURNALD = Path("/lib/systemd/systemd-journald")
 START = """set -e
@@ -23,19 +30,43 @@ exec "$2"
 
 
 class Journal:
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, journald: subprocess.Popen[bytes] | None) -> None:
         self._where = ["--directory", str(folder)] if folder else []
+        self._journald = journald
 
-    def entries(self, *matches: str) -> list[dict[str, str]]:
+    def entries(self, *matches: str) -> list[dict[str, Any]]:
         command = ["journalctl", *self._where, "--output=json", "--all", *matches]
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         return [json.loads(line) for line in lines]
+
+    @contextmanager
+    def stands_still(self) -> Iterator[None]:
+        """Stopped, and its socket takes not one entry more."""
+        if self._journald is None:
+            pytest.skip("the journal is the machine's")
+        self._journald.send_signal(signal.SIGSTOP)
+        try:
+            while fill(SOCKET):
+                pass
+            yield
+        finally:
+            self._journald.send_signal(signal.SIGCONT)
+
+
+def fill(address: str) -> int:
+    """Sends datagrams, as many as one sender may, until it would have to wait."""
+    sent = 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(BlockingIOError):
+        sender.setblocking(False)
+        while sender.sendto(b"STATUS=full\n", address):
+            sent += 1
+    return sent
 
 
 @contextmanager
 def journal(folder: Path) -> Iterator[Journal]:
     if Path(SOCKET).exists():
-        yield Journal(None)
+        yield Journal(None, None)
         return
     needs("journalctl")
     (folder / "journal").mkdir(parents=True)
@@ -47,7 +78,7 @@ def journal(folder: Path) -> Iterator[Journal]:
         try:
             wait_until((folder / "journal/socket").exists, "the journal")
             link.symlink_to(folder / "journal/socket")
-            yield Journal(folder / "log")
+            yield Journal(folder / "log", journald)
         finally:
             link.unlink(missing_ok=True)
             journald.terminate()
@@ -59,3 +90,13 @@ def connect(daemon: Daemon) -> Daemon:
     status = daemon.log.stat()
     daemon.env["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
     return daemon
+
+
+def program(code: str, stderr: Path, journal: bool = True) -> subprocess.Popen[bytes]:
+    """A Python program whose standard error is the file, and a stream of the journal as far as it is told."""
+    with stderr.open("wb") as file:
+        status = os.fstat(file.fileno())
+        told = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"} if journal else {}
+        return subprocess.Popen(
+            [sys.executable, "-c", code], cwd=REPOSITORY, stderr=file, env={**os.environ, **told}
+        )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from aiosd.host.journal import Handler
-from aiosd.host.message_ids import Id, about
-from tests.journald import connect, journal
+from aiosd.host.message_ids import Id
+from tests.journald import connect, journal, program
 from tests.running import Daemon, wait_until
 
 pytestmark = pytest.mark.mount
@@ -76,17 +75,94 @@ def test_each_line_of_the_audit_log_is_in_the_journal(
         assert found.entries(pid, f"MESSAGE_ID={Id.DENIED}")[0]["AIOS_AGENT"] == "a"
 
 
+LOGS = """
+import logging
+from aiosd.host import journal
+from aiosd.host.message_ids import Id, about
+
+journal.begin("info")
+log = logging.getLogger("test")
+"""
+
+
 def test_a_message_is_one_entry_whatever_it_holds(tmp_path: Path) -> None:
     """A newline makes no field, and one that is too long for a datagram goes by a file."""
-    log = logging.Logger("test")
-    log.addHandler(Handler("aiosd"))
-    pid = f"_PID={os.getpid()}"
+    code = (
+        LOGS
+        + r"""
+log.warning("one\nAIOS_AGENT=eve\n", extra=about(agent="ada", request=7))
+log.warning("of %s", "a\udcff\0b", extra=about(agent="bytes"))
+log.error("x" * 500_000, extra=about(agent="long"))
+"""
+    )
     with journal(tmp_path / "j") as found:
-        log.warning("one\nAIOS_AGENT=eve\n", extra=about(agent="ada", request=7))
-        log.error("x" * 500_000, extra=about(agent="long"))
+        with program(code, tmp_path / "log") as logs:
+            pid = f"_PID={logs.pid}"
+        assert logs.returncode == 0
         wait_until(lambda: bool(found.entries(pid, "AIOS_AGENT=long")), "the long one")
         [entry] = found.entries(pid, "AIOS_AGENT=ada")
         assert entry["MESSAGE"] == "one\nAIOS_AGENT=eve\n"
-        assert entry["PRIORITY"] == "4"
+        assert (entry["PRIORITY"], entry["LOGGER"], entry["AIOS_REQUEST"]) == ("4", "test", "7")
         assert not found.entries(pid, "AIOS_AGENT=eve")
+        assert found.entries(pid, "AIOS_AGENT=bytes")[0]["MESSAGE"] == list(b"of a?\0b")
         assert len(found.entries(pid, "AIOS_AGENT=long")[0]["MESSAGE"]) == 500_000
+    assert (tmp_path / "log").read_text() == ""
+
+
+def test_what_is_logged_last_is_in_the_journal(tmp_path: Path) -> None:
+    """At an exit, and where a thread died."""
+    ends = "for number in range(3000): log.info('number %d', number)"
+    dies = "import threading; from aiosd.__main__ import die; threading.excepthook = die\n"
+    dies += "thread = threading.Thread(target=lambda: 1 / 0, name='t'); thread.start(); thread.join()"
+    with journal(tmp_path / "j") as found:
+        with program(LOGS + ends, tmp_path / "log") as exits, program(LOGS + dies, tmp_path / "log") as dead:
+            pass
+        assert (exits.returncode, dead.returncode) == (0, 70)
+        last = f"_PID={exits.pid}", "MESSAGE=number 2999"
+        wait_until(lambda: bool(found.entries(*last)), "the last message")
+        assert len(found.entries(f"_PID={exits.pid}")) == 3000
+        wait_until(lambda: bool(found.entries(f"_PID={dead.pid}")), "the error")
+        [entry] = found.entries(f"_PID={dead.pid}")
+        assert entry["PRIORITY"] == "2"
+        assert entry["MESSAGE"].startswith("thread t ended by an error\nTraceback")
+        assert entry["MESSAGE"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_a_journal_that_stands_still_holds_up_no_request(
+    make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    with journal(tmp_path / "j") as found:
+        daemon = connect(make_daemon()).start()
+        pid = f"_PID={daemon.process.pid}" if daemon.process else ""
+        daemon.sh("mkdir agents/ada; echo '{\"max_tokens\": 3}' > agents/ada/params.json")
+        with found.stands_still():
+            began = time.monotonic()
+            for _ in range(10):
+                assert daemon.sh("echo hi > agents/ada/syscall/llm && cat agents/ada/syscall/llm").stdout
+            assert time.monotonic() - began < 5
+        wait_until(lambda: len(found.entries(pid, "AIOS_AGENT=ada", "AIOS_STATE=done")) == 10, "the entries")
+        with found.stands_still():
+            assert daemon.stop() == 0
+        assert daemon.log.read_text() == ""
+
+
+def test_a_daemon_starts_while_the_journal_stands_still(tmp_path: Path) -> None:
+    with journal(tmp_path / "j") as found, found.stands_still():
+        code = LOGS + "log.info('one')"
+        with program(code, tmp_path / "log") as logs:
+            assert logs.wait(20) == 0
+
+
+def test_without_systemd_python_standard_error_has_the_log_and_says_so_once(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['systemd'] = None\n" + LOGS + "log.info('one'); log.info('two')"
+    with journal(tmp_path / "j") as found:
+        with program(code, tmp_path / "log") as logs:
+            pass
+        lines = (tmp_path / "log").read_text().splitlines()
+        assert logs.returncode == 0
+        assert lines[0].startswith("WARNING aiosd: systemd-python is missing")
+        assert lines[1:] == ["INFO test: one", "INFO test: two"]
+        assert not found.entries(f"_PID={logs.pid}")
+    with program(code, tmp_path / "log", journal=False):
+        pass
+    assert (tmp_path / "log").read_text().splitlines() == lines[1:], "elsewhere nothing is missing"

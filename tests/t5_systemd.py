@@ -164,6 +164,18 @@ def test_the_compiled_operations_are_used(machine: Machine) -> None:
         assert "compiled operations are not usable" not in journal(machine, "-u aiosd")
 
 
+def test_of_debians_python_packages_it_sees_systemds_alone(machine: Machine) -> None:
+    """Without it the entries would be lines of standard error, which have no LOGGER and no fields."""
+    look = "import sys, systemd.journal, systemd.daemon; print(systemd.__file__, *sys.path)"
+    file, *path = machine.out("root", f"/usr/lib/aios/bin/python3 -I -c '{look}'").split()
+    assert file.startswith("/usr/lib/aios/lib/")
+    assert not any("dist-packages" in folder for folder in path)
+    for unit, name in (("aiosd", "aiosd"), ("aios-privileged", "aios-privileged")):
+        assert journal(machine, f"-u {unit} -o cat LOGGER={name}")
+    assert "systemd-python" not in journal(machine, "-b")
+    machine.run("root", "test -e $(readlink -f /usr/lib/aios/lib/python3.*/site-packages/systemd)/journal.py")
+
+
 def test_another_user_reads_nothing_of_it(machine: Machine) -> None:
     for command in (
         "cat /aios/agents/ada/syscall/llm",

@@ -1,37 +1,55 @@
 """Where the log goes: to the systemd journal, with fields, when standard error is a stream of it; else there.
 
-`journalctl AIOS_AGENT=ada` finds what an agent did. An entry is one datagram of the journal's native protocol
-(systemd.io/JOURNAL_NATIVE_PROTOCOL), or a sealed memory file when it is too long for one, so that nothing of
-systemd is needed. Any thread may log.
+`journalctl AIOS_AGENT=ada` finds what an agent did. Any thread may log, and none waits for the journal or for
+the reader of standard error: a thread of aiosd.host.backlog does.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
-import socket
+import stat
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
+from aiosd.host.backlog import Backlog
 from aiosd.host.message_ids import NOTICE
+from aiosd.host.notify import asked
 
 SOCKET = "/run/systemd/journal/socket"
-PATIENCE_S = 1.0  # for a journal that is busy: then an entry is lost, and no request waits
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-FORMAT = "%(levelname)s %(name)s: %(message)s"
+RETRY_S = 0.1
+LINE = logging.Formatter("%(levelname)s %(name)s: %(message)s")
 PRIORITIES = (  # of syslog(3)
     (logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (NOTICE, 5), (logging.INFO, 6),
 )  # fmt: skip
+REMEDY = (
+    "and a service manager hears nothing; install Debian's python3-systemd, or for a checkout libsystemd-dev"
+    " and pkg-config and run ./setup again"
+)
+Sendv = Callable[..., None]  # systemd.journal.sendv
 
 
 def begin(level: str, name: str = "aiosd") -> None:
-    """From here on what is logged goes where it belongs; there `name` is who says it."""
-    logging.logProcesses = logging.logMultiprocessing = False  # looked up each time, and not told
-    handler = Handler(name) if is_journal(sys.stderr.fileno()) else logging.StreamHandler(sys.stderr)
-    logging.basicConfig(level=level.upper(), format=FORMAT, handlers=[handler])
+    """Set up the log of this process; `name` is its SYSLOG_IDENTIFIER. No other thread may run yet."""
+    logging.logProcesses = logging.logMultiprocessing = False  # looked up for each message, and not in any
+    write, missing = to_standard_error, ""
+    journal = is_journal(sys.stderr.fileno())
+    if journal or asked():
+        try:
+            sendv = open_journal()
+            write = partial(to_journal, sendv, name) if journal else write
+        except ImportError as error:
+            missing = f"systemd-python is missing ({error}): the log goes to standard error, {REMEDY}"
+        except OSError as error:
+            missing = f"libsystemd's socket cannot be used ({error}): the log goes to standard error"
+    root = logging.getLogger()
+    root.setLevel(level.upper())
+    root.addHandler(Backlog(write))
+    if missing:
+        logging.getLogger(name).warning("%s", missing)
 
 
 def is_journal(descriptor: int) -> bool:
@@ -40,41 +58,48 @@ def is_journal(descriptor: int) -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}" and os.path.exists(SOCKET)
 
 
-class Handler(logging.Handler):
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self._who = name
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.settimeout(PATIENCE_S)
+def to_standard_error(record: logging.LogRecord) -> None:
+    """Not by sys.stderr: it would be locked while its reader stands still, and the daemon could not exit."""
+    os.write(2, f"{LINE.format(record)}\n".encode(errors="backslashreplace"))
 
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # there is nowhere left to tell it
-            self._send(encode({"SYSLOG_IDENTIFIER": self._who, **fields(record)}))
 
-    def _send(self, entry: bytes) -> None:
-        try:
-            self._socket.sendto(entry, SOCKET)
-        except OSError as error:
-            if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
-                raise
-            file = os.memfd_create("aiosd-log", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-            try:
-                with open(file, "wb", closefd=False) as out:
-                    out.write(entry)
-                fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
-                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, file.to_bytes(4, sys.byteorder))
-                self._socket.sendmsg([b""], [rights], 0, SOCKET)
-            finally:
-                os.close(file)
+def open_journal() -> Sendv:
+    """Return systemd.journal.sendv, made to raise BlockingIOError where it would wait for the journal.
+
+    sendv keeps Python's global lock while it waits, so one entry for a journald that stands still would stop
+    every thread of the daemon. libsystemd sends all entries through one socket, which it opens for the first
+    entry and does not hand out. The kernel gives a new descriptor the lowest free number, and it refuses a
+    message of more than 1,024 parts (sendmsg(2), EMSGSIZE): the call here opens the socket and sends nothing.
+    Raises ImportError and OSError.
+    """
+    from systemd.journal import sendv
+
+    number = os.dup(2)
+    os.close(number)
+    with suppress(OSError):
+        sendv(*["AIOS_OPEN=1"] * 1025)
+    if not stat.S_ISSOCK(os.fstat(number).st_mode):
+        raise OSError(f"descriptor {number} is another file")
+    os.set_blocking(number, False)
+    send: Sendv = sendv
+    return send
+
+
+def to_journal(sendv: Sendv, name: str, record: logging.LogRecord) -> None:
+    entry = {"SYSLOG_IDENTIFIER": name, **fields(record)}
+    lines = [f"{key}={value}".encode(errors="replace") for key, value in entry.items()]
+    wait_s = 0.001  # journald is busy, or stands still, and nothing tells when it reads again
+    while True:
+        with suppress(BlockingIOError):
+            return sendv(*lines)
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, RETRY_S)
 
 
 def fields(record: logging.LogRecord) -> dict[str, object]:
     """The names of fields are in capitals, as those of `extra` that are meant for here."""
-    message = record.getMessage()
-    if record.exc_info:
-        message += "\n" + logging.Formatter().formatException(record.exc_info)
     return {
-        "MESSAGE": message,
+        "MESSAGE": record.getMessage(),
         "PRIORITY": next((p for level, p in PRIORITIES if record.levelno >= level), 7),
         "LOGGER": record.name,
         "CODE_FILE": record.pathname,
@@ -83,15 +108,3 @@ def fields(record: logging.LogRecord) -> dict[str, object]:
         "THREAD_NAME": record.threadName,
         **{key: value for key, value in vars(record).items() if key.isupper()},
     }
-
-
-def encode(entry: Mapping[str, object]) -> bytes:
-    """A value with a newline is told with its length: what a user wrote cannot become a field."""
-    lines = bytearray()
-    for key, value in entry.items():
-        data = str(value).encode("utf-8", "replace")
-        if b"\n" in data:
-            lines += key.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
-        else:
-            lines += key.encode() + b"=" + data + b"\n"
-    return bytes(lines)

@@ -129,6 +129,7 @@ class Privileged:
                 daemon.end()
             except Exception:
                 log.exception("the daemon's orders")
+                logging.shutdown()
                 os._exit(70)  # EX_SOFTWARE: tools die with it, and the service manager starts it again
 
 
