@@ -23,7 +23,7 @@ from pathlib import Path
 
 from aiosd import __version__
 from aiosd.config.changes import story
-from aiosd.config.config import Config, Daemon, load, private_mount
+from aiosd.config.config import Config, DaemonConfig, load, private_mount
 from aiosd.errors import AiosError
 from aiosd.fs import layout
 from aiosd.fs.libfuse import Server
@@ -73,9 +73,9 @@ def configure(options: argparse.Namespace) -> Config:
     daemon = config.daemon
     mount, state = options.mount, options.state
     if not identity.is_root():  # the system's folders are not an ordinary user's
-        mount = mount or (private_mount() if daemon.mount == Daemon.mount else None)
+        mount = mount or (private_mount() if daemon.mount == DaemonConfig.mount else None)
         home = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "aios"
-        state = state or (home if daemon.state == Daemon.state else None)
+        state = state or (home if daemon.state == DaemonConfig.state else None)
     mount, state = os.path.abspath(mount or daemon.mount), os.path.abspath(state or daemon.state)
     return replace(config, daemon=replace(daemon, mount=mount, state=state))
 

@@ -66,7 +66,7 @@ class Events:
             watching = list(self._watching.values())
         for caller, watchers in watching:
             if self._sees(caller, new):
-                watchers.tell()
+                watchers.notify()
 
     def watch(self, callback: Callable[[], None], caller: Caller) -> Unwatch:
         """Of the events that he may see: thousands may wait for theirs while others' come."""

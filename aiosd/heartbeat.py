@@ -48,7 +48,7 @@ class Heartbeat:
             if self._every_s and time.monotonic() >= next_s:
                 next_s = time.monotonic() + self._every_s
                 self._feed(self._every_s)
-            self._tell()
+            self._notify_status()
             until_s = next_s - time.monotonic() if self._every_s else STATUS_S
             if self._stopping.wait(max(0.01, min(STATUS_S, until_s))):
                 return
@@ -79,7 +79,7 @@ class Heartbeat:
         self._reader = None
         return f"{file} cannot be read" if status and is_mounted(self._mount) else ""
 
-    def _tell(self) -> None:
+    def _notify_status(self) -> None:
         line = status(self._kernel, self._mount)
         if line != self._last_line and not self._stopping.is_set():
             notify(STATUS=line)

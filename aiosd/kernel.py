@@ -234,7 +234,7 @@ class Kernel:
         agent = self.agents.find(parts[2]) if path.startswith("/agents/") and len(parts) > 2 else None
         if agent:
             agent.note(error.explanation, file="/".join(parts[3:]))
-        self.refusals.tell(path, error)
+        self.refusals.log(path, error)
 
 
 def gid_of(group: str) -> int | None:

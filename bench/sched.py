@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from aiosd.access.caller import Caller
-from aiosd.config.config import Config, Daemon, EngineConfig, Quota, Scheduling
+from aiosd.config.config import Config, DaemonConfig, EngineConfig, Quota, SchedulerConfig
 from aiosd.cores.models import ModelState
 from aiosd.kernel import Kernel
 from aiosd.scheduler.chooser import BUILT_IN
@@ -59,7 +59,12 @@ def kernel(model: Path, **engine: Any) -> Iterator[Kernel]:
         quota = Quota(queued_requests=20_000, **engine.pop("quota", {}))
         settings = EngineConfig(**{"max_running": PLACES, **engine})
         made = Kernel(
-            Config(daemon=Daemon(state=folder), engine=settings, quota=quota, scheduler=Scheduling("fifo")),
+            Config(
+                daemon=DaemonConfig(state=folder),
+                engine=settings,
+                quota=quota,
+                scheduler=SchedulerConfig("fifo"),
+            ),
             model,
         )
         made.start()

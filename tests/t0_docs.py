@@ -16,7 +16,7 @@ import pytest
 from aiosd import __main__ as daemon
 from aiosd.access.caller import Caller
 from aiosd.cli import aiosctl
-from aiosd.config.config import Config, Daemon, ModelConfig
+from aiosd.config.config import Config, DaemonConfig, ModelConfig
 from aiosd.config.mcp import Server
 from aiosd.cores.pool import Worker
 from aiosd.fs import layout
@@ -126,7 +126,7 @@ KINDS: dict[type[Node], set[str]] = {
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[Kernel]:
     """One object of each kind, and nothing started. The group root exists everywhere."""
-    kernel = Kernel(Config(daemon=Daemon(state=str(tmp_path), group="root")), tmp_path / "NAME")
+    kernel = Kernel(Config(daemon=DaemonConfig(state=str(tmp_path), group="root")), tmp_path / "NAME")
     caller = Caller(0, 0, 1)
     kernel.agent_objects.add("NAME", caller)
     kernel.context_objects.add("NAME", caller)

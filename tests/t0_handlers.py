@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from aiosd.access.caller import Caller
-from aiosd.config.config import Config, Daemon
+from aiosd.config.config import Config, DaemonConfig
 from aiosd.cores.pool import Worker
 from aiosd.errors import BadRequest
 from aiosd.handlers import table
@@ -80,7 +80,7 @@ class EchoHandler(Handler):
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     monkeypatch.setattr(table, "KINDS", {**KINDS, "echo": Kind(Echo, EchoHandler)})
-    kernel = Kernel(Config(daemon=Daemon(state=str(tmp_path))), tmp_path / "no-model")
+    kernel = Kernel(Config(daemon=DaemonConfig(state=str(tmp_path))), tmp_path / "no-model")
     yield kernel
     kernel.stop()
 
@@ -103,7 +103,7 @@ def test_a_kind_goes_on_after_a_restart(kernel: Kernel, tmp_path: Path) -> None:
     waiting = kernel.admission.submit(ME, FILE, b"later")
     assert not waiting.state.final, "nothing runs before the start"
     kernel.stop()
-    again = Kernel(Config(daemon=Daemon(state=str(tmp_path))), tmp_path / "no-model")
+    again = Kernel(Config(daemon=DaemonConfig(state=str(tmp_path))), tmp_path / "no-model")
     again.start()
     wait_until(lambda: again.admission.get(waiting.id).state.final, "the answer")
     assert again.admission.get(waiting.id).answer.text == "LATER"

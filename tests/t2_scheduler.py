@@ -14,7 +14,7 @@ import pytest
 
 from aiosd.access.caller import Caller
 from aiosd.access.permissions import Permission
-from aiosd.config.config import Config, Daemon, EngineConfig
+from aiosd.config.config import Config, DaemonConfig, EngineConfig
 from aiosd.errors import Busy, RequestFailed, StoreFull
 from aiosd.kernel import Kernel
 from aiosd.scheduler.handler import Source
@@ -56,7 +56,7 @@ SAMPLINGS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> dict[tuple[int, int], list[int]]:
     """The tokens of each request when it has the machine to itself."""
-    state = Daemon(state=str(tmp_path_factory.mktemp("alone")))
+    state = DaemonConfig(state=str(tmp_path_factory.mktemp("alone")))
     kernel = Kernel(Config(daemon=state, engine=EngineConfig(max_running=1)), random_llama)
     kernel.start()
     asked = {

@@ -94,10 +94,10 @@ class Audit:
             if self._cut:
                 raise StoreFull(f"{self.file}: the disk is full", "free some space there")
             self._last = digest(data)
-        tell(what, facts)
+        log_line(what, facts)
 
 
-def tell(what: str, facts: Mapping[str, object]) -> None:
+def log_line(what: str, facts: Mapping[str, object]) -> None:
     """In the log: acts and refusals are worth a look, that a call came to a good end is not."""
     named = {key: text(value) for key, value in facts.items() if value or key in ("uid", "exit_status")}
     said = " ".join(f"{key}={named[key]}" for key in SAID if key in named)

@@ -26,7 +26,7 @@ class Refusals:
         self._lock = threading.Lock()
         self._told_s: dict[tuple[str, type[AiosError]], float] = {}
 
-    def tell(self, path: str, error: AiosError) -> None:
+    def log(self, path: str, error: AiosError) -> None:
         """`path`: what was called upon, from the mount."""
         kind, parts = type(error), path.split("/")
         what = "/".join(parts[:3])

@@ -41,7 +41,7 @@ def one_of(default: str, *choices: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Daemon:
+class DaemonConfig:
     mount: str = "/aios"
     state: str = "/var/lib/aios"
     group: str = "aios"  # group of agents/ and contexts/, where it exists
@@ -51,14 +51,14 @@ class Daemon:
 
 
 @dataclass(frozen=True)
-class Scheduling:
+class SchedulerConfig:
     policy: str = "fair"
     policies: str = "/etc/aios/policies"  # the administrator's own, files with rank and preempt
     quantum: int = at_least(1, 64)  # tokens a request may generate before another may take its place
 
 
 @dataclass(frozen=True)
-class Limits:
+class LimitsConfig:
     request_bytes: int = 4 << 20
     queued_requests: int = 10_000
     context_bytes: int = 8 << 20  # of the messages of one context
@@ -126,9 +126,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Config:
-    daemon: Daemon = field(default_factory=Daemon)
-    scheduler: Scheduling = field(default_factory=Scheduling)
-    limits: Limits = field(default_factory=Limits)
+    daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     quota: Quota = field(default_factory=Quota)
     quotas: Mapping[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)  # ("user", "ada")
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -157,7 +157,7 @@ def _merge(config: Config, file: Path) -> Config:
         raise ConfigError(f"{file}: {error.strerror}", "name a readable file with --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: {error}") from None
-    source = Source(file, text)
+    source = TomlSource(file, text)
     changed: dict[str, Any] = {}
     sections = [name for name in _fields(Config) if name != "quotas"]
     for name, table in tables.items():
@@ -185,7 +185,7 @@ def _merge(config: Config, file: Path) -> Config:
     return dataclasses.replace(config, **changed)
 
 
-def _model(source: Source, name: str, table: object) -> ModelConfig:
+def _model(source: TomlSource, name: str, table: object) -> ModelConfig:
     where = ["models", name]
     if not isinstance(table, dict) or "path" not in table:
         raise ConfigError(f"{source.at(where)}: a model needs a path", f'[models.{name}] path = "/folder"')
@@ -201,7 +201,7 @@ def _model(source: Source, name: str, table: object) -> ModelConfig:
     return model
 
 
-def _server(source: Source, name: str, table: object) -> Server:
+def _server(source: TomlSource, name: str, table: object) -> Server:
     where = ["mcp", name]
     if not re.fullmatch(mcp.NAME, name):
         raise ConfigError(f"{source.at(where)}: a server's name is 1 to 32 of A-Z a-z 0-9 _ -")
@@ -217,7 +217,7 @@ def _server(source: Source, name: str, table: object) -> Server:
         raise ConfigError(f"{source.at(where)}: {error}", hint) from None
 
 
-def _quotas(source: Source, some: dict[str, Any]) -> dict[tuple[str, str], Mapping[str, int]]:
+def _quotas(source: TomlSource, some: dict[str, Any]) -> dict[tuple[str, str], Mapping[str, int]]:
     """[quota.user.NAME], [quota.group.NAME] and [quota.agent.NAME]."""
     found: dict[tuple[str, str], Mapping[str, int]] = {}
     for kind, by_name in some.items():
@@ -236,7 +236,7 @@ def _quotas(source: Source, some: dict[str, Any]) -> dict[tuple[str, str], Mappi
     return found
 
 
-def _grants(source: Source, by_tool: object) -> dict[str, tuple[str, ...]]:
+def _grants(source: TomlSource, by_tool: object) -> dict[str, tuple[str, ...]]:
     """[tools.network]: for each tool a list of host:port."""
     where = ["tools", "network"]
     if not isinstance(by_tool, dict):
@@ -253,7 +253,7 @@ def _grants(source: Source, by_tool: object) -> dict[str, tuple[str, ...]]:
     return {tool: tuple(grants) for tool, grants in by_tool.items()}
 
 
-def _section(source: Source, where: list[str], now: Section, table: dict[str, Any]) -> Section:
+def _section(source: TomlSource, where: list[str], now: Section, table: dict[str, Any]) -> Section:
     known = _fields(type(now))
     rules = {f.name: f.metadata for f in dataclasses.fields(type(now))}  # type: ignore[arg-type]
     for key, value in table.items():
@@ -274,7 +274,7 @@ def _fields(section: type[Any]) -> dict[str, type[Any]]:
     return {f.name: hints[f.name] for f in dataclasses.fields(section)}
 
 
-class Source:
+class TomlSource:
     """Finds the line of a key: tomllib keeps no positions, and an error without a line is half an error."""
 
     def __init__(self, file: Path, text: str) -> None:

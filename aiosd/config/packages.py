@@ -18,7 +18,7 @@ from typing import Any
 import jsonschema
 from jsonschema.exceptions import best_match
 
-from aiosd.config.config import NAME, STEPS_MAX, Source
+from aiosd.config.config import NAME, STEPS_MAX, TomlSource
 from aiosd.errors import ConfigError
 from aiosd.host.ownership import check_owner
 
@@ -92,7 +92,7 @@ def read(folder: Path, trusted: bool = False) -> Package:
         raise ConfigError(f"{file}: {error}", HINT) from None
     if not PACKAGE.fullmatch(folder.name):
         raise ConfigError(f"{folder}: its name is to be 1 to 20 of A-Z a-z 0-9 _ -, no - in front")
-    source = Source(file, text)
+    source = TomlSource(file, text)
     _check(source, table)
     command = tuple(str(folder / part[2:]) if part.startswith("./") else part for part in table["command"])
     program = Path(command[0])
@@ -108,7 +108,7 @@ def read(folder: Path, trusted: bool = False) -> Package:
     return Package(folder.name, folder, table["description"], command, settings, lines)
 
 
-def _check(source: Source, table: Mapping[str, Any]) -> None:
+def _check(source: TomlSource, table: Mapping[str, Any]) -> None:
     wrong = best_match(jsonschema.Draft202012Validator(SCHEMA).iter_errors(table))
     if wrong is None:
         return

@@ -37,7 +37,7 @@ class Residency:
         """Before a turn starts on a worker: KV that is kept here goes there first."""
         if context.worker == worker.id:
             return
-        self._tell(context, wire.Keep(context.id, "drop"))
+        self._order(context, wire.Keep(context.id, "drop"))
         context.worker = None
         if taken := self.swap.take(context.id):
             file, checked = taken
@@ -52,19 +52,19 @@ class Residency:
 
     def pin(self, context: Context) -> None:
         """Heeds that it was pinned or unpinned."""
-        self._tell(context, wire.Keep(context.id, "pin" if context.pinned else "unpin"))
+        self._order(context, wire.Keep(context.id, "pin" if context.pinned else "unpin"))
 
     def fork(self, context: Context, to: Context) -> None:
         """KV is shared, not copied."""
         if self._pool.find(context.worker):
-            self._tell(context, wire.Fork(context.id, to.id))
+            self._order(context, wire.Fork(context.id, to.id))
             to.worker = context.worker
         else:
             self.swap.share(context.id, to.id)
 
     def drop(self, context: Context) -> None:
         """The KV is of no use any more."""
-        self._tell(context, wire.Keep(context.id, "drop"))
+        self._order(context, wire.Keep(context.id, "drop"))
         context.worker = None
         self.swap.drop(context.id)
 
@@ -132,6 +132,6 @@ class Residency:
         for done in waiting:
             done.set_result(None if file is None else os.dup(file))
 
-    def _tell(self, context: Context, message: wire.Message) -> None:
+    def _order(self, context: Context, message: wire.Message) -> None:
         if worker := self._pool.find(context.worker):
             self._pool.send(worker, message)

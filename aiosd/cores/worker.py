@@ -120,7 +120,7 @@ class Loop:
             self._obey_waiting()
             outputs = self._engine.step()
             if outputs:
-                self._tell(outputs)
+                self._emit(outputs)
 
     def _obey_waiting(self) -> None:
         """One thing that takes long between two steps: those that run wait for no more than that."""
@@ -230,7 +230,7 @@ class Loop:
                 os.close(file)
         self._channel.send(wire.Restored(message.context, tokens, error))
 
-    def _tell(self, outputs: list[Output]) -> None:
+    def _emit(self, outputs: list[Output]) -> None:
         for output in outputs:
             if output.error is not None:
                 self._live.discard(output.id)

@@ -28,7 +28,7 @@ class Watchers:
     def __len__(self) -> int:
         return len(self._callbacks)
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Never with a lock held that a callback may take."""
         for callback in list(self._callbacks):
             callback()

@@ -22,7 +22,7 @@ SHOWN = 32  # of these and of the newest it is shown so many for a decision
 OLD_S = 0.1  # how long an order holds at least
 
 
-class Ready:
+class ReadyJobs:
     """The jobs of one model that may start now, and those of them that a policy has to look at.
 
     To rank all of 10,000 takes milliseconds. So the best of an order that was made a moment ago compete
@@ -72,7 +72,7 @@ class Queue:
         self.per_agent: Counter[str] = Counter()
         self.running_of: Counter[int | str] = Counter()  # by user and by agent
         self.held_back: set[int | str] = set()  # those of them who have as many as they may
-        self._ready: dict[str, Ready] = {}  # by model
+        self._ready: dict[str, ReadyJobs] = {}  # by model
         self._of_agents: dict[int, dict[int, Request]] = {}  # unfinished requests, by agent
         self._turns: dict[int, deque[Request]] = {}  # by context: unfinished requests, oldest first
         self._held: set[int] = set()  # paused agents, by id
@@ -89,10 +89,10 @@ class Queue:
     def of_agent(self, agent_id: int) -> list[Request]:
         return list(self._of_agents.get(agent_id, {}).values())
 
-    def ready(self, model: str) -> Ready:
+    def ready(self, model: str) -> ReadyJobs:
         ready = self._ready.get(model)
         if ready is None:
-            ready = self._ready[model] = Ready()
+            ready = self._ready[model] = ReadyJobs()
         return ready
 
     def add(self, request: Request, startable: bool = True) -> None:

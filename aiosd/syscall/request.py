@@ -49,7 +49,7 @@ class Answer:
                 return
             self._bytes += data
         if not last:
-            self._watchers.tell()
+            self._watchers.notify()
 
     def end(self, data: bytes = b"", error: AiosError | None = None) -> None:
         """Append the last bytes, and let readers reach the end or the error."""
@@ -57,7 +57,7 @@ class Answer:
             if not self.ended:
                 self._bytes += data
             self.ended, self.error = True, error
-        self._watchers.tell()
+        self._watchers.notify()
 
     def read(self, size: int, offset: int) -> bytes | None:
         """None: nothing there yet. Raises the error of a failed request once its text is read."""

@@ -48,7 +48,7 @@ class Requests(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Running:
+class RunningLoop:
     request: Request
     asked: Loop
     before: list[Message]  # the conversation up to the question
@@ -63,12 +63,12 @@ class Running:
 class Steps:
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
-        self._loops: dict[int, Running] = {}
+        self._loops: dict[int, RunningLoop] = {}
 
     def begin(self, request: Request, before: list[Message], known: list[Request]) -> None:
         """`known`: children that an earlier daemon made."""
         assert isinstance(request.spec, Loop)
-        loop = Running(request, request.spec, before, {place(child): child for child in known})
+        loop = RunningLoop(request, request.spec, before, {place(child): child for child in known})
         self._loops[request.id] = loop
         self._go_on(loop)
 
@@ -88,14 +88,14 @@ class Steps:
             self._show(loop, loop.earlier + child.text[: toolcalls.hold(child.text)])
 
     @staticmethod
-    def _show(loop: Running, text: str) -> None:
+    def _show(loop: RunningLoop, text: str) -> None:
         """All of it, of which the reader has a part already."""
         new = text[len(loop.request.text) :]
         if new:
             loop.request.text = text
             response.grow(loop.request, new, [])
 
-    def _go_on(self, loop: Running) -> None:
+    def _go_on(self, loop: RunningLoop) -> None:
         """Never twice at once: what ends meanwhile, also by what is done here, is looked at afterwards."""
         with loop.lock:
             loop.changed = True
@@ -117,7 +117,7 @@ class Steps:
                 why = "the daemon could not go on; the log says why"
                 self._requests.finish(loop.request, State.FAILED, why)
 
-    def _advance(self, loop: Running) -> None:
+    def _advance(self, loop: RunningLoop) -> None:
         """Makes the children that are next, or ends the loop."""
         request, turns, said = loop.request, list[Message](), ""
         for step in range(1, loop.asked.steps + 1):
@@ -150,7 +150,7 @@ class Steps:
             request, State.FAILED, f"it made calls in all of its {loop.asked.steps} steps; raise max_steps"
         )
 
-    def _ask(self, loop: Running, step: int, turns: list[Message]) -> None:
+    def _ask(self, loop: RunningLoop, step: int, turns: list[Message]) -> None:
         """The model, with all that was said before."""
         messages = (*loop.before, *turns)
         if sum(len(message["content"]) for message in messages) > MESSAGES_CHARS:
@@ -163,7 +163,7 @@ class Steps:
         )  # fmt: skip
         self._make(loop, str(step), chat, "")
 
-    def _call(self, loop: Running, at: str, call: toolcalls.Call) -> Request:
+    def _call(self, loop: RunningLoop, at: str, call: toolcalls.Call) -> Request:
         if child := loop.children.get(at):
             return child
         groups, hopeless = loop.asked.groups, ""
@@ -175,7 +175,7 @@ class Steps:
             spec = ToolCall(call.name[:NAME_CHARS], call.arguments)
         return self._make(loop, at, spec, hopeless)
 
-    def _make(self, loop: Running, at: str, spec: Spec, hopeless: str) -> Request:
+    def _make(self, loop: RunningLoop, at: str, spec: Spec, hopeless: str) -> Request:
         asked = loop.request
         file = f"/agents/{asked.agent}/requests/{asked.id}/steps/{at}"
         id = self._requests.new_id()
@@ -187,7 +187,7 @@ class Steps:
             self._requests.finish(child, State.CANCELLED, "its request ended")
         return child
 
-    def _end(self, loop: Running, child: Request, said: list[Message]) -> None:
+    def _end(self, loop: RunningLoop, child: Request, said: list[Message]) -> None:
         request = loop.request
         between(request)[:] = said
         request.finish_reason = child.finish_reason
