@@ -21,7 +21,7 @@ from aiosd.fs.files import File, Handle, Opening
 from aiosd.host.watchers import Unwatch
 from aiosd.scheduler.admission import Admission
 from aiosd.scheduler.handler import Source
-from aiosd.syscall.foreign import NotJson
+from aiosd.syscall.foreign import NotJson, is_object
 from aiosd.syscall.request import Request
 
 DESCRIPTORS = 4096  # of a process that are looked at
@@ -169,7 +169,7 @@ class Draft:
             self._check_bytes(data)
             self._admission.reserve(self._caller, len(data))
             self.body += data
-            if self.body[:1] == b"{" and data.endswith((b"}", b"\n")):
+            if is_object(self.body) and data.endswith((b"}", b"\n")):
                 self._check_json()
         except Busy:  # what was written stays, and this may be written again
             self._decoder.setstate(decoded)

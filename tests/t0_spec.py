@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aiosd.errors import BadRequest
 from aiosd.syscall.chat import Chat, Defaults, Loop, as_asked, parse
-from aiosd.syscall.foreign import NotJson
+from aiosd.syscall.foreign import NotJson, read_json
 from aiosd.syscall.sampling import Sampling
 
 DEFAULTS = Defaults(model="m", system="be brief", nice=3, sampling=Sampling(max_tokens=9))
@@ -61,7 +61,7 @@ def test_a_bad_request_says_what_is_wrong(body: bytes, reason: str) -> None:
         ("top_p", 2),
         ("max_tokens", 0),
         ("max_tokens", 1.5),
-        ("seed", 1 << 64),
+        ("seed", 1 << 63),
         ("stop", [""]),
         ("stop", ["x"] * 17),
         ("stop", 7),
@@ -228,3 +228,44 @@ def test_a_reason_quotes_no_more_than_a_line_of_a_hostile_request() -> None:
     with pytest.raises(BadRequest) as caught:
         parse_json(**{"x" * 1_000_000: 1})
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("NaN", "NaN is no number"),
+        ("-Infinity", "no number"),
+        ("1e999", "too large"),
+        ("-1e999", "too large"),
+        ("18446744073709551616", "64 bits"),
+        ("-9223372036854775809", "64 bits"),
+        ("1" * 5000, "64 bits"),
+        ('{"a":1,"b":2,"a":3}', "'a' stands twice"),
+        ('"\\ud800"', "surrogate"),
+        ("[" * 70 + "]" * 70, "deeper"),
+    ],
+)
+@pytest.mark.parametrize(
+    "place", ['{"x":%s}', '{"messages":[{"role":"user","content":"x","tool_calls":[%s]}]}']
+)
+def test_what_python_takes_for_json_and_the_standard_does_not_is_refused(
+    value: str, why: str, place: str
+) -> None:
+    with pytest.raises(NotJson, match=why) as caught:
+        parse((place % value).encode(), DEFAULTS)
+    assert not caught.value.incomplete
+
+
+@pytest.mark.parametrize("value", ["18446744073709551615", "-9223372036854775808", "1e308", "-0.0", "0"])
+def test_numbers_of_64_bits_are_json(value: str) -> None:
+    assert repr(read_json(value)) == repr(json.loads(value))
+
+
+@pytest.mark.parametrize("before", [b"", b" ", b"\n\t\r\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf \n"])
+def test_blanks_and_a_byte_order_mark_before_json_leave_it_json(before: bytes) -> None:
+    asked = parse(before + b'{"prompt":"x"}', DEFAULTS)
+    assert (asked.json, asked.messages) == (True, ({"role": "user", "content": "x"},))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text() -> None:
+    assert parse("\ufeffhello".encode(), DEFAULTS).messages[0]["content"] == "hello"

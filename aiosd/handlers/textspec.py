@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from aiosd.errors import BadRequest
-from aiosd.syscall.foreign import checked, decode, prose, read_json
+from aiosd.syscall.foreign import checked, decode, is_object, prose, read_json
 from aiosd.syscall.spec import Spec
 
 
@@ -32,7 +32,7 @@ class TextSpec(Spec):
     def parse(cls, body: bytes, model: str) -> Self:
         """A plain text, or the API's JSON when the first byte is `{`. Raises BadRequest."""
         text = decode(body)
-        given = checked(input_of(read_json(text), model)) if body[:1] == b"{" else prose(text)
+        given = checked(input_of(read_json(text), model)) if is_object(body) else prose(text)
         return cls(given, model, json=True)
 
 

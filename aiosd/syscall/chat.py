@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from aiosd.config.config import STEPS_MAX
 from aiosd.errors import BadRequest
 from aiosd.syscall import completion, grammar
-from aiosd.syscall.foreign import decode, prose, read_json
+from aiosd.syscall.foreign import decode, is_object, prose, read_json
 from aiosd.syscall.keys import boolean, choice, integer, number, string
 from aiosd.syscall.sampling import Sampling
 from aiosd.syscall.spec import Message, Spec, with_tuples
@@ -164,9 +164,9 @@ class Defaults:
 
 
 def parse(body: bytes, defaults: Defaults) -> Chat:
-    """Text, or a JSON object when the first byte is `{`. Raises BadRequest."""
+    """Text, or a JSON object (foreign.is_object). Raises BadRequest."""
     text = decode(body)
-    if body[:1] == b"{":
+    if is_object(body):
         return parse_json(text, defaults)
     return begin(defaults, {"role": "user", "content": prose(text)})
 
@@ -187,7 +187,7 @@ def looping(chat: Chat, steps: int) -> Chat:
 
 def parse_json(text: str, d: Defaults) -> Chat:
     raw = read_json(text)
-    assert isinstance(raw, dict)  # its first byte is {
+    assert isinstance(raw, dict)  # it begins with {
     for key in raw:
         if key not in KEYS:
             raise BadRequest(f"unknown key {key!r}", f"keys are {', '.join(sorted(KEYS))}")

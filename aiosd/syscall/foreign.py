@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import Any
 
 from aiosd.errors import BadRequest
 
 DEPTH_MAX = 64
+INTEGER_MIN, INTEGER_MAX = -(1 << 63), (1 << 64) - 1
+DIGITS_MAX = 20  # of those, with the sign
+OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
 
 
 class NotJson(BadRequest):
@@ -18,10 +23,15 @@ class NotJson(BadRequest):
         self.incomplete = incomplete
 
 
+def is_object(body: bytes | bytearray) -> bool:
+    """Whether a request is JSON: its first character is `{`, perhaps behind blanks and a byte order mark."""
+    return OBJECT.match(body) is not None
+
+
 def decode(body: bytes) -> str:
     """The text of a request. Raises BadRequest."""
     try:
-        return body.decode()
+        return body.decode("utf-8-sig")  # a byte order mark is no text
     except UnicodeDecodeError as error:
         raise BadRequest(f"byte {error.start} is not UTF-8 text") from None
 
@@ -41,9 +51,10 @@ def checked(text: str) -> str:
 
 
 def read_json(text: str) -> Any:
-    """The value. Raises NotJson, also for a value that is nested too deep or that UTF-8 cannot carry."""
+    """The value. Raises NotJson, also for a value that is nested too deep or that UTF-8 cannot carry, for a key
+    that stands twice, and for a number that is none or that has more than 64 bits."""
     try:
-        raw = json.loads(text)
+        raw = DECODER.decode(text)
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
         raise NotJson(f"not JSON: {error}", incomplete=unfinished(text, error)) from None
     if depth(raw) > DEPTH_MAX:
@@ -55,6 +66,37 @@ def read_json(text: str) -> Any:
             "half a surrogate pair (\\ud800 to \\udfff) is no character", incomplete=False
         ) from None
     return raw
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {twice[:40]!r} stands twice in one object")
+    return made
+
+
+def finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is too large for a number")
+    return number
+
+
+def bounded(text: str) -> int:
+    if len(text) > DIGITS_MAX or not INTEGER_MIN <= int(text) <= INTEGER_MAX:
+        raise ValueError(f"{text[:40]} has more than 64 bits")
+    return int(text)
+
+
+def no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number in JSON")
+
+
+# Python's own decoder takes NaN, Infinity, keys that stand twice and numbers of any size.
+DECODER = json.JSONDecoder(
+    object_pairs_hook=unique, parse_float=finite, parse_int=bounded, parse_constant=no_constant
+)
 
 
 def depth(value: object) -> int:

@@ -17,6 +17,7 @@ from aiosd.scheduler.handler import Source
 from aiosd.scheduler.names import acting, check_nice
 from aiosd.syscall import response
 from aiosd.syscall.chat import Chat, Defaults, Loop, parse
+from aiosd.syscall.foreign import is_object
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.spec import Message
 
@@ -55,7 +56,7 @@ class ChatHandler(OnWorker):
 
     def misunderstood(self, source: Source, body: bytes) -> Chat:
         defaults = self.defaults(source)
-        return Chat((), defaults.sampling, defaults.model, json=body[:1] == b"{")
+        return Chat((), defaults.sampling, defaults.model, json=is_object(body))
 
     def defaults(self, source: Source) -> Defaults:
         """The settings that a request through this file starts from."""
