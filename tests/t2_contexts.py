@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import sqlite3
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +22,14 @@ from aiosd.context.contexts import Context
 from aiosd.cores import snapshot
 from aiosd.database.store import Store
 from aiosd.errors import AiosError, BadRequest, BadSnapshot, Busy, Denied, OverQuota
+from aiosd.handlers.embed.spec import Embed
 from aiosd.handlers.table import SPECS
+from aiosd.handlers.tokenize.spec import Tokenize
 from aiosd.kernel import Kernel
 from aiosd.scheduler.handler import Source
+from aiosd.syscall.chat import GREEDY, Chat, Loop
 from aiosd.syscall.request import Request, State
+from aiosd.syscall.toolcall import ToolCall
 from tests.running import wait_until
 from tests.t2_scheduler import LONG_S, ME, MakeKernel, ask, ended
 
@@ -503,7 +508,8 @@ def test_a_state_folder_of_the_first_version_is_taken_over(tmp_path: Path) -> No
     Store(tmp_path, SPECS).close()
     db = sqlite3.connect(tmp_path / "aios.db")
     db.executescript(
-        "DROP TABLE pins; DROP TABLE grants; DROP TABLE contexts; DROP INDEX requests_by_parent;"
+        "DROP TABLE counters; DROP TABLE pins; DROP TABLE grants; DROP TABLE contexts;"
+        "DROP INDEX requests_by_parent;"
         "ALTER TABLE requests DROP COLUMN parent; ALTER TABLE requests DROP COLUMN parked;"
         "CREATE TABLE contexts (name TEXT PRIMARY KEY, tokens INTEGER NOT NULL DEFAULT 0);"
         "INSERT INTO contexts VALUES ('old', 7); INSERT INTO messages VALUES ('old', 1, '{}');"
@@ -514,3 +520,41 @@ def test_a_state_folder_of_the_first_version_is_taken_over(tmp_path: Path) -> No
     assert [row[:3] for row in store.contexts()] == [("old", 1, 7)]
     assert store.messages("old") == [{}]
     assert store.add_context("new") == 2
+
+
+def test_requests_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
+    """Version 6 had one shape for all kinds, and the name of a tool where others have that of a model."""
+    Store(tmp_path, SPECS).close()
+    sampling = {**asdict(GREEDY), "stop": []}
+    said = [{"role": "user", "content": '{"x": 1}'}]
+    common = {
+        "messages": said, "sampling": sampling, "model": "m", "context": "", "context_id": 0, "system": "",
+        "tools": [], "decoded": [], "tool_choice": "auto", "schema": "", "nice": 3, "deadline_s": None,
+        "json": False, "stream": False, "operation": "llm", "steps": 0, "resume": False, "groups": [],
+    }  # fmt: skip
+    old = [
+        common,
+        {**common, "steps": 4, "groups": [5, 6], "context": "c", "context_id": 2},
+        {**common, "operation": "tool", "model": "tools/calc", "groups": [5]},
+        {**common, "operation": "embed", "json": True},
+        {**common, "operation": "tokenize", "json": True},
+    ]
+    db = sqlite3.connect(tmp_path / "aios.db")
+    for spec in old:
+        columns = "uid, agent, agent_id, file, state, spec, submitted_s"
+        values = 0, "", 0, "", "queued", json.dumps(spec), 1
+        db.execute(f"INSERT INTO requests ({columns}) VALUES (?,?,?,?,?,?,?)", values)
+    db.commit()
+    db.executescript("DROP TABLE counters; PRAGMA user_version=6")
+    db.close()
+    store = Store(tmp_path, SPECS)
+    chat = Chat(tuple(said), GREEDY, "m", nice=3)
+    assert [request.spec for request in store.unfinished()] == [
+        chat,
+        Loop(tuple(said), GREEDY, "m", nice=3, steps=4, groups=(5, 6), context="c", context_id=2),
+        ToolCall("calc", '{"x": 1}', (5,), nice=3),
+        Embed('{"x": 1}', "m", nice=3, json=True),
+        Tokenize('{"x": 1}', "m", nice=3, json=True),
+    ]
+    assert store.reserve_numbers(1) == 6
+    store.close()

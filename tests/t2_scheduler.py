@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -15,9 +16,11 @@ import pytest
 from aiosd.access.caller import Caller
 from aiosd.access.permissions import Permission
 from aiosd.config.config import Config, DaemonConfig, EngineConfig
+from aiosd.database.store import Store
 from aiosd.errors import Busy, RequestFailed, StoreFull
 from aiosd.kernel import Kernel
 from aiosd.scheduler.handler import Source
+from aiosd.scheduler.numbers import Numbers
 from aiosd.syscall.request import Request, State
 from tests.running import wait_until
 
@@ -211,6 +214,19 @@ def test_requests_survive_the_daemon(
         assert request.state is State.DONE
         if request.tokens:  # ended by this daemon; the text of the others is in the store
             assert request.tokens == alone[key]
+
+
+def test_a_number_that_was_given_is_not_given_again_after_a_kill(
+    make_kernel: MakeKernel, tmp_path: Path
+) -> None:
+    """The state as kill -9 leaves it, of a daemon that had given numbers and stored no request with them."""
+    before = make_kernel()
+    given = [before.admission.allocate("a0") for _ in range(3)]
+    left = tmp_path / "left"
+    shutil.copytree(before.store.folder, left)
+    store = Store(left, {})
+    assert Numbers(store).take() > max(given)
+    store.close()
 
 
 def test_ids_are_never_used_twice_even_when_their_agent_is_gone(make_kernel: MakeKernel) -> None:

@@ -26,6 +26,7 @@ CREATE TABLE permissions (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEG
 CREATE TABLE models (name TEXT PRIMARY KEY, path TEXT NOT NULL);
 CREATE TABLE pins (model TEXT PRIMARY KEY, devices TEXT NOT NULL);
 CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (kind, name));
+CREATE TABLE counters (name TEXT PRIMARY KEY, next INTEGER NOT NULL);
 """
 MIGRATIONS = {  # to the next version
     1: f"""
@@ -45,6 +46,7 @@ CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, 
     4: "ALTER TABLE requests ADD COLUMN parked TEXT NOT NULL DEFAULT '';",
     5: "CREATE TABLE pins (model TEXT PRIMARY KEY, devices TEXT NOT NULL);",
     6: """
+CREATE TABLE counters (name TEXT PRIMARY KEY, next INTEGER NOT NULL);
 UPDATE requests SET spec = CASE coalesce(json_extract(spec,'$.operation'),'llm')
 WHEN 'llm' THEN iif(coalesce(json_extract(spec,'$.steps'),0) > 0,
     json_set(json_remove(spec,'$.operation'),'$.kind','loop'),

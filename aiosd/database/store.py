@@ -174,10 +174,16 @@ class Store(Connection):
 
     # requests
 
-    def last_request_id(self) -> int:
-        """AUTOINCREMENT remembers the largest id ever used, also of requests since removed."""
-        rows = self._rows("SELECT seq FROM sqlite_sequence WHERE name='requests'")
-        return int(rows[0][0]) if rows else 0
+    def reserve_numbers(self, count: int) -> int:
+        """The first of so many numbers of requests that were never used, and will not be reserved again."""
+        with self._transaction() as db:
+            used = db.execute(
+                "SELECT coalesce(max(seq),0)+1 FROM sqlite_sequence WHERE name='requests'"
+            ).fetchone()
+            kept = db.execute("SELECT next FROM counters WHERE name='requests'").fetchone()
+            first = max(int(used[0]), int(kept[0]) if kept else 0)
+            db.execute("REPLACE INTO counters VALUES ('requests', ?)", (first + count,))
+        return first
 
     def add_request(self, request: Request) -> None:
         """From here on the request is accepted: it ends once, whatever happens to the daemon."""

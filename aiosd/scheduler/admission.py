@@ -5,7 +5,6 @@ What the bytes mean is the business of the request's kind (aiosd.scheduler.handl
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -29,6 +28,7 @@ from aiosd.scheduler.ending import Ending
 from aiosd.scheduler.handler import Handler, Source
 from aiosd.scheduler.limits import Limits
 from aiosd.scheduler.notices import Notices
+from aiosd.scheduler.numbers import Numbers
 from aiosd.scheduler.saving import Saving
 from aiosd.scheduler.scheduler import Scheduler
 from aiosd.syscall import response
@@ -60,7 +60,7 @@ class Admission:
         self._newest: dict[tuple[int, str, int | None], int] = {}
         self._read = WeakValueDictionary[int, Request]()  # ended requests, shared by all who read them
         self._drafts: dict[str, dict[int, None]] = {}  # by agent: allocated ids, oldest first
-        self._ids = itertools.count(store.last_request_id() + 1)
+        self._numbers = Numbers(store)
 
     def take_up(self) -> None:
         """Queue the requests that an earlier daemon accepted and did not end."""
@@ -240,7 +240,7 @@ class Admission:
     # drafts: requests/new
 
     def new_id(self) -> int:
-        return next(self._ids)
+        return self._numbers.take()
 
     def allocate(self, agent: str) -> int:
         with self._lock:

@@ -51,7 +51,8 @@ def checked(text: str) -> str:
 
 
 def read_json(text: str) -> Any:
-    """The value. Raises NotJson, also for a value that is nested too deep or that UTF-8 cannot carry, for a key
+    """The value. Raises NotJson, also for a value that is nested too deep or that UTF-8 cannot carry, for a
+    key
     that stands twice, and for a number that is none or that has more than 64 bits."""
     try:
         raw = DECODER.decode(text)
