@@ -88,7 +88,7 @@ def test_ci_calls_nothing_but_make_test() -> None:
         "exec make test </dev/null",
     ]
     dry = ["make", "--no-print-directory", "-n", "test"]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    env = {"PATH": os.environ["PATH"]}  # without the variables of a make around it
     make = subprocess.run(dry, cwd=ROOT, env=env, check=True, capture_output=True, text=True)
     assert make.stdout.splitlines() == ["./setup --tests", "tests/run "]
 
