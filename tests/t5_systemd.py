@@ -38,7 +38,7 @@ def machine(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     machines.unpack(machines.base_root(machines.depends(package)), root)
     machine = Machine(root)
     try:
-        (root / "root/aiosd.deb").hardlink_to(package)
+        shutil.copy(package, root / "root/aiosd.deb")
         (root / "etc/aios/conf.d").mkdir(parents=True)
         (root / "etc/aios/conf.d/10-test.toml").write_text("[limits]\nkeep_requests = 10000\n")
         machine.boot()
