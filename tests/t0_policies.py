@@ -226,7 +226,7 @@ def test_administrators_policies_are_used_when_nobody_else_can_write_them(
         (tmp_path / f"{name}.py").chmod(0o666 if name == "open" else 0o644)
     assert list(read_all(tmp_path)) == ["lifo"]
     said = " ".join(r.message for r in caplog.records)
-    for why in ("chmod go-w", "never closed", "no functions rank", "built-in policy has this name"):
+    for why in ("chmod go-w", "never closed", "must define rank", "built-in policy has this name"):
         assert why in said
     chooser = Chooser("lifo", tmp_path)
     assert chooser.order(view([job(1), job(2)]), 1)[0].id == 2

@@ -324,13 +324,13 @@ def test_hostile_files_are_refused_with_the_reason_and_change_nothing(make_kerne
         (swap(b'"prompt":"', b'"prompt":"9e999'), True, "no sense"),
         (swap(b'"shape":[', b'"shape":[' + b"9" * 50), True, "no sense"),
         (swap(identity, b"0" * len(identity)), True, "not loaded here"),
-        (swap(b'"layout":"fused', b'"layout":"other'), True, "runs otherwise"),
+        (swap(b'"layout":"fused', b'"layout":"other'), True, "another layout"),
         (swap(b'"aios_kv":"1"', b'"aios_kv":"9"'), True, "version"),
         (swap(b'"I32"', b'"F32"'), True, "other tensors"),
         (swap(b'"role": "user', b'"role": "evil'), True, "role"),
-        (swap(b'"unfinished": null', b'"unfinished": 1234'), True, "no sense"),
+        (swap(b'"unfinished": null', b'"unfinished": 1234'), True, "malformed"),
         (swap(b'"kv.0"', b'"kv.7"'), True, "other tensors"),
-        (swap(b'"F32"', b'"I32"'), True, "not the shape"),
+        (swap(b'"F32"', b'"I32"'), True, "not have the shape"),
         (swap(b'"prompt":"', b'"prompt":"9'), True, "longer than the tokens"),
     ]
     for change, sealed, why in cases:

@@ -146,7 +146,7 @@ def test_what_runs_at_a_stop_comes_to_its_end_and_the_rest_goes_on_later(
     wait_until(lambda: manager.says("STATUS", "stopping: requests that still run: 1"), "the drain")
     refused = daemon.sh("mkdir agents/late; echo hi > agents/late/syscall/llm; cat agents/late/log.jsonl")
     assert "endpoint shutdown" in refused.stderr
-    assert "write it again when it is back" in refused.stdout
+    assert "write the request again after the restart" in refused.stdout
     begun.close()
     answer = reader.communicate(timeout=60)[0]
     assert daemon.process

@@ -1,9 +1,9 @@
-"""The audit log: who called which tool, who decided what, how it ended. Appended to, never changed.
+"""The audit log: who called which tool, who decided about it, how it ended. Lines are only appended.
 
-Each line holds the SHA-256 of the one before it, so that a line cannot be changed or taken out without all
-later ones telling (`aiosctl audit verify`). Arguments and results are there as digests only: they may be
-secret. A call that cannot be written down is not run. Each line is a message of the daemon's log too, so that
-the journal finds it by its facts. Any thread may write.
+Each line holds the SHA-256 of the line before, so `aiosctl audit verify` finds a changed or missing line.
+Arguments and results may be secret, so the log holds only their digests. A call that cannot be logged does
+not run. Each line is also a message of the daemon's log, which journalctl finds by its fields. Any thread may
+call.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from aiosd.syscall.toolcall import ToolCall, outcome
 
 log = logging.getLogger(__name__)
 
-LINE_BYTES = 1 << 20  # more than any has
-SAID = ("tool", "agent", "request", "uid", "decision", "rule", "by", "why")  # in the message itself
+LINE_BYTES = 1 << 20  # longer than any line
+# the fields that the log message shows
+SAID = ("tool", "agent", "request", "uid", "decision", "rule", "by", "why")
 
 
 class Audit:
@@ -36,18 +37,18 @@ class Audit:
         self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         end = os.fstat(self._fd).st_size
         tail = os.pread(self._fd, LINE_BYTES, max(0, end - LINE_BYTES))
-        self._cut = bool(tail) and not tail.endswith(b"\n")  # by a crash or a full disk, inside a line
+        self._cut = bool(tail) and not tail.endswith(b"\n")  # a crash or a full disk left half a line
         lines = [line for line in tail.splitlines() if is_whole(line)]
         self._last = digest(lines[-1]) if lines else FIRST
 
     def close(self) -> None:
         with self._lock:
-            fd, self._fd = self._fd, -1  # never the number of another file
+            fd, self._fd = self._fd, -1  # a late write must not reach another file
             if fd >= 0:
                 os.close(fd)
 
     def called(self, request: Request) -> None:
-        """Raises StoreFull: then it is not to run."""
+        """Log a new call. Raises StoreFull: then the call must not run."""
         how = outcome(request)
         why = {"decision": how.decision, "rule": how.rule} if how.decision else {}
         self._write("called", request, pid=request.pid, exe=exe(request.pid), **why)
@@ -56,7 +57,7 @@ class Audit:
         self._write(decision, request, by=who(by))
 
     def granted(self, what: str, by: Caller, **facts: object) -> None:
-        """Before it takes effect: all that holds from then on. Raises StoreFull."""
+        """Log a grant, complete, before it takes effect. Raises StoreFull."""
         self._append(what, {**facts, "by": who(by)})
 
     def ended(self, request: Request) -> None:
@@ -98,7 +99,9 @@ class Audit:
 
 
 def log_line(what: str, facts: Mapping[str, object]) -> None:
-    """In the log: acts and refusals are worth a look, that a call came to a good end is not."""
+    """Repeat an audit line in the daemon's log: calls, decisions and failures as notices, good ends as
+    info.
+    """
     named = {key: text(value) for key, value in facts.items() if value or key in ("uid", "exit_status")}
     said = " ".join(f"{key}={named[key]}" for key in SAID if key in named)
     denied = what == "denied" or facts.get("decision") == "deny"
@@ -108,7 +111,7 @@ def log_line(what: str, facts: Mapping[str, object]) -> None:
 
 
 def text(value: object) -> str:
-    """A list is its words; of a caller its uid and program."""
+    """Render a value for the log. A list or a dictionary becomes its values, separated by spaces."""
     if isinstance(value, dict):
         return " ".join(str(part) for part in value.values())
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -119,7 +122,7 @@ def who(caller: Caller) -> dict[str, object]:
 
 
 def exe(pid: int) -> str:
-    """What runs there; empty when that cannot be seen. Of a step of an agent's loop there is no process."""
+    """Return the process's program; empty: it cannot be seen, or a step of an agent's loop has no process."""
     try:
         return os.readlink(f"/proc/{pid}/exe") if pid else ""
     except OSError:

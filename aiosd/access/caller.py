@@ -1,6 +1,6 @@
-"""The process behind a system call: its uid, gid, pid and groups, as the kernel tells them.
+"""The process behind a system call: its uid, gid, pid and groups, from the kernel.
 
-Knows no FUSE and no objects. Any thread may use it.
+Knows no FUSE and no objects. Any thread may call.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ class Caller:
     uid: int
     gid: int
     pid: int
-    groups: frozenset[int] = frozenset()  # supplementary ones
-    grouped: bool = True  # False: nobody has asked for them
+    groups: frozenset[int] = frozenset()  # the supplementary groups
+    grouped: bool = True  # False: `groups` was not read
 
     def with_groups(self) -> Caller:
-        """Asked while the process waits in its system call: later its pid may be another's."""
+        """Read the groups. Call this while the process waits in its system call; later its pid may
+        be reused.
+        """
         groups = frozenset(map(int, proc_status(self.pid, "Groups")))
         return Caller(self.uid, self.gid, self.pid, groups)
 
 
 def proc_status(pid: int, key: str) -> list[bytes]:
-    """One line of proc_pid_status(5); empty when it has ended, or is in a pid namespace we cannot see."""
+    """Return the words of one line of proc_pid_status(5). Empty: the process ended, or is not
+    visible here.
+    """
     status = b""
     try:
-        file = os.open(f"/proc/{pid}/status", os.O_RDONLY)  # not open(), which takes 20 us more
+        file = os.open(f"/proc/{pid}/status", os.O_RDONLY)  # open() takes 20 us longer
         try:
             while part := os.read(file, PAGE):
                 status += part

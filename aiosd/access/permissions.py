@@ -1,8 +1,8 @@
-"""Who may do what: the one place where uid, gid and mode bits are compared.
+"""Permissions: the only place where uids, gids and mode bits are compared.
 
-The kernel checks every path of the mount itself (default_permissions); `may` decides the same way
-about things a request only *names* in its text. `Permissions` remembers owners and modes of the
-objects users made or changed. Knows no FUSE; called by the tree and by request admission, any thread.
+The kernel checks every path of the mount itself (default_permissions). `may` decides the same way about
+objects that a request only names in its text. `Permissions` holds the owners and modes of the objects that
+users made or changed. Knows no FUSE. The tree and admission call, on any thread.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ READ, WRITE, EXECUTE = 4, 2, 1
 class Permission:
     uid: int
     gid: int
-    mode: int  # the nine bits and set-id/sticky, without the file type
+    mode: int  # permission, set-id and sticky bits, without the file type
 
 
 def wanted(flags: int) -> int:
-    """Of open(2)."""
+    """Return the permissions that open(2) needs for these flags."""
     want = (READ, WRITE, READ | WRITE, READ | WRITE)[flags & os.O_ACCMODE]
     return want | WRITE if flags & os.O_TRUNC else want
 
 
 def may(caller: Caller, permission: Permission, want: int) -> bool:
-    """As generic_permission() of the kernel: the first class that fits decides, root may."""
+    """As the kernel's generic_permission(): the first class that fits decides. Root may do nearly all."""
     if caller.uid == 0:
         return want != EXECUTE or bool(permission.mode & 0o111)
     if caller.uid == permission.uid:
@@ -50,7 +50,7 @@ def may(caller: Caller, permission: Permission, want: int) -> bool:
 
 
 def asks_groups(caller: Caller, permission: Permission, want: int) -> bool:
-    """Whether groups that nobody has asked for would decide what `may` says."""
+    """Whether the answer of `may` depends on supplementary groups that were not read."""
     if caller.grouped or caller.uid in (0, permission.uid) or caller.gid == permission.gid:
         return False
     return (permission.mode >> 3 & want == want) != (permission.mode & want == want)
@@ -62,12 +62,12 @@ class Permissions:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self.making = threading.RLock()  # held while an object is made or ended, so that it has its owner
+        self.making = threading.RLock()  # held while an object is made or ended, so that each has its owner
         self._by_path: dict[str, Permission] = {}
-        self.get: Callable[[str], Permission | None] = self._by_path.get  # of a path
-        self._below: dict[str, set[str]] = {}  # paths by the object they are of
-        self._owned: Counter[tuple[str, int]] = Counter()  # objects, by the folder they are in and user
-        self.by_group = 0  # how many that requests may name let a group do other things than all others
+        self.get: Callable[[str], Permission | None] = self._by_path.get  # takes a path
+        self._below: dict[str, set[str]] = {}  # by object: its paths
+        self._owned: Counter[tuple[str, int]] = Counter()  # objects, by folder and user
+        self.by_group = 0  # nameable objects whose group and other bits differ
         for path, uid, gid, mode in store.permissions():
             self._put(path, Permission(uid, gid, mode))
 
@@ -77,7 +77,9 @@ class Permissions:
             self._put(path, permission)
 
     def _put(self, path: str, permission: Permission | None) -> None:
-        """With what is counted. `get` takes no lock: at no time is a path missing that stays."""
+        """Set or drop one path, and update the counts. `get` takes no lock, so a path that stays is never
+        missing.
+        """
         before, folder = self._by_path.get(path), path.rpartition("/")[0]
         if before:
             self._owned[folder, before.uid] -= 1
@@ -92,7 +94,7 @@ class Permissions:
 
     @contextmanager
     def made(self, path: str, caller: Caller, mode: int) -> Iterator[None]:
-        """An object is made inside: it has its owner before it is there. `making` is held."""
+        """Give an object its owner before the caller makes it inside. The caller holds `making`."""
         self.set(path, Permission(caller.uid, caller.gid, mode))
         try:
             yield
@@ -103,7 +105,7 @@ class Permissions:
     def change(
         self, path: str, now: Permission, *, uid: int = -1, gid: int = -1, mode: int | None = None
     ) -> None:
-        """chmod and chown; -1 keeps an id, as in chown(2)."""
+        """Change owner, group or mode; -1 keeps an id, as in chown(2)."""
         self.set(
             path,
             replace(
@@ -119,7 +121,7 @@ class Permissions:
             return list(self._by_path)
 
     def count(self, folder: str, uid: int) -> int:
-        """How many objects a user has directly in a folder."""
+        """Return how many objects a user has directly in a folder."""
         return self._owned[folder, uid]
 
     def forget(self, path: str) -> None:
@@ -131,11 +133,11 @@ class Permissions:
 
 
 def by_group(path: str, permission: Permission) -> bool:
-    """Whether `may` could depend on a caller's groups."""
+    """Whether the answer of `may` can depend on the caller's groups."""
     mode = permission.mode
     return path.startswith(("/models/", "/contexts/", "/tools/")) and (mode >> 3 & 7) != (mode & 7)
 
 
 def object_of(path: str) -> str:
-    """/agents/ada of /agents/ada/syscall/llm, /access/groups/night of /access/groups/night/agents"""
+    """/agents/ada/syscall/llm → /agents/ada; /access/groups/night/agents → /access/groups/night"""
     return "/".join(path.split("/")[: 4 if path.startswith("/access/") else 3])

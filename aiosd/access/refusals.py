@@ -1,7 +1,7 @@
-"""What users were refused, as the log tells it: bounds and a full disk now and then, all else for debugging.
+"""Log refusals: limits and a full disk as notices and warnings, all others for debugging.
 
-Who is refused may ask a thousand times a second; the log has one line a minute of each object and kind of
-error. Any thread may tell.
+A refused program may try a thousand times a second. So the log gets one line a minute for each object and
+kind of error. Any thread may call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aiosd.host.message_ids import NOTICE, Id, about
 log = logging.getLogger(__name__)
 
 BOUNDS = (Busy, OverQuota, TooManyOpen)
-MACHINES = (StoreFailed, StoreFull)  # trouble of the machine, not of who was refused
+MACHINES = (StoreFailed, StoreFull)  # the machine's trouble, not the caller's
 AGAIN_S = 60.0
 REMEMBERED = 1000
 
@@ -27,7 +27,7 @@ class Refusals:
         self._told_s: dict[tuple[str, type[AiosError]], float] = {}
 
     def log(self, path: str, error: AiosError) -> None:
-        """`path`: what was called upon, from the mount."""
+        """Log a refusal. `path`: the file of the refused call, from the mount."""
         kind, parts = type(error), path.split("/")
         what = "/".join(parts[:3])
         if not isinstance(error, BOUNDS + MACHINES) or not self._is_new(what, kind):

@@ -1,7 +1,7 @@
-"""Rules of access: which calls of tools go on at once, which wait for a person, which are refused.
+"""Rules of access: which tool calls start at once, which wait for a person, which are refused.
 
-Read from TOML files, the administrator's before the built-in ones; the first that fits a call decides.
-A file that cannot be used keeps the daemon from starting, and from reloading: rules fail closed.
+The rules are read from TOML files, the administrator's before the built-in ones. The first rule that fits a
+call decides. Rules fail closed: with an unusable file the daemon does not start, and does not reload.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SCHEMA = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A call, as rules see it; names are asked for by those alone that need them."""
+    """A call, as rules see it. A rule looks up only the names that it compares."""
 
     tool: str
     irreversible: bool
@@ -64,7 +64,7 @@ class Asked:
     caller: Caller
     agent: str
     privileges: Callable[[], Collection[str]]
-    model: str  # which made it; empty: a person or a program did
+    model: str  # the model that made the call; empty: a person or a program made it
 
     def names(self, key: str) -> Collection[str]:
         match key:
@@ -80,15 +80,15 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is left out fits every call; of a list one has to fit."""
+    """One rule. A key that it leaves out fits every call; of a list, one glob has to fit."""
 
     decision: str  # allow, ask, deny
     place: str  # file and number, for the audit log
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # globs, by key of BY_NAME
     arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # globs, by argument
     irreversible: bool | None = None
-    by: str = ""  # the group that decides; empty: who called
-    why: str = ""  # told with the decision
+    by: str = ""  # the group that decides; empty: the caller
+    why: str = ""  # shown with the decision
 
     def fits(self, asked: Asked) -> bool:
         if self.irreversible not in (None, asked.irreversible):
@@ -103,7 +103,7 @@ class Rule:
 
 class Rules:
     def __init__(self, folder: Path) -> None:
-        """`folder`: the administrator's. Raises ConfigError."""
+        """Read all rules. `folder`: the administrator's. Raises ConfigError."""
         user_name.cache_clear()
         group_name.cache_clear()
         files = [*sorted(folder.glob("*.toml")), *sorted(BUILT_IN.glob("*.toml"))]
@@ -112,7 +112,8 @@ class Rules:
         self._rules = [rule for file, text in texts.items() for rule in parse(file, text)]
 
     def judge(self, asked: Asked) -> Rule:
-        return next(rule for rule in self._rules if rule.fits(asked))  # the last built-in one fits all
+        # the last built-in rule fits every call
+        return next(rule for rule in self._rules if rule.fits(asked))
 
 
 def read(file: Path) -> str:
@@ -121,8 +122,8 @@ def read(file: Path) -> str:
         with file.open("rb") as opened:
             check_owner(file, os.fstat(opened.fileno()))
             return opened.read().decode()
-    except (OSError, ValueError) as error:  # ValueError: another's, or not UTF-8
-        raise ConfigError(f"{file}: {error}", "aios-access(5) says what a file of rules holds") from None
+    except (OSError, ValueError) as error:  # ValueError: a wrong owner, or not UTF-8
+        raise ConfigError(f"{file}: {error}", "aios-access(5) describes the files of rules") from None
 
 
 def parse(file: Path, text: str) -> Iterable[Rule]:
@@ -135,7 +136,7 @@ def parse(file: Path, text: str) -> Iterable[Rule]:
         raise ConfigError(f"{file}: {place}{wrong.message}", "see aios-access(5)")
     for number, one in enumerate(raw["rule"], 1):
         if "by" in one and one["decision"] != "ask":
-            raise ConfigError(f"{file}: rule {number}: by is of rules that ask")
+            raise ConfigError(f"{file}: rule {number}: `by` is only for rules that ask")
         yield Rule(
             one["decision"],
             f"{file.name}, rule {number}",
@@ -152,7 +153,7 @@ def several(value: str | list[str]) -> tuple[str, ...]:
 
 
 def any_fits(globs: Iterable[str], names: Collection[str]) -> bool:
-    """fnmatch(3), case and all; in time that grows with the text alone, whoever wrote it."""
+    """fnmatch(3), case-sensitive. Its time depends only on the lengths, even for hostile text."""
     return any(fnmatchcase(name, glob) for glob in globs for name in names)
 
 
@@ -162,7 +163,7 @@ def text_of(value: object) -> str:
 
 @lru_cache(1024)
 def user_name(uid: int) -> str:
-    """The number, of a user without a name."""
+    """Return the user's name, or the uid as text if it has none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

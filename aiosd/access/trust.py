@@ -1,6 +1,6 @@
-"""What people have granted: whose tools a user lets run as him, and which agents are in a privilege group.
+"""Grants of people: whose tools a user lets run as himself, and which agents are in a privilege group.
 
-Privilege groups are agents of any owners that a rule names together (aiosd.access.rules). Any thread may
+A privilege group is a set of agents, of any owners, that rules can name (aiosd.access.rules). Any thread may
 call.
 """
 
@@ -21,7 +21,7 @@ class Trust:
         self._ids = {(kind, name): ids for kind, name, ids in store.grants()}
 
     def owners(self, uid: int) -> set[int]:
-        """Users whose tools that user lets run as him."""
+        """Return the users whose tools this user lets run as himself."""
         return self._ids.get((OWNERS, str(uid)), set())
 
     def set_owners(self, uid: int, owners: set[int]) -> None:
@@ -41,7 +41,7 @@ class Trust:
             self._ids.pop((GROUP, name), None)
 
     def members(self, name: str) -> set[int]:
-        """Ids of agents. Raises NotFound."""
+        """Return the ids of a group's agents. Raises NotFound."""
         try:
             return self._ids[GROUP, name]
         except KeyError:
@@ -52,7 +52,7 @@ class Trust:
         self._set(GROUP, name, agents)
 
     def groups_of(self, agent: int) -> list[str]:
-        """Of an id, which no later agent of the same name has."""
+        """Return the groups of an agent, by its id, which no later agent of its name has."""
         return [name for (kind, name), ids in list(self._ids.items()) if kind == GROUP and agent in ids]
 
     def _set(self, kind: str, name: str, ids: set[int]) -> None:

@@ -1,7 +1,7 @@
 """Agents: named settings that requests start from, owned by a user. Not processes.
 
-Holds every agent in memory and writes changes through to the store. Owners and modes are not here but in
-aiosd.access.permissions.Permissions. Any thread may call.
+Holds every agent in memory and writes changes through to the store. aiosd.access.permissions.Permissions
+holds owners and modes. Any thread may call.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Settings:
     nice: int = 0
     system: str = ""
     paused: bool = False
-    pid: int = 0  # the process it ends with; 0: with none
-    pid_started: str = ""  # lifetime.started_of
-    tools: Sequence[str] = ()  # names of those that are offered to the model
-    max_steps: int = 8  # how often a request may ask the model, to have its calls run; 0: they are not run
-    allowed: Sequence[str] = ()  # irreversible tools that its owner's calls need no decision for
+    pid: int = 0  # the agent ends with this process; 0: with none
+    pid_started: str = ""  # when that process started (lifetime.started_of)
+    tools: Sequence[str] = ()  # names of the tools that the model is offered
+    max_steps: int = 8  # how often a loop asks the model; 0: the model's calls are not run
+    allowed: Sequence[str] = ()  # irreversible tools that the owner may call without a decision
     params: dict[str, Any] = field(default_factory=dict)  # sampling keys of the chat-completion API
 
     @cached_property
@@ -52,19 +52,19 @@ DEFAULTS = Settings()
 @dataclass(slots=True, eq=False)
 class Agent:
     name: str
-    id: int  # of this agent and no later one of the same name
+    id: int  # no later agent of the same name has it
     settings: Settings = field(default_factory=Settings)
     usage: Usage = field(default_factory=Usage)
-    requests: int = 0  # finished ones, ever
+    requests: int = 0  # how many have ended, ever
     born_s: float = field(default_factory=time.time)
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
 
     def note(self, message: str, **facts: object) -> None:
-        """One line of log.jsonl: why something was refused, or how it ended."""
+        """Add a line to log.jsonl: why something was refused, or how it ended."""
         self.log.append(json.dumps({"time": round(time.time(), 3), "message": message, **facts}) + "\n")
 
     def account(self, request: Request) -> None:
-        """Adds a finished request; the store has its own sum, made in the same transaction as the end."""
+        """Add an ended request to the sums. The store adds it to its own, in the transaction of the end."""
         self.requests += 1
         self.usage.add(request.spent)
         if request.error:
@@ -107,7 +107,9 @@ class Agents:
             return agent
 
     def check(self, agent: Agent) -> None:
-        """A file opened before its agent was removed must not act on the next one of that name."""
+        """Raise NotFound if the agent was removed. A file opened before must not act on the next one of its
+        name.
+        """
         if self._by_name.get(agent.name) is not agent:
             raise NotFound(f"agent {agent.name} was removed")
 
@@ -126,7 +128,7 @@ class Agents:
 
 
 def nice(text: str) -> int:
-    return whole(text, -20, 19, "nice (the least is first)")
+    return whole(text, -20, 19, "nice (the lowest is first)")
 
 
 def system(text: str) -> str:
@@ -138,13 +140,13 @@ def system(text: str) -> str:
 
 
 def params(text: str) -> dict[str, Any]:
-    """Sampling parameters as one JSON object; empty means the defaults."""
+    """Parse sampling parameters, one JSON object; an empty text means the defaults."""
     try:
         raw = read_json(text or "{}")
     except BadRequest as error:
         raise BadValue(str(error)) from None
     if not isinstance(raw, dict):
-        raise BadValue("params.json is one JSON object")
+        raise BadValue("params.json takes one JSON object", '{"temperature": 0.7}')
     unknown = set(raw).difference(SAMPLING_KEYS)
     if unknown:
         raise BadValue(f"unknown key {min(unknown)!r}; keys are {', '.join(sorted(SAMPLING_KEYS))}")

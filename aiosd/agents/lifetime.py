@@ -1,7 +1,7 @@
-"""Agents that end with a process: the kernel tells of its end through a descriptor of it (pidfd_open(2)).
+"""End agents together with their process, whose end the kernel reports through pidfd_open(2).
 
-One thread waits for all of them. A process is known by its number and when it started, so that a number
-given again, also after a restart of the daemon or the machine, is nobody else's.
+One thread waits for all processes. A process is identified by its pid and its start time. So a reused pid is
+never mistaken for it, even after a restart of the daemon or the machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aiosd.host.message_ids import about
 
 log = logging.getLogger(__name__)
 
-PROCESSES_MAX = 256  # of one user, not of root: each takes a descriptor
+PROCESSES_MAX = 256  # per user, root excepted: each process takes a descriptor
 AGAIN_S = 5.0
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -35,12 +35,12 @@ class Watched:
 
 class Lifetimes:
     def __init__(self, end: Callable[[Agent], None]) -> None:
-        """`end` may raise an AiosError; it is called again then."""
+        """`end` removes an agent. When it raises an AiosError, it is called again later."""
         self._end = end
         self._lock = threading.Lock()
         self._poll = select.epoll()
         self._watched: dict[tuple[int, str], Watched] = {}  # by process
-        self._due: list[Agent] = []  # their process ended
+        self._due: list[Agent] = []  # agents whose process ended
         self._wake = os.eventfd(0)
         self._poll.register(self._wake, select.EPOLLIN)
         self._stopping = False
@@ -56,15 +56,17 @@ class Lifetimes:
             self._thread.join()
 
     def bind(self, agent: Agent, pid: int, started: str) -> None:
-        """Instead of to the process before. Raises BadValue when that one ended, and OverQuota."""
+        """Let the agent end with this process, and no longer with another. Raises BadValue if the process has
+        ended, and OverQuota.
+        """
         with self._lock:
             watched = self._watched.get((pid, started)) or self._watch(pid, started)
             watched.agents.add(agent)
             self._forget(agent, but=watched)
-        os.eventfd_write(self._wake, 1)  # it may have ended in between
+        os.eventfd_write(self._wake, 1)  # the process may have ended in between
 
     def expire(self, agent: Agent) -> None:
-        """Its process ended while nobody looked."""
+        """End the agent: its process ended while no daemon watched."""
         with self._lock:
             self._due.append(agent)
         os.eventfd_write(self._wake, 1)
@@ -112,7 +114,7 @@ class Lifetimes:
             for agent in due:
                 try:
                     self._end(agent)
-                except AiosError as error:  # the disk is full, say
+                except AiosError as error:  # for example, the disk is full
                     words = agent.name, error.explanation
                     log.error("agent %s cannot be removed yet: %s", *words, extra=about(agent=agent.name))
                     with self._lock:
@@ -120,7 +122,7 @@ class Lifetimes:
 
 
 def started_of(pid: int) -> str:
-    """Boot and clock ticks since: of this process and no other. Empty when it is not there, or a zombie."""
+    """Return boot id and start time, which identify a process. Empty: there is none, or it is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -129,13 +131,13 @@ def started_of(pid: int) -> str:
 
 
 def check(caller: Caller, text: str) -> int:
-    """The process that a user names; it has to be one of his."""
+    """Return the pid that a user names. Raises BadValue, or Denied if the process is another user's."""
     if not text.isdecimal() or len(text) > 9:
-        raise BadValue(f"{text[:40]!r} is not the number of a process", "echo $$ > pid")
+        raise BadValue(f"{text[:40]!r} is not a process id", "echo $$ > pid")
     if len(proc_status(caller.pid, "NSpid")) != 1:
-        raise Denied("processes have other numbers where you are", "name one from outside of the container")
+        raise Denied("process ids differ in your pid namespace", "write the pid from outside the container")
     pid = int(text)
-    if proc_status(pid, "Tgid") != [text.lstrip("0").encode()]:  # a thread is no process
+    if proc_status(pid, "Tgid") != [text.lstrip("0").encode()]:  # a thread id is refused too
         raise BadValue(f"there is no process {pid}")
     if caller.uid not in (0, os.stat(f"/proc/{pid}").st_uid):
         raise Denied(f"process {pid} is not yours")

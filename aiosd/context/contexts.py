@@ -1,6 +1,6 @@
-"""Contexts: conversations that outlive requests. Messages are in the store; this knows which exist.
+"""Contexts: conversations that outlive requests. The table is here; the messages are in the store.
 
-A context grows by a whole turn when its request is done, never by half of one. Any thread may call.
+A context grows by a whole turn when its request is done, never by a part of one. Any thread may call.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from aiosd.syscall.spec import Message, Spec
 @dataclass(slots=True, eq=False)
 class Context:
     name: str
-    id: int  # of this context and no later one of the same name
-    tokens: int = 0  # of the rendered conversation after its last turn; 0: not known yet
-    model: str = ""  # of its last turn
+    id: int  # no later context of the same name has it
+    tokens: int = 0  # length of the rendered conversation after its last turn; 0: not known yet
+    model: str = ""  # the model of its last turn
     pinned: bool = False
-    salt: str = ""  # its KV came from a user's file and is for its own requests only
-    unfinished: str = ""  # JSON: an answer that a kv file was taken in the middle of
-    worker: int | None = None  # that holds its KV
+    salt: str = ""  # not empty: its KV came from a user's file, and no other context's requests may use it
+    unfinished: str = ""  # JSON: the partial answer that its kv file held
+    worker: int | None = None  # the worker that holds its KV
 
 
 class Contexts:
@@ -53,7 +53,7 @@ class Contexts:
         return self._loops.get(id) or next((context for context in self.all() if context.id == id), None)
 
     def begin_loop(self, request: int) -> None:
-        """What keeps the KV of an agent's loop together while it goes on: it has no name and no messages."""
+        """Make the temporary context that keeps a loop's KV together. It has no name and no messages."""
         self._loops[-request] = Context("", -request)
 
     def loop(self, request: int) -> Context | None:
@@ -66,28 +66,30 @@ class Contexts:
         return [*self.all(), *list(self._loops.values())]
 
     def of(self, spec: Spec) -> Context | None:
-        """The one a request was made for: a later one of the same name is another's conversation."""
+        """Return the context that the request was made for, never a later one of the same name."""
         context = self._by_name.get(spec.context_name)
         return context if context is not None and context.id == spec.turn_of else None
 
     def owner(self, context: Context) -> tuple[int, bool]:
-        """(uid, whether nobody else may continue it)"""
+        """Return (uid, whether only that user may continue the context)."""
         at = self._permissions.get(f"/contexts/{context.name}") or Permission(0, 0, 0)
         return at.uid, not at.mode & 0o022
 
     def owns(self, uid: int, context: Context) -> bool:
-        """KV, which `kv` files hold, is kept of turns by the context's own user: a guest's prompt has his
-        agent's system prompt and tools in it, which are not for others to read."""
+        """Whether the KV of this user's turns may be kept, and so reach `kv` files. Only the owner's: a
+        guest's prompt contains the guest's system prompt and tools.
+        """
         return context.id < 0 or self.owner(context)[0] == uid
 
     def kv_owner(self, context: Context, uid: int) -> str:
-        """Of a turn by that user: prefixes are shared within one user; a context of several, or from a
-        file, has its own."""
+        """Return the name under which a turn of this user shares KV. A user shares it among his requests; a
+        context of several users, or from a file, only within itself.
+        """
         alone = context.id < 0 or self.owner(context) == (uid, True)  # a loop is its caller's alone
         return context.salt or (str(uid) if alone else f"context {context.id}")
 
     def whole(self, spec: Chat) -> list[Message]:
-        """System prompt, the conversation so far, and what is asked now."""
+        """Return the system prompt, the conversation so far, and the new messages."""
         context = self.of(spec)
         messages = [*(self.messages(context) if context else []), *spec.messages]
         if spec.system and not any(m["role"] == "system" for m in messages):
@@ -98,7 +100,7 @@ class Contexts:
         try:
             return self._by_name[name]
         except KeyError:
-            raise NotFound(f"no context {name}", f"mkdir contexts/{name} makes it") from None
+            raise NotFound(f"no context {name}", f"mkdir contexts/{name}") from None
 
     def add(self, name: str) -> Context:
         with self._lock:
@@ -107,7 +109,7 @@ class Contexts:
             return self._by_name[name]
 
     def fork(self, context: Context, name: str) -> Context:
-        """Another one with the same messages; from here on each goes its own way."""
+        """Make a new context with the same messages. Later changes of one do not show in the other."""
         with self._lock:
             self.check(context)
             self._check_free(name)
@@ -128,7 +130,7 @@ class Contexts:
         return self._store.messages(context.name)
 
     def append(self, context: Context, lines: str) -> None:
-        """Messages as JSON lines: all of them, or none and a BadValue."""
+        """Append messages given as JSON lines. A wrong line raises BadValue, and nothing is appended."""
         try:
             given = [
                 message(read_json(line), f"line {i}") for i, line in enumerate(lines.split("\n"), 1) if line
@@ -139,11 +141,11 @@ class Contexts:
             self.check(context)
             self._check_size(self.size(context) + len(lines.encode()))
             self._store.append_messages(context.name, given)
-            if context.unfinished:  # what it was an answer to is not the conversation any more
+            if context.unfinished:  # the partial answer belonged to the conversation as it was before
                 self._set(context, {"unfinished": ""})
 
     def replace(self, context: Context, messages: list[Message], **facts: Any) -> None:
-        """Another conversation takes its place, whole. `facts`: of Context, stored ones."""
+        """Replace the whole conversation. `facts`: new values for stored fields of Context."""
         with self._lock:
             self.check(context)
             self._check_size(sum(len(json.dumps(m, ensure_ascii=False).encode()) + 1 for m in messages))
@@ -155,16 +157,16 @@ class Contexts:
             raise OverQuota(f"a context has at most {self.bytes_max} bytes", "begin a new one")
 
     def size(self, context: Context) -> int:
-        """Bytes of messages.jsonl."""
+        """Return the size of messages.jsonl in bytes."""
         return self._store.messages_bytes(context.name)
 
     def check(self, context: Context) -> None:
-        """As Agents.check: the next context of that name is another one."""
+        """Raise NotFound if the context was removed, even if a new one has its name."""
         if self._by_name.get(context.name) is not context:
             raise NotFound(f"context {context.name} was removed")
 
     def truncate(self, context: Context, count: int) -> None:
-        """Keeps the first `count` messages."""
+        """Keep only the first `count` messages."""
         with self._lock:
             self.check(context)
             self._store.truncate_messages(context.name, count)

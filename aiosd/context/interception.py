@@ -1,7 +1,7 @@
-"""While an agent's tools run: asks the policy where its KV waits meanwhile, and has it brought there.
+"""Ask the policy where an agent's KV waits while the agent's tools run, and move it there.
 
-What the policy is told is measured: how long calls of a tool took, how fast a model reads prompts, how fast
-KV moved. KV is only a shortcut, so a wrong guess costs time and never a token. Any thread may call.
+The policy gets measured values: how long a tool's calls took, how fast a model reads prompts, how fast KV
+moved. Lost KV is recomputed, so a wrong guess costs time and never a token. Any thread may call.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from aiosd.tools.catalog import Tools
 
 log = logging.getLogger(__name__)
 
-PERSON_S = 60.0  # that somebody takes to decide
-TOOL_S = 1.0  # a tool that was never called
-READ_PER_S = 1000.0  # tokens of a prompt, before any was read
-MOVED_PER_S = 2e9  # bytes, before any were moved
-NEW = 0.2  # what the last measurement counts for
+PERSON_S = 60.0  # a guess: how long a person takes to decide
+TOOL_S = 1.0  # a guess for a tool that was never called
+READ_PER_S = 1000.0  # prompt tokens; a guess before the first measurement
+MOVED_PER_S = 2e9  # bytes; a guess before the first measurement
+NEW = 0.2  # the weight of a new measurement
 
 
 class Interception:
@@ -36,7 +36,7 @@ class Interception:
         self.chosen = {"keep": 0, "host": 0, "drop": 0}
 
     def away(self, context: Context, calls: Iterable[Request], running: Iterable[Request]) -> None:
-        """An agent's model has made these calls; `running` is on its worker."""
+        """Choose where the KV waits during these calls. `running`: the requests on the same worker."""
         worker = self._pool.find(context.worker)
         if worker is None:
             return
@@ -54,7 +54,7 @@ class Interception:
             self._residency.drop(context)
 
     def read(self, request: Request, tokens: int) -> None:
-        """A prompt was computed, so many tokens of it anew."""
+        """Measure how fast the model computed the `tokens` of a prompt that were not cached."""
         if request.started_s is None or tokens <= 0:
             return
         rate = tokens / max(time.time() - request.started_s, 1e-3)

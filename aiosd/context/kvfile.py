@@ -1,8 +1,7 @@
-"""A context as one file, contexts/NAME/kv: what reading it gives and writing it does.
+"""Contexts as files: reading contexts/NAME/kv exports a context, writing restores one.
 
-The file (aiosd.cores.snapshot) holds the messages, the KV that exists, and the turn that is being answered,
-if any. Everything in a file that is written came from a user, and is judged before anything of it is
-believed.
+The file (aiosd.cores.snapshot) holds the messages, the KV that exists, and the running turn, if any. A
+written file comes from a user: everything in it is checked before it is used.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from aiosd.syscall.foreign import read_json
 from aiosd.syscall.request import Request
 
 TOKENS_MAX = 1 << 20
-BLOCK = 16  # tokens of a KV block (aiosd.cores.engine.kv)
+BLOCK = 16  # tokens per KV block (aiosd.cores.engine.kv)
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class Turns(Protocol):
-    """The requests that have conversations now."""
+    """The running turns of conversations (aiosd.scheduler.scheduler)."""
 
     def turn(self, context: int) -> Request | None: ...
     def progress(self, request: Request) -> tuple[list[int], str]: ...
@@ -45,8 +44,9 @@ class KvFiles:
     turns: Turns
 
     def about(self, context: Context, request: Request | None) -> bytes:
-        """The JSON part of a kv file: the messages and, for the owner's running turn, its request and partial
-        answer."""
+        """Return the JSON part of a kv file: the messages and, for the owner's running turn, its request and
+        partial answer.
+        """
         unfinished = None
         if request is not None and self.contexts.owns(request.uid, context):
             assert isinstance(request.spec, Chat)
@@ -61,7 +61,7 @@ class KvFiles:
         return json.dumps({"messages": messages, "unfinished": unfinished}, ensure_ascii=False).encode()
 
     def restore(self, context: Context, file: int) -> None:
-        """Make the context what a whole file says. If it raises, nothing has changed."""
+        """Replace the context by a complete kv file. If this raises, nothing has changed."""
         header = snapshot.read(file)
         snapshot.verify(file, header)
         if header.kv:
@@ -69,7 +69,7 @@ class KvFiles:
         messages, unfinished = judged(snapshot.about(file, header))
         if self.turns.turn(context.id) is not None:
             raise Busy(f"context {context.name} has a turn going on", "cancel it first")
-        salt = secrets.token_hex(16)  # nobody else's requests may meet this KV
+        salt = secrets.token_hex(16)  # keeps other contexts' requests from using this KV
         facts = {
             "tokens": header.tokens,
             "salt": salt,
@@ -84,22 +84,23 @@ class KvFiles:
 
 
 class Export:
-    """A kv file that is read: asks for the KV, and puts the file together when the KV came."""
+    """One reading of a kv file: ask the worker for the KV, and build the file when the KV is here."""
 
     def __init__(self, files: KvFiles, context: Context) -> None:
         files.contexts.check(context)
         self._files, self._context = files, context
         request = files.turns.turn(context.id)
-        self._about = files.about(context, request)  # before the KV, which then has all of its tokens
+        # read before the KV, so that the KV covers all its tokens
+        self._about = files.about(context, request)
         on = context.worker if request is None or request.worker is None else request.worker
         self.came = files.residency.save(context, files.pool.find(on))
 
     def file(self) -> int:
-        """A descriptor for the caller to close; `came` is done."""
+        """Build the file after `came` is done. The caller closes the descriptor."""
         kv = self.came.result()
         if kv is None and (taken := self._files.residency.swap.take(self._context.id)):
             kv, _ = taken
-        self.came = Future()  # its file is ours now
+        self.came = Future()  # `close` must not close `kv` again
         self.came.set_result(None)
         file = os.memfd_create("aios-kv")
         try:
@@ -119,7 +120,7 @@ class Export:
         return file
 
     def close(self) -> None:
-        """Nobody will ask for the file any more."""
+        """Release the KV: nobody calls `file` any more."""
 
         def close(came: Future[int | None]) -> None:
             kv = came.result()
@@ -130,7 +131,9 @@ class Export:
 
 
 def check_model(models: Models, header: snapshot.Header) -> None:
-    """Whether a model here has made such KV, as large as its tokens and no larger than its context."""
+    """Check that a loaded model makes KV of this shape, that it covers no more tokens than the file has, and
+    that these fit into the model's context. Raises BadSnapshot.
+    """
     meta = header.meta
     infos = [model.info for model in models.all() if model.info.get("identity") == meta.model]
     if not infos:
@@ -140,7 +143,7 @@ def check_model(models: Models, header: snapshot.Header) -> None:
         )
     fitting = next((info for info in infos if info.get("kv_layout") == meta.layout), None)
     if fitting is None:
-        raise BadSnapshot(f"the KV is laid out as {meta.layout[:60]!r}, and that model runs otherwise here")
+        raise BadSnapshot(f"the KV has layout {meta.layout[:60]!r}; the model uses another layout here")
     blocks: set[int] = set()
     wanted = fitting["kv_shapes"]
     for (dtype, shape), tensor in zip(wanted, header.kv, strict=False):
@@ -149,11 +152,11 @@ def check_model(models: Models, header: snapshot.Header) -> None:
         blocks.add(tensor.shape[at] if same and tensor.dtype == DTYPES.get(dtype) else -1)
     count = blocks.pop() if len(blocks) == 1 else -1
     if len(header.kv) != len(wanted) or not 0 <= count * BLOCK <= header.tokens <= fitting["context_length"]:
-        raise BadSnapshot("the KV in the file has not the shape of this model's")
+        raise BadSnapshot("the KV in the file does not have the shape of this model's KV")
 
 
 def judged(about: bytes) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """Messages and the unfinished answer of `about`. Raises BadSnapshot."""
+    """Return the checked messages and unfinished answer of a file's JSON part. Raises BadSnapshot."""
     try:
         raw = read_json(about.decode())
         messages = [message(one, f"messages[{i}]") for i, one in enumerate(raw["messages"])]
@@ -165,9 +168,9 @@ def judged(about: bytes) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         texts = {key: unfinished[key] for key in ("system", "text", "model")}
         numbers = isinstance(tokens, list) and all(type(token) is int for token in tokens)
         if not numbers or len(tokens) > TOKENS_MAX or not all(isinstance(t, str) for t in texts.values()):
-            raise BadSnapshot("the file's unfinished answer makes no sense")
+            raise BadSnapshot("the file's unfinished answer is malformed")
         return messages, {"request": as_asked(asked), "tokens": tokens, **texts}
     except BadRequest as error:
         raise BadSnapshot(f"the file's conversation: {error}") from None
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError):
-        raise BadSnapshot("the file's conversation makes no sense") from None
+        raise BadSnapshot("the file's conversation is malformed") from None

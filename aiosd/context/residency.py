@@ -1,7 +1,7 @@
-"""Where each conversation's KV is (a worker, this process, disk, nowhere), and how it moves between them.
+"""Move each conversation's KV between the workers and Swap, and know where it is.
 
-Mechanism: who has to go is the eviction policy's, in the worker and in Swap. KV is only a shortcut, so that
-a message lost on the way costs time and never a token. Any thread may call.
+Mechanism only: the eviction policy chooses the victims, in the worker and in Swap. Lost KV is recomputed, so
+a lost message costs time and never a token. Any thread may call.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Residency:
         return resident + self.swap.bytes(context.id)
 
     def prepare(self, context: Context, worker: Worker, owner: str) -> None:
-        """Before a turn starts on a worker: KV that is kept here goes there first."""
+        """Bring the KV from Swap to a worker before a turn starts there, and drop it on any other worker."""
         if context.worker == worker.id:
             return
         self._order(context, wire.Keep(context.id, "drop"))
@@ -45,17 +45,17 @@ class Residency:
             os.close(file)
 
     def came(self, context: Context, worker: Worker) -> None:
-        """The worker holds it now."""
+        """Note that the worker holds the KV now."""
         context.worker = worker.id
         if context.pinned:
             self._pool.send(worker, wire.Keep(context.id, "pin"))
 
     def pin(self, context: Context) -> None:
-        """Heeds that it was pinned or unpinned."""
+        """Tell the worker that the context was pinned or unpinned."""
         self._order(context, wire.Keep(context.id, "pin" if context.pinned else "unpin"))
 
     def fork(self, context: Context, to: Context) -> None:
-        """KV is shared, not copied."""
+        """Let a forked context share the KV, without a copy."""
         if self._pool.find(context.worker):
             self._order(context, wire.Fork(context.id, to.id))
             to.worker = context.worker
@@ -63,15 +63,15 @@ class Residency:
             self.swap.share(context.id, to.id)
 
     def drop(self, context: Context) -> None:
-        """The KV is of no use any more."""
+        """Drop the KV everywhere."""
         self._order(context, wire.Keep(context.id, "drop"))
         context.worker = None
         self.swap.drop(context.id)
 
     def save(self, context: Context, worker: Worker | None, evict: bool = False) -> Future[int | None]:
-        """Asks the worker for the KV: the result is its file, for the caller to close, if there is any.
+        """Ask the worker for the KV. The result is a file for the caller to close, or None if there is no KV.
 
-        With `evict` it is in Swap then, and the result None.
+        With `evict` the KV moves to Swap, and the result is None.
         """
         done: Future[int | None] = Future()
         if worker is None:
@@ -80,7 +80,7 @@ class Residency:
         with self._lock:
             self._asked.setdefault((worker.id, context.id), []).append(done)
         self._pool.send(worker, wire.Save(context.id, evict))
-        if self._pool.find(worker.id) is not worker:  # it died before it could hear
+        if self._pool.find(worker.id) is not worker:  # it died before it got the message
             self._answered(worker, context.id)
         return done
 

@@ -1,8 +1,8 @@
-"""KV of conversations that left the workers' memory: in this process's (host), then on disk, then gone.
+"""KV of conversations that left the workers: first in this process's memory (host), then on disk, then gone.
 
-Each is one file of aiosd.cores.snapshot, in memory or in STATE/kv/ID.kv; the eviction policy says which one
-moves down when a budget is full. KV is only a shortcut: what is lost is computed again, to the same tokens.
-Any thread may call; one thread of its own does the moving.
+The KV of a conversation is one file of aiosd.cores.snapshot, in memory or in STATE/kv/ID.kv. When a budget is
+full, the eviction policy chooses which file moves down. Lost KV is recomputed to the same tokens. Any thread
+may call; Swap's own thread moves the files.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 class Image:
     bytes: int
     used: int
-    file: int | None  # in memory; None: on disk
-    checked: bool = True  # made here, in memory; what a user wrote may hold anything, and a disk may fail
+    file: int | None  # a descriptor of the memory; None: the file is on disk
+    checked: bool = True  # True: made here, in memory. False: a user wrote it, or a disk may have damaged it
 
 
 class Swap:
     def __init__(self, folder: Path, host_bytes: int, disk_bytes: int, reserve_bytes: int) -> None:
         self._folder, self.host_bytes, self.disk_bytes = folder, host_bytes, disk_bytes
-        self._reserve_bytes = reserve_bytes  # of the disk, for others
+        self._reserve_bytes = reserve_bytes  # free space that stays for other files
         self._moving = threading.Lock()
         self._images: dict[int, Image] = {}
         self._clock = itertools.count()
@@ -44,7 +44,7 @@ class Swap:
         self._thread = threading.Thread(target=self._run, name="swap", daemon=True)
 
     def start(self, known: Iterable[int]) -> None:
-        """Takes up what an earlier daemon left of these conversations."""
+        """Take over the files of an earlier daemon for the conversations that still exist."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         ids = set(known)
         for path in self._folder.iterdir():
@@ -78,14 +78,14 @@ class Swap:
         return sum(i.bytes for i in list(self._images.values()) if (i.file is None) == (tier == "disk"))
 
     def put(self, context: int, file: int, checked: bool = True) -> None:
-        """Takes the descriptor over."""
+        """Keep the KV of a context. Swap closes the descriptor later."""
         with self._changed:
             self._drop(context)
             self._images[context] = Image(os.fstat(file).st_size, next(self._clock), file, checked)
             self._changed.notify_all()
 
     def take(self, context: int) -> tuple[int, bool] | None:
-        """(descriptor, whether it needs no check), for the caller to close."""
+        """Return (a descriptor that the caller closes, whether the file needs no check)."""
         with self._changed:
             image = self._images.get(context)
             if image is None:
@@ -105,14 +105,14 @@ class Swap:
             self._drop(context)
 
     def release(self, context: int) -> None:
-        """A worker holds it again: memory is given back, a file on disk stays for when the worker dies."""
+        """Free the memory after a worker took the KV. A file on disk stays, in case the worker dies."""
         with self._changed:
             image = self._images.get(context)
             if image is not None and image.file is not None:
                 self._drop(context)
 
     def share(self, context: int, to: int) -> None:
-        """Files never change once they are here, so a copy is another name of the same bytes."""
+        """Let another context use the same file. A kept file never changes, so a second name is enough."""
         with self._changed:
             image = self._images.get(context)
             if image is None:
@@ -126,7 +126,7 @@ class Swap:
             self._images[to] = Image(image.bytes, next(self._clock), file, image.checked)
 
     def sink(self, context: int) -> None:
-        """From memory to disk, now."""
+        """Move the KV from memory to disk now."""
         self._to_disk(context)
 
     def _drop(self, context: int) -> None:
@@ -164,12 +164,14 @@ class Swap:
                     for id, i in self._images.items()
                     if (i.file is None) == (tier == "disk")
                 ]
-            if kept:  # the last one may have gone by itself
+            if kept:  # another thread may have dropped the last one
                 move(victim(kept))
 
     def _to_disk(self, context: int) -> None:
-        """Written aside, sealed and renamed: a file on disk is whole. What finds no room there is dropped."""
-        with self._moving:  # one at a time: the file aside is one for all
+        """Write a temporary file, seal and rename it: a file on disk is complete. Without room,
+        drop the KV.
+        """
+        with self._moving:  # one at a time: all use the same temporary file
             with self._changed:
                 image = self._images.get(context)
                 if image is None or image.file is None:
@@ -178,7 +180,7 @@ class Swap:
             aside = self._folder / "new"
             try:
                 self._check_disk(image.bytes)
-                with aside.open("w+b") as out:  # its folder is private
+                with aside.open("w+b") as out:  # the folder is private
                     size = snapshot.copy(file, out.fileno(), about=b"")
                 with self._changed:
                     if self._images.get(context) is image and image.file is not None:

@@ -1,6 +1,6 @@
-"""Admission: the bytes that a caller wrote become a request in the queue, or an error says why not.
+"""Admission: turn the bytes that a caller wrote into a queued request, or say by an error why not.
 
-What the bytes mean is the business of the request's kind (aiosd.scheduler.handler). FUSE threads call.
+The handler of the request's kind interprets the bytes (aiosd.scheduler.handler). FUSE threads call.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from aiosd.syscall import response
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.spec import Spec
 
-DRAFTS_MAX = 1000  # allocated by requests/new and not yet written, per agent
+DRAFTS_MAX = 1000  # ids per agent that requests/new allocated and nobody has written yet
 STOPPED = "the daemon stopped; the request goes on when it starts again"
 
 
@@ -58,7 +58,7 @@ class Admission:
         self._lock = threading.Lock()
         self._submitting = threading.Lock()
         self._newest: dict[tuple[int, str, int | None], int] = {}
-        self._read = WeakValueDictionary[int, Request]()  # ended requests, shared by all who read them
+        self._read = WeakValueDictionary[int, Request]()  # ended requests, shared by all their readers
         self._drafts: dict[str, dict[int, None]] = {}  # by agent: allocated ids, oldest first
         self._numbers = Numbers(store)
 
@@ -70,8 +70,8 @@ class Admission:
             request.running_most = self._limits.quotas.running(Caller(request.uid, -1, 0), request.agent)
             why = handler.lost(request)
             if not why and not request.spec.understood:
-                why = "the request could not be understood"  # known before the stop
-            why = why or handler.forbid(request)  # a person is asked again, even if the call was allowed
+                why = "the request could not be understood"  # the earlier daemon knew it
+            why = why or handler.forbid(request)  # ask a person again, even if the call was allowed
             self._scheduler.queue.add(request, startable=not why)
             if why:
                 self._ending.finish(request, State.FAILED, why)
@@ -79,11 +79,11 @@ class Admission:
     # judging
 
     def asks_groups(self, source: Source) -> bool:
-        """Whether a request through this file may be decided by the caller's groups, or act with them."""
+        """Whether admitting or running a request of this file may need the caller's groups."""
         return self._handlers[source.kind].asks_groups(source) or bool(self._permissions.by_group)
 
     def check(self, caller: Caller, source: Source, size: int) -> None:
-        """Refuse what can be refused before the request is whole: called by the write() that begins it."""
+        """Refuse what can be refused before the request is complete. The first write() calls this."""
         self._limits.check_open()
         self._limits.check_room(caller, source.agent.name if source.agent else "", size)
         if source.agent:
@@ -91,19 +91,17 @@ class Admission:
         self._handlers[source.kind].check(caller, source)
 
     def judge(self, caller: Caller, source: Source, body: bytes) -> Spec:
-        """Raises BadRequest, NotFound, Denied, OverQuota."""
+        """Parse and check a complete request. Raises BadRequest, NotFound, Denied, OverQuota."""
         return self._handlers[source.kind].judge(caller, source, body)
 
     # submitting
 
     def submit(self, caller: Caller, source: Source, body: bytes, id: int | None = None) -> Request:
-        """Queue a request. One whose text is wrong is queued too, and fails with the reason for its
-        readers.
-        """
+        """Queue a request. A wrong text is queued too: the request fails, and its readers see the reason."""
         if b'"response_format"' in body or b'"tools"' in body:
-            with suppress(AiosError):  # a schema may take long the first time: not while others wait
+            with suppress(AiosError):  # a new schema may take long: compile it before taking the lock
                 self.judge(caller, source, body)
-        with self._submitting:  # what was judged still holds when the request is in the queue
+        with self._submitting:  # what `judge` finds still holds when the request enters the queue
             request = self._submit(caller, source, body, id)
         with self._lock:
             if id is None:
@@ -138,9 +136,9 @@ class Admission:
         return request
 
     def admit(self, request: Request, hopeless: str = "") -> None:
-        """Accept a request for which there is room: after this it ends exactly once. Raises StoreFull.
+        """Accept a request; from here on it ends exactly once. The caller checked for room. Raises StoreFull.
 
-        A `hopeless` one is known to be wrong: it ends as failed, with that reason.
+        `hopeless`: why the request is wrong. Such a request ends as failed, with that reason.
         """
         scheduler, handler = self._scheduler, self._handlers[request.spec.kind]
         hopeless = hopeless or handler.forbid(request)
@@ -151,7 +149,7 @@ class Admission:
             scheduler.trace.enter(request, "queued")
             scheduler.counters["admitted"] += 1
         try:
-            self._store.add_request(request)  # its worker may be at it already: nobody knows of it yet
+            self._store.add_request(request)  # a worker may compute it already; no user sees it yet
         except Exception as error:
             why = error.explanation if isinstance(error, AiosError) else repr(error)
             self._ending.cancel(request, why)
@@ -160,7 +158,7 @@ class Admission:
             self._ending.finish(request, State.FAILED, hopeless)
         else:
             handler.queued(request)
-        if scheduler.stopped:  # begun before the stop, and stored in time
+        if scheduler.stopped:  # its first write came before the stop, and it is stored
             request.answer.end(error=ShuttingDown(STOPPED))
 
     def _withdraw_if_removed(self, source: Source, request: Request) -> None:
@@ -176,7 +174,7 @@ class Admission:
             self._store.remove_request(request.id)
 
     def _claim(self, source: Source, id: int | None) -> None:
-        """Use an allocated id. Raises NotAllowed when somebody has submitted with it."""
+        """Use an allocated id. Raises NotAllowed if a request has this id already."""
         if id is None or source.agent is None:
             return
         with self._lock:
@@ -184,25 +182,27 @@ class Admission:
                 raise NotAllowed(f"request {id} was written already")
 
     def _unclaim(self, source: Source, id: int | None) -> None:
-        """Give an allocated id back: the request could not be stored, and its user may try again."""
+        """Give an allocated id back after a failed submit, so that its user may try again."""
         if id is not None and source.agent is not None:
             with self._lock:
                 self._drafts.setdefault(source.agent.name, {})[id] = None
 
     @staticmethod
     def _shared(source: Source, uid: int) -> tuple[int, str, int | None]:
-        """An agent's file is one for all who may use it; of a model's file each user sees his own."""
+        """The key of a file's newest request: one for all users of an agent's file, one per user of a
+        model's.
+        """
         return (source.agent.id, source.file, None) if source.agent else (0, source.file, uid)
 
-    # what a draft asks
+    # for fs.transaction.Draft
 
     @property
     def request_bytes(self) -> int:
-        """How long a request may be."""
+        """The longest request that is accepted."""
         return self._limits.request_bytes
 
     def reserve(self, caller: Caller, size: int) -> None:
-        """Count bytes of a request that is being written; negative gives them back. Raises Busy."""
+        """Count bytes of a request that is being written; a negative size gives them back. Raises Busy."""
         self._limits.reserve(caller, size)
 
     def abandon(self, request: Request) -> None:
@@ -217,12 +217,12 @@ class Admission:
         return known if known is not None else self._store.newest(*key)
 
     def find(self, id: int) -> Request | None:
-        """A request that the store does not have as ended."""
+        """Return a request that runs or waits, or whose end is not stored yet."""
         with self._scheduler.lock:
             return self._saving.find(id) or self._scheduler.queue.get(id)
 
     def get(self, id: int) -> Request:
-        """Any request that is kept, running or ended. Raises NotFound."""
+        """Return any request that is kept, unfinished or ended. Raises NotFound."""
         request = self.find(id) or self._read.get(id)
         if request is not None:
             return request
@@ -246,7 +246,7 @@ class Admission:
         with self._lock:
             drafts = self._drafts.setdefault(agent, {})
             if len(drafts) >= DRAFTS_MAX:
-                raise Busy(f"{DRAFTS_MAX} requests were allocated and never written", "write to them first")
+                raise Busy(f"{DRAFTS_MAX} requests were allocated and never written", "write to those first")
             id = self.new_id()
             drafts[id] = None
             return id
@@ -257,7 +257,7 @@ class Admission:
 
 
 def ended(request: Request) -> Request:
-    """A request that the store has as ended, with the answer that its readers get."""
+    """Rebuild the answer of an ended request from the stored text, for its readers."""
     response.grow(request, request.text, [])
     response.end(request)
     return request

@@ -1,7 +1,7 @@
-"""Asks the policy in force and checks its answer; a bad one, or one that raises, is answered by FIFO.
+"""Ask the policy in force and check its answer. If the answer is bad or the policy raises, FIFO decides.
 
-A policy can therefore be wrong but never lose a request. Administrators' policies are files of their own.
-Called with the scheduler's lock held.
+A wrong policy can therefore not lose a request. Administrators may add policies as Python files. The caller
+holds the scheduler's lock.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Chooser:
         self.switch(name)
 
     def load(self, folder: Path) -> None:
-        """The built-in policies and those of the folder; one in force that is gone or bad gives way."""
+        """Read the folder's policies. If the policy in force is gone or bad now, FIFO replaces it."""
         self.take(read_all(folder))
 
     def take(self, own: dict[str, Policy]) -> None:
@@ -53,11 +53,11 @@ class Chooser:
         check(name, self.policies)
 
     def order(self, view: View, count: int) -> list[Job]:
-        """The next `count` of those that wait, best first."""
+        """Return the `count` waiting jobs that start next, best first."""
         rank = self.policies[self.name].rank
         try:
             return heapq.nsmallest(count, view.waiting, key=lambda job: rank(view, job))
-        except Exception as error:  # noqa: BLE001 - a policy is foreign code: the queue goes on
+        except Exception as error:  # noqa: BLE001 - a policy is foreign code; the queue must go on
             self._warn(repr(error))
             return heapq.nsmallest(count, view.waiting, key=lambda job: fifo.rank(view, job))
 
@@ -84,14 +84,18 @@ def check(name: str, policies: Collection[str]) -> None:
 
 
 def judge(name: str, folder: Path) -> dict[str, Policy]:
-    """Administrators' policies for a reload that puts this one in force. Raises BadValue, ConfigError."""
+    """Read administrators' policies for a reload that puts policy `name` in force. Raises BadValue,
+    ConfigError.
+    """
     own = read_all(folder, strict=True)
     check(name, [*BUILT_IN, *own])
     return own
 
 
 def read_all(folder: Path, strict: bool = False) -> dict[str, Policy]:
-    """Administrators' policies; one that cannot be trusted or used is left out, loudly, or a ConfigError."""
+    """Read administrators' policies. Log and skip an unusable one; with `strict`, raise ConfigError
+    instead.
+    """
     found: dict[str, Policy] = {}
     for file in sorted(folder.glob("*.py")):
         try:
@@ -106,7 +110,7 @@ def read_all(folder: Path, strict: bool = False) -> dict[str, Policy]:
 
 
 def read_one(file: Path) -> Policy:
-    """Code that runs in the daemon: from a file and a folder that only root or its user may write."""
+    """Load one policy. It runs in the daemon, so only root or the daemon's user may write file and folder."""
     check_owner(file.parent, os.stat(file.parent))
     with file.open("rb") as opened:
         check_owner(file, os.fstat(opened.fileno()))
@@ -115,5 +119,5 @@ def read_one(file: Path) -> Policy:
     exec(code, made)
     rank, preempt = made.get("rank"), made.get("preempt")
     if not callable(rank) or not callable(preempt):
-        raise ValueError("it has no functions rank(view, job) and preempt(view)")
+        raise ValueError("it must define rank(view, job) and preempt(view)")
     return Policy(rank, preempt)

@@ -1,6 +1,6 @@
-"""The way up from a worker: what it says reaches the request that it speaks of.
+"""The way up: pass each message of a worker to the request that it is about.
 
-The pool's listening threads call. Words about a request that has ended or moved are dropped.
+The pool's listening threads call. A message about a request that has ended or moved is dropped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Delivery:
         notices: Notices,
         deaths_max: int,
     ) -> None:
-        """`deaths_max`: workers that may die while running one request."""
+        """`deaths_max`: how many workers may die while they run one request."""
         self._scheduler, self._ending = scheduler, ending
         self._residency, self._interception = residency, interception
         self._events, self._notices = events, notices
@@ -46,7 +46,7 @@ class Delivery:
     # requests
 
     def worker_said(self, worker: Worker, message: wire.Message | wire.Tokens) -> None:
-        """An error in one message ends its request alone: others run in this process."""
+        """Handle a message. An error ends only its request, because other requests run on this worker."""
         try:
             self._heed(worker, message)
         except Exception:
@@ -93,7 +93,7 @@ class Delivery:
 
     def _deliver(self, request: Request, made: wire.Tokens) -> None:
         request.logprobs += made.logprobs
-        if request.worker_visits == 1:  # a later visit finds what this request itself has computed
+        if request.worker_visits == 1:  # on a later visit the cache holds this request's own KV
             request.usage.cached_tokens = made.cached_tokens
             if not request.tokens:
                 self._interception.read(request, request.usage.prompt_tokens - made.cached_tokens)
@@ -127,13 +127,15 @@ class Delivery:
         self._scheduler.stir()
 
     def worker_died(self, worker: Worker) -> None:
-        """Requests that ran there run again from their tokens. One that has killed too many workers fails."""
+        """Queue the worker's requests again, with their tokens. A request that killed too many
+        workers fails.
+        """
         self._residency.worker_died(worker)
         self._events.emit("worker", worker=worker.id, model=worker.model.name, state="ended")
         orphans = self._scheduler.running_on(worker.id)
-        if self._scheduler.stopped:  # the daemon ends its workers itself, and parks the requests
+        if self._scheduler.stopped:  # the daemon itself ended the workers; it parks the requests
             return
-        # A request that the worker had not begun with is the likelier cause, and clears the others.
+        # If the worker had not begun some of its requests, only those are suspects.
         suspects = [r for r in orphans if not r.computing] or orphans
         for request in orphans:
             request.worker_deaths += request in suspects

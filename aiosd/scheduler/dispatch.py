@@ -1,6 +1,6 @@
-"""Where a request's conversation is, and how its KV gets to the worker that the request starts on.
+"""Find a request's conversation, and bring its KV to the worker that the request starts on.
 
-`bring` is called without the scheduler's lock, by the thread that sends orders.
+The thread that sends orders calls `bring`, without the scheduler's lock.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ class Dispatch:
         self._contexts, self._residency = contexts, residency
 
     def conversation(self, request: Request) -> Context | None:
-        """The context whose KV the request continues; a step of a loop continues that of its loop."""
+        """Return the context whose KV the request continues. The steps of a loop share the loop's context."""
         if request.parent:
             return self._contexts.loop(request.parent)
         return self._contexts.of(request.spec)
 
     def last_worker(self, request: Request) -> int | None:
-        """The worker that may still hold KV of the request or of its conversation."""
+        """Return the worker that may still hold KV of the request or of its conversation."""
         context = self.conversation(request)
         return request.worker if request.worker is not None or context is None else context.worker
 
     def bring(self, request: Request, worker: Worker) -> tuple[str, int]:
-        """Bring the conversation's KV to the worker. Return the owner of the KV, and the context that keeps
-        it.
+        """Bring the conversation's KV to the worker.
+
+        Return the owner of the KV, and the id of the context that keeps it after the turn (0: none).
         """
         context = self.conversation(request)
         if context is None:

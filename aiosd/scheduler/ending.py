@@ -1,4 +1,4 @@
-"""How a request ends: once, in the store before its readers see it. Any thread may end one."""
+"""End requests: each one once, and in the store before its readers see the end. Any thread may call."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Ending:
         self._dispatch, self._residency, self._pool = dispatch, residency, pool
 
     def cancel(self, request: Request, why: str = "cancelled") -> bool:
-        """False: it had ended already."""
+        """Cancel a request. False: it had ended already."""
         return self.finish(request, State.CANCELLED, why)
 
     def finish(self, request: Request, state: State, error: str = "") -> bool:
         """End a request exactly once; False: it had ended already.
 
-        Store it before readers see the end. A standalone answer is stored shortly after instead, because it
-        can be recomputed, and so its reader does not wait for the disk.
+        Store it before readers see the end. A standalone answer is stored shortly after instead, so that its
+        reader does not wait for the disk: it can be recomputed.
         """
         scheduler, handler = self._scheduler, self._handlers[request.spec.kind]
         with scheduler.lock:
@@ -69,7 +69,7 @@ class Ending:
             self._saving.add(request)
         if state is not State.DONE or not request.alone:
             self._save(request)
-        with scheduler.lock:  # only now: the next turn of the conversation reads what this one stored
+        with scheduler.lock:  # not earlier: the next turn of the conversation reads what this one stored
             scheduler.queue.end_turn(request)
             scheduler.decide()
         handler.ended(request)
@@ -83,7 +83,7 @@ class Ending:
         return True
 
     def _save(self, request: Request) -> None:
-        """Store the request, and keep the KV of its conversation where it is."""
+        """Store the request, and note which worker holds the KV of its conversation."""
         self._saving.save()
         context, worker = self._dispatch.conversation(request), self._pool.find(request.worker)
         done = request.state is State.DONE
@@ -92,7 +92,7 @@ class Ending:
 
 
 def log_end(request: Request) -> None:
-    if request.spec.acts:  # the line of the audit log is in the log as well
+    if request.spec.acts:  # aiosd.access.audit logs the end of a tool call
         return
     state, why = request.state, f": {request.error}" if request.error else ""
     extra = about(

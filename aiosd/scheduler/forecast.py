@@ -1,6 +1,6 @@
-"""When a waiting request may start: the policy's order now, at the pace of the last starts. No promise.
+"""Estimate when a waiting request starts, from the policy's present order and the pace of the last starts.
 
-Called with the scheduler's lock held.
+The caller holds the scheduler's lock.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from aiosd.policies import Job
 
-HOLDS_S = 0.5  # to rank all of a long queue takes milliseconds
+HOLDS_S = 0.5  # how long an order is reused: ranking a long queue takes milliseconds
 
 
 class Forecast:
@@ -24,7 +24,10 @@ class Forecast:
         self._starts.append(time.monotonic())
 
     def position(self, id: int, orders: Callable[[], Iterable[list[Job]]]) -> tuple[int, float] | None:
-        """How many start before it, and in how many seconds it may; `orders`: of each model all that wait."""
+        """Return how many requests start before this one, and in how many seconds it may start.
+
+        `orders` gives all waiting jobs of each queue, best first.
+        """
         now = time.monotonic()
         if now > self._until_s:
             self._until_s = now + HOLDS_S

@@ -1,7 +1,7 @@
-"""What the scheduler and admission ask of a kind of syscall; aiosd.handlers has one for each kind.
+"""The interface of a kind of syscall to admission and the scheduler. aiosd.handlers has one class per kind.
 
-Admission calls the first group on FUSE threads. The scheduler calls `free` with its lock held, and the rest
-without it, on whatever thread changes the queue.
+Admission calls the first group on FUSE threads. The scheduler calls the others, on any thread that changes
+the queue; `free`, `closing` and `account` with its lock held.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from aiosd.syscall.spec import Spec
 class Source:
     """The transaction file that a request comes through."""
 
-    file: str  # its path, by which "the newest request of that file" is found
+    file: str  # its path, the key of "the newest request of that file"
     agent: Agent | None = None
     kind: str = "llm"  # the handler that judges what is written there
     target: str = ""  # the model or tool that the file belongs to; empty: the request or the agent names it
 
 
 class Handler:
-    """One kind of syscall. The methods that a kind does not need do nothing."""
+    """One kind of syscall. A kind overrides the methods that it needs; the others do nothing."""
 
-    on_worker: ClassVar[bool] = False  # it waits for a place on a worker of its model
-    ranked: ClassVar[bool] = True  # the policy says which one starts next; else the oldest does
-    span: ClassVar[str]  # its first span in scheduler/trace.json
+    on_worker: ClassVar[bool] = False  # its requests run on workers of a model
+    ranked: ClassVar[bool] = True  # the policy chooses the next request; False: the oldest is next
+    span: ClassVar[str]  # the first span of its requests in scheduler/trace.json
 
     # admission
 
@@ -41,66 +41,68 @@ class Handler:
         return False
 
     def check(self, caller: Caller, source: Source) -> None:
-        """Refuse what can be refused before the request is whole. Raises AiosError."""
+        """Refuse what can be refused before the request is complete. Raises AiosError."""
 
     def judge(self, caller: Caller, source: Source, body: bytes) -> Spec:
-        """Turn a whole request into a Spec. Raises BadRequest, NotFound, Denied, OverQuota."""
+        """Turn a complete request into a Spec. Raises BadRequest, NotFound, Denied, OverQuota."""
         raise NotImplementedError
 
     def misunderstood(self, source: Source, body: bytes) -> Spec:
-        """The Spec of a request that `judge` refused: it ends as failed, with the reason."""
+        """Return the Spec of a request that `judge` refused, which ends as failed."""
         raise NotImplementedError
 
     def begin(self, caller: Caller, request: Request) -> int:
-        """Prepare a request before it is queued. Return the bytes it takes beside what was written."""
+        """Prepare a request before it is queued. Return the bytes that it needs beside the written ones."""
         return 0
 
     def forbid(self, request: Request) -> str:
-        """Why the request must not run; empty: it may. Sets decide_by_s where a person decides."""
+        """Return why the request must not run; empty: it may. Set its decide_by_s if a person has
+        to decide.
+        """
         return ""
 
     def record(self, request: Request) -> None:
-        """Write down that the request comes, before it can start. Raises StoreFull."""
+        """Record the request in the audit log before it can start. Raises StoreFull."""
 
     def queued(self, request: Request) -> None:
-        """The request is stored and waits."""
+        """React: the request is stored and waits."""
 
     def lost(self, request: Request) -> str:
-        """Why a request that an earlier daemon accepted cannot go on; empty: it can."""
+        """Return why a request of an earlier daemon cannot go on; empty: it can."""
         return ""
 
     def orphaned(self, request: Request) -> str:
-        """Why nothing can run the request any more, as its object was removed; empty: it can run."""
+        """Return why nothing can run the request after an object was removed; empty: it can run."""
         return ""
 
     # running
 
     def free(self, queue: str, running: Iterable[Request]) -> bool:
-        """Whether one more request of a queue may start beside those that run."""
+        """Whether one more request of this queue may start beside the running ones."""
         return True
 
     def start(self, request: Request, worker: Worker | None) -> None:
-        """Begin. An error ends this request alone."""
+        """Start the request. An error ends only this request."""
         raise NotImplementedError
 
     # the end
 
     def closing(self, request: Request) -> None:
-        """The request ends now: order that whatever runs for it stops. The scheduler's lock is held."""
+        """Stop whatever runs for the request, which ends now. The scheduler's lock is held."""
 
     def account(self, request: Request) -> None:
-        """Add an ended request to the sums of its object; the scheduler's lock is held."""
+        """Add an ended request to the sums of its object. The scheduler's lock is held."""
 
     def ended(self, request: Request) -> None:
-        """The request has ended and is stored; its readers hear of it next."""
+        """React: the request has ended. Its readers see the end next."""
 
     def told(self, request: Request) -> None:
-        """The request has ended, and its readers have heard of it."""
+        """React: the request has ended, and its readers have seen it."""
 
-    # steps, for kinds whose requests have requests of their own
+    # steps, for kinds whose requests make requests themselves
 
     def child_said(self, request: Request, child: Request) -> None:
-        """A step of the request has more text."""
+        """React: a step of the request has more text."""
 
     def child_ended(self, request: Request, child: Request) -> None:
-        """A step of the request has ended."""
+        """React: a step of the request has ended."""

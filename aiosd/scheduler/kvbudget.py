@@ -1,6 +1,4 @@
-"""How many bytes of KV the contexts of one user may hold, with kv files that are being written. Any thread
-may ask.
-"""
+"""Limit the KV bytes that one user's contexts and half-written kv files may hold. Any thread may call."""
 
 from __future__ import annotations
 
@@ -23,20 +21,22 @@ class KvBudget:
         self._limits, self._permissions = limits, permissions
         self._contexts, self._residency = contexts, residency
         self._lock = threading.Lock()
-        self._incoming: Counter[int] = Counter()  # by user: bytes of kv files that are being written
+        self._incoming: Counter[int] = Counter()  # by user: bytes of half-written kv files
 
     def check(self, caller: Caller, more: int = 0) -> None:
-        """Raises OverQuota when the user's KV takes too much, or would with `more` bytes."""
+        """Raise OverQuota if the user's KV and `more` bytes exceed his quota."""
         most, held = self._limits.quotas.of(caller).kv_bytes, self._incoming[caller.uid]
         for context in self._contexts.all():
             size = self._residency.bytes(context)
             at = self._permissions.get(f"/contexts/{context.name}") if size else None
             held += size if at and at.uid == caller.uid else 0
         if held + more > most:
-            raise OverQuota(f"the KV of your contexts may take {most} bytes", "echo evict cold > ctl of some")
+            raise OverQuota(f"your contexts' KV may take {most} bytes", "echo evict cold > contexts/NAME/ctl")
 
     def reserve(self, caller: Caller, size: int) -> None:
-        """Count bytes of a kv file that is being written; negative gives them back. Raises OverQuota."""
+        """Count bytes of a kv file that is being written; a negative size gives them back. Raises
+        OverQuota.
+        """
         with self._lock:
             if size > 0:
                 self.check(caller, size)

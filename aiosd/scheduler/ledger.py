@@ -1,7 +1,8 @@
-"""Who has been served how much: the counters that the fair and las policies decide by.
+"""How much service each user and agent had: the counters of the fair and las policies.
 
-Virtual token counters after VTC (OSDI 2024): an output token costs twice an input token, nice divides the
-price, and a user who was away is lifted to the least of those present. Called with the scheduler's lock held.
+Virtual token counters after VTC (OSDI 2024): an output token costs twice an input token, nice changes the
+price, and a user who returns gets at least the lowest counter of the present users. The caller holds the
+scheduler's lock.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Collection
 from aiosd.syscall.request import Request
 
 INPUT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
-NICE_STEP = 1.25  # a level of nice is worth a quarter more or less, as in the kernel's scheduler
+NICE_STEP = 1.25  # one level of nice changes the price by a quarter, as in the kernel's scheduler
 RUN_IDLE_S = 60.0  # an agent idle for longer begins a new run
-SEEN_MOST = 1024  # then the idle ones are forgotten
+SEEN_MOST = 1024  # above it, idle agents are forgotten
 
 
 class Ledger:
@@ -25,10 +26,11 @@ class Ledger:
         self._seen_s: dict[tuple[int, str], float] = {}  # when an agent last ended a request
 
     def arrive(self, request: Request, present: Collection[int], now: float) -> None:
-        """`present`: the users with unfinished requests, this one's not counted."""
+        """`present`: the users who had unfinished requests before this one."""
         uid, run = request.uid, (request.uid, request.agent)
         if uid not in present:
-            last = self.users.get(self._last, 0.0)  # nobody is there: the level of who was last
+            # the floor if nobody is present: the counter of the last user
+            last = self.users.get(self._last, 0.0)
             floor = min((self.users.get(u, 0.0) for u in present), default=last)
             self.users[uid] = max(self.users.get(uid, 0.0), floor)
         if now - self._seen_s.get(run, now) > RUN_IDLE_S:
@@ -51,17 +53,19 @@ class Ledger:
         self._last = request.uid
 
     def _forget_idle(self, now: float) -> None:
-        """Bounded by the agents of the last minute or so, not by all that ever were."""
+        """Keep only the agents of the last RUN_IDLE_S, so that memory stays bounded."""
         for run in [r for r, seen in self._seen_s.items() if now - seen > RUN_IDLE_S]:
             del self._seen_s[run]
             self.agents.pop(run, None)
 
 
 class Buckets:
-    """Token buckets: a minute's worth to begin with, filled again evenly. Spending may overdraw one."""
+    """Token buckets: each starts with a minute's tokens and refills evenly. Spending may overdraw a
+    bucket.
+    """
 
     def __init__(self) -> None:
-        self._left: dict[object, tuple[float, float]] = {}  # tokens and when that was
+        self._left: dict[object, tuple[float, float]] = {}  # (tokens, at which time)
 
     def left(self, who: object, per_minute: int, now: float) -> float:
         tokens, at = self._left.get(who, (float(per_minute), now))
@@ -70,11 +74,11 @@ class Buckets:
         return tokens
 
     def forget(self, who: object) -> None:
-        """There is no bound, or no more. Needs no lock."""
+        """Drop the bucket of a user or agent without a bound. Needs no lock."""
         self._left.pop(who, None)
 
     def spend(self, who: object, tokens: int) -> None:
-        """Of those that were asked about: the others have no bound."""
+        """Take tokens from the bucket. Without a bucket there is no bound."""
         if known := self._left.get(who):
             left, at = known
             self._left[who] = (left - tokens, at)

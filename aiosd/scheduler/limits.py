@@ -1,8 +1,8 @@
-"""What users and agents may have, and the refusal of more, at the call that asks for it.
+"""Limits of users and agents: refuse a system call that asks for more.
 
-[quota] and its tables give the bounds: a user's own table decides, else the most generous of the tables of
-his groups, else [quota] itself. An agent's table bounds the agent besides. Any thread may ask; Buckets are
-guarded by the scheduler's lock.
+[quota] and its tables give the bounds. A user's own table decides; without one the most generous table of his
+groups; without these [quota] itself. An agent's table limits the agent in addition. Any thread may call; the
+scheduler's lock guards the buckets.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from aiosd.database.store import Store
 from aiosd.errors import Busy, ShuttingDown, StoreFull
 from aiosd.scheduler.queue import Queue, add
 
-RATES = ("running_requests", "tokens_per_minute")  # 0 means that there is no bound
-LATER = "try again when some are done"
+RATES = ("running_requests", "tokens_per_minute")  # 0 means no bound
+LATER = "try again when some have ended"
 
 
 class Limits:
@@ -43,14 +43,18 @@ class Limits:
         return self._limits.request_bytes
 
     def check_open(self) -> None:
-        """Of a request that is begun now; one whose first write was taken is stored, and runs after the next
-        start. Raises ShuttingDown."""
+        """Refuse a new request while the daemon drains: raises ShuttingDown.
+
+        A request whose first write was accepted is stored, and runs after the restart.
+        """
         if self.draining:
-            raise ShuttingDown("the daemon is stopping", "write it again when it is back")
+            raise ShuttingDown("the daemon is stopping", "write the request again after the restart")
 
     def check_room(self, caller: Caller, agent: str, size: int = 0) -> None:
-        """Whether a user may enqueue one more, of so many bytes on disk; in memory they are reserved. Raises
-        Busy, StoreFull."""
+        """Refuse a request if the queue, or the disk with `size` bytes more, is full. Raises Busy, StoreFull.
+
+        `reserve` counts the bytes in memory.
+        """
         limits, quota, own = self._limits, self.quotas.of(caller), self.quotas.of_agent(agent)
         if len(self._queue) >= limits.queued_requests:
             raise Busy(f"{len(self._queue)} requests wait", LATER)
@@ -63,7 +67,7 @@ class Limits:
         self.check_disk(size)
 
     def check_disk(self, size: int) -> None:
-        """Raises StoreFull when so many bytes more would leave less than the reserve."""
+        """Raise StoreFull if `size` more bytes would leave less than the reserve."""
         if self._store.free_bytes() < self._limits.disk_reserve_bytes + size:
             raise StoreFull(f"{self._store.folder}: the disk is full", "free some space there")
 
@@ -79,11 +83,11 @@ class Limits:
             raise Busy(f"{said} used the {per_minute} tokens of this minute", f"try again in {wait_s} s")
 
     def reserve(self, caller: Caller, size: int) -> None:
-        """Bytes of a request being written; negative gives them back. Raises Busy."""
+        """Count bytes of a request that is being written; a negative size gives them back. Raises Busy."""
         most = self.quotas.of(caller).pending_bytes
         with self._lock:
             if size > 0 and self._queue.pending_bytes.get(caller.uid, 0) + size > most:
-                raise Busy("the requests you write or have waiting take too many bytes", LATER)
+                raise Busy("your waiting and half-written requests take too many bytes", LATER)
             add(self._queue.pending_bytes, caller.uid, size)
 
 
@@ -92,7 +96,7 @@ class Quotas:
         self._default = config.quota
         self._by_uid = self._numbers(config, "user", lambda name: pwd.getpwnam(name).pw_uid)
         self._by_gid = self._numbers(config, "group", lambda name: grp.getgrnam(name).gr_gid)
-        self._of = lru_cache(1024)(self._made)  # asked several times a request
+        self._of = lru_cache(1024)(self._made)  # each request asks several times
         self._by_agent = {
             name: {key: bound(key, value) for key, value in table.items()}
             for (kind, name), table in config.quotas.items()
@@ -102,16 +106,16 @@ class Quotas:
 
     @staticmethod
     def _numbers(config: Config, wanted: str, number: Callable[[str], int]) -> dict[int, Any]:
-        """Names of users and groups as ids, once: asking for a name may take a network."""
+        """Look up the ids of users and groups once: a name service may be across a network."""
         found = {}
         for (kind, name), table in config.quotas.items():
             if kind == wanted:
-                with suppress(KeyError):  # nobody of that name here
+                with suppress(KeyError):  # this machine has nobody of that name
                     found[int(name) if name.isdecimal() else number(name)] = table
         return found
 
     def of(self, caller: Caller) -> Quota:
-        """Zeros that mean no bound are a large number here."""
+        """Return the caller's quota. Where 0 means no bound, it holds UNBOUNDED instead."""
         return self._of(caller.uid, caller.groups | {caller.gid} if self._by_gid else frozenset())
 
     def _made(self, uid: int, groups: frozenset[int]) -> Quota:
@@ -125,7 +129,7 @@ class Quotas:
         return replace(quota, **{key: bound(key, getattr(quota, key)) for key in RATES})
 
     def running(self, caller: Caller, agent: str) -> tuple[int, int]:
-        """How many requests of the user, and of the agent, may run at once."""
+        """Return how many requests of the user, and of the agent, may run at once."""
         return self.of(caller).running_requests, self.of_agent(agent).get("running_requests", UNBOUNDED)
 
     def of_agent(self, name: str) -> dict[str, int]:

@@ -1,7 +1,7 @@
-"""Whether a caller may use what a request only names: a model, a context, a tool.
+"""Check whether a caller may use a model, context or tool that a request only names in its text.
 
-The kernel checks paths. Names in the text of a request are checked here, against the same uid, groups and
-modes. Any thread may ask.
+The kernel checks paths. This module checks names, against the same uid, groups and modes. Any thread may
+call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aiosd.host import identity
 from aiosd.tools.catalog import Tool, Tools
 
 EVERYBODY = Permission(0, 0, 0o755)
-REGROUPED = ("your groups decide since the file was opened, and were not asked for then", "open it again")
+REGROUPED = ("your groups decide now, but were not read when you opened the file", "open it again")
 
 
 class Names:
@@ -37,7 +37,7 @@ class Names:
         model = self._models.get(name)
         at = self._permissions.get(f"/models/{name}") or EVERYBODY
         if not may(caller, at, EXECUTE):
-            raise Denied(f"model {name} is not yours to use", "ask its owner for x on its folder")
+            raise Denied(f"you may not use model {name}", "ask its owner for x on its folder")
         if model.state is ModelState.FAILED:
             raise NotFound(f"model {name} is not loaded: {model.error}", f"echo load > models/{name}/ctl")
         if model.state is ModelState.ABSENT:
@@ -48,7 +48,7 @@ class Names:
         self._contexts.get(name)
         at = self._permissions.get(f"/contexts/{name}")
         if at is None or not may(caller, at, WRITE | EXECUTE):
-            raise Denied(f"context {name} is not yours to continue", "ask its owner for w on its folder")
+            raise Denied(f"you may not continue context {name}", "ask its owner for wx on its folder")
 
     def check_tools(self, caller: Caller, names: Iterable[str]) -> None:
         for name in names:
@@ -63,28 +63,28 @@ class Names:
             raise NotFound(f"tool {name} is being removed")
         for path, mode in ((f"/tools/{name}", 0o755), (f"/tools/{name}/call", 0o777)):
             if not may(caller, self._permissions.get(path) or Permission(*own, mode), EXECUTE):
-                raise Denied(f"tool {name} is not yours to call", "ask its owner for x on its call file")
+                raise Denied(f"you may not call tool {name}", "ask its owner for x on its folder and call")
         if owner and owner.uid not in (0, own[0], caller.uid, *self._trust.owners(caller.uid)):
             who = user_name(owner.uid)
-            raise Denied(f"tool {name} is of {who} and would run as you", f"echo {who} >> access/owners")
+            raise Denied(f"tool {name} belongs to {who} and would run as you", f"echo {who} >> access/owners")
         return tool
 
 
 def may(caller: Caller, permission: Permission, want: int) -> bool:
-    """As permissions.may. Raises Denied where it would have to guess the caller's groups."""
+    """As permissions.may, but raise Denied if the caller's groups decide and were not read."""
     if permissions.asks_groups(caller, permission, want):
         raise Denied(*REGROUPED)
     return permissions.may(caller, permission, want)
 
 
 def acting(caller: Caller) -> tuple[int, ...]:
-    """The groups that the caller's tools run with, his gid first. Raises Denied."""
+    """Return the groups that the caller's tools run with, his gid first. Raises Denied."""
     if not caller.grouped:
         raise Denied(*REGROUPED)
     return caller.gid, *sorted(caller.groups)
 
 
 def check_nice(caller: Caller, nice: int) -> None:
-    """As nice(2): only the privileged go before others. Raises Denied."""
+    """As nice(2): only root and the daemon's user may take a negative nice. Raises Denied."""
     if nice < 0 and caller.uid not in (0, identity.uid()):
-        raise Denied(f"nice {nice} is for root", "0 to 19 is everybody's")
+        raise Denied(f"only root may use nice {nice}", "use 0 to 19")

@@ -1,4 +1,4 @@
-"""events.jsonl lines about requests: which object's readers see them."""
+"""Emit events about requests to events.jsonl. Readers of the request's agent see them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ class Notices:
         self._events, self._agents = events, agents
 
     def place(self, request: Request) -> str:
-        """The request's agent, whose readers see its events; or "/", which is root's, when the agent is
-        gone.
+        """Return the path of the request's agent, whose readers see its events. Without an agent, or with one
+        that is gone, return "/": root sees the event, and the request's user.
         """
         agent = self._agents.find(request.agent)
         gone = agent and agent.id != request.agent_id
         return "/" if gone or not request.agent else f"/agents/{request.agent}"
 
     def changed(self, request: Request) -> None:
-        """Tell that the request is in another state."""
+        """Emit the request's new state."""
         facts = {"id": request.id, "agent": request.agent, "state": request.state}
         self._events.emit("request", self.place(request), request.uid, **facts)
 
     def decided(self, request: Request, state: str) -> None:
-        """Tell that the request waits for a person, or that a person has decided."""
+        """Emit that the request waits for a person, or what a person has decided."""
         facts = {"id": request.id, "agent": request.agent, "tool": request.spec.target, "state": state}
         self._events.emit("access", self.place(request), request.uid, **facts)

@@ -1,5 +1,5 @@
-"""Orders to workers and tools: made with the scheduler's lock held, sent without it, in the order they were
-made.
+"""Orders to workers and tools. They are added with the scheduler's lock held, and sent without it in the same
+order.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ class Orders:
     def __init__(self) -> None:
         self._orders: deque[Callable[[], None]] = deque()
         self._sending = threading.Lock()
-        self._since_s: float | None = None  # when the order that is being sent was begun
+        self._since_s: float | None = None  # when sending the present order began
 
     def add(self, order: Callable[[], None]) -> None:
-        """Queue an order. `send` has to follow, without the lock."""
+        """Queue an order. The caller calls `send` next, without the lock."""
         self._orders.append(order)
 
     def send(self) -> None:
-        """Send all orders. A thread that finds another one sending leaves its orders to that thread."""
+        """Send all orders. If another thread sends already, leave them to that thread."""
         while self._orders and self._sending.acquire(blocking=False):
             try:
                 while self._orders:
@@ -32,6 +32,6 @@ class Orders:
                 self._sending.release()
 
     def stuck(self, patience_s: float) -> bool:
-        """Whether one order has been on its way for longer than that."""
+        """Whether sending one order takes longer than that already."""
         since_s = self._since_s
         return since_s is not None and time.monotonic() - since_s > patience_s

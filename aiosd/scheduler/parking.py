@@ -1,6 +1,6 @@
-"""What a request has of its answer when the daemon stops: kept, so that the next one goes on from there.
+"""Parking: keep the partial answers when the daemon stops, so that the next daemon continues from there.
 
-A shortcut only: without it, or with another model, the request runs from its beginning to the same end.
+Only a shortcut: without its parked answer, or with another model, a request starts over.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def park(store: Store, models: Models, left: Iterable[Request]) -> None:
-    """Store the partial answers of requests that have not ended, for the next daemon to go on from."""
+    """Store the partial answers of unfinished requests."""
     made = {request.id: pack(request, models.find(request.spec.target)) for request in left}
     try:
         store.park({id: text for id, text in made.items() if text})
@@ -27,15 +27,15 @@ def park(store: Store, models: Models, left: Iterable[Request]) -> None:
 
 
 def pack(request: Request, model: Model | None) -> str:
-    """Empty: nothing worth keeping."""
+    """Return a request's partial answer as JSON; empty: there is none."""
     if model is None or not request.tokens:
-        return request.parked  # it has not begun since the stop before
+        return request.parked  # parked by the last stop, and not started since
     kept = {"model": model.info.get("identity"), "tokens": request.tokens, "text": request.text}
     return json.dumps({**kept, "logprobs": request.logprobs, "preemptions": request.preemptions})
 
 
 def unpack(request: Request, model: Model) -> bool:
-    """Whether it goes on from what it had; called with the scheduler's lock held."""
+    """Restore the partial answer. False: another model made it. The scheduler's lock is held."""
     kept, request.parked = json.loads(request.parked), ""
     if kept["model"] != model.info.get("identity"):
         return False

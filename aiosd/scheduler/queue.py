@@ -1,7 +1,7 @@
-"""The queue: which accepted requests wait, which of them may start, which run. No policy, no I/O.
+"""The queue: which accepted requests wait, which may start, which run. No policy, no I/O.
 
-Requests of one context are turns of one conversation: only the oldest unfinished one may start. Every
-method is called with the scheduler's lock held.
+Requests of one context are turns of one conversation: only the oldest unfinished one may start. The caller
+holds the scheduler's lock.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from aiosd.scheduler.ledger import Ledger
 from aiosd.syscall.request import Request, State
 
 Order = Callable[[list[Job], int], list[Job]]
-RANKED = 512  # of very many jobs the best, which a policy has put in order
-SHOWN = 32  # of these and of the newest it is shown so many for a decision
-OLD_S = 0.1  # how long an order holds at least
+RANKED = 512  # of a long queue, the best jobs are kept in the policy's order
+SHOWN = 32  # a decision looks at so many of the ranked and of the newest jobs
+OLD_S = 0.1  # how long a ranking is used at least
 
 
 class ReadyJobs:
-    """The jobs of one model that may start now, and those of them that a policy has to look at.
+    """The jobs of one model or tool that may start now, and the subset that the policy looks at.
 
-    To rank all of 10,000 takes milliseconds. So the best of an order that was made a moment ago compete
-    with what has come since; it is made again when it is used up, or old.
+    Ranking 10,000 jobs takes milliseconds. So the best jobs of a recent ranking compete with the jobs that
+    came since. The ranking is made again when it is used up or old.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,10 @@ class ReadyJobs:
             jobs.pop(id, None)
 
     def shown(self, now: float, held: Set[int | str], order: Order) -> list[Job]:
-        """`held`: users and agents who have as many running as they may; `order`: the policy's."""
+        """Return the jobs that the policy looks at. `order` ranks them, as the policy says.
+
+        `held`: users and agents that have as many running requests as allowed.
+        """
         if len(self.jobs) <= 2 * SHOWN:
             return free(self.jobs.values(), held)
         if now > self._old_s or len(self._new) > SHOWN or not (self._best or self._new):
@@ -67,12 +70,12 @@ class Queue:
         self.waiting: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
         self.per_user: Counter[int] = Counter()  # unfinished requests
-        self.pending_bytes: Counter[int] = Counter()  # by user: requests being written or unfinished
+        self.pending_bytes: Counter[int] = Counter()  # by user: of half-written and unfinished requests
         self.ledger = Ledger()
         self.per_agent: Counter[str] = Counter()
-        self.running_of: Counter[int | str] = Counter()  # by user and by agent
-        self.held_back: set[int | str] = set()  # those of them who have as many as they may
-        self._ready: dict[str, ReadyJobs] = {}  # by model
+        self.running_of: Counter[int | str] = Counter()  # running requests, by user and by agent
+        self.held_back: set[int | str] = set()  # users and agents with as many as allowed
+        self._ready: dict[str, ReadyJobs] = {}  # by model or tool
         self._of_agents: dict[int, dict[int, Request]] = {}  # unfinished requests, by agent
         self._turns: dict[int, deque[Request]] = {}  # by context: unfinished requests, oldest first
         self._held: set[int] = set()  # paused agents, by id
@@ -107,7 +110,7 @@ class Queue:
             self.refresh(request)
 
     def wait(self, request: Request) -> None:
-        """Preempted, or its worker died: it queues again with the tokens it has."""
+        """Let a running request wait again, with its tokens: it was preempted, or its worker died."""
         del self.running[request.id]
         self._count_running(request, -1)
         request.queued_s = time.monotonic()
@@ -115,7 +118,7 @@ class Queue:
         self.refresh(request)
 
     def queues(self) -> list[str]:
-        """Models and tools that somebody waits for and may start."""
+        """Return the models and tools that have a request which may start."""
         return [name for name, ready in self._ready.items() if ready.jobs]
 
     def start(self, request: Request, worker: int | None) -> None:
@@ -129,7 +132,7 @@ class Queue:
         request.computing = False
 
     def remove(self, request: Request) -> bool:
-        """False when it had ended before: every request ends once. `end_turn` is to follow."""
+        """Remove a request that ends. False: it had ended already. The caller calls `end_turn` later."""
         if self.running.pop(request.id, None):
             self._count_running(request, -1)
         elif self.waiting.pop(request.id, None) is None:
@@ -146,7 +149,7 @@ class Queue:
         return True
 
     def _count_running(self, request: Request, change: int) -> None:
-        if not request.spec.computes:  # its steps count
+        if not request.spec.computes:  # a loop: only its steps count
             return
         both: tuple[int | str, int | str] = (request.uid, request.agent)
         for who, most in zip(both, request.running_most, strict=True):
@@ -154,14 +157,14 @@ class Queue:
             (self.held_back.add if full else self.held_back.discard)(who)
 
     def hold(self, agent_id: int, held: bool) -> None:
-        """A held agent's requests wait; those that run go on to their end."""
+        """Hold or release an agent: its waiting requests do not start; its running ones go on."""
         (self._held.add if held else self._held.discard)(agent_id)
         for request in self.of_agent(agent_id):
             if request.id in self.waiting:
                 self.refresh(request)
 
     def end_turn(self, request: Request) -> None:
-        """Lets the next request of the same context start."""
+        """Let the next request of the same context start."""
         turns = self._turns.get(request.spec.turn_of)
         if turns is None:
             return
@@ -188,7 +191,7 @@ Key = TypeVar("Key")
 
 
 def add(counts: Counter[Key], key: Key, change: int) -> int:
-    """A count that came to nothing is not kept. Gives what it is now."""
+    """Change a count and return it. A count of zero or less is removed."""
     now = counts.get(key, 0) + change
     if now > 0:
         counts[key] = now

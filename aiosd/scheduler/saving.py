@@ -1,5 +1,5 @@
-"""How requests that ended reach the store: at once, or a moment later with others; and when the disk was full
-for a while. Any thread may save.
+"""Store ended requests: at once, or a moment later in a batch. What a full disk refused is stored later. Any
+thread may call.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from aiosd.syscall.spec import Message
 
 log = logging.getLogger(__name__)
 
-SOON_S = 0.01  # so much later at the most, when nobody waits for it
+SOON_S = 0.01  # the delay of a batch
 
 
 class Saving:
     def __init__(self, store: Store, contexts: Contexts, keep: int, ended: Callable[[Request], None]) -> None:
-        """`keep`: how many of an agent stay; `ended` is called for each, soon."""
+        """`keep`: ended requests kept per agent; the saving thread calls `ended` for each request."""
         self._store, self._contexts, self.keep, self._ended = store, contexts, keep, ended
         self._lock = threading.Lock()
-        self._late: dict[int, Request] = {}  # ended, and not stored yet
+        self._late: dict[int, Request] = {}  # ended requests that are not stored yet
         self._untold: deque[Request] = deque()
         self._some = threading.Event()
         self._stopping = threading.Event()
@@ -37,7 +37,7 @@ class Saving:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stores what is left. No more may come."""
+        """Stop the thread after it stored what is left. Nothing may be added any more."""
         self._stopping.set()
         self._some.set()
         if self._thread.is_alive():
@@ -47,17 +47,17 @@ class Saving:
         return self._late.get(id)
 
     def add(self, request: Request) -> None:
-        """It has ended, and is to be saved, now or soon."""
+        """Add an ended request, which `save` stores now or soon."""
         self._late[request.id] = request
         self._untold.append(request)
 
     def soon(self) -> None:
-        """Saves, off the way of who waits for an answer; what ends within the same moment goes with it."""
+        """Wake the saving thread. It stores ended requests in one batch, so no reader waits for the disk."""
         if not self._some.is_set():
             self._some.set()
 
     def save(self) -> None:
-        """What cannot be stored now goes with the next one that can."""
+        """Store all ended requests. What the disk refuses stays for the next call."""
         with self._lock:
             for request in list(self._late.values()):
                 extra = about(request=request.id, agent=request.agent, uid=request.uid)
@@ -68,12 +68,12 @@ class Saving:
                     words = request.id, error.explanation
                     log.error("request %d ended but cannot be stored: %s", *words, extra=extra)
                     return
-                except Exception:  # it would not be better later, and the others are to be stored
+                except Exception:  # trying again would fail again, and the others must be stored
                     log.exception("request %d", request.id, extra=extra)
                 del self._late[request.id]
 
     def _turn(self, request: Request) -> list[Message]:
-        """The messages by which the request's conversation has grown."""
+        """Return the messages by which the request's conversation grows."""
         if request.state is not State.DONE or not self._contexts.of(request.spec):
             return []
         return request.spec.turn(request)

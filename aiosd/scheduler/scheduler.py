@@ -1,7 +1,7 @@
-"""The scheduler: who is next. It gives waiting requests to workers and tools as the policy says.
+"""The scheduler: give waiting requests to workers and tools, in the order of the policy.
 
-Mechanism only. One lock guards the queue. A thread that changes the queue does so inside `deciding()`, which
-then decides what follows and sends it. Store and sockets are never used with the lock held.
+Mechanism only. One lock guards the queue. A thread changes the queue inside `deciding()`, which then decides
+what starts and sends the orders. No thread uses the store or a socket with the lock held.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Scheduler:
         quantum_tokens: int,
         max_running: int,
     ) -> None:
-        """`handlers`: by kind; `max_running`: requests that one worker has at once."""
+        """`handlers`: by kind; `max_running`: how many requests one worker runs at once."""
         self._handlers, self._models, self._pool = handlers, models, pool
         self._dispatch, self.chooser = dispatch, chooser
         self.quantum_tokens, self.max_running = quantum_tokens, max_running
@@ -61,7 +61,7 @@ class Scheduler:
         self.busy_s = 0.0  # spent on decisions
         self.stopped = False
         self._forecast = Forecast()
-        self._running = False  # not before it has started, nor while it stops
+        self._running = False  # False before `start`, and while the daemon drains or stops
         self._finisher: Finisher
 
     # life
@@ -72,18 +72,18 @@ class Scheduler:
         self.stir()
 
     def drain(self) -> None:
-        """Start nothing more. What runs goes on."""
+        """Start no more requests. The running ones go on."""
         with self.lock:
             self._running = False
 
     def stop(self) -> list[Request]:
-        """Give the requests that have not ended. They stay in the store and go on after the next start."""
+        """Return the unfinished requests. They stay in the store and go on after the next start."""
         with self.lock:
             self._running, self.stopped = False, True
             return list(self.queue)
 
     def beat(self, patience_s: float) -> str:
-        """For the watchdog: make a decision as any other. Return what hangs, or nothing."""
+        """For the watchdog: make one decision. Return what hangs; empty: nothing."""
         if not self.lock.acquire(timeout=patience_s):
             return f"the scheduler's lock was held for {patience_s:g} s"
         try:
@@ -99,8 +99,8 @@ class Scheduler:
 
     @contextmanager
     def deciding(self) -> Iterator[None]:
-        """Change the queue inside, with the lock held. Then decide what follows, and send it without the
-        lock.
+        """Hold the lock while the caller changes the queue. Then decide what starts, and send the orders
+        without the lock.
         """
         with self.lock:
             yield
@@ -113,12 +113,12 @@ class Scheduler:
             pass
 
     def hold(self, agent: Agent) -> None:
-        """Heed that an agent was paused or resumed."""
+        """Hold or release the requests of an agent that was paused or resumed."""
         with self.deciding():
             self.queue.hold(agent.id, agent.settings.paused)
 
     def allow(self, request: Request) -> bool:
-        """Let a call start that waited for a person. False: it has ended, or was allowed before."""
+        """Let a call start that waited for a person. False: it has ended, or did not wait for a person."""
         with self.deciding():
             if request.decide_by_s is None or request.id not in self.queue.waiting:
                 return False
@@ -127,7 +127,7 @@ class Scheduler:
         return True
 
     def requeue(self, request: Request, state: State, span: str) -> bool:
-        """Let a request wait again, with the tokens it has. False: it does not run any more."""
+        """Let a running request wait again, with its tokens. False: it does not run any more."""
         with self.deciding():
             if request.id not in self.queue.running:
                 return False
@@ -140,13 +140,13 @@ class Scheduler:
         return True
 
     def order(self, worker: int | None, message: wire.Message) -> None:
-        """Add an order to a worker, if it lives; the lock is held, and the orders are sent later."""
+        """Queue an order to a worker if it lives. The caller holds the lock, and sends the orders later."""
         found = self._pool.find(worker)
         if found is not None:
             self.orders.add(lambda: self._pool.send(found, message))
 
     def step_said(self, child: Request) -> None:
-        """A request has more text: the request that it is a step of may show some of it."""
+        """Pass on that a step has more text: its parent may show some of it."""
         if parent := self.queue.get(child.parent):
             self._handlers[parent.spec.kind].child_said(parent, child)
 
@@ -157,25 +157,25 @@ class Scheduler:
     # questions
 
     def find(self, id: int) -> Request | None:
-        """A request that has not ended."""
+        """Return a request that has not ended."""
         with self.lock:
             return self.queue.get(id)
 
     def unfinished(self, agent: Agent | None = None) -> list[Request]:
-        """All requests that have not ended, or those of an agent, in the order they came."""
+        """Return all unfinished requests, or those of an agent, in the order they came."""
         with self.lock:
             found = list(self.queue) if agent is None else self.queue.of_agent(agent.id)
         return sorted(found, key=lambda r: r.id)
 
     @property
     def load(self) -> tuple[int, int]:
-        """How many requests run, and how many wait."""
+        """Count the running and the waiting requests."""
         return len(self.queue.running), len(self.queue.waiting)
 
     @property
     def computing(self) -> int:
-        """How many requests have a worker or a tool at work. An agent's loop has none: it waits for its
-        steps.
+        """Count the running requests that use a worker or a tool. An agent's loop only waits for
+        its steps.
         """
         with self.lock:
             return sum(request.spec.computes for request in self.queue.running.values())
@@ -185,18 +185,20 @@ class Scheduler:
             return [r for r in self.queue.running.values() if r.worker == worker]
 
     def mine(self, worker: Worker, id: int) -> Request | None:
-        """The request of that id, if this worker runs it; late words about others are dropped."""
+        """Return the request of that id if this worker runs it. A late message about another one is
+        dropped.
+        """
         with self.lock:
             request = self.queue.running.get(id)
         return request if request and request.worker == worker.id else None
 
     def turn(self, context: int) -> Request | None:
-        """The request that has the conversation now: the oldest unfinished one."""
+        """Return the conversation's oldest unfinished request."""
         with self.lock:
             return self.queue.turn(context)
 
     def progress(self, request: Request) -> tuple[list[int], str]:
-        """The tokens so far, and the text of exactly those."""
+        """Return the tokens so far, and the text of exactly these tokens."""
         with self.lock:
             return list(request.tokens), request.text
 
@@ -205,8 +207,8 @@ class Scheduler:
             return self.trace.spans()
 
     def position(self, request: Request) -> tuple[int, float] | None:
-        """How many start before it, and in how many seconds it may start. None: it cannot start yet, or
-        runs.
+        """Return how many requests start before this one, and in how many seconds it may start. None: it
+        runs, or cannot start yet.
         """
         with self.lock:
             if request.id not in self.queue.waiting:
@@ -220,7 +222,7 @@ class Scheduler:
     # deciding
 
     def decide(self) -> None:
-        """Start whatever may start; the lock is held, and `orders.send` has to follow."""
+        """Start every request that may start. The caller holds the lock, and calls `orders.send` after it."""
         if not self._running or not self.queue.waiting:
             return
         began = time.perf_counter()
@@ -242,13 +244,13 @@ class Scheduler:
                 return
             request = self.queue.waiting[id]
             worker = self._pool.find(place(seats, self._dispatch.last_worker(request)))
-            if worker is None:  # it just died; worker_died or worker_ready will decide again
+            if worker is None:  # it just died; worker_died or worker_ready decides again
                 return
             self._forecast.started()
             self._start(request, worker)
 
     def _fill_queue(self, queue: str) -> None:
-        """Start requests that take no worker, while their handler has room. They are not preempted."""
+        """Start requests that need no worker, while their handler has room. Nothing preempts them."""
         while jobs := self.queue.ready(queue).jobs:
             oldest = next(iter(jobs))
             handler = self._handlers[self.queue.waiting[oldest].spec.kind]
@@ -266,7 +268,7 @@ class Scheduler:
         self.orders.add(partial(self._obey, handler, request, worker))
 
     def _obey(self, handler: Handler, request: Request, worker: Worker | None) -> None:
-        """An error ends this request alone: the thread may be another user's."""
+        """Start a request. An error ends only this request: the thread may serve another user's call."""
         try:
             handler.start(request, worker)
         except Exception:
@@ -274,7 +276,7 @@ class Scheduler:
             self._finisher.finish(request, State.FAILED, "the daemon could not start it; the log says why")
 
     def _next(self, queue: str) -> int | None:
-        """The policy's choice. None: everybody who waits has as many requests running as allowed."""
+        """Return the policy's choice. None: all waiting users and agents run as many requests as allowed."""
         jobs = self.queue.ready(queue).jobs
         if len(jobs) == 1 and not self.queue.held_back:
             return next(iter(jobs))
@@ -300,9 +302,9 @@ class Scheduler:
         return seen(ready.shown(now, held, lambda jobs, n: self.chooser.order(seen(jobs), n)))
 
     def _preempt(self, model: Model) -> bool:
-        """Ask the policy whether a waiting request should have a place. True: a place is being vacated.
+        """Ask the policy whether a running request should yield. True: a request leaves its place.
 
-        The worker hears of both in one go, so that the place is not empty in between.
+        The worker gets this order together with the start of the next request, so the place is never empty.
         """
         if not self.queue.ready(model.name).jobs or self._seats(model):
             return False

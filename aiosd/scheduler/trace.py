@@ -1,7 +1,7 @@
-"""What every request did when: spans for scheduler/trace.json, in the format of Chrome's trace viewer.
+"""Record what each request did when: spans for scheduler/trace.json, in the format of Chrome's trace viewer.
 
-A request is in one span at a time: queued, prefill, decode, preempted (its turn was over), swapped (KV
-memory was full). Bounded: the newest SPANS. Called with the scheduler's lock held.
+A request is in one span at a time: queued, prefill, decode, preempted (by the policy), swapped (KV memory was
+full). Only the newest SPANS are kept. The caller holds the scheduler's lock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEPT_S = 600.0
 
 @dataclass(slots=True)
 class Span:
-    """Of a request that is not kept here: what was asked may be long, and private."""
+    """One phase of a request. It holds no reference to the request, whose text may be long and private."""
 
     request: int
     uid: int
@@ -40,14 +40,14 @@ class Trace:
         self._ended: deque[Span] = deque(maxlen=SPANS)
 
     def enter(self, request: Request, name: str) -> None:
-        """Ends the span it is in."""
+        """Begin a span of the request, and end the one before."""
         self.leave(request)
         self._open[request.id] = Span(
             request.id, request.uid, request.agent, request.spec.target, name, self._clock(), request.worker
         )
 
     def decodes(self, request: Request) -> None:
-        """A token came: from the first one on it is no prefill."""
+        """Note that a token came: the first one ends the prefill."""
         span = self._open.get(request.id)
         if span is not None and span.name == "prefill":
             self.enter(request, "decode")
@@ -61,14 +61,14 @@ class Trace:
                 self._ended.popleft()
 
     def spans(self) -> list[Span]:
-        """Of the last minutes; what goes on ends now."""
+        """Return the spans of the last KEPT_S. A span that goes on is shown as ending now."""
         now = self._clock()
         going = [replace(s, ended_s=now) for s in self._open.values()]
         return [s for s in self._ended if s.ended_s > now - KEPT_S] + going
 
 
 def document(spans: list[Span]) -> str:
-    """One row for each request; times in microseconds."""
+    """Make the JSON: one row for each request, times in microseconds."""
     events: list[dict[str, Any]] = []
     for s in {s.request: s for s in spans}.values():
         facts: dict[str, object] = {"name": f"{s.request} {s.agent or s.model} (uid {s.uid})"}

@@ -131,4 +131,4 @@ class Conversations:
             for a, b in zip(kv, self._kv, strict=True)
         )
         if not same or len(blocks) != 1 or blocks.pop() * BLOCK > len(tokens):
-            raise BadSnapshot("the KV in the file has not the shape of this model's")
+            raise BadSnapshot("the KV in the file does not have the shape of this model's KV")
