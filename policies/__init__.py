@@ -37,7 +37,9 @@ class View:
     running: Sequence[Job]
     now: float
     quantum_tokens: int
-    users: Mapping[int, float]  # service by uid, in weighted tokens (aiosd.scheduler.ledger)
+    users: Mapping[
+        int, float
+    ]  # service by uid: weighted tokens, or seconds of tools (aiosd.scheduler.ledger)
     agents: Mapping[tuple[int, str], float]  # service of each agent's run, in tokens
 
 

@@ -23,6 +23,7 @@ from aiosd.scheduler.ledger import OUTPUT_WEIGHT, Ledger
 from aiosd.syscall.chat import Chat
 from aiosd.syscall.request import Request
 from aiosd.syscall.sampling import Sampling
+from aiosd.syscall.toolcall import ToolCall
 from tests.manual import blocks
 
 NOWHERE = Path("/nonexistent")
@@ -156,35 +157,35 @@ def test_fair_keeps_two_backlogged_users_within_the_papers_bound(
     ledger, bound = Ledger(), 2 * max(64.0, OUTPUT_WEIGHT * batch)
     users = {0: request(0), 1: request(1)}
     for uid in users:
-        ledger.arrive(users[uid], [u for u in users if u != uid], 0.0)
+        ledger.arrive(users[uid], 0.0)
     waiting = [job(1, uid=0), job(2, uid=1)]
     for _, length in arrivals:
-        picked = first(fair, view(waiting, users=ledger.users))
+        picked = first(fair, view(waiting, users=ledger.tokens.users))
         uid = next(j.uid for j in waiting if j.id == picked)
         ledger.charge(users[uid], input_tokens=length)
         ledger.charge(users[uid], output_tokens=batch)
-        assert abs(ledger.users[0] - ledger.users[1]) <= bound
+        assert abs(ledger.tokens.users[0] - ledger.tokens.users[1]) <= bound
 
 
 def test_a_user_back_from_idling_does_not_get_what_he_missed() -> None:
     ledger = Ledger()
-    ledger.arrive(request(1), [], 0.0)
+    ledger.arrive(request(1), 0.0)
     ledger.charge(request(1), output_tokens=500)
-    ledger.arrive(request(2), [1], 0.0)
-    assert ledger.users[2] == ledger.users[1]
+    ledger.arrive(request(2), 0.0)
+    assert ledger.tokens.users[2] == ledger.tokens.users[1]
 
 
 def test_nice_is_a_weight_and_a_long_idle_agent_begins_a_new_run() -> None:
     ledger = Ledger()
     ledger.charge(request(1, nice=0), output_tokens=100)
     ledger.charge(request(2, nice=-3), output_tokens=100)
-    assert ledger.users[2] < ledger.users[1] * 0.6
+    assert ledger.tokens.users[2] < ledger.tokens.users[1] * 0.6
     ledger.leave(request(1), 0.0)
-    ledger.arrive(request(1), [], 10.0)
-    assert ledger.agents[1, "a"] == 100
+    ledger.arrive(request(1), 10.0)
+    assert ledger.tokens.agents[1, "a"] == 100
     ledger.leave(request(1), 10.0)
-    ledger.arrive(request(1), [], 100.0)
-    assert (1, "a") not in ledger.agents
+    ledger.arrive(request(1), 100.0)
+    assert (1, "a") not in ledger.tokens.agents
 
 
 def test_a_job_goes_where_its_kv_is_else_to_the_least_loaded() -> None:
@@ -277,3 +278,20 @@ def test_the_example_of_aios_policy_7_loads_and_keeps_its_word(tmp_path: Path) -
     assert chooser.preempt(view(waiting=[other], running=[batch])) == 1
     assert chooser.preempt(view(waiting=[batch], running=[other])) is None
     assert chooser.preempt(view(waiting=[other], running=[job(3, agent="bob")])) is None
+
+
+def call(uid: int) -> Request:
+    return Request(1, uid, "a", "/x", ToolCall("shell", "{}", (0,)))
+
+
+def test_a_free_place_of_a_tool_goes_to_who_has_fewer_seconds_and_tokens_do_not_count() -> None:
+    ledger = Ledger()
+    ledger.charge(request(2), output_tokens=1000)  # a user of a model is no user of tools yet
+    ledger.arrive(call(1), 0.0)
+    ledger.charge_call(call(1), 8.0)
+    ledger.arrive(call(2), 0.0)
+    waiting = [job(1, uid=1), job(2, uid=2)]
+    assert first(fair, view(waiting, users=ledger.users_of_calls([]))) == 1, "a newcomer starts at the level"
+    assert first(fair, view(waiting, users=ledger.users_of_calls([call(1)]))) == 2, "a running call counts"
+    ledger.charge_call(call(1), 2.0)
+    assert first(fair, view(waiting, users=ledger.users_of_calls([]))) == 2

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -518,3 +519,28 @@ def test_a_schema_that_takes_for_ever_is_refused_and_nobody_waits(aios: Daemon, 
     tools = [{"type": "function", "function": function}]
     _, answer = call(aios, f"{agent}/syscall/llm", json.dumps({**asked, "tools": tools}))
     assert json.loads(answer)["choices"], "its calls are not bound to the schema"
+
+
+def test_a_user_with_one_call_does_not_wait_behind_the_many_of_another(aios: Daemon) -> None:
+    """Alice used the model a lot and bob never did. Bob's calls hold the tool; hers is next but one."""
+
+    def written(file: str, body: dict[str, Any]) -> str:
+        return f"(exec 3<>{file}; echo '{json.dumps(body)}' >&3; cat <&3)"
+
+    limit, call = aios.root / "tools/python/limit", "tools/python/call"
+    before = limit.read_text()
+    limit.write_text("1\n")
+    try:
+        long = {"prompt": "hi", "max_tokens": 200, "ignore_eos": True}
+        assert as_user(aios, ALICE, written("models/tiny/llm", long)).returncode == 0
+        slow = written(call, {"code": "import time; time.sleep(0.6)"})
+        with ThreadPoolExecutor() as pool:
+            his = pool.submit(as_user, aios, BOB, f"for i in 1 2 3 4 5; do {slow} & done; wait")
+            wait_until(lambda: aios.read("scheduler/queue").count("tools/python") == 5, "bob's calls")
+            hers = as_user(aios, ALICE, written(call, {"code": "print(6 * 7)"}))
+            left = aios.read("scheduler/queue").count("tools/python")
+            assert his.result().returncode == 0
+        assert hers.stdout == "42\n"
+        assert left >= 3, "his later calls waited for hers"
+    finally:
+        limit.write_text(before)

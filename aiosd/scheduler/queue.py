@@ -99,7 +99,7 @@ class Queue:
         return ready
 
     def add(self, request: Request, startable: bool = True) -> None:
-        self.ledger.arrive(request, self.per_user, time.monotonic())
+        self.ledger.arrive(request, time.monotonic())
         self.per_user[request.uid] += 1
         self.per_agent[request.agent] += 1
         self._of_agents.setdefault(request.agent_id, {})[request.id] = request

@@ -30,6 +30,7 @@ from aiosd.scheduler.orders import Orders
 from aiosd.scheduler.queue import Queue, view
 from aiosd.scheduler.trace import Span, Trace
 from aiosd.syscall.request import Request, State
+from aiosd.syscall.toolcall import QUEUE
 
 log = logging.getLogger(__name__)
 
@@ -285,6 +286,9 @@ class Scheduler:
 
     def _view(self, queue: str, running: Iterable[Request], every: bool = False) -> View:
         ledger, ready, now = self.queue.ledger, self.queue.ready(queue), time.monotonic()
+        calls = queue.startswith(QUEUE)
+        users = ledger.users_of_calls(running) if calls else ledger.tokens.users
+        agents = ledger.seconds.agents if calls else ledger.tokens.agents
 
         def seen(waiting: Iterable[Job]) -> View:
             return View(
@@ -292,8 +296,8 @@ class Scheduler:
                 running=tuple(map(view, running)),
                 now=now,
                 quantum_tokens=self.quantum_tokens,
-                users=MappingProxyType(ledger.users),
-                agents=MappingProxyType(ledger.agents),
+                users=MappingProxyType(users),
+                agents=MappingProxyType(agents),
             )
 
         if every:

@@ -25,6 +25,7 @@ from aiosd.errors import AiosError, BadRequest, BadValue, ConfigError, NotAllowe
 from aiosd.syscall import schemas
 from aiosd.syscall.foreign import read_json
 from aiosd.syscall.request import Request, State
+from aiosd.syscall.toolcall import QUEUE
 from aiosd.tools.manifest import FILE, LIMIT_OWN, Manifest, own, place, read
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ PACKAGED = Path("/usr/lib/aios/tools")  # of other packages
 ERRORS = 100  # of one call's arguments that are looked at
 SAID = 500  # characters of an error's text
 LIMIT_MAX = 1024
-QUEUE = "tools/"  # with a tool's name: what its calls wait for, where others wait for a model
 
 
 @dataclass(slots=True, eq=False)

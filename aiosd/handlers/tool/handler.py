@@ -114,6 +114,9 @@ class ToolHandler(Handler):
         request.text = request.answer.text
 
     def account(self, request: Request) -> None:
+        if request.started_s and request.finished_s:
+            took_s = request.finished_s - request.started_s
+            self._parts.scheduler.queue.ledger.charge_call(request, took_s)
         if tool := self._parts.tools.of(request.queue):
             tool.account(request)
 
