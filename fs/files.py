@@ -88,6 +88,11 @@ class File:
         return 0
 
 
+def encoded(text: str) -> bytes:
+    """A name may hold a byte that is not UTF-8: then `\\udce9` stands for 0xe9, also in JSON."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 class Snapshot(Handle):
     """Text as it was at open: a reader that comes in pieces sees one state."""
 
@@ -136,7 +141,7 @@ class Text(File):
         return False
 
     def open(self, opening: Opening) -> Handle:
-        return Snapshot(self.render().encode())
+        return Snapshot(encoded(self.render()))
 
 
 @dataclass(slots=True)
@@ -153,7 +158,7 @@ class Shared(Text):
             if time.monotonic() < self._until_s:
                 return Snapshot(self._data)
             began = time.thread_time()
-            data = self.render().encode()
+            data = encoded(self.render())
             took_s = time.thread_time() - began
             self._data = data if took_s > SHARED_S else b""
             self._until_s = time.monotonic() + 20 * took_s if self._data else 0.0
@@ -179,11 +184,11 @@ class Value(File):
 class ValueHandle(Snapshot):
     def __init__(self, file: Value, opening: Opening) -> None:
         now = file.get()
-        super().__init__(now.encode() + b"\n")
+        super().__init__(encoded(now) + b"\n")
         self._file, self._opening = file, opening
         self._written = bytearray()
         if file.prose and opening.flags & os.O_APPEND and now:
-            self._written += now.encode() + b"\n"
+            self._written += encoded(now) + b"\n"
 
     def write(self, data: bytes, offset: int) -> None:
         written = (self._written if self._file.prose else bytearray()) + data
@@ -214,7 +219,7 @@ class ControlHandle(Handle):
 
     def write(self, data: bytes, offset: int) -> None:
         try:
-            lines = data.decode().splitlines()
+            lines = data.decode().split("\n")
         except UnicodeDecodeError:
             raise BadValue("a command is UTF-8 text") from None
         commands = [line.split(maxsplit=1) for line in lines if line.strip()]
@@ -249,7 +254,7 @@ class Lines(File):
 
 class LinesHandle(Snapshot):
     def __init__(self, file: Lines) -> None:
-        super().__init__(file.get().encode())
+        super().__init__(encoded(file.get()))
         self._append = file.append
         self._rest = b""  # of a line whose end has not been written yet
 
@@ -314,7 +319,7 @@ class StreamHandle(Handle):
     def _fetch(self) -> None:
         if not self._unread:
             text, self._position = self._file.since(self._position, self._caller)
-            self._unread = text.encode()
+            self._unread = encoded(text)
             self.held = len(self._unread)
 
 

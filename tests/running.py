@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -136,6 +137,33 @@ class Daemon:
         if self.process and self.process.poll() is not None:
             raise AssertionError(f"the daemon ended:\n{self.log.read_text()}")
         return False
+
+
+class Manager:
+    """The socket that a service manager listens at, and what it heard."""
+
+    def __init__(self, socket: socket.socket) -> None:
+        self._socket = socket
+        self.heard: list[dict[str, str]] = []
+        self.listening = threading.Thread(target=self._listen, daemon=True)
+        self.listening.start()
+
+    def _listen(self) -> None:
+        while data := self._socket.recv(4096):
+            self.heard.append(dict(line.split("=", 1) for line in data.decode().splitlines()))
+
+    def count(self, key: str) -> int:
+        return sum(key in said for said in self.heard)
+
+    def says(self, key: str, words: str) -> bool:
+        return any(words in said.get(key, "") for said in self.heard)
+
+
+def managed(daemon: Daemon, watchdog_s: float = 0) -> Daemon:
+    daemon.env = {"NOTIFY_SOCKET": f"@aiosd-test-{os.getpid()}"}
+    if watchdog_s:
+        daemon.env["WATCHDOG_USEC"] = str(int(watchdog_s * 1e6))
+    return daemon
 
 
 def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from aiosd.access.caller import Caller, proc_status
 from aiosd.agents.agents import Agent
 from aiosd.errors import AiosError, BadValue, Denied, OverQuota
+from aiosd.host import proc
 from aiosd.host.message_ids import about
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class Lifetimes:
 def started_of(pid: int) -> str:
     """Boot and clock ticks since: of this process and no other. Empty when it is not there, or a zombie."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        stat = proc.stat(pid)
     except OSError:
         return ""
     return "" if stat[0] in "ZX" else f"{BOOT.read_text().strip()} {stat[19]}"

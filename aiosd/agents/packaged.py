@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from jsonschema.exceptions import best_match
 from aiosd.config.config import Source
 from aiosd.cores.models import NAME
 from aiosd.errors import ConfigError
+from aiosd.host import toml
 from aiosd.scheduler.chooser import check_owner
 from aiosd.syscall.spec import STEPS_MAX
 
@@ -86,8 +86,8 @@ def read(folder: Path, trusted: bool = False) -> Package:
     try:
         for path in (folder, file) if trusted else ():
             check_owner(path, os.stat(path))
-        text = file.read_text()
-        table = tomllib.loads(text)
+        text = toml.text(file)
+        table = toml.parse(text)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}", HINT) from None
     except ValueError as error:  # not TOML, not UTF-8, another's

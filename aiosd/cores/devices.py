@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from aiosd.cores import nvidia
 from aiosd.errors import BadValue, ConfigError
+from aiosd.host import proc, toml
 
 CPU = "cpu"
 PREFIX_MIN = 8  # of a UUID, to name a device by
@@ -49,10 +49,10 @@ def probe(table: str = "") -> list[Device]:
 
 def processor() -> Device:
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        lines = proc.lines("/proc/cpuinfo")
     except OSError:
-        text = ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Device(CPU, names[0] if names else os.uname().machine, memory_bytes=memory, backend=CPU)
 
@@ -60,7 +60,7 @@ def processor() -> Device:
 def read_table(file: Path) -> list[Device]:
     """[[device]] tables with the fields of Device."""
     try:
-        return [received(facts) for facts in tomllib.loads(file.read_text()).get("device", ())]
+        return [received(facts) for facts in toml.parse(toml.text(file)).get("device", ())]
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{file}: {error}", "see device_table in aiosd.toml(5)") from None
 

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from aiosd.host import proc
+
 log = logging.getLogger(__name__)
 
 GPUS = Path("/proc/driver/nvidia/gpus")
@@ -80,7 +82,7 @@ def by_proc() -> Iterator[Facts]:
     """How much memory each has is not told here."""
     for file in sorted(GPUS.glob("*/information")):
         try:
-            lines = file.read_text().splitlines()
+            lines = proc.lines(file)
         except OSError:
             continue
         told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

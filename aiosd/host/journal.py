@@ -89,7 +89,7 @@ def encode(entry: Mapping[str, object]) -> bytes:
     """A value with a newline is told with its length: what a user wrote cannot become a field."""
     lines = bytearray()
     for key, value in entry.items():
-        data = str(value).encode("utf-8", "replace")
+        data = str(value).encode("utf-8", "backslashreplace")  # \udce9 for the byte 0xe9 of a name
         if b"\n" in data:
             lines += key.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
         else:

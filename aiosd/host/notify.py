@@ -17,10 +17,11 @@ def notify(**state: str | int) -> None:
         return
     if address[0] == "@":
         address = "\0" + address[1:]  # abstract namespace
-    message = "\n".join(f"{key}={value}" for key, value in state.items())
+    lines = (f"{key}={value}".replace("\n", " ") for key, value in state.items())  # a path may hold one
+    message = "\n".join(lines).encode("utf-8", "backslashreplace")
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         sock.connect(address)
-        sock.sendall(message.encode())
+        sock.sendall(message)
 
 
 def asked() -> bool:

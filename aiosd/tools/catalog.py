@@ -68,10 +68,10 @@ class Tool:
         """A manifest of a user's own. Raises BadValue, and remembers why."""
         assert self.own
         try:
-            found = own(self.own, data.decode())
-        except (BadValue, UnicodeDecodeError) as error:
+            found = own(self.own, data)
+        except BadValue as error:
             self.error = str(error)
-            raise error if isinstance(error, BadValue) else BadValue("not UTF-8 text") from None
+            raise
         self.error = ""
         return found
 
@@ -132,7 +132,7 @@ class Tools:
         tool = Tool(Manifest(folder.name, "", (), {}, folder), 1, folder)
         try:
             if (folder / FILE).exists():
-                tool.manifest = own(folder, (folder / FILE).read_text())
+                tool.manifest = own(folder, (folder / FILE).read_bytes())
                 tool.limit = tool.manifest.limit
         except (AiosError, OSError) as error:
             tool.error = str(error)
