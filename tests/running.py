@@ -65,7 +65,7 @@ class Daemon:
             return
         extra = self._config.with_name("conf.d")
         extra.mkdir(exist_ok=True)
-        places = f"mount = {json.dumps(str(self.root))}\nstate = {json.dumps(str(self.state))}\n"
+        places = f"mount = {toml(self.root)}\nstate = {toml(self.state)}\n"
         (extra / "places.toml").write_text(f"[daemon]\n{places}")
         Path(self._helper[1]).unlink(missing_ok=True)  # of one that was killed
         self.privileged = self._run(
@@ -164,6 +164,11 @@ def managed(daemon: Daemon, watchdog_s: float = 0) -> Daemon:
     if watchdog_s:
         daemon.env["WATCHDOG_USEC"] = str(int(watchdog_s * 1e6))
     return daemon
+
+
+def toml(path: Path) -> str:
+    """As a text of TOML, which knows no surrogate pairs."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:

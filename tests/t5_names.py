@@ -30,6 +30,13 @@ type = "object"
 """
 
 
+@pytest.fixture(autouse=True)
+def passable(tmp_path: Path) -> None:
+    """The daemon may be a user of its own."""
+    for parent in [tmp_path, *tmp_path.parents][:3]:
+        parent.chmod(0o755)
+
+
 @pytest.fixture
 def foreign(tmp_path: Path) -> Iterator[list[Path]]:
     """Mounts of each kind of name, as a user may make them with FUSE."""
