@@ -293,19 +293,27 @@ class Stream(File):
 
 
 class StreamHandle(Handle):
-    """Not a place to seek in: each read gives what has come since the one before."""
+    """Each read gives what has come since the one before.
+
+    Only the bytes of the last read can be read again: a shell reads ahead, takes one line and seeks back.
+    """
 
     def __init__(self, file: Stream, caller: Caller) -> None:
         self._file, self._caller = file, caller
         self._lock = threading.Lock()
         self._position = file.next()
-        self._unread = b""
+        self._unread = self._last = b""
+        self._last_at = 0  # its file position
 
     def read(self, size: int, offset: int) -> bytes | None:
         with self._lock:
+            if self._last_at <= offset < self._last_at + len(self._last):
+                return self._last[offset - self._last_at :][:size]
             self._fetch()
             data, self._unread = self._unread[:size], self._unread[size:]
-            self.held = len(self._unread)
+            if data:
+                self._last, self._last_at = data, offset
+            self.held = len(self._unread) + len(self._last)
         return data or None
 
     def watch(self, callback: Callable[[], None]) -> Unwatch:
@@ -320,7 +328,7 @@ class StreamHandle(Handle):
         if not self._unread:
             text, self._position = self._file.since(self._position, self._caller)
             self._unread = encoded(text)
-            self.held = len(self._unread)
+            self.held = len(self._unread) + len(self._last)
 
 
 @dataclass(slots=True)

@@ -279,6 +279,9 @@ def test_reads_at_the_file_position_and_at_any_other_see_the_same_answer(tree: T
     assert handle.read(4, 0) == b"0123", "pread(2) names a place in the answer"
     assert handle.read(4, 2) == b"2345"
     assert handle.read(4, 14) == b"89"
+    assert handle.read(4, 11) == b"5678", "a shell that has read ahead seeks back to the end of its line"
+    assert handle.read(4, 15) == b"9"
+    assert handle.read(7, 0) + handle.read(3, 7) == b"0123456789", "what goes on from the beginning does"
     handle.release()
 
 
