@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.mount]
 LINES = ["one", "zwei ü", "x" * 5000, "four", "😀"]
 ANSWER = "".join(f"{line}\n" for line in LINES)
 WHILE = 'while read -r l <&3; do echo "$l"; done'
+PYTHON = f"{sys.executable} -c 'import sys; [print(l, end=\"\", flush=True) for l in sys.stdin]' <&3"
 SHELLS = ("bash", "dash", "zsh", "ksh", "mksh", "busybox")
 OPENINGS = {
     "private": 'exec 3<>lines/call; echo "{}" >&3',
@@ -43,7 +44,7 @@ READERS = {  # each prints the answer
     "mawk": ("bash", "mawk 1 <&3"),
     "gawk": ("bash", "gawk 1 <&3"),
     "perl": ("bash", "perl -ne print <&3"),
-    "python": ("bash", f"{sys.executable} -c 'import sys; [print(l, end=\"\") for l in sys.stdin]' <&3"),
+    "python": ("bash", PYTHON),
     "dd": ("bash", "dd bs=3 status=none <&3"),
     "tail": ("bash", "tail -n +1 <&3"),
 }  # fmt: skip
@@ -111,7 +112,7 @@ EVENTS = {
     "slow": ("bash", 'while read -r l <&3; do echo "$l"; sleep 0.02; done'),
     "head": ("bash", "while head -1 <&3; do :; done"),
     "sed": ("bash", "while sed -n '1p;1q' <&3; do :; done"),
-    "python": ("bash", f"exec {sys.executable} -c 'import sys; [print(l, end=\"\", flush=True) for l in sys.stdin]' <&3"),
+    "python": ("bash", f"exec {PYTHON}"),
     "perl": ("bash", "exec perl -ne '$| = 1; print' <&3"),
     "gawk": ("bash", "exec gawk '{ print; fflush() }' <&3"),
     "mapfile": ("bash", 'while mapfile -n 1 l <&3; do printf %s "${l[@]}"; done'),
