@@ -115,7 +115,13 @@ def status(kernel: Kernel) -> str:
         policy=scheduler.chooser.name,
         running=running,
         waiting=waiting,
+        **warning(kernel),
     )
+
+
+def warning(kernel: Kernel) -> dict[str, str]:
+    warnings = kernel.scheduler.pool.places.warnings
+    return {"warning": "; ".join(f"{uuid}: {why}" for uuid, why in warnings.items())} if warnings else {}
 
 
 # scheduler
@@ -251,7 +257,8 @@ def devices(kernel: Kernel) -> str:
             one.numa if one.numa >= 0 else "-", one.cpus or "-",
             ",".join(f"{worker.id}" for worker in on) or "-", one.name.replace(" ", "-") or "-",
         ])  # fmt: skip
-    return columns(header, rows)
+    notes = (f"# {uuid}: {why}\n" for uuid, why in places.warnings.items())
+    return columns(header, rows) + "".join(notes)
 
 
 def memory(worker: Worker) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Device:
     numa: int = -1  # the memory node next to it; -1: none, or not known
     cpus: str = ""  # of that node, as in cpuset(7): 0-3,8
     paths: tuple[str, ...] = ()  # in /dev, what it takes to use it
+    trouble: str = ""  # why workers may not use it as they should, and the remedy; of cpu: of all GPUs
     backend: str = "cuda"  # what its workers compute on; cpu only in tables for tests
 
     @property
@@ -42,9 +43,14 @@ class Device:
 def probe(table: str = "") -> list[Device]:
     """Those there are now, the processor last. `table`: a file to believe instead of the machine. Raises
     ConfigError for that file."""
-    found = read_table(Path(table)) if table else [received(facts) for facts in nvidia.probe()]
+    troubles: list[str] = []
+    if table:
+        found = read_table(Path(table))
+    else:
+        gpus, troubles = nvidia.probe()
+        found = [received(facts) for facts in gpus]
     numbered = [received({**asdict(device), "index": i}) for i, device in enumerate(found)]
-    return [*numbered, processor()]
+    return [*numbered, replace(processor(), trouble="; ".join(troubles))]
 
 
 def processor() -> Device:
@@ -75,7 +81,7 @@ def received(facts: Mapping[str, Any]) -> Device:
     typed: dict[str, Any] = {k: int(value) if k in numbers else value for k, value in known.items()}
     device = Device(**typed)
     # they become lines of a unit file that root writes
-    texts = (device.uuid, device.name, device.pci, device.cpus, device.backend, *device.paths)
+    texts = (device.uuid, device.name, device.pci, device.cpus, device.backend, device.trouble, *device.paths)
     if not all(isinstance(text, str) and text.isprintable() for text in texts) or re.search(
         "[ ,]", device.uuid
     ):
