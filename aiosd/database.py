@@ -6,6 +6,7 @@ lines leaves a consistent state. Any thread may call; one connection, one lock. 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from aiosd.errors import StoreFailed, StoreFull
+from aiosd.host import disk
 from aiosd.host.usage import free_bytes
 from aiosd.syscall.request import Request, State, Usage
 from aiosd.syscall.spec import Message, Spec
@@ -71,7 +73,7 @@ CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, 
     5: "CREATE TABLE pins (model TEXT PRIMARY KEY, devices TEXT NOT NULL);",
 }
 CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
-FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+ROOM_BYTES = 1 << 20  # with less an error of the disk is that it is full: SQLite does not say of its index
 
 
 class Store:
@@ -148,16 +150,21 @@ class Store:
             try:
                 yield self._db
             except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF in FULL:
-                    raise StoreFull(f"{self.folder}: {error}", "free some space there") from None
-                raise StoreFailed(f"{self.folder}: {error}") from None
+                raise self._failed(error) from None
+
+    def _failed(self, error: sqlite3.Error) -> StoreFailed:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        broken = code == sqlite3.SQLITE_IOERR
+        if code == sqlite3.SQLITE_FULL or (broken and free_bytes(self.folder) < ROOM_BYTES):
+            return StoreFull(f"{self.folder}: {error}", "free some space there")
+        return StoreFailed(f"{self.folder}: {error}", disk.REMEDIES[errno.EIO] if broken else disk.LOOK)
 
     def _rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         with self._lock:
             try:
                 return self._db.execute(sql, arguments).fetchall()
             except sqlite3.Error as error:
-                raise StoreFailed(f"{self.folder}: {error}") from None
+                raise self._failed(error) from None
 
     def free_bytes(self) -> int:
         return free_bytes(self.folder)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import re
 import socket
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from aiosd.errors import ConfigError
-from aiosd.host import journal, mount, proc, toml
+from aiosd.errors import BadValue, ConfigError, StoreFailed, StoreFull, shown
+from aiosd.host import disk, journal, mount, proc, toml
 from aiosd.host.notify import notify
 from aiosd.tools.run.cgroups import Cgroups
+from tests.running import REPOSITORY
 
 NAMES = (b"caf\xe9", b"two  words", b"new\nline", b"back\\slash\\040", "ünï-日本".encode(), "😀".encode(),
          b"tab\tcr\rvt\x0bff\x0c", "line\u2028next\x85".encode(), b"#hash")  # fmt: skip
@@ -133,3 +138,61 @@ def test_what_is_no_utf8_is_told_with_its_line(tmp_path: Path) -> None:
 def test_toml_that_python_cannot_take_is_refused_in_words(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         toml.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "remedy"),
+    [
+        (errno.ENOSPC, StoreFull, "free some space"),
+        (errno.EDQUOT, StoreFull, "free some space"),
+        (errno.EIO, StoreFailed, "dmesg"),
+        (errno.EROFS, StoreFailed, "writable"),
+        (errno.EACCES, StoreFailed, "modes"),
+        (errno.ELOOP, StoreFailed, "look at the folder"),
+    ],
+)
+def test_an_error_of_the_disk_has_the_remedy_of_its_own(
+    number: int, kind: type[StoreFailed], remedy: str
+) -> None:
+    found = disk.failed(Path("/state"), OSError(number, os.strerror(number)))
+    assert type(found) is kind
+    assert str(found) == f"/state: {os.strerror(number)}"
+    assert remedy in found.hint
+
+
+def test_a_database_that_cannot_be_written_is_not_called_full(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stands for a disk that fails: SQLite has an I/O error of both."""
+    script = """
+import resource, sys
+from pathlib import Path
+from aiosd.database import Store
+store = Store(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try:
+    while True:
+        store.save_model("m", "x" * 9999)
+except Exception as error:
+    print(type(error).__name__, error.explanation)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stdout.startswith(f"StoreFailed {tmp_path}: disk I/O error; the disk is failing"), done
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b[2J\x1b]0;x\x07", "a\rb", "a\nERROR forged", "\x9b1m", "\u202egnp", "\udce9"]
+)
+def test_nothing_in_a_log_is_obeyed_by_a_terminal(text: str) -> None:
+    record = logging.LogRecord("x", logging.ERROR, "x", 1, "said %s", (text,), None)
+    line = journal.Plain(journal.FORMAT).format(record)
+    assert line.isprintable()
+    assert line.startswith("ERROR x: said ")
+    assert str(journal.fields(record)["MESSAGE"]).isprintable()
+    assert str(BadValue(f"no {text}")).isprintable()
+    try:
+        raise ValueError(text)
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    assert all(line.isprintable() for line in journal.Plain(journal.FORMAT).format(record).split("\n"))
+    assert shown("Zoë – 日本 😀") == "Zoë – 日本 😀"

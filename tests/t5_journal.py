@@ -86,7 +86,7 @@ def test_a_message_is_one_entry_whatever_it_holds(tmp_path: Path) -> None:
         log.error("x" * 500_000, extra=about(agent="long"))
         wait_until(lambda: bool(found.entries(pid, "AIOS_AGENT=long")), "the long one")
         [entry] = found.entries(pid, "AIOS_AGENT=ada")
-        assert entry["MESSAGE"] == "one\nAIOS_AGENT=eve\n"
+        assert entry["MESSAGE"] == "one\\nAIOS_AGENT=eve\\n"
         assert entry["PRIORITY"] == "4"
         assert not found.entries(pid, "AIOS_AGENT=eve")
         assert len(found.entries(pid, "AIOS_AGENT=long")[0]["MESSAGE"]) == 500_000

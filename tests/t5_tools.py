@@ -516,3 +516,39 @@ def test_a_schema_that_takes_for_ever_is_refused_and_nobody_waits(aios: Daemon, 
     tools = [{"type": "function", "function": function}]
     _, answer = call(aios, f"{agent}/syscall/llm", json.dumps({**asked, "tools": tools}))
     assert json.loads(answer)["choices"], "its calls are not bound to the schema"
+
+
+def test_what_a_tool_says_to_a_terminal_is_text(aios: Daemon, agent: str) -> None:
+    make(aios, "esc", r"printf 'x\033[2J\rERROR forged\033]0;t\007' >&2; exit 3")
+    assert call(aios, f"{agent}/syscall/tool", '{"name": "esc", "arguments": {}}')[0] != 0
+    error = aios.read(f"{agent}/requests/latest/error")
+    assert error == r"exit status 3: x\x1b[2J\rERROR forged\x1b]0;t\x07" + "\n"
+    assert not set("\x1b\r\x07") & set(aios.log.read_text())
+    (aios.root / "tools/esc").rmdir()
+
+
+def test_a_number_of_thousands_of_digits_is_refused_by_the_write(aios: Daemon) -> None:
+    (aios.root / "tools/digits").mkdir()
+    done = aios.sh(f"echo 'limit = {'9' * 5000}' > tools/digits/manifest")
+    assert "Invalid argument" in done.stderr
+    assert "more than 4300 digits" in aios.read("tools/digits/info")
+    (aios.root / "tools/digits").rmdir()
+
+
+def test_a_call_whose_work_folder_was_removed_is_no_error_of_the_daemon(aios: Daemon, agent: str) -> None:
+    """As of an agent that is removed while its calls run: what they use is looked at meanwhile."""
+    make(aios, "slow", "echo here; sleep 1.5")
+    asked = f"""exec 3<>{agent}/syscall/tool; echo '{{"name": "slow", "arguments": {{}}}}' >&3; read l <&3"""
+    done = aios.sh(f"{asked}; echo $l; rm -r {aios.state}/work/0/*; cat <&3 && echo ended")
+    assert done.stdout == "here\nended\n"
+    assert "Traceback" not in aios.log.read_text()
+    (aios.root / "tools/slow").rmdir()
+
+
+def make(aios: Daemon, name: str, script: str) -> None:
+    """A tool of one's own."""
+    (aios.root / "tools" / name).mkdir()
+    lines = (f"description = {json.dumps(name)}", f"command = {json.dumps(['/bin/sh', '-c', script])}")
+    (aios.root / "tools" / name / "manifest").write_text(
+        "\n".join([*lines, '[parameters]\ntype = "object"\n'])
+    )

@@ -21,7 +21,7 @@ from aiosd.access.permissions import Permissions
 from aiosd.access.rules import Asked, Rule, Rules
 from aiosd.access.trust import Trust
 from aiosd.agents.agents import Agent, Agents
-from aiosd.errors import BadValue, Denied, NotFound, StoreFull
+from aiosd.errors import BadValue, Denied, NotFound, StoreFailed
 from aiosd.events import Events
 from aiosd.host import identity
 from aiosd.host.message_ids import NOTICE, Id, about
@@ -181,7 +181,7 @@ class Pending:
     def _deny(self, request: Request, why: str, caller: Caller) -> None:
         if request.decide_by_s is None or request.state.final:
             return
-        with suppress(StoreFull):  # a no is heeded also where it cannot be written down
+        with suppress(StoreFailed):  # a no is heeded also where it cannot be written down
             self._scheduler.calls.audit.decided(request, "denied", caller)
         if self._scheduler.end(request, State.FAILED, why):
             self._tell(request, "denied")

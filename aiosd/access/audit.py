@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from aiosd.access.caller import Caller
-from aiosd.errors import StoreFull
+from aiosd.errors import StoreFailed, StoreFull
+from aiosd.host import disk
 from aiosd.host.message_ids import NOTICE, Id, about
 from aiosd.syscall.request import Request
 
@@ -47,7 +48,7 @@ class Audit:
                 os.close(fd)
 
     def called(self, request: Request) -> None:
-        """Raises StoreFull: then it is not to run."""
+        """Raises StoreFailed: then it is not to run."""
         rule = request.rule
         why = {"decision": rule.decision, "rule": rule.place} if rule else {}
         self._write("called", request, pid=request.pid, exe=exe(request.pid), **why)
@@ -56,7 +57,7 @@ class Audit:
         self._write(decision, request, by=who(by))
 
     def granted(self, what: str, by: Caller, **facts: object) -> None:
-        """Before it takes effect: all that holds from then on. Raises StoreFull."""
+        """Before it takes effect: all that holds from then on. Raises StoreFailed."""
         self._append(what, {**facts, "by": who(by)})
 
     def ended(self, request: Request) -> None:
@@ -68,7 +69,7 @@ class Audit:
             facts |= {"cpu_seconds": request.took.cpu_s, "memory_bytes": request.took.memory_bytes}
         try:
             self._write(str(request.state), request, why=request.error, **facts)
-        except StoreFull as error:
+        except StoreFailed as error:
             extra = about(request=request.id, agent=request.agent, uid=request.uid)
             words = request.id, error.explanation
             log.error("the end of request %d is not in the audit log: %s", *words, extra=extra)
@@ -87,7 +88,7 @@ class Audit:
             try:
                 written = os.write(self._fd, whole)
             except OSError as error:
-                raise StoreFull(f"{self.file}: {error.strerror}", "free some space there") from None
+                raise disk.failed(self.file, error) from None
             self._cut = written < len(whole)
             if self._cut:
                 raise StoreFull(f"{self.file}: the disk is full", "free some space there")

@@ -10,13 +10,13 @@ import logging
 import threading
 import time
 
-from aiosd.errors import AiosError, Busy, OverQuota, StoreFailed, StoreFull, TooManyOpen
+from aiosd.errors import AiosError, Busy, OverQuota, StoreFailed, TooManyOpen
 from aiosd.host.message_ids import NOTICE, Id, about
 
 log = logging.getLogger(__name__)
 
 BOUNDS = (Busy, OverQuota, TooManyOpen)
-MACHINES = (StoreFailed, StoreFull)  # trouble of the machine, not of who was refused
+MACHINES = (StoreFailed,)  # trouble of the machine, not of who was refused
 AGAIN_S = 60.0
 REMEMBERED = 1000
 

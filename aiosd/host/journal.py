@@ -15,7 +15,9 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
+from aiosd.errors import shown
 from aiosd.host.message_ids import NOTICE
 
 SOCKET = "/run/systemd/journal/socket"
@@ -31,13 +33,25 @@ def begin(level: str, name: str = "aiosd") -> None:
     """From here on what is logged goes where it belongs; there `name` is who says it."""
     logging.logProcesses = logging.logMultiprocessing = False  # looked up each time, and not told
     handler = Handler(name) if is_journal(sys.stderr.fileno()) else logging.StreamHandler(sys.stderr)
-    logging.basicConfig(level=level.upper(), format=FORMAT, handlers=[handler])
+    handler.setFormatter(Plain(FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def is_journal(descriptor: int) -> bool:
     """Whether the service manager has connected it to the journal (systemd.exec(5), JOURNAL_STREAM)."""
     status = os.fstat(descriptor)
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}" and os.path.exists(SOCKET)
+
+
+class Plain(logging.Formatter):
+    """A message is one line, and nothing in it is obeyed by a terminal: it may quote what a user wrote."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = shown(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(shown, super().formatException(ei).split("\n")))
 
 
 class Handler(logging.Handler):
@@ -70,9 +84,9 @@ class Handler(logging.Handler):
 
 def fields(record: logging.LogRecord) -> dict[str, object]:
     """The names of fields are in capitals, as those of `extra` that are meant for here."""
-    message = record.getMessage()
+    message = shown(record.getMessage())
     if record.exc_info:
-        message += "\n" + logging.Formatter().formatException(record.exc_info)
+        message += "\n" + Plain().formatException(record.exc_info)
     return {
         "MESSAGE": message,
         "PRIORITY": next((p for level, p in PRIORITIES if record.levelno >= level), 7),

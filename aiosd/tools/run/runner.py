@@ -346,8 +346,15 @@ class Runner(Loop):
             running.kill(f"it said more than {STDERR_MOST} bytes on its standard error")
         elif (work := running.work) and size(work, bounds.work_bytes) > bounds.work_bytes:
             running.kill(f"its work folder has more than {bounds.work_bytes} bytes")
-        elif work and free_bytes(work) < bounds.reserve_bytes:  # files that it removed and holds open
+        elif work and lacks_room(work, bounds.reserve_bytes):  # also of files that it removed and holds open
             running.kill("the disk is full")
+
+
+def lacks_room(work: Path, reserve_bytes: int) -> bool:
+    try:
+        return free_bytes(work) < reserve_bytes
+    except FileNotFoundError:  # removed with its agent: the call is being ended
+        return False
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
