@@ -476,13 +476,13 @@ class Kernel:
         if model.state is not ModelState.ABSENT:
             pool.load(model)
 
-    def explain(self, path: str, error: AiosError) -> None:
+    def explain(self, path: str, error: AiosError, uid: int) -> None:
         """Why a call on this path was refused, to where its caller can read it."""
         parts = path.split("/")
         agent = self.agents.find(parts[2]) if path.startswith("/agents/") and len(parts) > 2 else None
         if agent:
             agent.note(error.explanation, file="/".join(parts[3:]))
-        self.refusals.tell(path, error)
+        self.refusals.tell(path, error, uid)
 
 
 def check_count(granted: Collection[object]) -> None:

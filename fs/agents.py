@@ -14,6 +14,7 @@ from aiosd.agents.agents import Agent
 from aiosd.agents.steps import place
 from aiosd.errors import BadValue, NotAllowed, NotFound
 from aiosd.fs.files import AnswerFile, Control, Text, Value
+from aiosd.fs.reason import Reason
 from aiosd.fs.text import table
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table
@@ -93,6 +94,7 @@ def make_folder(kernel: Kernel, agent: Agent) -> Folder:
             {
                 "llm": lambda: Transaction(0o600, kernel.admission, source),
                 "tool": lambda: Transaction(0o600, kernel.admission, calls),
+                "error": lambda: Reason(kernel, f"/agents/{agent.name}/syscall", [source, calls]),
             }
         ),
         "requests": lambda: requests_folder(kernel, agent),
@@ -131,7 +133,8 @@ def requests_folder(kernel: Kernel, agent: Agent) -> Folder:
         return sorted(known)
 
     def latest() -> str:
-        return str(ids()[-1])
+        """A step of a loop is not what somebody asked."""
+        return str(max([kernel.store.newest_asked(agent.id), *kernel.admission.drafts(agent.name)]))
 
     def child(name: str) -> Node | None:
         if name == "new":
@@ -204,6 +207,8 @@ def steps_folder(kernel: Kernel, request: Request) -> Folder:
 
 
 def asked(request: Request) -> str:
+    if request.spec.refused:
+        return "".join(m["content"].rstrip("\n") + "\n" for m in request.spec.messages)
     if request.spec.operation == "tool":
         name = request.spec.model.removeprefix(QUEUE)
         return "".join(f'{{"name": "{name}", "arguments": {m["content"]}}}\n' for m in request.spec.messages)

@@ -24,6 +24,7 @@ from aiosd.fs.access import access_folder
 from aiosd.fs.agents import agent_folder
 from aiosd.fs.contexts import context_folder
 from aiosd.fs.files import Control, Shared, Stream, Text, Value
+from aiosd.fs.reason import Reason
 from aiosd.fs.text import columns, table
 from aiosd.fs.tools import tool_folder
 from aiosd.fs.transaction import Transaction
@@ -142,6 +143,7 @@ def scheduler_files(kernel: Kernel) -> dict[str, Factory]:
         "policy": lambda: Value(get=lambda: scheduler.chooser.name, set=set_policy),
         "policies": lambda: Text(render=lambda: "".join(f"{name}\n" for name in scheduler.chooser.policies)),
         "quantum": lambda: Value(get=lambda: str(scheduler.quantum_tokens), set=set_quantum),
+        "error": lambda: Reason(kernel, "/scheduler"),
         "queue": lambda: Shared(render=partial(queue, kernel)),
         "stats": lambda: Text(render=lambda: table(**scheduler.counters, busy_s=round(scheduler.busy_s, 3))),
         "trace.json": lambda: Shared(render=lambda: trace.document(scheduler.spans())),
@@ -186,8 +188,10 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
         else:
             raise BadValue(f"unknown command {verb[:40]!r}", "load [PATH], unload, replicas N, pin DEVICE…")
 
-    def transaction(operation: str) -> Factory:
-        source = Source(f"/models/{name}/{operation}", model=name, operation=operation)
+    operations = ("llm", "embed", "tokenize")
+    sources = [Source(f"/models/{name}/{one}", model=name, operation=one) for one in operations]
+
+    def transaction(source: Source) -> Factory:
         return lambda: Transaction(0o666, kernel.admission, source)
 
     return Table(
@@ -203,7 +207,8 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
                 )
             ),
             "ctl": lambda: Control(run=command),
-            **{operation: transaction(operation) for operation in ("llm", "embed", "tokenize")},
+            "error": lambda: Reason(kernel, f"/models/{name}", sources),
+            **{source.operation: transaction(source) for source in sources},
         }
     )
 

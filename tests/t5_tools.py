@@ -269,8 +269,8 @@ def test_a_conversation_keeps_the_calls_and_their_results(aios: Daemon, agent: s
 def test_what_a_tool_refuses_the_model_hears(aios: Daemon, agent: str) -> None:
     aios.write(f"{agent}/tools", "read_file\n")
     ask(aios, agent, "Read nosuch.txt")
-    id = os.path.basename(os.readlink(aios.root / agent / "requests/latest"))
-    asked = json.loads(aios.read(f"{agent}/requests/{id}/request"))
+    assert aios.read(f"{agent}/requests/latest/request") == "Read nosuch.txt\n", "a step is not the latest"
+    asked = json.loads(aios.read(f"{agent}/requests/latest/steps/2/request"))
     assert asked["messages"][-1]["role"] == "tool"
     assert asked["messages"][-1]["content"].startswith("error: exit status")
 
@@ -475,17 +475,22 @@ def test_kv_of_a_loop_that_waits_for_a_person_makes_room_and_comes_back(
             daemon.sh(f"mkdir contexts/{name}{i}; echo {name}{i} > agents/b/context")
             ask(daemon, "agents/b", f"Repeat: {name} {i}" + " mango" * 10)
 
+    def newest(daemon: Daemon) -> str:
+        """Steps too."""
+        names = os.listdir(daemon.root / "agents/a/requests")
+        return str(max(int(name) for name in names if name.isdecimal()))
+
     def run() -> str:
         """The first request of a loop, which then waits to be allowed."""
         daemon.write("agents/a/syscall/llm", "Run echo done")
         wait_until(lambda: bool(pending(daemon)), "the call to wait")
-        return os.path.basename(os.readlink(daemon.root / "agents/a/requests/latest"))
+        return newest(daemon)
 
     def allow() -> tuple[str, int]:
         """The answer, and how many tokens of its prompt were not computed again."""
         daemon.write(f"access/pending/{pending(daemon)[0]}/decision", "allow")
         answer = daemon.read("agents/a/syscall/llm")
-        used = document(daemon, "agents/a")["usage"]
+        used = document(daemon, "agents/a", newest(daemon))["usage"]
         return answer, used["prompt_tokens_details"]["cached_tokens"]
 
     def chosen(choice: str) -> bool:
@@ -552,3 +557,33 @@ def make(aios: Daemon, name: str, script: str) -> None:
     (aios.root / "tools" / name / "manifest").write_text(
         "\n".join([*lines, '[parameters]\ntype = "object"\n'])
     )
+
+
+def test_a_call_without_an_agent_says_why_it_failed(aios: Daemon) -> None:
+    make(aios, "sad", "echo sorry >&2; exit 3")
+    assert aios.read("tools/sad/error") == ""
+    assert call(aios, "tools/sad/call", "{}")[0] != 0
+    assert aios.read("tools/sad/error") == "exit status 3: sorry\n"
+    (aios.root / "tools/sad/call").chmod(0o777)
+    assert as_user(aios, ALICE, "cat tools/sad/error").stdout == "", "it was not hers"
+    assert call(aios, "tools/sad/call", '["no object"]')[0] != 0
+    assert "object" in aios.read("tools/sad/error")
+    assert as_user(aios, ALICE, "echo x > models/tiny/ctl || cat models/tiny/error").stdout == ""
+    assert aios.sh("echo nosuch > models/tiny/ctl; cat models/tiny/error").stdout.startswith(
+        "unknown command"
+    )
+    (aios.root / "tools/sad").rmdir()
+
+
+def test_a_guest_of_an_agent_reads_why_the_own_request_failed(aios: Daemon, agent: str) -> None:
+    for path, mode in ((agent, 0o711), (f"{agent}/syscall/tool", 0o666)):
+        (aios.root / path).chmod(mode)
+    wrong = '{"name": "calc", "arguments": {"expression": "1/0"}}'
+    asked = f"exec 3<>{agent}/syscall/tool; echo '{wrong}' >&3"
+    done = as_user(aios, ALICE, f"{asked}; cat <&3 || cat {agent}/syscall/error")
+    assert done.stdout.startswith("exit status ")
+    assert done.stdout == aios.read(f"{agent}/requests/latest/error")
+    assert aios.read(f"{agent}/syscall/error") == "", "the owner asked nothing"
+    assert as_user(aios, ALICE, f"cat {agent}/requests/latest/error").returncode != 0
+    refused = as_user(aios, ALICE, f"echo '{{}}' > {agent}/syscall/tool || cat {agent}/syscall/error")
+    assert refused.stdout.startswith("a call is JSON with name and arguments")

@@ -1,7 +1,7 @@
-"""What users were refused, as the log tells it: bounds and a full disk now and then, all else for debugging.
+"""What users were refused. The log tells of bounds and a full disk now and then, of all else for debugging.
 
 Who is refused may ask a thousand times a second; the log has one line a minute of each object and kind of
-error. Any thread may tell.
+error. Each user's last reasons are kept, for files called `error` (aiosd.fs.reason). Any thread may tell.
 """
 
 from __future__ import annotations
@@ -19,15 +19,33 @@ BOUNDS = (Busy, OverQuota, TooManyOpen)
 MACHINES = (StoreFailed,)  # trouble of the machine, not of who was refused
 AGAIN_S = 60.0
 REMEMBERED = 1000
+USERS, FOLDERS = 1000, 16  # whose reasons are kept, and of how many folders of each
 
 
 class Refusals:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._told_s: dict[tuple[str, type[AiosError]], float] = {}
+        self._last: dict[int, dict[str, tuple[float, str]]] = {}  # by user and folder
 
-    def tell(self, path: str, error: AiosError) -> None:
+    def last(self, uid: int, folder: str) -> tuple[float, str]:
+        """When this user was last refused something in the folder, and why."""
+        with self._lock:
+            return self._last.get(uid, {}).get(folder, (0.0, ""))
+
+    def _keep(self, uid: int, folder: str, why: str) -> None:
+        """The oldest goes for it."""
+        with self._lock:
+            known = self._last[uid] = self._last.pop(uid, {})
+            known.pop(folder, None)
+            known[folder] = time.time(), why
+            for kept, most in ((known, FOLDERS), (self._last, USERS)):
+                if len(kept) > most:
+                    del kept[next(iter(kept))]  # type: ignore[arg-type]  # of either
+
+    def tell(self, path: str, error: AiosError, uid: int) -> None:
         """`path`: what was called upon, from the mount."""
+        self._keep(uid, path.rpartition("/")[0], error.explanation)
         kind, parts = type(error), path.split("/")
         what = "/".join(parts[:3])
         if not isinstance(error, BOUNDS + MACHINES) or not self._is_new(what, kind):

@@ -28,12 +28,13 @@ from aiosd.scheduler.queue import add
 from aiosd.scheduler.scheduler import Scheduler, ended
 from aiosd.syscall import response
 from aiosd.syscall.request import Request
-from aiosd.syscall.spec import GREEDY, Defaults, Message, Spec, parse
+from aiosd.syscall.spec import GREEDY, REFUSED, Defaults, Message, Spec, parse
 from aiosd.tools import catalog
 from aiosd.tools.catalog import Tool
 
 EVERYBODY = Permission(0, 0, 0o755)
 REGROUPED = ("your groups decide since the file was opened, and were not asked for then", "open it again")
+REFUSED_BYTES = 64 << 10  # that are kept of what was written
 DRAFTS_MAX = 1000  # allocated by requests/new and not yet written, per agent
 
 
@@ -255,7 +256,9 @@ class Admission:
             hopeless = error.explanation
             d = self.defaults(source)
             as_json = source.operation != "tool" and (body[:1] == b"{" or source.operation != "llm")
-            spec = Spec((), d.sampling, d.model, json=as_json, operation=source.operation)
+            written = body[:REFUSED_BYTES].decode("utf-8", "replace")
+            said = {"role": REFUSED, "content": written}
+            spec = Spec((said,), d.sampling, d.model, json=as_json, operation=source.operation)
         agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
         number = id or self.scheduler.new_id()
         request = Request(number, caller.uid, agent, source.file, spec, agent_id, len(body))
@@ -287,7 +290,8 @@ class Admission:
         spec = request.spec
         if spec.context and self.scheduler.contexts.of(spec) is None:
             self.scheduler.cancel(request, "its context was removed")
-        if spec.operation == "tool" and spec.messages and self.scheduler.calls.tools.of(spec.model) is None:
+        called = spec.operation == "tool" and not spec.refused
+        if called and self.scheduler.calls.tools.of(spec.model) is None:
             self.scheduler.cancel(request, "its tool is gone")
         if source.agent is None:
             return

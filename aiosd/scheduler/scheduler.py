@@ -201,7 +201,7 @@ class Scheduler:
             return "interrupted: the daemon ended while it ran"
         if not self.models.find(spec.model) and not self.calls.tools.of(spec.model):
             return f"{spec.model} is gone"
-        if not spec.messages or (spec.operation == "tool" and not spec.groups):
+        if spec.refused or (spec.operation == "tool" and not spec.groups):
             return "the request could not be understood"  # known before, and the daemon ended before it did
         return self._ruled(request)  # it is asked for again, also if it was allowed
 

@@ -19,6 +19,7 @@ Message = dict[str, Any]
 GREEDY = Sampling()
 DEPTH_MAX = 64
 STEPS_MAX = 64
+REFUSED = "refused"  # the role of a text that was written and is no request
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,11 @@ class Spec:
     )
     resume: bool = False  # JSON only: goes on with the unfinished answer that came with its context's kv
     groups: tuple[int, ...] = ()  # of who calls a tool, his gid first: the tool has them too
+
+    @property
+    def refused(self) -> bool:
+        """It is no request: all it has is what was written."""
+        return not self.messages or self.messages[0]["role"] == REFUSED
 
     def dump(self) -> str:
         return ENCODER.encode({name: getattr(self, name) for name in SPEC_KEYS})
