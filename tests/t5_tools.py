@@ -587,3 +587,23 @@ def test_a_guest_of_an_agent_reads_why_the_own_request_failed(aios: Daemon, agen
     assert as_user(aios, ALICE, f"cat {agent}/requests/latest/error").returncode != 0
     refused = as_user(aios, ALICE, f"echo '{{}}' > {agent}/syscall/tool || cat {agent}/syscall/error")
     assert refused.stdout.startswith("a call is JSON with name and arguments")
+
+
+def test_the_end_of_a_call_is_in_the_audit_log_also_after_a_kill(make_daemon: Callable[..., Daemon]) -> None:
+    daemon = make_daemon().start(ready=False)
+    assert call(daemon, "tools/calc/call", '{"expression": "6*7"}') == (0, "42\n")
+    daemon.kill()
+    file = daemon.state / "audit.jsonl"
+    *before, end = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(before))  # as if it had been killed a moment earlier
+    daemon.start(ready=False)
+    *kept, again = file.read_bytes().splitlines(keepends=True)
+    assert kept == before
+    old, new = json.loads(end), json.loads(again)
+    assert old.pop("time") < new.pop("time")
+    assert old == new
+    assert old["what"] == "done"
+    assert audit.verify([*kept, again]) == (len(kept) + 1, [])
+    daemon.kill()
+    daemon.start(ready=False)
+    assert file.read_bytes() == b"".join([*kept, again]), "once"

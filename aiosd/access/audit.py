@@ -21,12 +21,14 @@ from aiosd.access.caller import Caller
 from aiosd.errors import StoreFailed, StoreFull
 from aiosd.host import disk
 from aiosd.host.message_ids import NOTICE, Id, about
-from aiosd.syscall.request import Request
+from aiosd.syscall.request import Request, State
 
 log = logging.getLogger(__name__)
 
 FIRST = "0" * 64
 LINE_BYTES = 1 << 20  # more than any has
+TAIL_BYTES = 4 << 20  # that are looked through at a start
+ENDS = (State.DONE, State.FAILED, State.CANCELLED)
 SAID = ("tool", "agent", "request", "uid", "decision", "rule", "by", "why")  # in the message itself
 
 
@@ -53,6 +55,20 @@ class Audit:
         why = {"decision": rule.decision, "rule": rule.place} if rule else {}
         self._write("called", request, pid=request.pid, exe=exe(request.pid), **why)
 
+    def unended(self) -> list[int]:
+        """Those of the last calls that have no end here: a daemon may have been killed before it wrote one."""
+        with self._lock:
+            end = os.fstat(self._fd).st_size
+            tail = os.pread(self._fd, TAIL_BYTES, max(0, end - TAIL_BYTES))
+        open_calls: dict[int, None] = {}
+        for line in filter(is_whole, tail.split(b"\n")):
+            facts = json.loads(line)
+            if facts["what"] == "called":
+                open_calls[facts["request"]] = None
+            elif facts["what"] in ENDS:
+                open_calls.pop(facts["request"], None)
+        return list(open_calls)
+
     def decided(self, request: Request, decision: str, by: Caller) -> None:
         self._write(decision, request, by=who(by))
 
@@ -63,7 +79,7 @@ class Audit:
     def ended(self, request: Request) -> None:
         facts: dict[str, object] = {
             "exit_status": request.exit_status,
-            "result_sha256": digest(request.answer.text.encode()),
+            "result_sha256": digest(request.text.encode()),
         }
         if request.took:
             facts |= {"cpu_seconds": request.took.cpu_s, "memory_bytes": request.took.memory_bytes}

@@ -5,6 +5,7 @@ The scheduler asks `free` with its lock held, and orders without; the runner tel
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from aiosd.access.audit import Audit
 from aiosd.config.config import Config
 from aiosd.database import Store
 from aiosd.errors import AiosError, NotFound
+from aiosd.host.usage import Spent
 from aiosd.privilege.system import System
 from aiosd.syscall.request import Request, State
 from aiosd.tools.catalog import Tool, Tools, shorten
@@ -55,8 +57,20 @@ class Calls:
         self._configure(config)
 
     def start(self) -> None:
+        self._complete_audit()
         self._runner.start()
         self.listings.start()
+
+    def _complete_audit(self) -> None:
+        """Calls whose end was stored by a daemon that was killed before it wrote that into the audit log."""
+        for id in self.audit.unended():
+            request = self._store.request(id)
+            if request and request.state.final:
+                facts = json.loads(request.document or "{}")
+                request.exit_status = facts.get("exit_status")
+                if "cpu_seconds" in facts:
+                    request.took = Spent(facts["cpu_seconds"], facts["memory_bytes"] or 0)
+                self.audit.ended(request)
 
     def reload(self, config: Config, manifests: Sequence[Manifest]) -> None:
         self._config = config
