@@ -56,7 +56,7 @@ class Audit:
         self._write("called", request, pid=request.pid, exe=exe(request.pid), **why)
 
     def unended(self) -> list[int]:
-        """Those of the last calls that have no end here: a daemon may have been killed before it wrote one."""
+        """Those of the last calls that have no end here: a daemon was killed before it wrote one."""
         with self._lock:
             end = os.fstat(self._fd).st_size
             tail = os.pread(self._fd, TAIL_BYTES, max(0, end - TAIL_BYTES))
