@@ -49,6 +49,16 @@ def test_a_name_is_never_another_mount(tmp_path: Path) -> None:
     assert [mount.kind for mount in found] == ["fuse.x"]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_mounted_in_a_folder_is_seen_without_asking_it(name: bytes, tmp_path: Path) -> None:
+    folder = Path("/mnt") / os.fsdecode(name)
+    assert proc.holds_mounts(folder, table(tmp_path, (name, b"tmpfs rw")))
+    assert proc.holds_mounts(folder, table(tmp_path, (name + b"/deep down", b"tmpfs rw")))
+    assert not proc.holds_mounts(
+        folder, table(tmp_path, (name + b"x", b"tmpfs rw"), (b"x" + name, b"tmpfs rw"))
+    )
+
+
 def test_control_groups_are_found_among_foreign_names(tmp_path: Path) -> None:
     root = tmp_path / os.fsdecode(b"v2 \xe9")
     own = root / os.fsdecode(b"own \xe9:x")

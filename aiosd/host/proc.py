@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+SPECIAL = re.compile(rb"[ \t\n\\#]")
 SELF = Path("/proc/self")
 ESCAPED = re.compile(r"\\([0-7]{3})")  # blank, tab, newline, backslash and # in proc_pid_mounts(5)
 
@@ -38,6 +39,15 @@ def mounts(proc: Path = SELF) -> Iterator[MountPoint]:
     for line in lines(proc / "mounts"):
         _, folder, kind, options, *_ = line.split(" ")
         yield MountPoint(Path(unescaped(folder)), kind, tuple(options.split(",")))
+
+
+def holds_mounts(folder: Path, proc: Path = SELF) -> bool:
+    """Whether something is mounted at the folder or below it. No file system is asked, as one may hang. The
+    folders above it are not a stranger's. Raises OSError."""
+    above = os.fsencode(os.path.realpath(folder.parent))
+    named = SPECIAL.sub(lambda byte: b"\\%03o" % byte[0][0], os.path.join(above, os.fsencode(folder.name)))
+    table = (proc / "mounts").read_bytes()
+    return any(b" " + named + end in table for end in (b" ", b"/"))
 
 
 def unescaped(name: str) -> str:
