@@ -24,6 +24,7 @@ from pathlib import Path
 from aiosd import __version__
 from aiosd.config.changes import story
 from aiosd.config.config import Config, DaemonConfig, load, private_mount
+from aiosd.cores.models import check_path
 from aiosd.errors import AiosError
 from aiosd.fs import layout
 from aiosd.fs.libfuse import Server
@@ -76,6 +77,8 @@ def configure(options: argparse.Namespace) -> Config:
         mount = mount or (private_mount() if daemon.mount == DaemonConfig.mount else None)
         home = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "aios"
         state = state or (home if daemon.state == DaemonConfig.state else None)
+    if options.model:
+        check_path(options.model)
     mount, state = os.path.abspath(mount or daemon.mount), os.path.abspath(state or daemon.state)
     return replace(config, daemon=replace(daemon, mount=mount, state=state))
 

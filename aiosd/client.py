@@ -24,12 +24,12 @@ class Files:
 
     def read(self, path: str) -> str:
         self.show(f"cat {self._quoted(path)}")
-        return (self.root / path).read_text()
+        return (self.root / path).read_text("utf-8")
 
     def write(self, path: str, text: str) -> None:
         self.show(f"echo {shlex.quote(text)} > {self._quoted(path)}")
         with open(self.root / path, "wb", buffering=0) as file:
-            file.write(text.encode() + b"\n")
+            file.write(given(text) + b"\n")
 
     def names(self, path: str) -> list[str]:
         self.show(f"ls {self._quoted(path)}")
@@ -49,7 +49,7 @@ class Files:
         self.show(f"exec 3<>{quoted}; echo {shlex.quote(text)} >&3; cat <&3")
         fd = os.open(self.root / path, os.O_RDWR)
         try:
-            os.write(fd, text.encode() + b"\n")
+            os.write(fd, given(text) + b"\n")
             while data := os.read(fd, 65536):
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
@@ -62,3 +62,8 @@ class Files:
     def show(self, line: str) -> None:
         if self._verbose:
             print(f"+ {line}", file=sys.stderr)
+
+
+def given(text: str) -> bytes:
+    """Words of a command line: UTF-8, and bytes that are none as they came, for the daemon to judge."""
+    return text.encode("utf-8", "surrogateescape")

@@ -11,10 +11,18 @@ import copy
 REASON_MAX = 300  # characters: a reason may quote what a hostile user wrote
 
 
+def shown(text: str) -> str:
+    """Text in one line that no terminal obeys: what cannot be printed is written as Python writes it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class AiosError(Exception):
     """`str(error)` is the reason; `hint` is the remedy, a sentence or empty."""
 
     def __init__(self, reason: str, hint: str = "") -> None:
+        reason = shown(reason)
         super().__init__(reason if len(reason) <= REASON_MAX else reason[:REASON_MAX] + "…")
         self.hint = hint
 
@@ -76,12 +84,12 @@ class TooLong(AiosError):
     """The prompt does not fit the model's context length."""
 
 
-class StoreFull(AiosError):
-    """The disk under the state folder is full."""
-
-
 class StoreFailed(AiosError):
-    """The state database cannot be read or written."""
+    """The state cannot be read or written."""
+
+
+class StoreFull(StoreFailed):
+    """The disk under the state folder is full."""
 
 
 class ModelError(AiosError):

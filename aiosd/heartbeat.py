@@ -64,20 +64,20 @@ class Heartbeat:
     def _answers(self, patience_s: float) -> str:
         """Asked by a process of its own: of this one a thread that waits for its own tree could not be
         killed, and so neither could the daemon."""
-        if not is_mounted(self._mount):  # in another mount namespace, or not at all: that ends the daemon
-            return ""
         file = self._mount / "version"
         try:
+            if not is_mounted(self._mount):  # in another namespace, or not at all: main sees that by itself
+                return ""
             self._reader = self._reader or subprocess.Popen(
                 ["cat", file], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             status = self._reader.wait(patience_s)
+            self._reader = None
+            return f"{file} cannot be read" if status and is_mounted(self._mount) else ""
         except subprocess.TimeoutExpired:
             return f"{file} does not answer"
-        except OSError:  # no process to be had: not for us to end for
+        except OSError:  # no process or descriptor to be had: not for us to end for
             return ""
-        self._reader = None
-        return f"{file} cannot be read" if status and is_mounted(self._mount) else ""
 
     def _notify_status(self) -> None:
         line = status(self._kernel, self._mount)

@@ -32,6 +32,7 @@ from aiosd.events import Events
 from aiosd.handlers import table
 from aiosd.handlers.parts import Parts
 from aiosd.handlers.tool.approvals import Approvals
+from aiosd.handlers.tool.handler import ToolHandler
 from aiosd.host import identity
 from aiosd.objects.agents import AgentObjects
 from aiosd.objects.contexts import ContextObjects
@@ -178,7 +179,10 @@ class Kernel:
         self.residency.swap.start(context.id for context in self.contexts.all())
         self.listings.told = self._listed
         self.sessions.changed = self.listings.changed
-        self.calls.start(self.handlers["tool"])  # type: ignore[arg-type]
+        tool = self.handlers["tool"]
+        assert isinstance(tool, ToolHandler)
+        tool.complete_audit()
+        self.calls.start(tool)
         self.saving.start()
         self.scheduler.start(self.ending)
         self.approvals.start()
@@ -228,13 +232,13 @@ class Kernel:
         """The group that administers beside root; None: there is none."""
         return gid_of(self.config.daemon.admin_group)
 
-    def explain(self, path: str, error: AiosError) -> None:
+    def explain(self, path: str, error: AiosError, uid: int) -> None:
         """Tell why a call on this path was refused, where its caller can read it."""
         parts = path.split("/")
         agent = self.agents.find(parts[2]) if path.startswith("/agents/") and len(parts) > 2 else None
         if agent:
             agent.note(error.explanation, file="/".join(parts[3:]))
-        self.refusals.log(path, error)
+        self.refusals.log(path, error, uid)
 
 
 def gid_of(group: str) -> int | None:

@@ -107,7 +107,7 @@ def overhead(daemon: Daemon, rounds: int) -> dict[str, float]:
     left = []
     for _ in range(rounds):
         transaction(file, QUESTION)
-        id = int(os.readlink(daemon.root / "agents/a0/requests/latest")) - 3
+        id = int(os.readlink(daemon.root / "agents/a0/requests/latest"))
         steps = daemon.root / f"agents/a0/requests/{id}/steps"
         children = [int(os.path.basename(os.readlink(steps / name))) for name in os.listdir(steps)]
         known = spans(daemon)

@@ -14,6 +14,7 @@ from aiosd.agents.agents import Agent
 from aiosd.config.config import STEPS_MAX
 from aiosd.errors import BadValue, NotAllowed, NotFound
 from aiosd.fs.files import AnswerFile, Control, Text, Value
+from aiosd.fs.reason import Reason
 from aiosd.fs.text import table
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table
@@ -94,6 +95,7 @@ def make_folder(kernel: Kernel, agent: Agent) -> Folder:
             {
                 "llm": lambda: Transaction(0o600, kernel.admission, source),
                 "tool": lambda: Transaction(0o600, kernel.admission, calls),
+                "error": lambda: Reason(kernel, f"/agents/{agent.name}/syscall", [source, calls]),
             }
         ),
         "requests": lambda: requests_folder(kernel, agent),
@@ -132,7 +134,8 @@ def requests_folder(kernel: Kernel, agent: Agent) -> Folder:
         return sorted(known)
 
     def latest() -> str:
-        return str(ids()[-1])
+        """A step of a loop is not what somebody asked."""
+        return str(max([kernel.store.newest_asked(agent.id), *kernel.admission.drafts(agent.name)]))
 
     def child(name: str) -> Node | None:
         if name == "new":
@@ -178,7 +181,7 @@ def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
     return Table(
         {
             **linked,
-            "request": lambda: Text(0o400, render=request.spec.text),
+            "request": lambda: Text(0o400, render=request.spec.shown),
             "state": lambda: Text(0o400, render=partial(request_state, kernel, request)),
             "response": lambda: AnswerFile(0o400, request),
             "response.json": lambda: Text(0o400, render=lambda: response.document(request)),

@@ -88,6 +88,11 @@ class File:
         return 0
 
 
+def encoded(text: str) -> bytes:
+    """A name may hold a byte that is not UTF-8: then `\\udce9` stands for 0xe9, also in JSON."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 class Snapshot(Handle):
     """Text as it was at open: a reader that comes in pieces sees one state."""
 
@@ -136,7 +141,7 @@ class Text(File):
         return False
 
     def open(self, opening: Opening) -> Handle:
-        return Snapshot(self.render().encode())
+        return Snapshot(encoded(self.render()))
 
 
 @dataclass(slots=True)
@@ -153,7 +158,7 @@ class Shared(Text):
             if time.monotonic() < self._until_s:
                 return Snapshot(self._data)
             began = time.thread_time()
-            data = self.render().encode()
+            data = encoded(self.render())
             took_s = time.thread_time() - began
             self._data = data if took_s > SHARED_S else b""
             self._until_s = time.monotonic() + 20 * took_s if self._data else 0.0
@@ -179,11 +184,11 @@ class Value(File):
 class ValueHandle(Snapshot):
     def __init__(self, file: Value, opening: Opening) -> None:
         now = file.get()
-        super().__init__(now.encode() + b"\n")
+        super().__init__(encoded(now) + b"\n")
         self._file, self._opening = file, opening
         self._written = bytearray()
         if file.prose and opening.flags & os.O_APPEND and now:
-            self._written += now.encode() + b"\n"
+            self._written += encoded(now) + b"\n"
 
     def write(self, data: bytes, offset: int) -> None:
         written = (self._written if self._file.prose else bytearray()) + data
@@ -214,7 +219,7 @@ class ControlHandle(Handle):
 
     def write(self, data: bytes, offset: int) -> None:
         try:
-            lines = data.decode().splitlines()
+            lines = data.decode().split("\n")
         except UnicodeDecodeError:
             raise BadValue("a command is UTF-8 text") from None
         commands = [line.split(maxsplit=1) for line in lines if line.strip()]
@@ -249,7 +254,7 @@ class Lines(File):
 
 class LinesHandle(Snapshot):
     def __init__(self, file: Lines) -> None:
-        super().__init__(file.get().encode())
+        super().__init__(encoded(file.get()))
         self._append = file.append
         self._rest = b""  # of a line whose end has not been written yet
 
@@ -288,19 +293,27 @@ class Stream(File):
 
 
 class StreamHandle(Handle):
-    """Not a place to seek in: each read gives what has come since the one before."""
+    """Each read gives what has come since the one before.
+
+    Only the bytes of the last read can be read again: a shell reads ahead, takes one line and seeks back.
+    """
 
     def __init__(self, file: Stream, caller: Caller) -> None:
         self._file, self._caller = file, caller
         self._lock = threading.Lock()
         self._position = file.next()
-        self._unread = b""
+        self._unread = self._last = b""
+        self._last_at = 0  # its file position
 
     def read(self, size: int, offset: int) -> bytes | None:
         with self._lock:
+            if self._last_at <= offset < self._last_at + len(self._last):
+                return self._last[offset - self._last_at :][:size]
             self._fetch()
             data, self._unread = self._unread[:size], self._unread[size:]
-            self.held = len(self._unread)
+            if data:
+                self._last, self._last_at = data, offset
+            self.held = len(self._unread) + len(self._last)
         return data or None
 
     def watch(self, callback: Callable[[], None]) -> Unwatch:
@@ -314,8 +327,8 @@ class StreamHandle(Handle):
     def _fetch(self) -> None:
         if not self._unread:
             text, self._position = self._file.since(self._position, self._caller)
-            self._unread = text.encode()
-            self.held = len(self._unread)
+            self._unread = encoded(text)
+            self.held = len(self._unread) + len(self._last)
 
 
 @dataclass(slots=True)

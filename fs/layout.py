@@ -24,6 +24,7 @@ from aiosd.fs.access import access_folder
 from aiosd.fs.agents import agent_folder
 from aiosd.fs.contexts import context_folder
 from aiosd.fs.files import Control, Shared, Stream, Text, Value
+from aiosd.fs.reason import Reason
 from aiosd.fs.text import columns, table
 from aiosd.fs.tools import tool_folder
 from aiosd.fs.transaction import Transaction
@@ -120,7 +121,13 @@ def status(kernel: Kernel) -> str:
         policy=kernel.chooser.name,
         running=running,
         waiting=waiting,
+        **warning(kernel),
     )
+
+
+def warning(kernel: Kernel) -> dict[str, str]:
+    warnings = kernel.pool.places.warnings
+    return {"warning": "; ".join(f"{uuid}: {why}" for uuid, why in warnings.items())} if warnings else {}
 
 
 # scheduler
@@ -141,6 +148,7 @@ def scheduler_files(kernel: Kernel) -> dict[str, Factory]:
         "policy": lambda: Value(get=lambda: kernel.chooser.name, set=set_policy),
         "policies": lambda: Text(render=lambda: "".join(f"{name}\n" for name in kernel.chooser.policies)),
         "quantum": lambda: Value(get=lambda: str(scheduler.quantum_tokens), set=set_quantum),
+        "error": lambda: Reason(kernel, "/scheduler"),
         "queue": lambda: Shared(render=partial(queue, kernel)),
         "stats": lambda: Text(render=lambda: table(**scheduler.counters, busy_s=round(scheduler.busy_s, 3))),
         "trace.json": lambda: Shared(render=lambda: trace.document(scheduler.spans())),
@@ -173,8 +181,11 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
         return None
     pool = kernel.pool
 
-    def transaction(kind: str) -> Factory:
-        source = Source(f"/models/{name}/{kind}", kind=kind, target=name)
+    sources = [
+        Source(f"/models/{name}/{kind}", kind=kind, target=name) for kind in ("llm", "embed", "tokenize")
+    ]
+
+    def transaction(source: Source) -> Factory:
         return lambda: Transaction(0o666, kernel.admission, source)
 
     return Table(
@@ -190,7 +201,8 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
                 )
             ),
             "ctl": lambda: Control(run=partial(kernel.model_objects.command, model)),
-            **{kind: transaction(kind) for kind in ("llm", "embed", "tokenize")},
+            "error": lambda: Reason(kernel, f"/models/{name}", sources),
+            **{source.kind: transaction(source) for source in sources},
         }
     )
 
@@ -244,7 +256,8 @@ def devices(kernel: Kernel) -> str:
             one.numa if one.numa >= 0 else "-", one.cpus or "-",
             ",".join(f"{worker.id}" for worker in on) or "-", one.name.replace(" ", "-") or "-",
         ])  # fmt: skip
-    return columns(header, rows)
+    notes = (f"# {uuid}: {why}\n" for uuid, why in places.warnings.items())
+    return columns(header, rows) + "".join(notes)
 
 
 def memory(worker: Worker) -> str:

@@ -18,7 +18,10 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import fuse
+from aiosd.host import libraries
+
+with libraries.needed("fuse"):
+    import fuse
 
 log = logging.getLogger(__name__)
 lib = ctypes.CDLL(fuse._libfuse._name)  # CDLL, never PyDLL: libfuse calls back with a lock of its own held

@@ -133,9 +133,10 @@ class Ops:
         """Leaves the reason where the caller can read it: an errno says little."""
         if isinstance(error, EXPECTED) and operation not in ("write", "mkdir"):
             return
+        uid = self._caller().uid
         if path is None and arguments and (opened := self._open.get(arguments[-1].fh)):
-            path = opened.opening.path
-        self._tree.explain(path or "", error)
+            path, uid = opened.opening.path, opened.opening.caller.uid
+        self._tree.explain(path or "", error, uid)
 
     @staticmethod
     def _caller() -> Caller:
@@ -344,7 +345,7 @@ class Ops:
         try:
             opened.handle.release()
         except AiosError as error:  # nobody sees an errno of release
-            self._tree.explain(path, error)
+            self._tree.explain(path, error, opened.opening.caller.uid)
 
     # helpers of the above
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from aiosd.access.caller import Caller
 from aiosd.errors import AiosError, BadValue, TooBig
 from aiosd.fs.files import File, Handle, Opening, Snapshot, StoredHandle, Text, Value
+from aiosd.fs.reason import Reason
 from aiosd.fs.text import table
 from aiosd.fs.transaction import Transaction, same_process
 from aiosd.fs.tree import Factory, Folder, Table
@@ -35,6 +36,7 @@ def tool_folder(kernel: Kernel, name: str) -> Folder | None:
         "schema.json": lambda: Text(render=lambda: json.dumps(tool.manifest.function, indent=2) + "\n"),
         "info": lambda: Text(render=lambda: info(tool)),
         "call": lambda: Transaction(0o777, kernel.admission, source),
+        "error": lambda: Reason(kernel, f"/tools/{name}", [source]),
         "limit": lambda: Value(get=lambda: str(tool.limit), set=set_limit),
         "stats": lambda: Text(
             render=lambda: table(calls=tool.calls, failed=tool.failed, busy_s=round(tool.busy_s, 3))

@@ -56,7 +56,8 @@ class TransactionHandle(Handle):
         self._private = reads and opening.writes
         self._draft = Draft(file.admission, file.source, opening.caller, once=not reads)
         self._mine = False  # written through this open file; else the newest when it was opened
-        self._start = self._next = 0  # file positions: where the answer begins, where a sequential read is
+        # file positions: where the answer begins, where the last read ended, and what that one counted from
+        self._start = self._next = self._base = 0
         newest = self._admission.newest(self._source, opening.caller.uid) if reads else None
         self._newest = newest
         self._request: Request | None = None if newest is None else self._admission.find(newest)
@@ -69,7 +70,7 @@ class TransactionHandle(Handle):
                 raise Busy("the answer to the request before is not complete", "read it to its end first")
             self._draft.add(data)
             self._request = self._newest = None
-            self._start = self._next = offset + len(data)
+            self._start = self._next = self._base = offset + len(data)
 
     def flush(self, pid: int) -> None:
         """Submits when the opener closes its last descriptor: the shell's `>` dups, and closes twice."""
@@ -113,12 +114,10 @@ class TransactionHandle(Handle):
         request = self._answering()
         if request is None:
             return b""
-        # the file position moved when the request was written: a read that continues from there means the
-        # answer's beginning, one at any other place (pread, lseek) means that place in the answer
-        sequential = offset in (self._start, self._next)
-        data = request.answer.read(size, offset - self._start if sequential else offset)
-        if sequential:
-            self._next = offset + len(data or b"")
+        if offset != self._next:  # pread(2), or lseek(2), also of a shell that has read ahead of a line
+            self._base = self._start if offset >= self._start else 0
+        data = request.answer.read(size, offset - self._base)
+        self._next = offset + len(data or b"")
         return data
 
     def watch(self, callback: Callable[[], None]) -> Unwatch:
@@ -130,7 +129,7 @@ class TransactionHandle(Handle):
         return (
             request is None
             or self._draft.refused is not None
-            or request.answer.ready(self._next - self._start)
+            or request.answer.ready(self._next - self._base)
         )
 
     def _answering(self) -> Request | None:

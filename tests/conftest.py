@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from aiosd.config.config import Config, load
 from aiosd.kernel import Kernel
 from tests import random_model
-from tests.running import REPOSITORY, Daemon, mounts_work
+from tests.running import REPOSITORY, Daemon, Manager, mounts_work
 
 # a slow or busy machine is no fault of the code
 settings.register_profile("anywhere", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -110,3 +111,13 @@ def agent(aios: Daemon, request: pytest.FixtureRequest) -> Iterator[str]:
     yield path
     if (aios.root / path).exists():
         (aios.root / path).rmdir()
+
+
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(f"\0aiosd-test-{os.getpid()}")
+        manager = Manager(listening)
+        yield manager
+        listening.shutdown(socket.SHUT_RDWR)
+        manager.listening.join()

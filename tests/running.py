@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -68,7 +69,7 @@ class Daemon:
             return
         extra = self._config.with_name("conf.d")
         extra.mkdir(exist_ok=True)
-        places = f"mount = {json.dumps(str(self.root))}\nstate = {json.dumps(str(self.state))}\n"
+        places = f"mount = {toml(self.root)}\nstate = {toml(self.state)}\n"
         (extra / "places.toml").write_text(f"[daemon]\n{places}")
         Path(self._helper[1]).unlink(missing_ok=True)  # of one that was killed
         self.privileged = self._run(
@@ -140,6 +141,38 @@ class Daemon:
         if self.process and self.process.poll() is not None:
             raise AssertionError(f"the daemon ended:\n{self.log.read_text()}")
         return False
+
+
+class Manager:
+    """The socket that a service manager listens at, and what it heard."""
+
+    def __init__(self, socket: socket.socket) -> None:
+        self._socket = socket
+        self.heard: list[dict[str, str]] = []
+        self.listening = threading.Thread(target=self._listen, daemon=True)
+        self.listening.start()
+
+    def _listen(self) -> None:
+        while data := self._socket.recv(4096):
+            self.heard.append(dict(line.split("=", 1) for line in data.decode().splitlines()))
+
+    def count(self, key: str) -> int:
+        return sum(key in said for said in self.heard)
+
+    def says(self, key: str, words: str) -> bool:
+        return any(words in said.get(key, "") for said in self.heard)
+
+
+def managed(daemon: Daemon, watchdog_s: float = 0) -> Daemon:
+    daemon.env = {"NOTIFY_SOCKET": f"@aiosd-test-{os.getpid()}"}
+    if watchdog_s:
+        daemon.env["WATCHDOG_USEC"] = str(int(watchdog_s * 1e6))
+    return daemon
+
+
+def toml(path: Path) -> str:
+    """As a text of TOML, which knows no surrogate pairs."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:

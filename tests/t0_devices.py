@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from aiosd.config.config import EngineConfig
@@ -113,6 +115,40 @@ def test_gpus_are_found_without_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [found] = map(devices.received, nvidia.by_proc())
     assert (found.uuid, found.name, found.numa, found.cpus) == (A, "NVIDIA L4", 1, "8-15")
     assert nvidia.address("00000000:3B:00.0") == "0000:3b:00.0"
+
+
+def test_a_driver_that_does_not_answer_is_told_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a container that sees the driver's files and was not given its library."""
+    if os.path.exists("/dev/nvidiactl"):
+        pytest.skip("the driver of this machine answers")
+    monkeypatch.setattr(nvidia, "GPUS", tmp_path)
+    [cpu] = devices.probe()
+    assert cpu.trouble.startswith("NVML: NVML Shared Library Not Found; install the driver's libraries")
+    assert devices.received(asdict(cpu)) == cpu, "as aios-privileged tells it"
+    places = Places(EngineConfig(), devices.probe)
+    places.look()
+    places.look()
+    assert places.warnings == {CPU: cpu.trouble}
+    assert [record.message for record in caplog.records] == [f"device cpu: {cpu.trouble}"], "once"
+    monkeypatch.setattr(nvidia, "GPUS", tmp_path / "none")
+    places.look()
+    assert places.warnings == {}
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(18, "reboot"), (9, "modprobe nvidia"), (999, "nvidia-smi")])
+def test_an_error_of_nvml_has_a_remedy(number: int, remedy: str) -> None:
+    assert remedy in nvidia.trouble(pynvml.NVMLError(number))
+    assert "pip install" in nvidia.trouble(ImportError("No module named 'pynvml'"))
+
+
+def test_what_a_worker_says_of_its_device_holds_until_another_is_well_there() -> None:
+    places = Places(EngineConfig(), lambda table: TABLE)
+    places.heard(Place((A, B), 1.0), "no CUDA")
+    assert places.warnings == {A: "no CUDA", B: "no CUDA"}
+    places.heard(Place((A,), 1.0), "")
+    assert places.warnings == {B: "no CUDA"}
 
 
 def test_a_process_stays_near_and_prefers_the_memory_of_its_node() -> None:

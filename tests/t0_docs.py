@@ -23,6 +23,7 @@ from aiosd.fs import layout
 from aiosd.fs.access import Owners
 from aiosd.fs.files import AnswerFile, Control, File, Lines, Stored, Stream, Text, Value
 from aiosd.fs.kvfile import KvFile
+from aiosd.fs.reason import Reason
 from aiosd.fs.tools import Part
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Folder, Link, Node
@@ -115,7 +116,7 @@ def test_a_completion_knows_every_command(file: str) -> None:
 
 KINDS: dict[type[Node], set[str]] = {
     Folder: {"folder"}, Link: {"link"}, Text: {"text", "table", "JSON"}, Value: {"value", "prose"},
-    Stream: {"JSON lines"}, Control: {"ctl"}, Lines: {"JSON lines"}, AnswerFile: {"answer"},
+    Stream: {"JSON lines"}, Control: {"ctl"}, Lines: {"JSON lines"}, AnswerFile: {"answer"}, Reason: {"text"},
     Transaction: {"transaction"}, Stored: {"JSON lines"},
     KvFile: {"file"},
     Part: {"file"},

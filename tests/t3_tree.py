@@ -76,7 +76,9 @@ def requests(kernel: Kernel) -> list[Request]:
 
 
 def test_every_domain_error_has_an_errno() -> None:
-    assert set(ERRNO) == set(AiosError.__subclasses__())
+    kinds = set(AiosError.__subclasses__())
+    assert kinds <= set(ERRNO)
+    assert set(ERRNO) - kinds == {StoreFull}, "which is a StoreFailed with an errno of its own"
 
 
 def test_every_name_listed_can_be_looked_up(tree: Tree) -> None:
@@ -144,7 +146,7 @@ def test_a_value_takes_good_ones_and_keeps_the_old_on_a_bad_one(
 
 
 def test_a_refusal_is_explained_in_the_agents_log(tree: Tree, kernel: Kernel) -> None:
-    tree.explain("/agents/ada/nice", BadValue("no", "do this"))
+    tree.explain("/agents/ada/nice", BadValue("no", "do this"), 0)
     note = json.loads(read(tree, "/agents/ada/log.jsonl"))
     assert note["file"] == "nice"
     assert note["message"] == "no; do this"
@@ -279,7 +281,49 @@ def test_reads_at_the_file_position_and_at_any_other_see_the_same_answer(tree: T
     assert handle.read(4, 0) == b"0123", "pread(2) names a place in the answer"
     assert handle.read(4, 2) == b"2345"
     assert handle.read(4, 14) == b"89"
+    assert handle.read(4, 11) == b"5678", "a shell that has read ahead seeks back to the end of its line"
+    assert handle.read(4, 15) == b"9"
+    assert handle.read(7, 0) == b"0123456"
+    assert handle.read(3, 7) == b"789", "what goes on from the beginning does"
     handle.release()
+
+
+def reason(tree: Tree, file: str, caller: Caller) -> bytes:
+    handle = opened(tree, file, caller=caller)
+    return handle.read(1000, 0) or b""
+
+
+def test_each_user_reads_why_what_that_user_asked_came_to_nothing(tree: Tree, kernel: Kernel) -> None:
+    """A guest of an agent cannot read its log, and a call without an agent has none."""
+    file, mine, theirs = "/agents/ada/syscall/error", ME, OTHER
+    assert reason(tree, file, mine) == b""
+    tree.explain(LLM, BadValue("no", "do this"), theirs.uid)
+    assert reason(tree, file, theirs) == b"no; do this\n"
+    assert reason(tree, file, mine) == b"", "it is nobody else's"
+    assert reason(tree, "/tools/calc/error", theirs) == b"", "nor another folder's"
+    write(tree, LLM, '{"prompt": ')
+    assert reason(tree, file, mine).startswith(b"not JSON")
+    assert reason(tree, file, theirs) == b"no; do this\n"
+    write(tree, LLM, "well")
+    assert reason(tree, file, mine) == b"", "the newest one is well so far"
+
+
+def test_reasons_of_very_many_folders_and_users_are_not_all_kept(kernel: Kernel) -> None:
+    for number in range(2000):
+        kernel.refusals.log(f"/agents/a{number}/ctl", BadValue("x"), number % 1500)
+        kernel.refusals.log(f"/agents/b{number}/ctl", BadValue("y"), 7777)
+    assert len(kernel.refusals._last) == 1000
+    assert len(kernel.refusals._last[7777]) == 16
+    assert kernel.refusals.last(7777, "/agents/b1999")[1] == "y"
+
+
+def test_what_was_refused_is_shown_as_it_was_written(tree: Tree, kernel: Kernel) -> None:
+    text = '{"prompt": "x", '
+    write(tree, LLM, text)
+    [id] = kernel.store.request_ids(kernel.agents.get("ada").id)
+    folder = f"/agents/ada/requests/{id}"
+    assert opened(tree, f"{folder}/request").read(1000, 0) == f"{text}\n".encode()
+    assert opened(tree, f"{folder}/state").read(1000, 0) == b"failed\n"
 
 
 def test_a_fresh_open_reads_the_newest_request_at_that_time(tree: Tree, kernel: Kernel) -> None:

@@ -218,3 +218,25 @@ def test_two_models_share_a_device_by_fractions(
     assert daemon.read("models/random/state") == "waiting\n"
     daemon.write("models/random/ctl", "pin cpu\n")
     wait_until(lambda: on(daemon, "random") == [["cpu"]], "the processor", 60)
+
+
+def test_a_model_that_runs_on_the_processor_instead_of_its_gpu_says_so(
+    make_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    """PyTorch for CPUs on a machine with a GPU: its table is believed, and the torch is real."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this PyTorch sees a GPU")
+    table = tmp_path / "devices.toml"
+    table.write_text(f'[[device]]\nuuid = "{A}"\n[[device]]\nuuid = "{B}"\ntrouble = "NVML: lost; reboot"\n')
+    daemon = make_daemon(f'[engine]\ndevice_table = "{table}"\n').start()
+    said = f"{A}: the model runs on the processor: "
+    status = daemon.table("status")["warning"]
+    assert said in status
+    assert f"{B}: NVML: lost; reboot" in status
+    lines = daemon.read("devices").splitlines()
+    assert any(line.startswith(f"# {said}") for line in lines)
+    assert f"# {B}: NVML: lost; reboot" in lines
+    assert f"WARNING aiosd.cores.assignment: device {said}" in daemon.log.read_text()
+    assert "on the processor" in json.loads(daemon.read("models/random/info.json"))["warning"]

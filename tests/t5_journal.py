@@ -101,7 +101,7 @@ log.error("x" * 500_000, extra=about(agent="long"))
         assert logs.returncode == 0
         wait_until(lambda: bool(found.entries(pid, "AIOS_AGENT=long")), "the long one")
         [entry] = found.entries(pid, "AIOS_AGENT=ada")
-        assert entry["MESSAGE"] == "one\nAIOS_AGENT=eve\n"
+        assert entry["MESSAGE"] == "one\\nAIOS_AGENT=eve\\n"
         assert (entry["PRIORITY"], entry["LOGGER"], entry["AIOS_REQUEST"]) == ("4", "test", "7")
         assert not found.entries(pid, "AIOS_AGENT=eve")
         assert found.entries(pid, "AIOS_AGENT=bytes")[0]["MESSAGE"] == list(b"of a?\0b")

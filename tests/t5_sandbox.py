@@ -429,6 +429,23 @@ def test_the_work_folder_cannot_be_filled_with(host: Host, fill: str) -> None:
     assert f"its work folder has more than {WORK_BYTES} bytes" in facts["error"]
 
 
+@pytest.mark.parametrize("place", ["", "below"])
+def test_a_call_ends_when_something_is_mounted_in_its_work_folder(host: Host, place: str) -> None:
+    """A user may do that with FUSE: how much is beneath could not be seen, and who looks there might hang."""
+    host.call("mkdir -p below")
+    at = host.work() / place
+    wrong: list[str] = []
+
+    def mount() -> None:
+        wait_until((host.work() / "begun").exists, "the call")
+        subprocess.run(["mount", "-t", "tmpfs", "none", at], check=True)
+
+    together(mount, lambda: wrong.append(host.call("touch begun; sleep 20")["error"]))
+    subprocess.run(["umount", "-l", at], check=True)
+    host.empty_work()
+    assert "something is mounted in its work folder" in wrong[0]
+
+
 def test_a_work_folder_of_any_depth_goes_with_its_agent(host: Host) -> None:
     as_user(host.daemon, ALICE, "mkdir agents/deep")
     dig = python("import os\nfor i in range(1500):\n    os.mkdir('d')\n    os.chdir('d')\nprint('dug')")

@@ -4,58 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.running import Daemon, wait_until
+from tests.running import Daemon, Manager, managed, wait_until
 
 pytestmark = pytest.mark.mount
 MakeDaemon = Callable[..., Daemon]
 LONG = '{"max_tokens": 900, "ignore_eos": true, "temperature": 0.9, "seed": 3}'
 ONE = "[engine]\nmax_running = 1\n"
-
-
-class Manager:
-    """The socket that a service manager listens at, and what it heard."""
-
-    def __init__(self, socket: socket.socket) -> None:
-        self._socket = socket
-        self.heard: list[dict[str, str]] = []
-        self.listening = threading.Thread(target=self._listen, daemon=True)
-        self.listening.start()
-
-    def _listen(self) -> None:
-        while data := self._socket.recv(4096):
-            self.heard.append(dict(line.split("=", 1) for line in data.decode().splitlines()))
-
-    def count(self, key: str) -> int:
-        return sum(key in said for said in self.heard)
-
-    def says(self, key: str, words: str) -> bool:
-        return any(words in said.get(key, "") for said in self.heard)
-
-
-@pytest.fixture
-def manager() -> Iterator[Manager]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(f"\0aiosd-test-{os.getpid()}")
-        manager = Manager(listening)
-        yield manager
-        listening.shutdown(socket.SHUT_RDWR)
-        manager.listening.join()
-
-
-def managed(daemon: Daemon, watchdog_s: float = 0) -> Daemon:
-    daemon.env = {"NOTIFY_SOCKET": f"@aiosd-test-{os.getpid()}"}
-    if watchdog_s:
-        daemon.env["WATCHDOG_USEC"] = str(int(watchdog_s * 1e6))
-    return daemon
 
 
 def ask(daemon: Daemon, agent: str, params: str = LONG) -> Path:

@@ -270,8 +270,8 @@ def test_a_conversation_keeps_the_calls_and_their_results(aios: Daemon, agent: s
 def test_what_a_tool_refuses_the_model_hears(aios: Daemon, agent: str) -> None:
     aios.write(f"{agent}/tools", "read_file\n")
     ask(aios, agent, "Read nosuch.txt")
-    id = os.path.basename(os.readlink(aios.root / agent / "requests/latest"))
-    asked = json.loads(aios.read(f"{agent}/requests/{id}/request"))
+    assert aios.read(f"{agent}/requests/latest/request") == "Read nosuch.txt\n", "a step is not the latest"
+    asked = json.loads(aios.read(f"{agent}/requests/latest/steps/2/request"))
     assert asked["messages"][-1]["role"] == "tool"
     assert asked["messages"][-1]["content"].startswith("error: exit status")
 
@@ -478,17 +478,22 @@ def test_kv_of_a_loop_that_waits_for_a_person_makes_room_and_comes_back(
             daemon.sh(f"mkdir contexts/{name}{i}; echo {name}{i} > agents/b/context")
             ask(daemon, "agents/b", f"Repeat: {name} {i}" + " mango" * 10)
 
+    def newest(daemon: Daemon) -> str:
+        """Steps too."""
+        names = os.listdir(daemon.root / "agents/a/requests")
+        return str(max(int(name) for name in names if name.isdecimal()))
+
     def run() -> str:
         """The first request of a loop, which then waits to be allowed."""
         daemon.write("agents/a/syscall/llm", "Run echo done")
         wait_until(lambda: bool(pending(daemon)), "the call to wait")
-        return os.path.basename(os.readlink(daemon.root / "agents/a/requests/latest"))
+        return newest(daemon)
 
     def allow() -> tuple[str, int]:
         """The answer, and how many tokens of its prompt were not computed again."""
         daemon.write(f"access/pending/{pending(daemon)[0]}/decision", "allow")
         answer = daemon.read("agents/a/syscall/llm")
-        used = document(daemon, "agents/a")["usage"]
+        used = document(daemon, "agents/a", newest(daemon))["usage"]
         return answer, used["prompt_tokens_details"]["cached_tokens"]
 
     def chosen(choice: str) -> bool:
@@ -544,3 +549,89 @@ def test_a_user_with_one_call_does_not_wait_behind_the_many_of_another(aios: Dae
         assert left >= 3, "his later calls waited for hers"
     finally:
         limit.write_text(before)
+
+
+def test_what_a_tool_says_to_a_terminal_is_text(aios: Daemon, agent: str) -> None:
+    make(aios, "esc", r"printf 'x\033[2J\rERROR forged\033]0;t\007' >&2; exit 3")
+    assert call(aios, f"{agent}/syscall/tool", '{"name": "esc", "arguments": {}}')[0] != 0
+    error = aios.read(f"{agent}/requests/latest/error")
+    assert error == r"exit status 3: x\x1b[2J\rERROR forged\x1b]0;t\x07" + "\n"
+    assert not set("\x1b\r\x07") & set(aios.log.read_text())
+    (aios.root / "tools/esc").rmdir()
+
+
+def test_a_number_of_thousands_of_digits_is_refused_by_the_write(aios: Daemon) -> None:
+    (aios.root / "tools/digits").mkdir()
+    done = aios.sh(f"echo 'limit = {'9' * 5000}' > tools/digits/manifest")
+    assert "Invalid argument" in done.stderr
+    assert "more than 4300 digits" in aios.read("tools/digits/info")
+    (aios.root / "tools/digits").rmdir()
+
+
+def test_a_call_whose_work_folder_was_removed_is_no_error_of_the_daemon(aios: Daemon, agent: str) -> None:
+    """As of an agent that is removed while its calls run: what they use is looked at meanwhile."""
+    make(aios, "slow", "echo here; sleep 1.5")
+    asked = f"""exec 3<>{agent}/syscall/tool; echo '{{"name": "slow", "arguments": {{}}}}' >&3; read l <&3"""
+    done = aios.sh(f"{asked}; echo $l; rm -r {aios.state}/work/0/*; cat <&3 && echo ended")
+    assert done.stdout == "here\nended\n"
+    assert "Traceback" not in aios.log.read_text()
+    (aios.root / "tools/slow").rmdir()
+
+
+def make(aios: Daemon, name: str, script: str) -> None:
+    """A tool of one's own."""
+    (aios.root / "tools" / name).mkdir()
+    lines = (f"description = {json.dumps(name)}", f"command = {json.dumps(['/bin/sh', '-c', script])}")
+    (aios.root / "tools" / name / "manifest").write_text(
+        "\n".join([*lines, '[parameters]\ntype = "object"\n'])
+    )
+
+
+def test_a_call_without_an_agent_says_why_it_failed(aios: Daemon) -> None:
+    make(aios, "sad", "echo sorry >&2; exit 3")
+    assert aios.read("tools/sad/error") == ""
+    assert call(aios, "tools/sad/call", "{}")[0] != 0
+    assert aios.read("tools/sad/error") == "exit status 3: sorry\n"
+    (aios.root / "tools/sad/call").chmod(0o777)
+    assert as_user(aios, ALICE, "cat tools/sad/error").stdout == "", "it was not hers"
+    assert call(aios, "tools/sad/call", '["no object"]')[0] != 0
+    assert "object" in aios.read("tools/sad/error")
+    assert as_user(aios, ALICE, "echo x > models/tiny/ctl || cat models/tiny/error").stdout == ""
+    assert aios.sh("echo nosuch > models/tiny/ctl; cat models/tiny/error").stdout.startswith(
+        "unknown command"
+    )
+    (aios.root / "tools/sad").rmdir()
+
+
+def test_a_guest_of_an_agent_reads_why_the_own_request_failed(aios: Daemon, agent: str) -> None:
+    for path, mode in ((agent, 0o711), (f"{agent}/syscall/tool", 0o666)):
+        (aios.root / path).chmod(mode)
+    wrong = '{"name": "calc", "arguments": {"expression": "1/0"}}'
+    asked = f"exec 3<>{agent}/syscall/tool; echo '{wrong}' >&3"
+    done = as_user(aios, ALICE, f"{asked}; cat <&3 || cat {agent}/syscall/error")
+    assert done.stdout.startswith("exit status ")
+    assert done.stdout == aios.read(f"{agent}/requests/latest/error")
+    assert aios.read(f"{agent}/syscall/error") == "", "the owner asked nothing"
+    assert as_user(aios, ALICE, f"cat {agent}/requests/latest/error").returncode != 0
+    refused = as_user(aios, ALICE, f"echo '{{}}' > {agent}/syscall/tool || cat {agent}/syscall/error")
+    assert refused.stdout.startswith("a call is JSON with name and arguments")
+
+
+def test_the_end_of_a_call_is_in_the_audit_log_also_after_a_kill(make_daemon: Callable[..., Daemon]) -> None:
+    daemon = make_daemon().start(ready=False)
+    assert call(daemon, "tools/calc/call", '{"expression": "6*7"}') == (0, "42\n")
+    daemon.kill()
+    file = daemon.state / "audit.jsonl"
+    *before, end = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(before))  # as if it had been killed a moment earlier
+    daemon.start(ready=False)
+    *kept, again = file.read_bytes().splitlines(keepends=True)
+    assert kept == before
+    old, new = json.loads(end), json.loads(again)
+    assert old.pop("time") < new.pop("time")
+    assert old == new
+    assert old["what"] == "done"
+    assert hashchain.verify([*kept, again]) == (len(kept) + 1, [])
+    daemon.kill()
+    daemon.start(ready=False)
+    assert file.read_bytes() == b"".join([*kept, again]), "once"

@@ -17,15 +17,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aiosd.access.caller import Caller
-from aiosd.errors import StoreFull
+from aiosd.errors import StoreFailed, StoreFull
+from aiosd.host import disk
 from aiosd.host.hashchain import FIRST, digest, is_whole
 from aiosd.host.message_ids import NOTICE, Id, about
-from aiosd.syscall.request import Request
+from aiosd.syscall.request import Request, State
 from aiosd.syscall.toolcall import ToolCall, outcome
 
 log = logging.getLogger(__name__)
 
 LINE_BYTES = 1 << 20  # longer than any line
+TAIL_BYTES = 4 << 20  # the part of the log that a start looks through
+ENDS = (State.DONE, State.FAILED, State.CANCELLED)
 # the fields that the log message shows
 SAID = ("tool", "agent", "request", "uid", "decision", "rule", "by", "why")
 
@@ -48,29 +51,43 @@ class Audit:
                 os.close(fd)
 
     def called(self, request: Request) -> None:
-        """Log a new call. Raises StoreFull: then the call must not run."""
+        """Log a new call. Raises StoreFailed: then the call must not run."""
         how = outcome(request)
         why = {"decision": how.decision, "rule": how.rule} if how.decision else {}
         self._write("called", request, pid=request.pid, exe=exe(request.pid), **why)
+
+    def unended(self) -> list[int]:
+        """Those of the last calls that have no end here: a daemon was killed before it wrote one."""
+        with self._lock:
+            end = os.fstat(self._fd).st_size
+            tail = os.pread(self._fd, TAIL_BYTES, max(0, end - TAIL_BYTES))
+        open_calls: dict[int, None] = {}
+        for line in filter(is_whole, tail.split(b"\n")):
+            facts = json.loads(line)
+            if facts["what"] == "called":
+                open_calls[facts["request"]] = None
+            elif facts["what"] in ENDS:
+                open_calls.pop(facts["request"], None)
+        return list(open_calls)
 
     def decided(self, request: Request, decision: str, by: Caller) -> None:
         self._write(decision, request, by=who(by))
 
     def granted(self, what: str, by: Caller, **facts: object) -> None:
-        """Log a grant, complete, before it takes effect. Raises StoreFull."""
+        """Log a grant, complete, before it takes effect. Raises StoreFailed."""
         self._append(what, {**facts, "by": who(by)})
 
     def ended(self, request: Request) -> None:
         how = outcome(request)
         facts: dict[str, object] = {
             "exit_status": how.exit_status,
-            "result_sha256": digest(request.answer.text.encode()),
+            "result_sha256": digest(request.text.encode()),
         }
         if how.spent:
             facts |= {"cpu_seconds": how.spent.cpu_s, "memory_bytes": how.spent.memory_bytes}
         try:
             self._write(str(request.state), request, why=request.error, **facts)
-        except StoreFull as error:
+        except StoreFailed as error:
             extra = about(request=request.id, agent=request.agent, uid=request.uid)
             words = request.id, error.explanation
             log.error("the end of request %d is not in the audit log: %s", *words, extra=extra)
@@ -90,7 +107,7 @@ class Audit:
             try:
                 written = os.write(self._fd, whole)
             except OSError as error:
-                raise StoreFull(f"{self.file}: {error.strerror}", "free some space there") from None
+                raise disk.failed(self.file, error) from None
             self._cut = written < len(whole)
             if self._cut:
                 raise StoreFull(f"{self.file}: the disk is full", "free some space there")

@@ -10,7 +10,6 @@ import grp
 import json
 import os
 import pwd
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -23,6 +22,7 @@ from jsonschema.exceptions import best_match
 
 from aiosd.access.caller import Caller
 from aiosd.errors import ConfigError
+from aiosd.host import toml
 from aiosd.host.ownership import check_owner
 
 BUILT_IN = Path(__file__).parents[1] / "policies/access"
@@ -121,15 +121,15 @@ def read(file: Path) -> str:
         check_owner(file.parent, os.stat(file.parent))
         with file.open("rb") as opened:
             check_owner(file, os.fstat(opened.fileno()))
-            return opened.read().decode()
+            return toml.decoded(opened.read())
     except (OSError, ValueError) as error:  # ValueError: a wrong owner, or not UTF-8
         raise ConfigError(f"{file}: {error}", "aios-access(5) describes the files of rules") from None
 
 
 def parse(file: Path, text: str) -> Iterable[Rule]:
     try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        raw = toml.parse(text)
+    except ValueError as error:
         raise ConfigError(f"{file}: {error}") from None
     if wrong := best_match(jsonschema.Draft202012Validator(SCHEMA).iter_errors(raw)):
         place = "".join(f"{step}: " for step in wrong.absolute_path)

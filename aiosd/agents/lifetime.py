@@ -17,6 +17,7 @@ from pathlib import Path
 from aiosd.access.caller import Caller, proc_status
 from aiosd.agents.agents import Agent
 from aiosd.errors import AiosError, BadValue, Denied, OverQuota
+from aiosd.host import proc
 from aiosd.host.message_ids import about
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class Lifetimes:
 def started_of(pid: int) -> str:
     """Return boot id and start time, which identify a process. Empty: there is none, or it is a zombie."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        stat = proc.stat(pid)
     except OSError:
         return ""
     return "" if stat[0] in "ZX" else f"{BOOT.read_text().strip()} {stat[19]}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from aiosd.config import mcp
 from aiosd.config.endpoints import parse as parse_grant
 from aiosd.config.mcp import Server
 from aiosd.errors import BadValue, ConfigError
+from aiosd.host import toml
 
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")  # of everything that has a folder below /aios
 UNBOUNDED = 1 << 62
@@ -151,11 +151,11 @@ def load(file: Path | None) -> Config:
 
 def _merge(config: Config, file: Path) -> Config:
     try:
-        text = file.read_text()
-        tables = tomllib.loads(text)
+        text = toml.text(file)
+        tables = toml.parse(text)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}", "name a readable file with --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{file}: {error}") from None
     source = TomlSource(file, text)
     changed: dict[str, Any] = {}

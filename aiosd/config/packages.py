@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from jsonschema.exceptions import best_match
 
 from aiosd.config.config import NAME, STEPS_MAX, TomlSource
 from aiosd.errors import ConfigError
+from aiosd.host import toml
 from aiosd.host.ownership import check_owner
 
 FILE = "agent.toml"
@@ -84,8 +84,8 @@ def read(folder: Path, trusted: bool = False) -> Package:
     try:
         for path in (folder, file) if trusted else ():
             check_owner(path, os.stat(path))
-        text = file.read_text()
-        table = tomllib.loads(text)
+        text = toml.text(file)
+        table = toml.parse(text)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}", HINT) from None
     except ValueError as error:  # not TOML, not UTF-8, another's

@@ -15,6 +15,7 @@ from aiosd.cores import devices
 from aiosd.cores.devices import CPU, Device
 from aiosd.cores.models import Model
 from aiosd.errors import BadValue
+from aiosd.host.message_ids import about
 from aiosd.policies.placement import Devices, Room, Want, spread, sums
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class Places:
         self._over: dict[str, list[tuple[str, float]]] = {}
         self.failed: dict[str, str] = {}  # why, by UUID; until somebody has it tried again
         self._told: set[str] = set()  # of those
+        self._said: dict[str, str] = {}  # by workers, of their device
+        self._warned: dict[str, str] = {}
 
     @property
     def table(self) -> list[Device]:
@@ -53,6 +56,27 @@ class Places:
         for device in gone:
             self.failed.setdefault(device.uuid, "it is not there any more")
         self._table = [*found, *(replace(device, index=-1) for device in gone)]
+        self._warn()
+
+    @property
+    def warnings(self) -> dict[str, str]:
+        """By device: why it is not used as it should be, and the remedy."""
+        return {device.uuid: device.trouble for device in self.table if device.trouble} | self._said
+
+    def heard(self, place: Place, trouble: str) -> None:
+        """What a worker says of the devices it is on; empty: all is well."""
+        for uuid in place.devices:
+            self._said.pop(uuid, None)
+            if trouble:
+                self._said[uuid] = trouble
+        self._warn()
+
+    def _warn(self) -> None:
+        warnings = self.warnings
+        for uuid, why in warnings.items():
+            if self._warned.get(uuid) != why:
+                log.warning("device %s: %s", uuid, why, extra=about(device=uuid))
+        self._warned = warnings
 
     def newly_failed(self) -> list[str]:
         """Once each."""

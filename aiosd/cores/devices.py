@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from aiosd.cores import nvidia
 from aiosd.errors import BadValue, ConfigError
+from aiosd.host import proc, toml
 
 CPU = "cpu"
 PREFIX_MIN = 8  # of a UUID, to name a device by
@@ -31,6 +31,7 @@ class Device:
     numa: int = -1  # the memory node next to it; -1: none, or not known
     cpus: str = ""  # of that node, as in cpuset(7): 0-3,8
     paths: tuple[str, ...] = ()  # in /dev, what it takes to use it
+    trouble: str = ""  # why workers may not use it as they should, and the remedy; of cpu: of all GPUs
     backend: str = "cuda"  # what its workers compute on; cpu only in tables for tests
 
     @property
@@ -42,17 +43,22 @@ class Device:
 def probe(table: str = "") -> list[Device]:
     """Those there are now, the processor last. `table`: a file to believe instead of the machine. Raises
     ConfigError for that file."""
-    found = read_table(Path(table)) if table else [received(facts) for facts in nvidia.probe()]
+    troubles: list[str] = []
+    if table:
+        found = read_table(Path(table))
+    else:
+        gpus, troubles = nvidia.probe()
+        found = [received(facts) for facts in gpus]
     numbered = [received({**asdict(device), "index": i}) for i, device in enumerate(found)]
-    return [*numbered, processor()]
+    return [*numbered, replace(processor(), trouble="; ".join(troubles))]
 
 
 def processor() -> Device:
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        lines = proc.lines("/proc/cpuinfo")
     except OSError:
-        text = ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Device(CPU, names[0] if names else os.uname().machine, memory_bytes=memory, backend=CPU)
 
@@ -60,7 +66,7 @@ def processor() -> Device:
 def read_table(file: Path) -> list[Device]:
     """[[device]] tables with the fields of Device."""
     try:
-        return [received(facts) for facts in tomllib.loads(file.read_text()).get("device", ())]
+        return [received(facts) for facts in toml.parse(toml.text(file)).get("device", ())]
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{file}: {error}", "see device_table in aiosd.toml(5)") from None
 
@@ -75,7 +81,7 @@ def received(facts: Mapping[str, Any]) -> Device:
     typed: dict[str, Any] = {k: int(value) if k in numbers else value for k, value in known.items()}
     device = Device(**typed)
     # they become lines of a unit file that root writes
-    texts = (device.uuid, device.name, device.pci, device.cpus, device.backend, *device.paths)
+    texts = (device.uuid, device.name, device.pci, device.cpus, device.backend, device.trouble, *device.paths)
     if not all(isinstance(text, str) and text.isprintable() for text in texts) or re.search(
         "[ ,]", device.uuid
     ):

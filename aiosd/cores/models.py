@@ -176,7 +176,16 @@ def check_folder(path: Path) -> None:
     """What can be seen wrong without torch: the worker judges the rest."""
     if not path.is_absolute():
         raise ModelError(f"{path}: not an absolute path", "the daemon does not share your working folder")
+    check_path(path)
     if not path.is_dir():
         raise ModelError(f"{path}: no such folder", "name the folder that holds config.json")
     if not (path / "config.json").is_file():
         raise ModelError(f"{path / 'config.json'}: no such file", "name a Hugging Face model folder")
+
+
+def check_path(path: Path) -> None:
+    """What loads tokenizers takes no other."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ModelError(f"{path}: the path is not UTF-8", "rename it, or name a link: ln -s") from None

@@ -7,43 +7,57 @@ daemon asks aios-privileged. Facts are fields of aiosd.cores.devices.Device.
 from __future__ import annotations
 
 import importlib
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger(__name__)
+from aiosd.host import proc
 
 GPUS = Path("/proc/driver/nvidia/gpus")
+CONTROL_DEVICE = Path("/dev/nvidiactl")
 PCI = Path("/sys/bus/pci/devices")
 # Each GPU has /dev/nvidiaN besides. The tools node is what profilers open.
-CONTROL = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
+CONTROL = (str(CONTROL_DEVICE), "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
+REMEDIES = {  # by nvmlReturn_t
+    4: "let this user open /dev/nvidiactl",
+    9: "modprobe nvidia, and dmesg says why the driver does not load",
+    12: "install the driver's libraries (libnvidia-ml1), or start the container with its GPUs (--gpus all)",
+    15: "reboot, and dmesg says why it was lost",
+    18: "the driver was upgraded and the old one still runs: reboot, or load its modules again",
+}
 
 Facts = dict[str, Any]
 
 
-def probe() -> list[Facts]:
-    if not Path("/dev/nvidiactl").exists() and not GPUS.is_dir():
-        return []  # no driver: the library need not be tried
+def probe() -> tuple[list[Facts], list[str]]:
+    """The GPUs, and what is wrong with them or their driver, each with its remedy."""
+    if not CONTROL_DEVICE.exists() and not GPUS.is_dir():
+        return [], []  # no driver: the library need not be tried
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
     except Exception as error:  # noqa: BLE001 - of a library that may lack, or its driver, in many ways
-        log.debug("NVML: %s", error)
-        return list(by_proc())
+        return list(by_proc()), [trouble(error)]
+    troubles: list[str] = []
     try:
-        return list(by_nvml(nvml))
+        return list(by_nvml(nvml, troubles)), troubles
     except nvml.NVMLError as error:
-        log.warning("NVML: %s", error)
-        return list(by_proc())
+        return list(by_proc()), [trouble(error)]
     finally:
         with suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
 
 
-def by_nvml(nvml: Any) -> Iterator[Facts]:
+def trouble(error: Exception) -> str:
+    """What an error of NVML means, and what to do about it."""
+    if isinstance(error, ImportError):
+        return f"{error}; pip install nvidia-ml-py"
+    return f"NVML: {error}; {REMEDIES.get(getattr(error, 'value', 0), 'nvidia-smi says more')}"
+
+
+def by_nvml(nvml: Any, troubles: list[str]) -> Iterator[Facts]:
     for number in range(nvml.nvmlDeviceGetCount()):
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(number)
@@ -55,7 +69,7 @@ def by_nvml(nvml: Any) -> Iterator[Facts]:
             )
             whole["memory_bytes"] = int(memory.total)
         except nvml.NVMLError as error:  # lost, fallen off the bus: it is not there
-            log.warning("GPU %d: %s", number, error)
+            troubles.append(f"GPU {number} is not used: {trouble(error)}")
             continue
         yield from mig(nvml, handle, whole) or [whole]
 
@@ -80,7 +94,7 @@ def by_proc() -> Iterator[Facts]:
     """How much memory each has is not told here."""
     for file in sorted(GPUS.glob("*/information")):
         try:
-            lines = file.read_text().splitlines()
+            lines = proc.lines(file)
         except OSError:
             continue
         told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

@@ -260,6 +260,7 @@ class Pool:
             return
         worker.state = WorkerState.READY
         model.info, model.state, model.error = message.info, ModelState.READY, ""
+        self.places.heard(worker.place, message.info.get("warning", ""))
         self._deaths.pop((model.name, worker.place), None)
         self._blamed.pop(model.name, None)
         words = worker.id, time.monotonic() - worker.started_s

@@ -87,6 +87,7 @@ def load_engine(order: wire.Load) -> Engine:
     device = order.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    warning = lacks_cuda() if device == "cpu" and os.environ.get("CUDA_VISIBLE_DEVICES") else ""
     if device != "cpu" and order.fraction < 1:
         for number in range(torch.cuda.device_count()):
             torch.cuda.set_per_process_memory_fraction(order.fraction, number)
@@ -98,10 +99,26 @@ def load_engine(order: wire.Load) -> Engine:
         deterministic=order.deterministic,
         quantization=order.quantization,
     )
+    if warning:
+        model.info["warning"] = warning
     _ = model.constraints  # half a second for 128k tokens: now, not in the middle of somebody's answer
     return Engine(
         model, kv_bytes=order.kv_bytes, max_running=order.max_running, prefill_tokens=order.prefill_tokens
     )
+
+
+def lacks_cuda() -> str:
+    """Why PyTorch does not see the GPU that this worker was given, and the remedy."""
+    import torch
+
+    if torch.version.cuda is None:
+        return "the model runs on the processor: this PyTorch is for CPUs; aiosctl engine install --cuda"
+    try:
+        torch.empty(1, device="cuda")
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0].strip()
+        return f"the model runs on the processor: {why}; nvidia-smi says more"
+    return ""
 
 
 class Loop:

@@ -6,6 +6,7 @@ disk is StoreFull.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -18,10 +19,11 @@ from typing import Any
 
 from aiosd.database.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from aiosd.errors import StoreFailed, StoreFull
+from aiosd.host import disk
 from aiosd.host.usage import free_bytes
 
 HELD_S = 1.0
-FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+ROOM_BYTES = 1 << 20  # with less space, an error of the disk means that it is full: SQLite does not say so
 
 
 class Connection:
@@ -98,16 +100,21 @@ class Connection:
             try:
                 yield self._db
             except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF in FULL:
-                    raise StoreFull(f"{self.folder}: {error}", "free some space there") from None
-                raise StoreFailed(f"{self.folder}: {error}") from None
+                raise self._failed(error) from None
+
+    def _failed(self, error: sqlite3.Error) -> StoreFailed:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        broken = code == sqlite3.SQLITE_IOERR
+        if code == sqlite3.SQLITE_FULL or (broken and free_bytes(self.folder) < ROOM_BYTES):
+            return StoreFull(f"{self.folder}: {error}", "free some space there")
+        return StoreFailed(f"{self.folder}: {error}", disk.REMEDIES[errno.EIO] if broken else disk.LOOK)
 
     def _rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         with self._lock:
             try:
                 return self._db.execute(sql, arguments).fetchall()
             except sqlite3.Error as error:
-                raise StoreFailed(f"{self.folder}: {error}") from None
+                raise self._failed(error) from None
 
     def free_bytes(self) -> int:
         return free_bytes(self.folder)

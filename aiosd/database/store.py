@@ -287,6 +287,11 @@ class Store(Connection):
     def request_ids(self, agent_id: int) -> list[int]:
         return [id for (id,) in self._rows("SELECT id FROM requests WHERE agent_id=? ORDER BY id", agent_id)]
 
+    def newest_asked(self, agent_id: int) -> int:
+        """The newest request of an agent that is no step of another; 0: none."""
+        rows = self._rows("SELECT max(id) FROM requests WHERE agent_id=? AND parent=0", agent_id)
+        return rows[0][0] or 0
+
     def newest(self, agent_id: int, file: str, uid: int | None) -> int | None:
         """The newest request of a transaction file; of one user only where users share the file."""
         rows = self._rows(

@@ -23,7 +23,7 @@ class TextSpec(Spec):
 
     @property
     def understood(self) -> bool:
-        return bool(self.input)
+        return not self.refused and bool(self.input)
 
     def text(self) -> str:
         return self.input + "\n" if self.input else ""

@@ -14,14 +14,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
+from aiosd.errors import shown
 from aiosd.host.backlog import Backlog
 from aiosd.host.message_ids import NOTICE
 from aiosd.host.notify import asked
 
 SOCKET = "/run/systemd/journal/socket"
 RETRY_S = 0.1
-LINE = logging.Formatter("%(levelname)s %(name)s: %(message)s")
 PRIORITIES = (  # of syslog(3)
     (logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (NOTICE, 5), (logging.INFO, 6),
 )  # fmt: skip
@@ -30,6 +31,20 @@ REMEDY = (
     " and pkg-config and run ./setup again"
 )
 Sendv = Callable[..., None]  # systemd.journal.sendv
+
+
+class Plain(logging.Formatter):
+    """A message is one line, and nothing in it is obeyed by a terminal: it may quote what a user wrote."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = shown(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(shown, super().formatException(ei).split("\n")))
+
+
+LINE = Plain("%(levelname)s %(name)s: %(message)s")
 
 
 def begin(level: str, name: str = "aiosd") -> None:
@@ -87,7 +102,7 @@ def open_journal() -> Sendv:
 
 def to_journal(sendv: Sendv, name: str, record: logging.LogRecord) -> None:
     entry = {"SYSLOG_IDENTIFIER": name, **fields(record)}
-    lines = [f"{key}={value}".encode(errors="replace") for key, value in entry.items()]
+    lines = [f"{key}={value}".encode(errors="backslashreplace") for key, value in entry.items()]
     wait_s = 0.001  # journald is busy, or stands still, and nothing tells when it reads again
     while True:
         with suppress(BlockingIOError):
@@ -99,7 +114,7 @@ def to_journal(sendv: Sendv, name: str, record: logging.LogRecord) -> None:
 def fields(record: logging.LogRecord) -> dict[str, object]:
     """The names of fields are in capitals, as those of `extra` that are meant for here."""
     return {
-        "MESSAGE": record.getMessage(),
+        "MESSAGE": shown(record.getMessage()),
         "PRIORITY": next((p for level, p in PRIORITIES if record.levelno >= level), 7),
         "LOGGER": record.name,
         "CODE_FILE": record.pathname,

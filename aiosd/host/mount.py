@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import array
 import ctypes
+import errno
 import os
 import shutil
 import socket
 import subprocess
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from aiosd.errors import ConfigError
+from aiosd.host import proc
 
+DEAD = (errno.ENOTCONN, errno.ECONNABORTED)  # nobody serves this mount any more
 MNT_DETACH = 2
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 libc = ctypes.CDLL(None, use_errno=True)
@@ -62,11 +65,10 @@ def _mount_by_fusermount(folder: Path, shared: bool) -> int:
             pass_fds=[theirs.fileno()],
             env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
             stderr=subprocess.PIPE,
-            text=True,
         )
         if done.returncode:
             raise ConfigError(
-                f"{folder}: {done.stderr.strip()}",
+                f"{folder}: {os.fsdecode(done.stderr.strip())}",
                 "look at /dev/fuse (crw-rw-rw-) and fusermount (set-uid root)",
             )
         _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
@@ -87,9 +89,8 @@ def others_allowed() -> bool:
     if os.geteuid() == 0:
         return True
     try:
-        return any(
-            line.strip() == "user_allow_other" for line in Path("/etc/fuse.conf").read_text().splitlines()
-        )
+        lines = Path("/etc/fuse.conf").read_bytes().splitlines()
+        return any(line.strip() == b"user_allow_other" for line in lines)
     except OSError:
         return False
 
@@ -103,17 +104,20 @@ def unmount(folder: Path) -> None:
 
 
 def clear_stale(folder: Path) -> None:
-    """Takes away what a killed daemon left: a mount that answers ENOTCONN. A live one is an error."""
-    if not is_mounted(folder):
-        return
-    try:  # a stat may be answered from the kernel's cache for a second, a read is not
+    """Takes away what a killed daemon left: a mount that nobody serves. Any other one is an error."""
+    try:
+        if not is_mounted(folder):
+            return
         os.stat(folder)
-        who = (folder / "status").read_text().partition("pid ")[2].split("\n")[0].strip()
-    except FileNotFoundError:
+        # a stat may be answered from the kernel's cache for a second, a read is not
+        who = os.fsdecode((folder / "status").read_bytes()).partition("pid ")[2].partition("\n")[0].strip()
+    except FileNotFoundError:  # another file system
         who = ""
-    except OSError:
-        unmount(folder)
-        return
+    except OSError as error:
+        if error.errno in DEAD:
+            unmount(folder)
+            return
+        raise ConfigError(f"{folder}: {error.strerror}", "name another folder with --mount") from None
     raise ConfigError(
         f"{folder} is mounted already" + (f" by aiosd with pid {who}" if who else ""),
         "stop that one, or name another folder with --mount",
@@ -126,8 +130,20 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def is_mounted(folder: Path) -> bool:
-    wanted = os.path.join(os.path.realpath(folder.parent), folder.name)  # not "//aios" for /aios
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        if line.split()[1].encode().decode("unicode_escape") == wanted:
-            return True
-    return False
+    """Whether something is mounted at the folder: then it is on another mount than the folder above it.
+
+    The file system that is mounted there is not asked, as it may hang or be dead. Raises OSError.
+    """
+    with ExitStack() as undo:
+        try:
+            there = _look_at(undo, folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        above = _look_at(undo, os.path.dirname(os.readlink(f"/proc/self/fd/{there}")))
+        return proc.mount_id(there) != proc.mount_id(above)
+
+
+def _look_at(undo: ExitStack, folder: str | Path) -> int:
+    descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    undo.callback(os.close, descriptor)
+    return descriptor

@@ -17,12 +17,13 @@ PATIENCE_S = 1.0
 
 def notify(**state: str | int) -> None:
     """notify(READY=1, STATUS="…"); nothing happens where nobody asks, or hears."""
-    message = "\n".join(f"{key}={value}" for key, value in state.items())
+    lines = (f"{key}={value}".replace("\n", " ") for key, value in state.items())  # a path may hold one
+    message = "\n".join(lines).encode(errors="backslashreplace").decode()
     if daemon is None or not asked():
         return
     with suppress(OSError):
         if has_room(os.environ["NOTIFY_SOCKET"]):
-            daemon.notify(message.encode(errors="replace").decode())
+            daemon.notify(message)
 
 
 def has_room(address: str) -> bool:

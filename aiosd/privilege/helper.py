@@ -255,7 +255,7 @@ class Daemon:
             found = self._devices()
         except AiosError as error:
             log.error("%s", error.explanation)
-            found = [devices.processor()]
+            found = [replace(devices.processor(), trouble=" ".join(error.explanation.split()))]
         self._send(Found([asdict(device) for device in found]))
 
     def _confine(self, unit: str, uuids: list[Any]) -> None:

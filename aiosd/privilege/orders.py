@@ -239,7 +239,7 @@ class Helped:
                 return [received_device(facts) for facts in self._found.get(timeout=PATIENCE_S)]
             except (OSError, queue.Empty, TypeError, ValueError) as error:
                 log.error("aios-privileged does not say which devices there are: %r", error)
-                return [processor()]
+                return [replace(processor(), trouble=f"aios-privileged does not tell of GPUs; {REMEDY}")]
 
     def _launch(self, id: int, env: Mapping[str, str], devices: Sequence[str]) -> Unit:
         del env  # of the unit

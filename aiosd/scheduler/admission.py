@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from aiosd.access.caller import Caller
@@ -35,6 +36,7 @@ from aiosd.syscall import response
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.spec import Spec
 
+REFUSED_BYTES = 64 << 10  # that are kept of a request that is refused
 DRAFTS_MAX = 1000  # ids per agent that requests/new allocated and nobody has written yet
 STOPPED = "the daemon stopped; the request goes on when it starts again"
 
@@ -118,7 +120,8 @@ class Admission:
         try:
             spec = handler.judge(caller, source, body)
         except (BadRequest, NotFound, Denied, OverQuota) as error:
-            hopeless, spec = error.explanation, handler.misunderstood(source, body)
+            written = body[:REFUSED_BYTES].decode("utf-8", "replace")
+            hopeless, spec = error.explanation, replace(handler.misunderstood(source, body), refused=written)
         agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
         request = Request(
             id or self.new_id(), caller.uid, agent, source.file, spec, agent_id, len(body), caller.pid

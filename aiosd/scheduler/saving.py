@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from aiosd.context.contexts import Contexts
 from aiosd.database.store import Store
-from aiosd.errors import StoreFailed, StoreFull
+from aiosd.errors import StoreFailed
 from aiosd.host.message_ids import about
 from aiosd.syscall import response
 from aiosd.syscall.request import Request, State
@@ -64,7 +64,7 @@ class Saving:
                 try:
                     response.document(request)
                     self._store.finish_request(request, self._turn(request), self.keep)
-                except (StoreFull, StoreFailed) as error:
+                except StoreFailed as error:
                     words = request.id, error.explanation
                     log.error("request %d ended but cannot be stored: %s", *words, extra=extra)
                     return

@@ -56,7 +56,7 @@ class Chat(Spec):
 
     @property
     def understood(self) -> bool:
-        return bool(self.messages)
+        return not self.refused and bool(self.messages)
 
     @property
     def calls_are_answers(self) -> bool:

@@ -29,6 +29,7 @@ class Spec:
     nice: int = 0
     deadline_s: float | None = None  # seconds after submission
     json: bool = False  # the answer is a JSON document instead of text
+    refused: str = ""  # the text that was written, if it could not be understood
 
     @property
     def queue(self) -> str:
@@ -52,15 +53,19 @@ class Spec:
 
     @property
     def understood(self) -> bool:
-        """False: only a reason to fail is left of it."""
-        return True
+        """False: the request fails, and never runs."""
+        return not self.refused
+
+    def shown(self) -> str:
+        """requests/ID/request."""
+        return self.refused.rstrip("\n") + "\n" if self.refused else self.text()
 
     def state(self) -> object:
         """What a request of this kind needs beside the fields that all requests have."""
         return None
 
     def text(self) -> str:
-        """The request in the words of its user, for requests/ID/request and for digests."""
+        """The request in the words of its user."""
         raise NotImplementedError
 
     def part(self, request: Request, text: str, logprobs: list[Any]) -> bytes:

@@ -48,7 +48,7 @@ class ToolCall(Spec):
 
     @property
     def understood(self) -> bool:
-        return bool(self.arguments and self.groups)
+        return not self.refused and bool(self.arguments and self.groups)
 
     def state(self) -> object:
         return Outcome()

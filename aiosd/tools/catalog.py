@@ -21,7 +21,16 @@ from typing import Any
 import jsonschema
 from jsonschema.exceptions import best_match
 
-from aiosd.errors import AiosError, BadRequest, BadValue, ConfigError, NotAllowed, NotFound, StoreFull
+from aiosd.errors import (
+    AiosError,
+    BadRequest,
+    BadValue,
+    ConfigError,
+    NotAllowed,
+    NotFound,
+    shown,
+)
+from aiosd.host import disk
 from aiosd.syscall import schemas
 from aiosd.syscall.foreign import read_json
 from aiosd.syscall.request import Request, State
@@ -68,10 +77,10 @@ class Tool:
         """A manifest of a user's own. Raises BadValue, and remembers why."""
         assert self.own
         try:
-            found = own(self.own, data.decode())
-        except (BadValue, UnicodeDecodeError) as error:
+            found = own(self.own, data)
+        except BadValue as error:
             self.error = str(error)
-            raise error if isinstance(error, BadValue) else BadValue("not UTF-8 text") from None
+            raise
         self.error = ""
         return found
 
@@ -132,14 +141,14 @@ class Tools:
         tool = Tool(Manifest(folder.name, "", (), {}, folder), 1, folder)
         try:
             if (folder / FILE).exists():
-                tool.manifest = own(folder, (folder / FILE).read_text())
+                tool.manifest = own(folder, (folder / FILE).read_bytes())
                 tool.limit = tool.manifest.limit
         except (AiosError, OSError) as error:
             tool.error = str(error)
         return tool
 
     def make(self, name: str) -> None:
-        """A user's own, without a manifest. Raises BadValue, StoreFull."""
+        """A user's own, without a manifest. Raises BadValue, StoreFailed."""
         if "." in name:
             raise BadValue("names with a dot are of MCP servers' tools", "take another")
         folder = self._own / name
@@ -166,7 +175,7 @@ class Tools:
         (self._own / name).rmdir()
 
     def keep(self, tool: Tool, file: str, data: bytes, manifest: Manifest | None) -> None:
-        """The program of a user's own, or its manifest as it was judged. Raises StoreFull."""
+        """The program of a user's own, or its manifest as it was judged. Raises StoreFailed."""
         assert tool.own
         if self._by_name.get(tool.name) is not tool:
             raise NotFound(f"tool {tool.name} was removed")
@@ -227,7 +236,7 @@ def full(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreFull(f"{folder}: {error.strerror}", "free some space there") from None
+        raise disk.failed(folder, error) from None
 
 
 def arguments(tool: Tool, text: str) -> dict[str, Any]:
@@ -248,6 +257,7 @@ def arguments(tool: Tool, text: str) -> dict[str, Any]:
 
 def shorten(text: str) -> str:
     """What a caller or a tool said, to be kept in logs."""
+    text = shown(text)
     return text if len(text) <= SAID else text[:SAID] + "…"
 
 

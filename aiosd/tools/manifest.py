@@ -17,6 +17,7 @@ from jsonschema.exceptions import best_match
 from aiosd.config.config import NAME
 from aiosd.config.endpoints import parse as parse_grant
 from aiosd.errors import BadValue, ConfigError
+from aiosd.host import toml
 from aiosd.host.ownership import check_owner
 from aiosd.syscall import grammar, schemas
 
@@ -37,6 +38,7 @@ PATHS = {"type": "array", "items": {"type": "string", "pattern": "^/"}}
 NUMBER = {"type": "number", "exclusiveMinimum": 0, "maximum": 86400}
 COUNT = {"type": "integer", "minimum": 1}
 GRANTS = 64
+HINT = "aios-tool(5) says what a manifest holds"
 SCHEMA = {  # of tool.toml
     "type": "object",
     "required": ["name", "description", "command", "parameters"],
@@ -110,23 +112,27 @@ def read(file: Path) -> Manifest:
         check_owner(file.parent, os.stat(file.parent))
         with file.open("rb") as opened:
             check_owner(file, os.fstat(opened.fileno()))
-            raw = tomllib.load(opened)
+            raw = toml.parse(toml.decoded(opened.read()))
     except (OSError, ValueError) as error:  # ValueError: not TOML, not UTF-8, another's
-        raise ConfigError(f"{file}: {error}", "aios-tool(5) says what a manifest holds") from None
+        raise ConfigError(f"{file}: {error}", HINT) from None
     try:
         return manifest(file.parent, raw)
     except BadValue as error:
         raise ConfigError(f"{file}: {error}", error.hint) from None
 
 
-def own(folder: Path, text: str) -> Manifest:
+def own(folder: Path, data: bytes) -> Manifest:
     """A user's own, which may leave out its name. Raises BadValue."""
-    if max((line.count(".") for line in text.splitlines()), default=0) > DOTS:
+    if max((line.count(b".") for line in data.split(b"\n")), default=0) > DOTS:
         raise BadValue(f"a line has more than {DOTS} dots")  # tomllib takes the square of a key's parts
     try:
-        return _own(folder, {"name": folder.name, **tomllib.loads(text)})
+        raw = toml.parse(toml.decoded(data))
     except tomllib.TOMLDecodeError as error:
-        raise Incomplete(str(error), "aios-tool(5) says what a manifest holds") from None
+        raise Incomplete(str(error), HINT) from None
+    except ValueError as error:
+        raise BadValue(str(error), HINT) from None
+    try:
+        return _own(folder, {"name": folder.name, **raw})
     except RecursionError:
         raise BadValue("it is nested too deep") from None
 

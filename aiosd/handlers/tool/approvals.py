@@ -24,7 +24,7 @@ from aiosd.access.rules import Asked, Rule, Rules
 from aiosd.access.trust import Trust
 from aiosd.agents.agents import Agent, Agents
 from aiosd.config.config import Config
-from aiosd.errors import BadValue, Denied, NotFound, StoreFull
+from aiosd.errors import BadValue, Denied, NotFound, StoreFailed
 from aiosd.host import identity
 from aiosd.host.message_ids import NOTICE, Id, about
 from aiosd.scheduler.ending import Ending
@@ -206,7 +206,7 @@ class Approvals:
     def _deny(self, request: Request, why: str, caller: Caller) -> None:
         if request.decide_by_s is None or request.state.final:
             return
-        with suppress(StoreFull):  # a no is heeded also where it cannot be written down
+        with suppress(StoreFailed):  # a no is heeded also where it cannot be written down
             self._audit.decided(request, "denied", caller)
         if self._ending.finish(request, State.FAILED, why):
             self._notices.decided(request, "denied")

@@ -11,11 +11,12 @@ from aiosd.access.caller import Caller
 from aiosd.cores.pool import Worker
 from aiosd.errors import AiosError, Denied
 from aiosd.handlers.parts import Parts
+from aiosd.host.usage import Spent
 from aiosd.scheduler.handler import Handler, Source
 from aiosd.scheduler.names import acting
 from aiosd.syscall.foreign import decode
 from aiosd.syscall.request import Request, State
-from aiosd.syscall.toolcall import ToolCall
+from aiosd.syscall.toolcall import ToolCall, outcome
 from aiosd.tools import catalog
 
 TOOL_GONE = "its tool is gone"
@@ -73,6 +74,19 @@ class ToolHandler(Handler):
 
     def orphaned(self, request: Request) -> str:
         return "" if self._parts.tools.of(request.queue) else TOOL_GONE
+
+    def complete_audit(self) -> None:
+        """Write the ends of calls that a killed daemon stored before it could write them into the audit
+        log.
+        """
+        for id in self._parts.audit.unended():
+            request = self._parts.store.request(id)
+            if request and request.state.final:
+                facts, how = json.loads(request.document or "{}"), outcome(request)
+                how.exit_status = facts.get("exit_status")
+                if "cpu_seconds" in facts:
+                    how.spent = Spent(facts["cpu_seconds"], facts["memory_bytes"] or 0)
+                self._parts.audit.ended(request)
 
     # running
 

@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiosd.host import proc
+from aiosd.host.proc import MountPoint
 from aiosd.host.usage import Spent
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class Group:
         """Of v2: it and its children, who are to wait; those of later are in the group by themselves."""
         file = self.folders["pids"] / "cgroup.procs"
         file.write_text(str(pid))
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        for child in proc.text(f"/proc/{pid}/task/{pid}/children").split():
             file.write_text(child)
 
     def out_of_memory(self) -> bool:
@@ -97,10 +99,10 @@ class Cgroups:
         self._parents: Mapping[str, Path] = {}
         self._numbers = itertools.count(1)
 
-    def find(self, proc: Path = Path("/proc/self")) -> None:
+    def find(self, process: Path = proc.SELF) -> None:
         """And removes what a killed daemon left. Where there are none, the log says so, once."""
-        mounts = [line.split() for line in (proc / "mounts").read_text().splitlines()]
-        own = dict(line.split(":", 2)[1:] for line in (proc / "cgroup").read_text().splitlines())
+        mounts = list(proc.mounts(process))
+        own = dict(line.split(":", 2)[1:] for line in proc.lines(process / "cgroup"))
         reasons = []
         for parents in (unified, split):
             try:
@@ -139,9 +141,9 @@ class Cgroups:
                 yield self._group(name)
 
 
-def unified(mounts: list[list[str]], own: Mapping[str, str]) -> dict[str, Path]:
+def unified(mounts: list[MountPoint], own: Mapping[str, str]) -> dict[str, Path]:
     """Of v2. What systemd delegated has no processes beside groups: so the daemon moves into one."""
-    root = next((Path(where) for _, where, kind, *_ in mounts if kind == "cgroup2"), None)
+    root = next((mount.folder for mount in mounts if mount.kind == "cgroup2"), None)
     if root is None:
         raise FileNotFoundError("no cgroup v2")
     if missing := set(CONTROLLERS) - set((root / "cgroup.controllers").read_text().split()):
@@ -168,7 +170,7 @@ def delegated(folder: Path) -> bool:
     return False
 
 
-def split(mounts: list[list[str]], own: Mapping[str, str]) -> dict[str, Path]:
+def split(mounts: list[MountPoint], own: Mapping[str, str]) -> dict[str, Path]:
     """Of v1, below the daemon's own group in each hierarchy."""
     found = {controller: hierarchy(controller, mounts, own) for controller in CONTROLLERS}
     with suppress(OSError):
@@ -176,8 +178,8 @@ def split(mounts: list[list[str]], own: Mapping[str, str]) -> dict[str, Path]:
     return found
 
 
-def hierarchy(controller: str, mounts: list[list[str]], own: Mapping[str, str]) -> Path:
-    roots = (Path(m[1]) for m in mounts if m[2] == "cgroup" and controller in m[3].split(","))
+def hierarchy(controller: str, mounts: list[MountPoint], own: Mapping[str, str]) -> Path:
+    roots = (m.folder for m in mounts if m.kind == "cgroup" and controller in m.options)
     root = next(roots, None)
     if root is None:
         raise FileNotFoundError(f"no cgroup v1 of {controller}")

@@ -184,7 +184,7 @@ def _lead_out(record: int, devices: Collection[str]) -> None:
     if there and not new:
         return
     lines = [*(known or [nftables.TABLE]), *new]
-    os.pwrite(record, "".join(f"{line}\n" for line in lines).encode(), 0)
+    os.pwrite(record, os.fsencode("".join(f"{line}\n" for line in lines)), 0)
     old = nftables.gone() if there else ()  # to replace a table takes 10 ms
     nftables.apply([*old, *nftables.of_host(tuple(lines[1:]))])
     for device in new:
@@ -204,7 +204,8 @@ def _settle(record: int) -> None:
 
 
 def _recorded(record: int) -> list[str]:
-    return os.pread(record, 1 << 16, 0).decode().splitlines()
+    """A name of an interface is any bytes but / and blanks."""
+    return os.fsdecode(os.pread(record, 1 << 16, 0)).split("\n")[:-1]
 
 
 def _forwarding(device: str) -> Path:

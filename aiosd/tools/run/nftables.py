@@ -47,7 +47,7 @@ def of_host(opened: tuple[str, ...]) -> tuple[bytes, ...]:
         chain(IPV4, "source", "postrouting", "nat", AFTER),
         rule(IPV4, "source", in_range(12), expression("masq")),
         chain(IPV4, "forward", "forward", "filter", FILTER),
-        *(rule(IPV4, "forward", meta(IIFNAME, name.encode().ljust(16, b"\0")),
+        *(rule(IPV4, "forward", meta(IIFNAME, os.fsencode(name).ljust(16, b"\0")),
                meta(OIFNAME, PREFIX, OTHER), verdict(DROP)) for name in opened),
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from aiosd.errors import AiosError
+from aiosd.host import proc
 from aiosd.host.eventloop import Loop
 from aiosd.host.mount import is_mounted
 from aiosd.host.usage import free_bytes, memory, reap, size
@@ -344,10 +345,28 @@ class Runner(Loop):
             running.kill(over_memory(running.call))
         elif running.stderr_bytes > STDERR_MOST:
             running.kill(f"it said more than {STDERR_MOST} bytes on its standard error")
-        elif (work := running.work) and size(work, bounds.work_bytes) > bounds.work_bytes:
+        elif (work := running.work) and has_mounts(work):
+            running.kill(
+                "something is mounted in its work folder, and what is written there cannot be bounded"
+            )
+        elif work and size(work, bounds.work_bytes) > bounds.work_bytes:
             running.kill(f"its work folder has more than {bounds.work_bytes} bytes")
-        elif work and free_bytes(work) < bounds.reserve_bytes:  # files that it removed and holds open
+        elif work and lacks_room(work, bounds.reserve_bytes):  # also of files that it removed and holds open
             running.kill("the disk is full")
+
+
+def has_mounts(work: Path) -> bool:
+    try:
+        return proc.holds_mounts(work)
+    except OSError:  # no descriptor to be had: it is looked at again in a moment
+        return False
+
+
+def lacks_room(work: Path, reserve_bytes: int) -> bool:
+    try:
+        return free_bytes(work) < reserve_bytes
+    except FileNotFoundError:  # removed with its agent: the call is being ended
+        return False
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

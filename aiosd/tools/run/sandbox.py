@@ -19,12 +19,15 @@ from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
-import pyseccomp
-
+from aiosd.host import libraries
 from aiosd.host.ownership import check_owner
 from aiosd.tools.manifest import Manifest
 
+with libraries.needed("seccomp"):
+    import pyseccomp
+
 BWRAP = "/usr/bin/bwrap"
+
 TMP_BYTES = 64 << 20
 PROCESSES = 64  # of one call, threads too
 FILES = 256

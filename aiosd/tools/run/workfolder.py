@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from aiosd.errors import StoreFull
+from aiosd.host import disk
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -22,7 +22,7 @@ class Work:
         self.root = root
 
     def make(self, name: str, uid: int, gid: int) -> Path:
-        """That of a user by its name, made where it is not there yet. Raises StoreFull."""
+        """That of a user by its name, made where it is not there yet. Raises StoreFailed."""
         folder = self.root / str(uid) / name
         try:
             with ExitStack() as undo:
@@ -31,7 +31,7 @@ class Work:
                 self._give(at, os.geteuid(), gid)
                 self._give(_enter(undo, at, name, 0o700, uid), uid, gid)
         except OSError as error:
-            raise StoreFull(f"{folder}: {error.strerror}", "free some space there") from None
+            raise disk.failed(folder, error) from None
         return folder
 
     @staticmethod
