@@ -1,6 +1,6 @@
 # bash completion for aiosctl(1): put it into /usr/share/bash-completion/completions/aiosctl, or source it.
 
-# Where the tree is: --mount, $AIOS, /aios, or the user's own mount, as aiosctl finds it.
+# The folder of the tree: --mount, $AIOS, /aios, or the user's own mount, as aiosctl finds it.
 _aiosctl_root() {
     local i own=${XDG_RUNTIME_DIR:-/tmp/aios-$UID}/aios
     for ((i = 1; i < COMP_CWORD; i++)); do
@@ -34,7 +34,7 @@ _aiosctl() {
     local root word i words=() current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
     local answers='' files='' asks_model=no
     root=$(_aiosctl_root)
-    for ((i = 1; i < COMP_CWORD; i++)); do # the words that are no options
+    for ((i = 1; i < COMP_CWORD; i++)); do # the words that are not options
         word=${COMP_WORDS[i]}
         case $word in
             --mount | --name | --agent | --plot) ((i++)) ;;

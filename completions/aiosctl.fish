@@ -1,6 +1,6 @@
 # fish completion for aiosctl(1): put it into /usr/share/fish/vendor_completions.d.
 
-# Where the tree is: --mount, $AIOS, /aios, or the user's own mount, as aiosctl finds it.
+# The folder of the tree: --mount, $AIOS, /aios, or the user's own mount, as aiosctl finds it.
 function __aiosctl_root
     set -l words (commandline -opc)
     set -l given (contains -i -- --mount $words)
@@ -19,7 +19,7 @@ function __aiosctl_root
     end
 end
 
-# The words so far that are no options.
+# The words so far that are not options.
 function __aiosctl_words
     set -l skip no
     for word in (commandline -opc)[2..]
@@ -60,13 +60,13 @@ end
 
 complete -c aiosctl -f
 complete -c aiosctl -s h -l help -d 'print a summary'
-complete -c aiosctl -n __aiosctl_at -l mount -x -a '(__fish_complete_directories (commandline -ct))' -d 'where the tree is'
-complete -c aiosctl -n __aiosctl_at -s v -l verbose -d 'show the same as shell commands'
+complete -c aiosctl -n __aiosctl_at -l mount -x -a '(__fish_complete_directories (commandline -ct))' -d 'the folder of the tree'
+complete -c aiosctl -n __aiosctl_at -s v -l verbose -d 'print equivalent shell commands'
 complete -c aiosctl -n __aiosctl_at -l version -d 'print the version'
 
-complete -c aiosctl -n __aiosctl_at -a status -d 'how the daemon stands'
-complete -c aiosctl -n __aiosctl_at -a queue -d 'who waits and runs'
-complete -c aiosctl -n __aiosctl_at -a agents -d 'your agents and what they do'
+complete -c aiosctl -n __aiosctl_at -a status -d 'the state of the daemon'
+complete -c aiosctl -n __aiosctl_at -a queue -d 'the waiting and running requests'
+complete -c aiosctl -n __aiosctl_at -a agents -d 'your agents and their state'
 complete -c aiosctl -n __aiosctl_at -a agent -d 'packaged agents'
 complete -c aiosctl -n __aiosctl_at -a engine -d 'the PyTorch of workers'
 complete -c aiosctl -n __aiosctl_at -a models -d 'the models and their state'
@@ -74,11 +74,11 @@ complete -c aiosctl -n __aiosctl_at -a ask -d 'ask an agent, or a model with -m,
 complete -c aiosctl -n __aiosctl_at -a log -d "why an agent's requests were refused or failed"
 complete -c aiosctl -n __aiosctl_at -a cancel -d 'end an unfinished request'
 complete -c aiosctl -n __aiosctl_at -a policy -d 'show or switch the scheduling policy'
-complete -c aiosctl -n __aiosctl_at -a tools -d 'the tools you may call'
+complete -c aiosctl -n __aiosctl_at -a tools -d 'the tools that you may call'
 complete -c aiosctl -n __aiosctl_at -a access -d 'irreversible calls that wait for your decision'
 complete -c aiosctl -n __aiosctl_at -a audit -d 'the audit log'
-complete -c aiosctl -n __aiosctl_at -a mcp -d 'the tree for an MCP client'
-complete -c aiosctl -n __aiosctl_at -a trace -d 'what each request did when, as JSON or as a picture'
+complete -c aiosctl -n __aiosctl_at -a mcp -d 'serve the tree to an MCP client'
+complete -c aiosctl -n __aiosctl_at -a trace -d 'a timeline of the requests, as JSON or as a picture'
 complete -c aiosctl -n __aiosctl_at -a model -d 'add, load, unload or remove a model'
 
 complete -c aiosctl -n '__aiosctl_in ask' -s m -l model -x -a '(__aiosctl_names models)' -d 'ask this model without an agent'
@@ -86,31 +86,31 @@ complete -c aiosctl -n '__aiosctl_at ask; and not __fish_contains_opt -s m model
 complete -c aiosctl -n '__aiosctl_at log' -a '(__aiosctl_names agents)'
 complete -c aiosctl -n '__aiosctl_at cancel' -a '(__aiosctl_queue)'
 complete -c aiosctl -n '__aiosctl_at policy' -a '(cat (__aiosctl_root)/scheduler/policies 2>/dev/null)'
-complete -c aiosctl -n '__aiosctl_at access' -a allow -d 'have it run'
-complete -c aiosctl -n '__aiosctl_at access' -a deny -d 'end it as failed'
+complete -c aiosctl -n '__aiosctl_at access' -a allow -d 'run the call'
+complete -c aiosctl -n '__aiosctl_at access' -a deny -d 'end the call as failed'
 complete -c aiosctl -n '__aiosctl_at access allow' -a '(__aiosctl_names access/pending)'
 complete -c aiosctl -n '__aiosctl_at access deny' -a '(__aiosctl_names access/pending)'
-complete -c aiosctl -n '__aiosctl_in access allow' -l always -d 'all calls of its tool by its agent'
-complete -c aiosctl -n '__aiosctl_at agent' -a run -d 'run one in this process'
-complete -c aiosctl -n '__aiosctl_at agent' -a check -d 'whether its agent.toml is right'
-complete -c aiosctl -n '__aiosctl_at agent' -a list -d 'those of this machine'
+complete -c aiosctl -n '__aiosctl_in access allow' -l always -d 'also all later calls of this tool by this agent'
+complete -c aiosctl -n '__aiosctl_at agent' -a run -d 'run an agent as this process'
+complete -c aiosctl -n '__aiosctl_at agent' -a check -d 'check an agent.toml'
+complete -c aiosctl -n '__aiosctl_at agent' -a list -d 'list packaged agents'
 complete -c aiosctl -n '__aiosctl_at agent run' -a '(__aiosctl_packages)'
 complete -c aiosctl -n '__aiosctl_at agent check' -a '(__aiosctl_packages)'
-complete -c aiosctl -n '__aiosctl_at audit' -a verify -d 'whether no line was changed or taken out'
-complete -c aiosctl -n '__aiosctl_at engine' -a install -d 'another than that of the package'
-complete -c aiosctl -n '__aiosctl_at engine' -a status -d 'which one'
-complete -c aiosctl -n '__aiosctl_at engine' -a remove -d 'back to the one of the package'
+complete -c aiosctl -n '__aiosctl_at audit' -a verify -d 'check that no line was changed or removed'
+complete -c aiosctl -n '__aiosctl_at engine' -a install -d 'install a PyTorch other than that of the package'
+complete -c aiosctl -n '__aiosctl_at engine' -a status -d 'the PyTorch in use'
+complete -c aiosctl -n '__aiosctl_at engine' -a remove -d 'go back to the PyTorch of the package'
 complete -c aiosctl -n '__aiosctl_in engine install' -l cuda -d 'for NVIDIA GPUs: some 3 GB'
 complete -c aiosctl -n '__aiosctl_in engine install' -l cpu -d 'for processors'
 complete -c aiosctl -n '__aiosctl_at mcp' -a serve -d 'your agents, contexts and tools, over standard input and output'
 complete -c aiosctl -n '__aiosctl_in mcp serve' -l agent -x -a '(__aiosctl_names agents)' -d 'call tools through this agent'
-complete -c aiosctl -n '__aiosctl_in trace' -l plot -r -F -d 'draw it: svg, png or pdf'
+complete -c aiosctl -n '__aiosctl_in trace' -l plot -r -F -d 'draw the timeline: svg, png or pdf'
 complete -c aiosctl -n '__aiosctl_at model' -a add -d 'serve a folder with a model'
-complete -c aiosctl -n '__aiosctl_at model' -a load -d 'load again'
-complete -c aiosctl -n '__aiosctl_at model' -a unload -d 'end its workers'
-complete -c aiosctl -n '__aiosctl_at model' -a remove -d 'forget one that was added'
+complete -c aiosctl -n '__aiosctl_at model' -a load -d 'load a model again'
+complete -c aiosctl -n '__aiosctl_at model' -a unload -d 'end the workers of a model'
+complete -c aiosctl -n '__aiosctl_at model' -a remove -d 'remove an added model'
 complete -c aiosctl -n '__aiosctl_at model add' -a '(__fish_complete_directories (commandline -ct))'
-complete -c aiosctl -n '__aiosctl_in model add' -l name -x -d 'instead of that of the folder'
+complete -c aiosctl -n '__aiosctl_in model add' -l name -x -d 'a name other than that of the folder'
 for verb in load unload remove
     complete -c aiosctl -n "__aiosctl_at model $verb" -a '(__aiosctl_names models)'
 end

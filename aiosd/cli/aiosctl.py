@@ -65,7 +65,7 @@ def reason(files: Files, options: argparse.Namespace) -> str:
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aiosctl", description="Use /aios from the command line.")
     parser.add_argument("--mount", type=Path, metavar="DIR", help="default $AIOS, else /aios")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show the same as shell commands")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print equivalent shell commands")
     parser.add_argument("--version", action="version", version=f"aiosctl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -76,54 +76,58 @@ def arguments() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, served=True)
         return sub
 
-    command("status", status, "how the daemon stands")
-    command("queue", queue, "who waits and runs")
-    command("agents", agents, "your agents and what they do")
+    command("status", status, "the state of the daemon")
+    command("queue", queue, "the waiting and running requests")
+    command("agents", agents, "your agents and their state")
     command("models", models, "the models and their state")
     ask_parser = command("ask", ask, "ask an agent, or a model with -m, and print the answer")
     ask_parser.add_argument("-m", "--model", metavar="NAME", help="ask this model without an agent")
-    ask_parser.add_argument("agent", nargs="?", help="an agent; it is made when it does not exist")
+    ask_parser.add_argument("agent", nargs="?", help="an agent; a missing agent is made")
     ask_parser.add_argument("text", nargs="*", help="default: standard input")
     command("log", log, "why an agent's requests were refused or failed").add_argument("agent")
     command("cancel", cancel, "end an unfinished request").add_argument("id")
     policy_parser = command("policy", policy, "show or switch the scheduling policy")
     policy_parser.add_argument("name", nargs="?")
-    command("tools", tools, "the tools you may call")
+    command("tools", tools, "the tools that you may call")
     access = command("access", pending, "irreversible calls that wait for your decision")
     decisions = access.add_subparsers(metavar="DECISION")
     for verb in ("allow", "deny"):
-        decision = decisions.add_parser(verb, help=f"{verb} one")
+        decision = decisions.add_parser(verb, help=f"{verb} a call")
         decision.add_argument("id")
         if verb == "allow":
-            decision.add_argument("--always", action="store_true", help="all calls of its tool by its agent")
+            decision.add_argument(
+                "--always", action="store_true", help="also all later calls of this tool by this agent"
+            )
         decision.set_defaults(run=decide, verb=verb, always=False)
     logged = command("audit", audit_verify, "the audit log").add_subparsers(required=True)
-    logged.add_parser("verify", help="whether no line was changed or taken out").set_defaults(
+    logged.add_parser("verify", help="check that no line was changed or removed").set_defaults(
         run=audit_verify
     )
-    trace_parser = command("trace", trace, "what each request did when, as JSON or as a picture")
-    trace_parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: svg, png or pdf")
-    served = command("mcp", mcp_serve, "the tree for an MCP client").add_subparsers(required=True)
+    trace_parser = command("trace", trace, "a timeline of the requests, as JSON or as a picture")
+    trace_parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the timeline: svg, png or pdf")
+    served = command("mcp", mcp_serve, "serve the tree to an MCP client").add_subparsers(required=True)
     mcp = served.add_parser("serve", help="your agents, contexts and tools, over standard input and output")
     mcp.add_argument("--agent", default="", metavar="NAME", help="call tools through this agent")
     mcp.set_defaults(run=mcp_serve)
     packages = command("agent", packaged.show, "packaged agents, aios-agent(5)").add_subparsers(required=True)
-    run = packages.add_parser("run", help="run one in this process, as aios-agent@NAME.service does")
+    run = packages.add_parser("run", help="run an agent as this process, as aios-agent@NAME.service does")
     run.add_argument("package", metavar="NAME|FOLDER")
     run.set_defaults(run=packaged.run, served=False)
-    check = packages.add_parser("check", help="whether its agent.toml is right")
+    check = packages.add_parser("check", help="check an agent.toml")
     check.add_argument("package", metavar="NAME|FOLDER")
     check.set_defaults(run=packaged.check, served=False)
-    packages.add_parser("list", help="those of this machine").set_defaults(run=packaged.show, served=False)
+    packages.add_parser("list", help="list packaged agents").set_defaults(run=packaged.show, served=False)
     engine = command("engine", torch_install.status, "the PyTorch of workers").add_subparsers(required=True)
-    install = engine.add_parser("install", help="another than the package's, for a machine with GPUs (root)")
+    install = engine.add_parser("install", help="install a PyTorch other than that of the package (root)")
     kind = install.add_mutually_exclusive_group(required=True)
     kind.add_argument("--cuda", action="store_true", help="for NVIDIA GPUs: some 3 GB")
     kind.add_argument("--cpu", action="store_true")
     install.add_argument("pip", nargs="*", metavar="-- OPTION", help="more options of pip install")
     install.set_defaults(run=torch_install.install, served=False)
-    engine.add_parser("status", help="which one").set_defaults(run=torch_install.status, served=False)
-    engine.add_parser("remove", help="back to the package's (root)").set_defaults(
+    engine.add_parser("status", help="the PyTorch in use").set_defaults(
+        run=torch_install.status, served=False
+    )
+    engine.add_parser("remove", help="go back to the PyTorch of the package (root)").set_defaults(
         run=torch_install.remove, served=False
     )
     model = command("model", models, "add, load, unload or remove a model").add_subparsers(required=True)
