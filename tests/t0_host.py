@@ -176,8 +176,8 @@ def test_a_database_that_cannot_be_written_is_not_called_full(tmp_path: Path) ->
     script = """
 import resource, sys
 from pathlib import Path
-from aiosd.database import Store
-store = Store(Path(sys.argv[1]))
+from aiosd.database.store import Store
+store = Store(Path(sys.argv[1]), {})
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 try:
     while True:

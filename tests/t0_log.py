@@ -122,7 +122,7 @@ def test_nobody_waits_for_a_service_manager_that_stands_still(tmp_path: Path) ->
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
         subprocess.run(command, cwd=REPOSITORY, env=env, check=True, timeout=20)
-        assert manager.recv(100) == b"READY=1\nSTATUS=a ?"
+        assert manager.recv(100) == b"READY=1\nSTATUS=a \\udcff"
         while fill(address):
             pass
         done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, timeout=20)

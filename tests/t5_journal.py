@@ -104,7 +104,7 @@ log.error("x" * 500_000, extra=about(agent="long"))
         assert entry["MESSAGE"] == "one\\nAIOS_AGENT=eve\\n"
         assert (entry["PRIORITY"], entry["LOGGER"], entry["AIOS_REQUEST"]) == ("4", "test", "7")
         assert not found.entries(pid, "AIOS_AGENT=eve")
-        assert found.entries(pid, "AIOS_AGENT=bytes")[0]["MESSAGE"] == list(b"of a?\0b")
+        assert found.entries(pid, "AIOS_AGENT=bytes")[0]["MESSAGE"] == "of a\\udcff\\x00b"
         assert len(found.entries(pid, "AIOS_AGENT=long")[0]["MESSAGE"]) == 500_000
     assert (tmp_path / "log").read_text() == ""
 

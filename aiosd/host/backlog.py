@@ -7,6 +7,7 @@ that are left, as long as their place takes some. Knows nothing of that place.
 
 from __future__ import annotations
 
+import copy
 import logging
 import queue
 import signal
@@ -31,6 +32,15 @@ class Backlog(QueueHandler):
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the thread inherits it
         threading.Thread(target=self._run, name="log", daemon=True).start()
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Format the message and the traceback now, because their objects may change; keep them apart."""
+        record = copy.copy(record)
+        record.msg, record.args = record.getMessage(), None
+        if record.exc_info:
+            record.exc_text = (self.formatter or logging.Formatter()).formatException(record.exc_info)
+            record.exc_info = None
+        return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
         try:

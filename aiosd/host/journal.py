@@ -62,7 +62,9 @@ def begin(level: str, name: str = "aiosd") -> None:
             missing = f"libsystemd's socket cannot be used ({error}): the log goes to standard error"
     root = logging.getLogger()
     root.setLevel(level.upper())
-    root.addHandler(Backlog(write))
+    backlog = Backlog(write)
+    backlog.setFormatter(LINE)
+    root.addHandler(backlog)
     if missing:
         logging.getLogger(name).warning("%s", missing)
 
@@ -114,7 +116,7 @@ def to_journal(sendv: Sendv, name: str, record: logging.LogRecord) -> None:
 def fields(record: logging.LogRecord) -> dict[str, object]:
     """The names of fields are in capitals, as those of `extra` that are meant for here."""
     return {
-        "MESSAGE": shown(record.getMessage()),
+        "MESSAGE": "\n".join(filter(None, (shown(record.getMessage()), record.exc_text))),
         "PRIORITY": next((p for level, p in PRIORITIES if record.levelno >= level), 7),
         "LOGGER": record.name,
         "CODE_FILE": record.pathname,
