@@ -1,4 +1,4 @@
-"""Bytes from a stranger, as text and as JSON: what later code could choke on is refused here. Pure."""
+"""Decode untrusted bytes as text and JSON, and refuse values that later code cannot handle. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEPTH_MAX = 64
 
 
 class NotJson(BadRequest):
-    """`incomplete`: more bytes could make it JSON."""
+    """The text is not JSON. `incomplete`: more bytes could make it JSON."""
 
     def __init__(self, reason: str, incomplete: bool = False) -> None:
         super().__init__(reason)
@@ -19,7 +19,7 @@ class NotJson(BadRequest):
 
 
 def decode(body: bytes) -> str:
-    """The text of a request. Raises BadRequest."""
+    """Return the text of a request. Raises BadRequest."""
     try:
         return body.decode()
     except UnicodeDecodeError as error:
@@ -27,12 +27,12 @@ def decode(body: bytes) -> str:
 
 
 def prose(text: str) -> str:
-    """A plain text without its last newlines. Raises BadRequest."""
+    """Return a plain text without its last newlines. Raises BadRequest."""
     return checked(text.rstrip("\n"))
 
 
 def checked(text: str) -> str:
-    """A text that is something to ask. Raises BadRequest."""
+    """Return the text. Raises BadRequest if it is empty or holds a NUL byte."""
     if "\0" in text:
         raise BadRequest("the request holds a NUL byte", "write text or JSON")
     if not text.strip():
@@ -41,13 +41,13 @@ def checked(text: str) -> str:
 
 
 def read_json(text: str) -> Any:
-    """The value. Raises NotJson, also for a value that is nested too deep or that UTF-8 cannot carry."""
+    """Parse JSON. Raises NotJson, also for a value nested too deep or with half a surrogate pair."""
     try:
         raw = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer with too many digits
         raise NotJson(f"not JSON: {error}", incomplete=unfinished(text, error)) from None
     if depth(raw) > DEPTH_MAX:
-        raise NotJson(f"nested deeper than {DEPTH_MAX}", incomplete=False)
+        raise NotJson(f"the JSON is nested deeper than {DEPTH_MAX}", incomplete=False)
     try:
         json.dumps(raw, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -58,7 +58,7 @@ def read_json(text: str) -> Any:
 
 
 def depth(value: object) -> int:
-    """The depth of nesting, counted without recursion and no further than it may be."""
+    """Return the depth of nesting. Without recursion, and not counted beyond DEPTH_MAX + 1."""
     level, deepest = [value], 0
     while level and deepest <= DEPTH_MAX:
         deepest += 1
