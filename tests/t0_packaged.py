@@ -56,8 +56,8 @@ def test_what_it_says_is_what_is_written(tmp_path: Path) -> None:
         (PLAIN + "[params]\nseed = 2026-11-22\n", r"agent.toml: params: "),
         (PLAIN + "[params]\ntop_p = nan\n", r"agent.toml: "),
         ("description = 'x'\ncommand = []\n", r"agent.toml:2: command: "),
-        ("description = 'x'\ncommand = ['./run']\n", r"agent.toml:2: /.*/ada/run is no program; chmod \+x "),
-        ("description = 'x'\ncommand = ['no-such-program']\n", r"agent.toml:2: no-such-program is no"),
+        ("description = 'x'\ncommand = ['./run']\n", r"agent.toml:2: /.*/ada/run is not .*; chmod \+x "),
+        ("description = 'x'\ncommand = ['no-such-program']\n", r"agent.toml:2: no-such-program is not an"),
         ("description = \n", r"agent.toml: .*line 1"),
     ],
 )  # fmt: skip
@@ -67,7 +67,7 @@ def test_a_wrong_one_is_refused_with_file_and_line(tmp_path: Path, text: str, sa
 
 @pytest.mark.parametrize("name", ["a" * 21, "a.b", "-a", "ä"])
 def test_a_name_has_to_fit_that_of_its_user(tmp_path: Path, name: str) -> None:
-    assert "its name is to be 1 to 20 of" in wrong(folder(tmp_path, PLAIN, name))
+    assert "its name must be 1 to 20 of" in wrong(folder(tmp_path, PLAIN, name))
     longest = "aios-agent-" + "a" * 20
     assert len(longest) == 31, "what systemd takes as the name of a dynamic user"
     assert "User=aios-agent-%i\n" in (REPOSITORY / "units/aios-agent@.service").read_text()

@@ -44,8 +44,8 @@ def test_text_is_one_user_message_without_its_last_newline() -> None:
         (b"{}", "messages is missing"),
         (b'{"messages":[]}', "messages is missing"),
         (b'{"messages":[{"role":"robot","content":"x"}]}', r"messages\[0\] needs a role"),
-        (b'{"messages":[{"role":"user","content":5}]}', "content is to be text"),
-        (b'{"messages":[{"role":"user","content":[{"image":1}]}]}', "only text parts"),
+        (b'{"messages":[{"role":"user","content":5}]}', "content must be text"),
+        (b'{"messages":[{"role":"user","content":[{"image":1}]}]}', "may only have text parts"),
     ],
 )
 def test_a_bad_request_says_what_is_wrong(body: bytes, reason: str) -> None:

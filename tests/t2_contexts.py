@@ -376,7 +376,7 @@ def test_kv_from_a_file_stays_with_its_context(make_kernel: MakeKernel) -> None:
 @pytest.mark.parametrize("tokens", ["{}", '""', "null", "[1.5]", "[true]", '["1"]', "5"])
 def test_an_unfinished_answer_has_numbers_for_tokens(tokens: str) -> None:
     unfinished = f'{{"request":{{"prompt":"x"}},"system":"","text":"","model":"","tokens":{tokens}}}'
-    with pytest.raises(BadSnapshot, match="no sense"):
+    with pytest.raises(BadSnapshot, match="malformed"):
         kvfile.judged(f'{{"messages":[],"unfinished":{unfinished}}}'.encode())
 
 
@@ -410,7 +410,7 @@ def test_what_is_resumed_is_resumed_once_and_by_its_own_model(
         kernel.admission.judge(ME, source, resume)
     kernel.kv_files.restore(target, file)
     target.unfinished = target.unfinished.replace(kernel.models.all()[0].info["identity"], "another")
-    with pytest.raises(BadRequest, match="not begun by model"):
+    with pytest.raises(BadRequest, match="did not begin the unfinished answer"):
         kernel.admission.judge(ME, source, resume)
 
 

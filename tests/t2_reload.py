@@ -50,7 +50,7 @@ def test_what_applies_at_once_does(
     said = changed(kernel, tmp_path / "new.toml", f"[{section}]\n{name} = {value}\n")
     assert get(kernel) == value
     assert key in said
-    assert ("workers started from now on: " + key in said) == (key in BY_NEW_WORKERS)
+    assert ("for workers that start from now on: " + key in said) == (key in BY_NEW_WORKERS)
 
 
 def test_the_keys_that_wait_exist() -> None:

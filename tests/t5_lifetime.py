@@ -78,7 +78,7 @@ def test_a_process_has_to_be_there_and_the_callers(aios: Daemon) -> None:
     assert tried.stdout.startswith("\n"), tried.stdout
     assert tried.stderr.count("Permission denied") == 2, tried.stderr
     assert tried.stderr.count("Invalid argument") == 5, tried.stderr
-    assert "outside of the container" in tried.stdout
+    assert "outside the container" in tried.stdout
 
 
 def test_a_thread_is_no_process(aios: Daemon) -> None:

@@ -1,4 +1,4 @@
-"""The configuration: aiosd.toml, agent.toml, [mcp.NAME], and what changed between two of them. Pure.
+"""The configuration: aiosd.toml, agent.toml, [mcp.NAME], and the difference between two configurations. Pure.
 
 May import host.
 """

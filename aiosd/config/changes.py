@@ -1,4 +1,4 @@
-"""What a reload changes, and when each change takes effect. Pure: configurations in, names of keys out."""
+"""Name the keys that a reload changes, and when each change takes effect. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from aiosd.config.config import Config
 
-# All else applies at once, but for what the next workers take.
+# All other keys take effect at once, except those of BY_NEW_WORKERS.
 AT_RESTART = {
     "daemon.mount",
     "daemon.state",
@@ -22,7 +22,7 @@ BY_NEW_WORKERS = {
 
 
 def changed(old: Config, new: Config) -> list[str]:
-    """`limits.keep_requests`, `models.qwen`, `quota.user.ada`, …"""
+    """Return the changed keys: `limits.keep_requests`, `models.qwen`, `quota.user.ada`, …"""
     before, now = flat(old), flat(new)
     return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
 
@@ -41,13 +41,13 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def story(old: Config, new: Config) -> str:
-    """For the log: what changed, and what of it waits for what."""
+    """Describe the changed keys for the log: those in effect now, for new workers, and after a restart."""
     keys = changed(old, new)
     if not keys:
-        return "no key changed; the files of policies, rules and tools were read again"
+        return "no key changed; policies, rules and tools were read again"
     parts = [
         ("", [key for key in keys if key not in AT_RESTART | BY_NEW_WORKERS]),
-        ("of workers started from now on: ", [key for key in keys if key in BY_NEW_WORKERS]),
-        ("takes a restart: ", [key for key in keys if key in AT_RESTART]),
+        ("for workers that start from now on: ", [key for key in keys if key in BY_NEW_WORKERS]),
+        ("after a restart of the daemon: ", [key for key in keys if key in AT_RESTART]),
     ]
     return "; ".join(word + ", ".join(some) for word, some in parts if some)

@@ -1,7 +1,7 @@
 """The configuration: aiosd.toml, then conf.d/*.toml in name order, then command-line options.
 
-A frozen `Config`; every key has a default, and an unknown or ill-typed one is an error that names
-file and line. Reads files, starts nothing. Called once at start and at each reload, main thread.
+A frozen `Config`. Every key has a default. An unknown or ill-typed key is an error that names file and line.
+The main thread calls, once at start and at each reload.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from aiosd.config.mcp import Server
 from aiosd.errors import BadValue, ConfigError
 from aiosd.host import toml
 
-NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")  # of everything that has a folder below /aios
+NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")  # the names of objects with a folder below /aios
 UNBOUNDED = 1 << 62
-STEPS_MAX = 64  # how often one request may ask the model
+STEPS_MAX = 64  # the most often that one request may ask the model
 DEFAULT_FILE = Path("/etc/aios/aiosd.toml")
 WORDS = {int: "a whole number", str: "text in quotes", bool: "true or false", float: "a number"}
 Section = TypeVar("Section")
@@ -44,16 +44,16 @@ def one_of(default: str, *choices: str) -> Any:
 class DaemonConfig:
     mount: str = "/aios"
     state: str = "/var/lib/aios"
-    group: str = "aios"  # group of agents/ and contexts/, where it exists
-    admin_group: str = "aios-admin"  # may, where it exists, what of models, workers and scheduler root may
+    group: str = "aios"  # if it exists, the group of agents/ and contexts/
+    admin_group: str = "aios-admin"  # if it exists, administers models, workers and scheduler as root does
     log_level: str = one_of("info", "debug", "info", "notice", "warning", "error")
-    drain_s: int = 5  # what runs may go on for so long when the daemon is told to stop
+    drain_s: int = 5  # how long running requests may go on after the daemon is told to stop
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
     policy: str = "fair"
-    policies: str = "/etc/aios/policies"  # the administrator's own, files with rank and preempt
+    policies: str = "/etc/aios/policies"  # the administrator's own: files with rank() and preempt()
     quantum: int = at_least(1, 64)  # tokens a request may generate before another may take its place
 
 
@@ -61,26 +61,28 @@ class SchedulerConfig:
 class LimitsConfig:
     request_bytes: int = 4 << 20
     queued_requests: int = 10_000
-    context_bytes: int = 8 << 20  # of the messages of one context
+    context_bytes: int = 8 << 20  # messages of one context
     keep_requests: int = 100  # finished requests kept per agent
-    disk_reserve_bytes: int = 8 << 20  # a request is refused when less is free under the state folder
+    disk_reserve_bytes: int = 8 << 20  # free space below the state folder; with less, requests are refused
     worker_deaths_per_request: int = 2
 
 
 @dataclass(frozen=True)
 class Quota:
-    """Of one user; of one agent those marked so. In the tables of [quota] for some only what differs."""
+    """Limits of one user; keys marked "agent too" also limit one agent. A table for one user, group or agent
+    ([quota.user.NAME]) holds only the keys that differ.
+    """
 
-    queued_requests: int = 2_000  # also of an agent
-    running_requests: int = 0  # also of an agent; 0: as many as there is room for
-    tokens_per_minute: int = 0  # also of an agent; prompt and answer; 0: no bound
-    open_files: int = 4096  # below the mount; not of root
-    open_bytes: int = 64 << 20  # that they hold: what they were when they were opened
+    queued_requests: int = 2_000  # agent too
+    running_requests: int = 0  # agent too; 0: as many as there is room for
+    tokens_per_minute: int = 0  # agent too; of prompts and answers; 0: no bound
+    open_files: int = 4096  # below the mount; root has no bound
+    open_bytes: int = 64 << 20  # contents that the open files keep from their open()
     agents: int = 20_000
     contexts: int = 20_000
     tools: int = 100
-    kv_bytes: int = 4 << 30  # of KV of contexts, wherever it is
-    pending_bytes: int = 256 << 20  # of requests being written or waiting
+    kv_bytes: int = 4 << 30  # KV of the user's contexts, on all tiers
+    pending_bytes: int = 256 << 20  # half-written and waiting requests
 
 
 WHO = ("user", "group", "agent")
@@ -89,30 +91,30 @@ OF_AGENTS = ("queued_requests", "running_requests", "tokens_per_minute")
 
 @dataclass(frozen=True)
 class EngineConfig:
-    max_running: int = at_least(1, 64)  # requests in one batch of a worker
-    kv_bytes: int = at_least(1, 1 << 30)  # of KV in a worker
-    host_kv_bytes: int = 1 << 30  # of KV of conversations that left the workers, in the daemon's memory
-    disk_kv_bytes: int = 8 << 30  # and on disk
+    max_running: int = at_least(1, 64)  # requests in one batch
+    kv_bytes: int = at_least(1, 1 << 30)  # KV in a worker
+    host_kv_bytes: int = 1 << 30  # KV in the daemon's memory, of conversations that left the workers
+    disk_kv_bytes: int = 8 << 30  # the same on disk
     prefill_tokens: int = at_least(1, 512)  # prompt tokens computed beside the decodes of one step
     threads: int = 0  # 0: one per CPU the worker may use
-    deterministic: bool = True  # answers do not depend on the batch, bit by bit (CPU, float32)
+    deterministic: bool = True  # answers are the same to the bit in any batch (CPU, float32)
     quantization: str = one_of("none", "none", "int8")
     device: str = "auto"
-    device_table: str = ""  # a file with devices to believe instead of the machine's; for tests
+    device_table: str = ""  # for tests: a file with devices that replaces the machine's own
     dtype: str = "auto"
 
 
 @dataclass(frozen=True)
 class ToolsConfig:
     folder: str = "/etc/aios/tools.d"  # the administrator's own, beside the built-in ones
-    output_bytes: int = at_least(1, 1 << 20)  # that one call may print
-    work_bytes: int = at_least(1, 256 << 20)  # of the folder that an agent's tools work in
+    output_bytes: int = at_least(1, 1 << 20)  # output of one call
+    work_bytes: int = at_least(1, 256 << 20)  # the folder that an agent's tools work in
     pending_s: int = at_least(1, 600)  # how long a call waits for a decision
-    credentials: str = "/etc/aios/credentials"  # a folder: secrets that manifests name
-    notify: str = ""  # a program that tells somebody of each call that waits
+    credentials: str = "/etc/aios/credentials"  # the folder of the secrets that manifests name
+    notify: str = ""  # a program that is run for each call that waits for a person
     network: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict
-    )  # host:port each tool reaches besides
+    )  # by tool: host:port that it may reach beside its manifest's
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ class ModelConfig:
     path: str
     replicas: int = at_least(1, 1)
     default: bool = False
-    devices: tuple[str, ...] = ()  # a worker on each; "A,B" spans both; none: the daemon places them
-    memory_fraction: float = 1.0  # of each device that a worker is on
+    devices: tuple[str, ...] = ()  # one worker on each; "A,B": one across both; empty: the daemon chooses
+    memory_fraction: float = 1.0  # the share of each of its devices' memory that a worker may use
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class Config:
 
 
 def load(file: Path | None) -> Config:
-    """`file` None: the system's file if it exists. A file that was named must exist."""
+    """Read the configuration. `file` None: the system's file, if it exists. Any other file must exist."""
     config = Config()
     if file is None:
         file = DEFAULT_FILE
@@ -192,19 +194,21 @@ def _model(source: TomlSource, name: str, table: object) -> ModelConfig:
     devices = table.pop("devices", [])
     if not isinstance(devices, list) or not all(isinstance(word, str) for word in devices):
         at = source.at([*where, "devices"])
-        raise ConfigError(f"{at}: devices is to be a list of texts", 'devices = ["gpu0"]')
+        raise ConfigError(f"{at}: devices must be a list of texts", 'devices = ["gpu0"]')
     if type(table.get("memory_fraction")) is int:
         table["memory_fraction"] = float(table["memory_fraction"])
     model = _section(source, where, ModelConfig(path="", devices=tuple(devices)), table)
     if not 0 < model.memory_fraction <= 1:
-        raise ConfigError(f"{source.at([*where, 'memory_fraction'])}: memory_fraction is above 0, at most 1")
+        raise ConfigError(
+            f"{source.at([*where, 'memory_fraction'])}: memory_fraction must be above 0 and at most 1"
+        )
     return model
 
 
 def _server(source: TomlSource, name: str, table: object) -> Server:
     where = ["mcp", name]
     if not re.fullmatch(mcp.NAME, name):
-        raise ConfigError(f"{source.at(where)}: a server's name is 1 to 32 of A-Z a-z 0-9 _ -")
+        raise ConfigError(f"{source.at(where)}: a server's name must be 1 to 32 of A-Z a-z 0-9 _ -")
     if not isinstance(table, dict):
         raise ConfigError(f"{source.at(where)}: write [mcp.{name}]")
     if wrong := best_match(jsonschema.Draft202012Validator(mcp.SCHEMA).iter_errors(table)):
@@ -218,7 +222,7 @@ def _server(source: TomlSource, name: str, table: object) -> Server:
 
 
 def _quotas(source: TomlSource, some: dict[str, Any]) -> dict[tuple[str, str], Mapping[str, int]]:
-    """[quota.user.NAME], [quota.group.NAME] and [quota.agent.NAME]."""
+    """Check the tables [quota.user.NAME], [quota.group.NAME] and [quota.agent.NAME]."""
     found: dict[tuple[str, str], Mapping[str, int]] = {}
     for kind, by_name in some.items():
         where = ["quota", kind]
@@ -229,22 +233,20 @@ def _quotas(source: TomlSource, some: dict[str, Any]) -> dict[tuple[str, str], M
             wrong = table.keys() - OF_AGENTS if kind == "agent" else ()
             if wrong:
                 at = source.at([*where, name, min(wrong)])
-                raise ConfigError(
-                    f"{at}: {min(wrong)} is not of an agent", f"keys are {', '.join(OF_AGENTS)}"
-                )
+                raise ConfigError(f"{at}: an agent has no {min(wrong)}", f"keys are {', '.join(OF_AGENTS)}")
             found[kind, name] = table
     return found
 
 
 def _grants(source: TomlSource, by_tool: object) -> dict[str, tuple[str, ...]]:
-    """[tools.network]: for each tool a list of host:port."""
+    """Check [tools.network]: a list of host:port for each tool."""
     where = ["tools", "network"]
     if not isinstance(by_tool, dict):
         raise ConfigError(f"{source.at(where)}: network is a section: write [tools.network]")
     for tool, grants in by_tool.items():
         at = source.at([*where, tool])
         if not isinstance(grants, list) or not all(isinstance(grant, str) for grant in grants):
-            raise ConfigError(f"{at}: {tool} is to be a list of texts", f'{tool} = ["example.org:443"]')
+            raise ConfigError(f"{at}: {tool} must be a list of texts", f'{tool} = ["example.org:443"]')
         try:
             for grant in grants:
                 parse_grant(grant)
@@ -261,11 +263,11 @@ def _section(source: TomlSource, where: list[str], now: Section, table: dict[str
         if key not in known:
             raise ConfigError(f"{at}: unknown key {key!r}", f"keys of this section are {', '.join(known)}")
         if type(value) is not known[key]:
-            raise ConfigError(f"{at}: {key} is to be {WORDS[known[key]]}, not {value!r}")
+            raise ConfigError(f"{at}: {key} must be {WORDS[known[key]]}, not {value!r}")
         if value not in rules[key].get("choices", (value,)):
-            raise ConfigError(f"{at}: {key} is one of {', '.join(rules[key]['choices'])}, not {value!r}")
+            raise ConfigError(f"{at}: {key} must be one of {', '.join(rules[key]['choices'])}, not {value!r}")
         if type(value) is int and value < rules[key].get("low", 0):
-            raise ConfigError(f"{at}: {key} is at least {rules[key].get('low', 0)}")
+            raise ConfigError(f"{at}: {key} must be at least {rules[key].get('low', 0)}")
     return dataclasses.replace(now, **table)  # type: ignore[type-var]
 
 
@@ -275,7 +277,7 @@ def _fields(section: type[Any]) -> dict[str, type[Any]]:
 
 
 class TomlSource:
-    """Finds the line of a key: tomllib keeps no positions, and an error without a line is half an error."""
+    """Find the line of a key for error texts, because tomllib keeps no positions."""
 
     def __init__(self, file: Path, text: str) -> None:
         self._file, self._lines = file, text.splitlines()
@@ -296,6 +298,8 @@ class TomlSource:
 
 
 def private_mount() -> Path:
-    """Of an ordinary user: in the runtime folder, else in the home folder; never where others may write."""
+    """Return an ordinary user's mount: in the runtime folder, else in the home folder. Others must not be
+    able to write there.
+    """
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     return Path(runtime) / "aios" if os.access(runtime, os.W_OK) else Path.home() / ".aios"

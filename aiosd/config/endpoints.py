@@ -1,6 +1,6 @@
-"""Grants: what tools with a network reach, each `host:port`; and the addresses of their hosts.
+"""Network grants of tools, `host:port` each, and the addresses of their hosts.
 
-Pure but for resolve(), which asks the machine's resolver and blocks. Any thread.
+Pure, except for resolve(), which asks the machine's resolver and blocks. Any thread may call.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from queue import Empty, SimpleQueue
 from aiosd.errors import BadValue, NoNetwork
 
 RESOLVE_S = 5.0
-ADDRESSES = 8  # of one name
+ADDRESSES = 8  # per name
 LOOPBACK = "127.0.0.1"
-RANGE = IPv4Network("198.18.0.0/15")  # of the calls' own: for tests of networks (RFC 2544), so nobody's
+# the calls' own networks; reserved for benchmarks (RFC 2544), so no host has one
+RANGE = IPv4Network("198.18.0.0/15")
 GRANT = re.compile(r"([A-Za-z0-9_]|[A-Za-z0-9_][A-Za-z0-9_.-]{0,251}[A-Za-z0-9_]):([1-9][0-9]{0,4})")
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """TCP to one port of one host, a name or an IPv4 address."""
+    """Permission to reach one TCP port of one host, which is a name or an IPv4 address."""
 
     host: str
     port: int
 
 
 def parse(text: str) -> Grant:
-    """Of host:port. Raises BadValue."""
+    """Parse host:port. Raises BadValue."""
     found = GRANT.fullmatch(text)
     if not found or int(found[2]) > 65535:
         raise BadValue(f"{text[:80]!r} is not a grant", "write host:port, with a name or an IPv4 address")
@@ -41,14 +42,14 @@ def parse(text: str) -> Grant:
     with suppress(ValueError):
         address = IPv4Address(host)
         if address in RANGE or address.is_multicast or address.is_unspecified:
-            raise BadValue(f"{text}: nothing can be granted there", "name a host")
+            raise BadValue(f"{text}: this address cannot be granted", "name a host")
         if address.is_loopback and host != LOOPBACK:
-            raise BadValue(f"{text}: of this machine's loopback only {LOOPBACK} can be granted")
+            raise BadValue(f"{text}: {LOOPBACK} is the only loopback address that can be granted")
     return Grant(host, int(found[2]))
 
 
 def resolve(hosts: Collection[str]) -> dict[str, list[str]]:
-    """Addresses of each, of those that have some within RESOLVE_S. Raises NoNetwork when none has."""
+    """Return the addresses of the hosts that resolve within RESOLVE_S. Raises NoNetwork if none does."""
     answers: SimpleQueue[tuple[str, list[str] | OSError]] = SimpleQueue()
 
     def ask(host: str) -> None:
@@ -70,7 +71,7 @@ def resolve(hosts: Collection[str]) -> dict[str, list[str]]:
     if not found:
         reason = "; ".join(reasons) or f"no answer within {RESOLVE_S:g} s"
         raise NoNetwork(
-            f"the granted hosts are not found: {reason}", "look at the grants and the machine's DNS"
+            f"the granted hosts do not resolve: {reason}", "check the grants and the machine's DNS"
         )
     return found
 

@@ -1,6 +1,6 @@
-"""Packaged agents: which there are, and what agent.toml may hold (aios-agent(5)).
+"""Packaged agents: find them, and read their agent.toml (aios-agent(5)).
 
-Reads folders, writes nothing and knows no /aios: aiosd.cli.packaged runs what is read here.
+Reads folders, writes nothing and knows no /aios. aiosd.cli.packaged runs the agents.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from aiosd.host.ownership import check_owner
 
 FILE = "agent.toml"
 FOLDERS = tuple(map(Path, ("/etc/aios/agents", "/usr/local/lib/aios/agents", "/usr/lib/aios/agents")))
-# Its user is aios-agent-NAME, and a dynamic user's name is at most 31 of these.
+# The agent's user is aios-agent-NAME, and a dynamic user's name has at most 31 characters.
 PACKAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,19}")
-HINT = "aios-agent(5) says what it holds"
+HINT = "aios-agent(5) describes agent.toml"
 TEXT = {"type": "string", "minLength": 1}
 NAMED = {"type": "string", "pattern": f"^{NAME.pattern}$"}
 SCHEMA: dict[str, Any] = {
@@ -52,25 +52,23 @@ class Package:
     name: str
     folder: Path
     description: str
-    command: tuple[str, ...]  # as it is run: ./FILE of agent.toml is FOLDER/FILE here
-    settings: Mapping[str, str]  # file of /aios/agents/NAME → what is written to it
-    lines: Mapping[str, str]  # the same file → where in agent.toml that stands
+    command: tuple[str, ...]  # with FOLDER/FILE for ./FILE of agent.toml
+    settings: Mapping[str, str]  # file of /aios/agents/NAME → the text to write to it
+    lines: Mapping[str, str]  # the same file → the place in agent.toml that sets it
 
 
 def find(name: str) -> Package:
-    """By its name among those of this machine, or by a path. Raises ConfigError."""
+    """Find an agent by its name in FOLDERS, or by a path. Raises ConfigError."""
     if "/" in name:
         return read(Path(name).resolve())
     for folder in FOLDERS:
         if PACKAGE.fullmatch(name) and (folder / name / FILE).exists():
             return read(folder / name, trusted=True)
-    raise ConfigError(
-        f"no packaged agent {name!r}", f"its folder is to be in {' or '.join(map(str, FOLDERS))}"
-    )
+    raise ConfigError(f"no packaged agent {name!r}", f"put its folder into {' or '.join(map(str, FOLDERS))}")
 
 
 def names() -> Iterator[tuple[str, Path]]:
-    """Those of this machine, the first of each name."""
+    """Return name and folder of the agents in FOLDERS; of several with one name, the first."""
     found: dict[str, Path] = {}
     for parent in FOLDERS:
         for file in parent.glob(f"*/{FILE}"):
@@ -79,7 +77,7 @@ def names() -> Iterator[tuple[str, Path]]:
 
 
 def read(folder: Path, trusted: bool = False) -> Package:
-    """`trusted`: it is one of this machine, so nobody but root may have been able to write it."""
+    """Read one agent. `trusted`: it is in FOLDERS, so only root may be able to write its files."""
     file = folder / FILE
     try:
         for path in (folder, file) if trusted else ():
@@ -88,16 +86,18 @@ def read(folder: Path, trusted: bool = False) -> Package:
         table = toml.parse(text)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}", HINT) from None
-    except ValueError as error:  # not TOML, not UTF-8, another's
+    except ValueError as error:  # not TOML, not UTF-8, or a wrong owner
         raise ConfigError(f"{file}: {error}", HINT) from None
     if not PACKAGE.fullmatch(folder.name):
-        raise ConfigError(f"{folder}: its name is to be 1 to 20 of A-Z a-z 0-9 _ -, no - in front")
+        raise ConfigError(f"{folder}: its name must be 1 to 20 of A-Z a-z 0-9 _ -, no - in front")
     source = TomlSource(file, text)
     _check(source, table)
     command = tuple(str(folder / part[2:]) if part.startswith("./") else part for part in table["command"])
     program = Path(command[0])
     if shutil.which(program) is None:
-        raise ConfigError(f"{source.at(['command'])}: {command[0]} is no program", f"chmod +x {program}")
+        raise ConfigError(
+            f"{source.at(['command'])}: {command[0]} is not an executable file", f"chmod +x {program}"
+        )
     try:
         if trusted and folder in program.parents:
             check_owner(program, os.stat(program))
@@ -120,7 +120,7 @@ def _check(source: TomlSource, table: Mapping[str, Any]) -> None:
 
 
 def _settings(table: Mapping[str, Any]) -> dict[str, str]:
-    """Raises ValueError."""
+    """Return the texts for the agent's files. Raises ValueError."""
     text = {
         key: str(table[key]) for key in ("model", "context", "system", "max_steps", "nice") if key in table
     }
@@ -130,5 +130,5 @@ def _settings(table: Mapping[str, Any]) -> dict[str, str]:
         try:
             text["params.json"] = json.dumps(table["params"], allow_nan=False)
         except TypeError:
-            raise ValueError("params: a date is no JSON") from None
+            raise ValueError("params: JSON has no dates; write a text") from None
     return text

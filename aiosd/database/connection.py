@@ -1,7 +1,7 @@
-"""One SQLite file (WAL), held by one process: opened, migrated, and used one transaction at a time.
+"""One SQLite file (WAL) that one process holds: open it, migrate it, run one transaction at a time.
 
-kill -9 between any two lines leaves a consistent state. Any thread may call: one connection, one lock. A full
-disk is StoreFull.
+kill -9 between any two lines leaves a consistent state. Any thread may call: one lock guards the connection.
+A full disk raises StoreFull.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Connection:
         file = folder / "aios.db"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o711)  # tools pass through it to where they work; all else in it is private
+            folder.chmod(0o711)  # tools pass through to their work folders; all else in it is private
             self._hold()
             os.close(os.open(file, os.O_CREAT | os.O_CLOEXEC, 0o600))
             file.chmod(0o600)  # SQLite gives its other files the same mode
@@ -49,7 +49,7 @@ class Connection:
         self._migrate(file)
 
     def _hold(self) -> None:
-        """For this process alone, until it closes or ends. Raises StoreFailed."""
+        """Lock the folder for this process until it closes the store or ends. Raises StoreFailed."""
         file = self.folder / "lock"
         self._held = file.open("a+")
         file.chmod(0o600)
@@ -59,7 +59,7 @@ class Connection:
                 fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() < end_s:  # perhaps of one that is being killed
+                if time.monotonic() < end_s:  # a killed daemon may be about to release it
                     time.sleep(0.05)
                     continue
                 self._held.seek(0)
@@ -78,7 +78,9 @@ class Connection:
         if version == SCHEMA_VERSION:
             return
         if version > SCHEMA_VERSION:
-            raise StoreFailed(f"{file} has version {version}; this aiosd reads {SCHEMA_VERSION}")
+            raise StoreFailed(
+                f"{file} has version {version}; this aiosd reads {SCHEMA_VERSION}", "install a newer aiosd"
+            )
         change = "".join(MIGRATIONS[v] for v in range(version, SCHEMA_VERSION)) if version else SCHEMA
         self._db.executescript(f"BEGIN;{change}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
 

@@ -1,4 +1,4 @@
-"""The tables of aios.db, and the changes that bring an older one up to date."""
+"""The tables of aios.db, and the migrations from older versions."""
 
 SCHEMA_VERSION = 7
 SCHEMA = """

@@ -1,6 +1,6 @@
-"""What survives: agents, contexts, messages, requests, models and permissions, in the tables of schema.py.
+"""The store: agents, contexts, messages, requests, models and permissions, in the tables of schema.py.
 
-The only module that speaks SQL. It has a method for each transaction, and so more methods than other classes.
+Only this package uses SQL. The class has one method for each transaction, and so more methods than others.
 Any thread may call.
 """
 
@@ -17,7 +17,7 @@ from aiosd.database.connection import Connection
 from aiosd.syscall.request import Request, State, Usage
 from aiosd.syscall.spec import Message, Spec
 
-FORGET_SHARE = 16  # a sixteenth more requests may be kept than are asked for
+FORGET_SHARE = 16  # up to a sixteenth more requests are kept than `keep`
 CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
 
 
@@ -26,7 +26,8 @@ class Store(Connection):
         """`kinds`: the class of each kind of request that may be stored. Raises StoreFailed."""
         super().__init__(folder)
         self._kinds = kinds
-        self._ended = Counter[tuple[int, int]]()  # by agent and user, since old requests were forgotten
+        # by agent and user: ended requests since old ones were forgotten
+        self._ended = Counter[tuple[int, int]]()
 
     # permissions
 
@@ -39,7 +40,7 @@ class Store(Connection):
 
     def forget_permissions(self, path: str) -> None:
         with self._transaction() as db:
-            below = (path + "/", path + "0")  # all that begins with the former: 0 comes after / in ASCII
+            below = (path + "/", path + "0")  # paths that begin with the first: 0 follows / in ASCII
             db.execute("DELETE FROM permissions WHERE path=? OR path>? AND path<?", (path, *below))
 
     def grants(self) -> list[tuple[str, str, set[int]]]:
@@ -117,7 +118,7 @@ class Store(Connection):
         return [body for (body,) in rows]
 
     def messages_bytes(self, context: str) -> int:
-        """Of the lines with their newlines."""
+        """Return the size of the lines with their newlines."""
         sql = "SELECT coalesce(sum(length(CAST(body AS BLOB)) + 1), 0) FROM messages WHERE context=?"
         return int(self._rows(sql, context)[0][0])
 
@@ -141,7 +142,7 @@ class Store(Connection):
             self._append(db, context, messages)
 
     def truncate_messages(self, context: str, count: int) -> None:
-        """Keeps the first ones."""
+        """Keep only the first `count` messages."""
         with self._transaction() as db:
             db.execute(
                 "DELETE FROM messages WHERE context=? AND seq NOT IN"
@@ -165,7 +166,7 @@ class Store(Connection):
         return dict(self._rows("SELECT model, devices FROM pins"))
 
     def save_pin(self, model: str, devices: str | None) -> None:
-        """None: it has none of its own any more."""
+        """Store the devices that a model is pinned to. None: remove its pin."""
         with self._transaction() as db:
             if devices is None:
                 db.execute("DELETE FROM pins WHERE model=?", (model,))
@@ -186,13 +187,13 @@ class Store(Connection):
         return first
 
     def add_request(self, request: Request) -> None:
-        """From here on the request is accepted: it ends once, whatever happens to the daemon."""
+        """Store a new request. From here on it is accepted: it ends once, whatever happens to the daemon."""
         with self._statements() as db:  # one statement is a transaction by itself
             self._add_request(db, request)
 
     @staticmethod
     def _add_request(db: sqlite3.Connection, request: Request) -> None:
-        """Unless it is there, or its agent is gone."""
+        """Insert the request, unless it is stored already or its agent is gone."""
         db.execute(
             "INSERT OR IGNORE INTO requests"
             " (id, uid, agent, agent_id, file, state, spec, submitted_s, parent)"
@@ -202,13 +203,13 @@ class Store(Connection):
         )  # fmt: skip
 
     def start_request(self, request: Request) -> None:
-        """A tool call is about to act: from here on it is not run again."""
+        """Mark a tool call before it acts. From here on it is never run again."""
         with self._statements() as db:
-            self._add_request(db, request)  # its start may come before it was added
+            self._add_request(db, request)  # its start may overtake `add_request`
             db.execute("UPDATE requests SET started_s=? WHERE id=?", (request.started_s, request.id))
 
     def park(self, made: dict[int, str]) -> None:
-        """What unfinished requests have of their answers, for the next daemon to go on from."""
+        """Store the partial answers of unfinished requests, by id, for the next daemon."""
         with self._transaction() as db:
             db.executemany(
                 "UPDATE requests SET parked=? WHERE id=? AND finished_s IS NULL",
@@ -216,12 +217,15 @@ class Store(Connection):
             )
 
     def finish_request(self, request: Request, said: list[Message], keep: int) -> None:
-        """The end, the agent's usage and the context's new turn become true together, or not at all."""
+        """Store the end, the agent's usage and the context's new turn `said`, all or none.
+
+        Keep the `keep` newest requests of its agent.
+        """
         spent = request.spent
         with self._transaction() as db:
             if not self._end_request(db, request):
-                self._add_request(db, request)  # its end may come before it was added
-                if not self._end_request(db, request):  # stored before, or its agent is gone
+                self._add_request(db, request)  # its end may overtake `add_request`
+                if not self._end_request(db, request):  # its end is stored already, or its agent is gone
                     return
             db.execute(
                 "UPDATE agents SET requests=requests+1, prompt_tokens=prompt_tokens+?,"
@@ -234,7 +238,7 @@ class Store(Connection):
                     (spent.prompt_tokens + spent.completion_tokens, request.spec.target,
                      request.spec.context_name, request.spec.turn_of),
                 )  # fmt: skip
-                if grown.rowcount:  # it may have been removed, and made again by another
+                if grown.rowcount:  # the context may be gone, and a new one may have its name
                     self._append(db, request.spec.context_name, said)
             self._forget_old(db, request, keep)
 
@@ -253,8 +257,9 @@ class Store(Connection):
         return ended.rowcount > 0
 
     def _forget_old(self, db: sqlite3.Connection, request: Request, keep: int) -> None:
-        """Keeps the newest of an agent, or of a user where no agent was used, and a few more: it looks at
-        all that are kept, and so does it only now and then."""
+        """Delete all but the newest ended requests of an agent, or of a user without an agent. This reads all
+        kept requests, so it runs only now and then, and a few more are kept meanwhile.
+        """
         same = "agent_id=? AND (agent_id<>0 OR uid=?)"
         who = (request.agent_id, request.uid)
         self._ended[who] += 1
@@ -264,7 +269,7 @@ class Store(Connection):
         ended = f"requests WHERE {same} AND finished_s IS NOT NULL"
         db.execute(
             f"DELETE FROM {ended} AND id <= (SELECT id FROM {ended} ORDER BY id DESC LIMIT 1 OFFSET ?)"
-            # the steps of a loop that goes on are what it goes on from
+            # an unfinished loop still needs its steps
             " AND NOT EXISTS (SELECT 1 FROM requests p WHERE p.id=requests.parent AND p.finished_s IS NULL)",
             (*who, *who, keep),
         )
@@ -277,7 +282,7 @@ class Store(Connection):
         return self._request(rows[0]) if rows else None
 
     def children(self, id: int) -> list[Request]:
-        """The steps of a loop, in the order they were made."""
+        """Return the steps of a loop, in the order they were made."""
         return [self._request(row) for row in self._select("parent=?", id)]
 
     def remove_request(self, id: int) -> None:
@@ -293,7 +298,7 @@ class Store(Connection):
         return rows[0][0] or 0
 
     def newest(self, agent_id: int, file: str, uid: int | None) -> int | None:
-        """The newest request of a transaction file; of one user only where users share the file."""
+        """Return the newest request of a transaction file. `uid` None: of all users."""
         rows = self._rows(
             "SELECT id FROM requests WHERE agent_id=? AND file=? AND (? IS NULL OR uid=?)"
             " ORDER BY id DESC LIMIT 1",

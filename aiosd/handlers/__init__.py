@@ -1,5 +1,5 @@
-"""The kinds of syscall: a folder for each, with the handler that judges, starts, answers and ends its
-requests.
+"""The kinds of syscall. Each kind has a folder with its handler, which checks, starts and ends its requests.
 
-table.py lists them. Threads: those of aiosd.scheduler.handler. May import everything below the kernel.
+table.py lists the kinds. aiosd.scheduler.handler says which threads call. May import everything below the
+kernel.
 """

@@ -1,4 +1,4 @@
-"""The part that all kinds share whose requests run on a worker of a model."""
+"""The common part of the kinds whose requests run on a worker of a model."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class OnWorker(Handler):
         owner, context = self._parts.dispatch.bring(request, worker)
         try:
             self._parts.pool.send(worker, self.message(request, owner, context))
-        except AiosError as error:  # the conversation is too large for a message, or cannot be read
+        except AiosError as error:  # the conversation is too large for one message, or unreadable
             self._parts.ending.finish(request, State.FAILED, error.explanation)
 
     def message(self, request: Request, owner: str, context: int) -> wire.Submit:
-        """The order to the worker."""
+        """Return the order to the worker."""
         raise NotImplementedError
 
 
 def text_input(request: Request, text: str, owner: str) -> wire.Submit:
-    """The order for a kind whose input is one text."""
+    """Return the order for a kind whose input is one text."""
     said: Message = {"role": "user", "content": text}
     return wire.Submit(
         id=request.id, messages=[said], tools=[], decoded=[], sampling=wire.plain(GREEDY), owner=owner,

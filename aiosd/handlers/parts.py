@@ -1,4 +1,4 @@
-"""The parts of the daemon that handlers work with; aiosd.kernel puts them together."""
+"""The parts of the daemon that handlers use. aiosd.kernel builds them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from aiosd.tools.catalog import Tools
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    handlers: Mapping[str, Handler]  # all of them, by kind
+    handlers: Mapping[str, Handler]  # all handlers, by kind
     admission: Admission
     approvals: Approvals
     audit: Audit

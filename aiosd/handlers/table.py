@@ -1,4 +1,4 @@
-"""The kinds of syscall. Adding one takes a folder beside this file and a row here
+"""The kinds of syscall. A new kind needs a folder beside this file and a row here
 (docs/adding-a-syscall.md).
 """
 

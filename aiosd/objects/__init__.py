@@ -1,5 +1,5 @@
-"""The objects that users make and end: agents, contexts, models, tools, privilege groups, and their commands.
+"""The objects that users make and end: agents, contexts, models, tools, privilege groups; and their commands.
 
-A module for each kind of object. FUSE threads call; objects are made and ended one at a time
-(Permissions.making). May import everything below the kernel.
+Each kind of object has a module. FUSE threads call. Permissions.making lets one object be made or ended at a
+time. May import everything below the kernel.
 """

@@ -59,7 +59,7 @@ class AgentObjects:
     def _remove(self, agent: Agent, why: str) -> None:
         path = f"/agents/{agent.name}"
         with self._making.lock:
-            self._agents.remove(agent)  # from here on nothing more is admitted for it
+            self._agents.remove(agent)  # from here on no request is admitted for it
             self._lifetimes.free(agent)
             self.cancel_all(agent, why)
             self._making.emit_removed("agent", path, agent=agent.name)
@@ -67,10 +67,10 @@ class AgentObjects:
             self._runner.forget(agent.id)
             self._making.permissions.forget(path)
 
-    # the process that it ends with
+    # the agent's process
 
     def bind(self, agent: Agent, caller: Caller, text: str) -> None:
-        """Let the agent end with that process; an empty text unbinds it."""
+        """Let the agent end with a process. An empty text lets it outlive all processes."""
         pid = lifetime.check(caller, text) if text else 0
         started = lifetime.started_of(pid) if pid else ""
         with self._making.lock:
@@ -82,7 +82,7 @@ class AgentObjects:
             self._agents.change(agent, pid=pid, pid_started=started)
 
     def _watch(self, agent: Agent) -> None:
-        """Watch the process that an earlier daemon knew."""
+        """Watch the process that the agent was bound to before the daemon's start."""
         try:
             if agent.settings.pid:
                 self._lifetimes.bind(agent, agent.settings.pid, agent.settings.pid_started)
@@ -119,7 +119,7 @@ class AgentObjects:
         self._scheduler.hold(agent)
 
     def reset(self, agent: Agent, caller: Caller) -> None:
-        """Cancel what waits, and empty the conversation."""
+        """Cancel the agent's unfinished requests, and empty its conversation."""
         if agent.settings.context:
             self._names.check_context(caller, agent.settings.context)
         self.cancel_all(agent, "its agent was reset")

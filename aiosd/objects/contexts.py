@@ -34,7 +34,7 @@ class ContextObjects:
         path = f"/contexts/{name}"
         with self._making.lock:
             context = self._contexts.get(name)
-            self._contexts.remove(name)  # from here on nothing more is admitted for it
+            self._contexts.remove(name)  # from here on no request is admitted for it
             self._making.cancel(lambda r: r.spec.turn_of == context.id, "its context was removed")
             self._residency.drop(context)
             self._making.emit_removed("context", path, context=name)
@@ -43,11 +43,11 @@ class ContextObjects:
     # commands
 
     def command(self, context: Context, caller: Caller, verb: str, argument: str) -> None:
-        """One line of ctl. Forking takes r on the context's folder, everything else w."""
+        """Obey one line of ctl. `fork` needs r on the context's folder, all other commands w."""
         self._contexts.check(context)
         at = self._making.permissions.get(f"/contexts/{context.name}") or Permission(0, 0, 0o700)
         if not may(caller, at, READ if verb == "fork" else WRITE):
-            raise Denied(f"context {context.name} is not yours to {verb[:40]}", "ask its owner")
+            raise Denied(f"you may not {verb[:40]} context {context.name}", "ask its owner")
         if verb == "fork" and argument:
             self.fork(context, argument, caller)
         elif verb == "truncate" and argument.isdecimal() and len(argument) < 19:
@@ -61,12 +61,14 @@ class ContextObjects:
             raise BadValue(f"unknown command {verb[:40]!r}", COMMANDS)
 
     def fork(self, context: Context, name: str, caller: Caller) -> None:
-        """mkdir, with the conversation of another context; the KV is shared where both are the caller's."""
+        """Make a context with the conversation of another. They share the KV if the caller owns both."""
         if not NAME.fullmatch(name):
-            raise BadValue(f"{name[:80]!r} is not a name", "fork NEW")
+            raise BadValue(f"{name[:80]!r} is not a name", "fork NEW; a name is 1 to 64 of A-Z a-z 0-9 . _ -")
         folder = self._making.permissions.get("/contexts")
         if folder and not may(caller, folder, WRITE | EXECUTE):
-            raise Denied("contexts/ is not yours to make one in")
+            raise Denied(
+                "you may not make a context in contexts/", "ask an administrator for the group of contexts/"
+            )
 
         def forked(name: str) -> Context:
             self._making.limits.check_disk(self._contexts.size(context))
@@ -77,7 +79,7 @@ class ContextObjects:
             self._residency.fork(context, new)
 
     def evict(self, context: Context, tier: str) -> None:
-        """Move the KV down, and return when it is there. Raises Busy."""
+        """Move the KV down to a tier, and wait for it. Raises Busy."""
         if self._scheduler.turn(context.id) is not None:
             raise Busy(f"context {context.name} has a turn going on", "try again when it is done")
         if tier == "cold":
@@ -86,10 +88,12 @@ class ContextObjects:
         try:
             saved = self._residency.save(context, self._pool.find(context.worker), evict=True)
             kv = saved.result(EVICT_S)
-            if kv is not None:  # the answer to somebody's question who did not want it evicted
+            if kv is not None:  # a reader of the kv file asked before, without evicting
                 os.close(kv)
         except TimeoutError:
-            raise Busy("the worker takes long to answer", "look at state later") from None
+            raise Busy(
+                f"the worker did not answer within {EVICT_S:g} s", "read the file state later"
+            ) from None
         context.worker = None
         if tier == "disk":
             self._residency.swap.sink(context.id)

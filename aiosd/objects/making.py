@@ -1,4 +1,4 @@
-"""The steps that making and ending take for every kind of object: owner, quota, events."""
+"""The steps of making and ending that all kinds of objects share: owner, quota, events."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ class Making:
     ) -> None:
         self.permissions, self.events, self.limits = permissions, events, limits
         self._scheduler, self._ending = scheduler, ending
-        self.lock = permissions.making  # held while an object is made or ended, so that it has its owner
+        self.lock = permissions.making  # held while an object is made or ended, so that each has its owner
 
     def make(
         self, kind: str, name: str, caller: Caller, mode: int, there: object, add: Callable[[str], Made]
     ) -> Made:
-        """Make an agent or a context, with its owner and its event; `there`: the object that has the name."""
+        """Make an agent or a context, with its owner and its event. `there`: the object that has the name
+        now, if any.
+        """
         path = f"/{kind}s/{name}"
         with self.lock:
             self.check_new(there, path, caller)
@@ -44,7 +46,7 @@ class Making:
         return made
 
     def check_new(self, there: object, path: str, caller: Caller) -> None:
-        """Raises Exists, OverQuota."""
+        """Check that the name is free and the user's quota allows one more. Raises Exists, OverQuota."""
         folder, name = path.rsplit("/", 1)
         if there:
             raise Exists(f"{name} exists")

@@ -1,4 +1,4 @@
-"""What people grant: privilege groups of agents, and the owners whose tools a user lets run as himself."""
+"""People's grants: privilege groups of agents, and the owners whose tools a user lets run as himself."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class TrustObjects:
             self._making.permissions.forget(f"/access/groups/{name}")
 
     def set_group(self, name: str, agents: Sequence[str], caller: Caller) -> None:
-        """Put these agents into a privilege group, instead of those that are in it."""
+        """Replace the agents of a privilege group."""
         check_count(agents)
         ids = {self._agents.get(agent).id for agent in agents}
         self._audit.granted("group", caller, group=name, agents=sorted(set(agents)))
         self._trust.set_members(name, ids)
 
     def allow_owners(self, caller: Caller, owners: set[int]) -> None:
-        """Let the tools of these users run as the caller, when the caller calls them."""
+        """Replace the set of users whose tools run as the caller when he calls them."""
         check_count(owners)
         self._audit.granted("owners allowed", caller, owners=sorted(owners))
         self._trust.set_owners(caller.uid, owners)
 
 
 def check_count(granted: Collection[object]) -> None:
-    """Each grant is one line of the audit log. Raises BadValue."""
+    """Bound a grant, which is one line of the audit log. Raises BadValue."""
     if len(granted) > GRANTED_MAX:
         raise BadValue(f"more than {GRANTED_MAX} at once", "name fewer")

@@ -1,4 +1,4 @@
-"""What a request is: its text judged, its state, its answer. Pure: no files, no store, no workers.
+"""A request: its parsed text, its state and its answer. Pure: no files, no store, no workers.
 
-Any thread may use it. May import config and host.
+Any thread may call. May import config and host.
 """

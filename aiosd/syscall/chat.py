@@ -1,8 +1,8 @@
-"""A request for a model's answer (kind llm): what the OpenAI chat-completion API or a plain text asks.
+"""A request for a model's answer (kind llm), as plain text or JSON of the OpenAI chat-completion API.
 
-Text is one user message; a JSON object follows the API. Pure: the bytes of a request become a `Chat`, or a
-BadRequest says why not; what a stored `Chat` has asked is given back in the API's shape. It stands here and
-not with its handler, because conversations and agents are made of the same messages.
+A text is one user message. Pure: parse bytes into a `Chat`, or raise BadRequest; and turn a stored `Chat`
+back into the API's shape. This module is not with its handler, because conversations and agents use the same
+messages.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Chat(Spec):
     sampling: Sampling
     model: str
     context: str = ""  # empty: the request stands alone
-    context_id: int = 0  # the id of that context, which no later context of its name has
+    context_id: int = 0  # the id of that context; no later context of its name has it
     system: str = ""
     tools: tuple[Message, ...] = ()
     decoded: tuple[str, ...] = ()  # for each tool, the grammar that decodes its arguments
-    tool_choice: str = "auto"  # or required, or grammar.FUNCTION and the name of a tool
+    tool_choice: str = "auto"  # auto, required, or grammar.FUNCTION + the name of a tool
     schema: str = ""  # JSON Schema of the answer, as JSON; empty: the answer may be any text
-    stream: bool = False  # JSON only: a chunk on a line of its own as it is made
-    resume: bool = False  # JSON only: continue the unfinished answer that came with the context's kv file
+    stream: bool = False  # JSON only: each chunk is a line, sent when it is made
+    resume: bool = False  # JSON only: continue the unfinished answer of the context's kv file
 
     @property
     def target(self) -> str:
@@ -60,7 +60,7 @@ class Chat(Spec):
 
     @property
     def calls_are_answers(self) -> bool:
-        """Whether tool calls go to the client, instead of being run."""
+        """Whether tool calls are part of the answer. False: the daemon runs them, or there are no tools."""
         return bool(self.tools)
 
     def text(self) -> str:
@@ -74,7 +74,7 @@ class Chat(Spec):
     def part(self, request: Request, text: str, logprobs: list[Any]) -> bytes:
         if not self.json:
             return text.encode()
-        # With tools, text may still become a call: it is held back to the end.
+        # With tools, text may still become a call. So it is held back until the end.
         if self.stream and (text or logprobs) and not self.calls_are_answers:
             return completion.chunk(request, self, text, logprobs).encode()
         return b""
@@ -96,13 +96,13 @@ class Chat(Spec):
 
 @dataclass(frozen=True, slots=True)
 class Loop(Chat):
-    """A request whose tool calls are run: model and tools in turn, each step a request of its own."""
+    """A request whose tool calls the daemon runs. Each use of the model or a tool is a request itself."""
 
     kind: ClassVar[str] = "loop"
     computes: ClassVar[bool] = False
 
-    steps: int = 0  # how often the model may be asked
-    groups: tuple[int, ...] = ()  # the caller's, his gid first: tools run with them
+    steps: int = 0  # how often the loop may ask the model
+    groups: tuple[int, ...] = ()  # the caller's groups, his gid first: tools run with them
 
     @property
     def queue(self) -> str:
@@ -131,7 +131,7 @@ def between(request: Request) -> list[Message]:
     return request.own.messages
 
 
-LOOPS = "loops"  # the queue of all loops: they wait for nothing of their own
+LOOPS = "loops"  # the queue of all loops, which start at once
 ROLES = ("system", "user", "assistant", "tool", "developer")
 SAMPLING_KEYS = tuple(f.name for f in fields(Sampling))
 KEYS = {
@@ -151,7 +151,7 @@ KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """The agent's settings a request starts from."""
+    """The settings that a request starts from, of its agent or of its file."""
 
     model: str
     context: str = ""
@@ -172,7 +172,7 @@ def parse(body: bytes, defaults: Defaults) -> Chat:
 
 
 def begin(d: Defaults, *messages: Message) -> Chat:
-    """The request that asks nothing but these messages."""
+    """Return a request with these messages and otherwise the defaults."""
     chat = Chat(
         messages, d.sampling, d.model, d.context,
         system=d.system, nice=d.nice, tools=d.tools, decoded=d.decoded,
@@ -181,7 +181,7 @@ def begin(d: Defaults, *messages: Message) -> Chat:
 
 
 def looping(chat: Chat, steps: int) -> Chat:
-    """The request as a Loop when its calls are to be run in so many steps."""
+    """Return the request as a Loop of that many steps; with 0 steps, unchanged."""
     return Loop(**{f.name: getattr(chat, f.name) for f in fields(Chat)}, steps=steps) if steps else chat
 
 
@@ -192,10 +192,10 @@ def parse_json(text: str, d: Defaults) -> Chat:
         if key not in KEYS:
             raise BadRequest(f"unknown key {key!r}", f"keys are {', '.join(sorted(KEYS))}")
     if raw.get("n") not in (None, 1):
-        raise BadRequest("n is 1 here", "write one request for each answer")
+        raise BadRequest("n must be 1", "write one request for each answer")
     resume = boolean(raw, "resume", False)
     if resume and (said := {"messages", "prompt", "tools", "tool_choice", "response_format"} & raw.keys()):
-        raise BadRequest(f"resume goes on with what was asked: no {min(said)}")
+        raise BadRequest(f"resume takes no {min(said)}", "the unfinished answer has its own; leave it out")
     own, given = tools(raw), raw.get("tools") is not None or raw.get("tool_choice") == "none"
     offered = own if given else d.tools
     nice = integer(raw, "nice", d.nice, -20, 19)
@@ -221,7 +221,7 @@ def parse_json(text: str, d: Defaults) -> Chat:
 
 
 def as_asked(spec: Chat) -> Message:
-    """The request again in the shape of the API: `parse` of it gives an equal spec."""
+    """Return the request in the API's shape. `parse` turns it back into an equal spec."""
     asked: Message = {"messages": list(spec.messages), **asdict(spec.sampling)}
     asked["stop"] = list(spec.sampling.stop)
     if spec.tools:
@@ -247,24 +247,24 @@ def messages(raw: Message) -> tuple[Message, ...]:
 
 
 def message(raw: object, where: str) -> Message:
-    """One chat message; content may be a list of text parts, which become one text."""
+    """Check one chat message. A list of text parts becomes one text."""
     if not isinstance(raw, dict) or raw.get("role") not in ROLES:
-        raise BadRequest(f"{where} needs a role out of {', '.join(ROLES)}")
+        raise BadRequest(f"{where} needs a role, one of {', '.join(ROLES)}")
     content = raw.get("content")
     if isinstance(content, list):
         if not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-            raise BadRequest(f"{where}: only text parts are understood")
+            raise BadRequest(f"{where}: content may only have text parts")
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str) and not (content is None and raw.get("tool_calls")):
-        raise BadRequest(f"{where}: content is to be text")
+        raise BadRequest(f"{where}: content must be text")
     clean = {"role": raw["role"], "content": content or ""}
-    if raw["role"] == "developer":  # OpenAI's newer name of the same thing
+    if raw["role"] == "developer":  # OpenAI's newer name of role system
         clean["role"] = "system"
     for key in ("tool_calls", "tool_call_id", "name"):
         if raw.get(key) is not None:
             clean[key] = raw[key]
     if not isinstance(clean.get("tool_calls", []), list):
-        raise BadRequest(f"{where}: tool_calls is to be a list")
+        raise BadRequest(f"{where}: tool_calls must be a list")
     return clean
 
 
@@ -278,7 +278,7 @@ def tools(raw: Message) -> tuple[Message, ...]:
     )
     if not named:
         raise BadRequest(
-            "tools is to be a list of OpenAI functions", '[{"type":"function","function":{"name":…}}]'
+            "tools must be a list of OpenAI functions", '[{"type":"function","function":{"name":…}}]'
         )
     return () if raw.get("tool_choice") == "none" else tuple(given)
 
@@ -295,13 +295,14 @@ def tool_choice(raw: Message, offered: tuple[Message, ...]) -> str:
     name = function.get("name") if isinstance(function, dict) else None
     if not any(tool["function"]["name"] == name for tool in offered):
         raise BadRequest(
-            "tool_choice is auto, none, required or one of tools", '{"type":"function","function":{"name":…}}'
+            "tool_choice must be auto, none, required or one of tools",
+            '{"type":"function","function":{"name":…}}',
         )
     return f"{grammar.FUNCTION}{name}"
 
 
 def schema(raw: Message) -> str:
-    """That of response_format."""
+    """Return the JSON Schema of response_format."""
     wanted = raw.get("response_format")
     kind = wanted.get("type") if isinstance(wanted, dict) else "text" if wanted is None else None
     if kind == "text":
@@ -311,7 +312,7 @@ def schema(raw: Message) -> str:
     named = wanted.get("json_schema") if isinstance(wanted, dict) and kind == "json_schema" else None
     if not isinstance(named, dict) or not isinstance(named.get("schema"), dict):
         raise BadRequest(
-            "response_format is of type text, json_object or json_schema",
+            "response_format must be of type text, json_object or json_schema",
             '{"type":"json_schema","json_schema":{"name":…,"schema":{…}}}',
         )
     text = json.dumps(named["schema"])
@@ -323,7 +324,7 @@ def schema(raw: Message) -> str:
 
 
 def sampling(raw: Message, base: Sampling) -> Sampling:
-    """The sampling keys of a request, or of an agent's params.json."""
+    """Parse the sampling keys of a request, or of an agent's params.json."""
     stop = raw.get("stop", base.stop)
     stop = (stop,) if isinstance(stop, str) else stop or ()
     if (
@@ -331,7 +332,7 @@ def sampling(raw: Message, base: Sampling) -> Sampling:
         or len(stop) > 16
         or not all(isinstance(s, str) and 0 < len(s) <= 256 for s in stop)
     ):
-        raise BadRequest("stop is to be up to 16 texts of 1 to 256 characters")
+        raise BadRequest("stop must be up to 16 texts of 1 to 256 characters")
     most = "max_completion_tokens" if "max_completion_tokens" in raw else "max_tokens"
     return Sampling(
         temperature=number(raw, "temperature", base.temperature, 0, 100) or 0.0,

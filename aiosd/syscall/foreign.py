@@ -1,4 +1,4 @@
-"""Bytes from a stranger, as text and as JSON: what later code could choke on is refused here. Pure."""
+"""Decode untrusted bytes as text and JSON, and refuse values that later code cannot handle. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
 
 
 class NotJson(BadRequest):
-    """`incomplete`: more bytes could make it JSON."""
+    """The text is not JSON. `incomplete`: more bytes could make it JSON."""
 
     def __init__(self, reason: str, incomplete: bool = False) -> None:
         super().__init__(reason)
@@ -29,7 +29,7 @@ def is_object(body: bytes | bytearray) -> bool:
 
 
 def decode(body: bytes) -> str:
-    """The text of a request. Raises BadRequest."""
+    """Return the text of a request. Raises BadRequest."""
     try:
         return body.decode("utf-8-sig")  # a byte order mark is no text
     except UnicodeDecodeError as error:
@@ -37,12 +37,12 @@ def decode(body: bytes) -> str:
 
 
 def prose(text: str) -> str:
-    """A plain text without its last newlines. Raises BadRequest."""
+    """Return a plain text without its last newlines. Raises BadRequest."""
     return checked(text.rstrip("\n"))
 
 
 def checked(text: str) -> str:
-    """A text that is something to ask. Raises BadRequest."""
+    """Return the text. Raises BadRequest if it is empty or holds a NUL byte."""
     if "\0" in text:
         raise BadRequest("the request holds a NUL byte", "write text or JSON")
     if not text.strip():
@@ -59,7 +59,7 @@ def read_json(text: str) -> Any:
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
         raise NotJson(f"not JSON: {error}", incomplete=unfinished(text, error)) from None
     if depth(raw) > DEPTH_MAX:
-        raise NotJson(f"nested deeper than {DEPTH_MAX}", incomplete=False)
+        raise NotJson(f"the JSON is nested deeper than {DEPTH_MAX}", incomplete=False)
     try:
         json.dumps(raw, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -101,7 +101,7 @@ DECODER = json.JSONDecoder(
 
 
 def depth(value: object) -> int:
-    """The depth of nesting, counted without recursion and no further than it may be."""
+    """Return the depth of nesting. Without recursion, and not counted beyond DEPTH_MAX + 1."""
     level, deepest = [value], 0
     while level and deepest <= DEPTH_MAX:
         deepest += 1

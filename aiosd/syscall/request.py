@@ -1,7 +1,7 @@
-"""One request (a syscall): what was asked, how far it is, and the text that grows for its readers.
+"""One request (a syscall): its specification, its progress, and the answer that grows for its readers.
 
-Knows no files, store or workers. A `Request` is changed only by the scheduler under its lock; its
-`Answer` is appended by the scheduler and read by any FUSE thread.
+Knows no files, store or workers. The scheduler changes a `Request` under its lock and appends to its
+`Answer`. Any FUSE thread reads the answer.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Answer:
     def append(self, data: bytes, last: bool = False) -> None:
         """Append bytes and wake the readers. With `last`, `end()` follows and wakes them once."""
         with self._lock:
-            if not data or self.ended:  # a worker's last words may cross a cancel
+            if not data or self.ended:  # a worker's last tokens may come after a cancel
                 return
             self._bytes += data
         if not last:
             self._watchers.notify()
 
     def end(self, data: bytes = b"", error: AiosError | None = None) -> None:
-        """Append the last bytes, and let readers reach the end or the error."""
+        """Append the last bytes. From here on readers reach the end or the error."""
         with self._lock:
             if not self.ended:
                 self._bytes += data
@@ -60,7 +60,9 @@ class Answer:
         self._watchers.notify()
 
     def read(self, size: int, offset: int) -> bytes | None:
-        """None: nothing there yet. Raises the error of a failed request once its text is read."""
+        """Return bytes; b"" at the end; None if there is nothing to read yet. After the text of a failed
+        request, raise its error.
+        """
         with self._lock:
             data = bytes(self._bytes[offset : offset + size])
             if data:
@@ -101,21 +103,21 @@ class Usage:
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Request:
-    """What requests of all kinds share; `own` is what one kind needs beside it (Spec.state)."""
+    """The state that requests of all kinds share. `own` is the extra state of one kind (Spec.state)."""
 
     id: int
     uid: int
     agent: str  # empty: written to a file of models/NAME or tools/NAME
-    file: str  # path of the transaction file; "the newest request of that file" is found by it
+    file: str  # path of the transaction file, the key of "the newest request of that file"
     spec: Spec
     agent_id: int = 0
-    size_bytes: int = 0  # as written; counts against the user's pending bytes until the request has ended
-    pid: int = 0  # of the process that submitted it, for the audit log
-    parent: int = 0  # the request that it is a step of (aiosd.handlers.loop)
+    size_bytes: int = 0  # length as written; counts as the user's pending bytes until the end
+    pid: int = 0  # the process that submitted it, for the audit log
+    parent: int = 0  # the loop of which it is a step (aiosd.handlers.loop); 0: none
     submitted_s: float = field(default_factory=time.time)
     state: State = State.QUEUED
     tokens: list[int] = field(default_factory=list)
-    parked: str = ""  # what an earlier daemon had of its answer (aiosd.scheduler.parking), until it goes on
+    parked: str = ""  # an earlier daemon's partial answer (aiosd.scheduler.parking), until the start
     text: str = ""
     logprobs: list[Any] = field(default_factory=list)
     finish_reason: str = ""
@@ -125,15 +127,16 @@ class Request:
     finished_s: float | None = None
     arrived_s: float = field(default_factory=time.monotonic)
     queued_s: float = field(default_factory=time.monotonic)
-    slice_start: int = 0  # number of tokens when it was last put on a worker
+    slice_start: int = 0  # number of tokens when its worker last started it
     preemptions: int = 0
     worker_visits: int = 0
-    computing: bool = False  # its worker has begun with it
+    computing: bool = False  # its worker has begun it
     worker_deaths: int = 0
     worker: int | None = None
-    running_most: tuple[int, int] = (UNBOUNDED, UNBOUNDED)  # of its user and of its agent, at once
-    leaving: bool = False  # its worker was told to let it go, and has not answered yet
-    decide_by_s: float | None = None  # a person has to allow it first, and has time until then
+    # how many may run at once, of its user and of its agent
+    running_most: tuple[int, int] = (UNBOUNDED, UNBOUNDED)
+    leaving: bool = False  # its worker was ordered to stop it, and has not answered yet
+    decide_by_s: float | None = None  # not None: a person must allow it, until this time
     document: str = ""  # response.json, once it has ended
     own: object = None
     answer: Answer = field(default_factory=Answer)
@@ -148,12 +151,12 @@ class Request:
 
     @property
     def spent(self) -> Usage:
-        """The tokens that it is charged for: steps of a loop are charged for themselves."""
+        """Return the tokens that it is charged for: none for a loop, whose steps are charged themselves."""
         return self.usage if self.spec.computes else Usage()
 
     @property
     def alone(self) -> bool:
-        """No turn of a conversation, no step of a loop and no act: its answer can be made again."""
+        """Whether the answer can be recomputed: no turn of a conversation, no step of a loop, no act."""
         return self.spec.computes and not (self.spec.context_name or self.parent or self.spec.acts)
 
     @property
@@ -162,5 +165,5 @@ class Request:
 
     @property
     def deadline(self) -> float | None:
-        """On the monotonic clock, as queued_s is."""
+        """Return the deadline on the monotonic clock, as queued_s."""
         return None if self.spec.deadline_s is None else self.arrived_s + self.spec.deadline_s

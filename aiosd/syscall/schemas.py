@@ -1,8 +1,8 @@
-"""JSON Schemas of strangers, made harmless: of the arguments of MCP servers' tools and of users' own.
+"""Make untrusted JSON Schemas harmless: those of MCP servers' tools and of users' own tools.
 
-A schema can make its judge fetch addresses ($ref), take exponential time ($ref, pattern) or never end. So
-arguments are judged by a weaker one: the plain keywords, references within it put in place, of bounded size.
-The tool judges the rest. Pure.
+A schema can make a validator fetch addresses ($ref), take exponential time ($ref, pattern) or never end. So
+arguments are checked by a weaker schema of bounded size: it has only the plain keywords, and inner references
+are replaced by their targets. The tool checks the rest. Pure.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 import jsonschema
 
-NODES = 500  # of a reduced schema
+NODES = 500  # nodes of a reduced schema
 DEEPEST = 24
-FOLLOWED = 4  # references in each other
-CHARS = 32  # of a value in a schema that count as a node
-WORK = 500_000  # nodes times values of what is judged
+FOLLOWED = 4  # nested references that are followed
+CHARS = 32  # so many characters of a value count as one node
+WORK = 500_000  # the most nodes of a schema times values of the checked JSON
 PLAIN = {
     "type", "enum", "const", "required", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
     "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties",
@@ -25,13 +25,13 @@ ANYTHING: dict[str, Any] = {"type": "object"}
 
 
 class TooLarge(Exception):
-    """A schema whose judgement could take long."""
+    """The schema is so large that a check could take long."""
 
 
 def reduced(schema: object) -> dict[str, Any]:
-    """Of an object's schema. Raises ValueError when it is none."""
+    """Return the weaker schema. Raises ValueError if `schema` is not the schema of an object."""
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
-        raise ValueError("its arguments are to be an object")
+        raise ValueError("its arguments must be an object")
     try:
         found = _Reduction(schema).reduce(schema, 0, 0)
     except TooLarge:
@@ -46,7 +46,9 @@ def reduced(schema: object) -> dict[str, Any]:
 
 
 def can_judge(schema: object, text: str) -> bool:
-    """Whether that is done in seconds. `text` is JSON, of which the signs between values are counted."""
+    """Whether checking takes at most seconds. The values of the JSON `text` are estimated by its
+    separators.
+    """
     values = sum(map(text.count, ",[{")) + 1
     return values * (len(json.dumps(schema)) // CHARS + 1) <= WORK
 
@@ -82,13 +84,13 @@ class _Reduction:
             if key in schema:
                 found[key] = each(schema[key])
         both = each(schema.get("allOf", []))
-        if "oneOf" in schema:  # not as it is: of two parts that were made weaker, both may fit
+        if "oneOf" in schema:  # not oneOf: a value may fit two parts after both were weakened
             both.append({"anyOf": each(schema["oneOf"])})
         if both:
             found["allOf"] = both
         if "properties" in schema:
             if not isinstance(schema["properties"], dict):
-                raise ValueError("not a JSON Schema: properties is no object")
+                raise ValueError("not a JSON Schema: properties is not an object")
             found["properties"] = dict(
                 zip(schema["properties"], each(list(schema["properties"].values())), strict=True)
             )
@@ -104,7 +106,7 @@ class _Reduction:
             raise TooLarge
 
     def _find(self, reference: object) -> object:
-        """What a reference within the schema names; None: it is another kind, or names nothing."""
+        """Return the target of a reference within the schema; None: there is none, or it points elsewhere."""
         if not isinstance(reference, str) or not reference.startswith("#"):
             return None
         at: object = self._root

@@ -1,7 +1,7 @@
-"""What a request asks for, judged: the part that every kind of syscall shares.
+"""The specification of a request, parsed and checked: the part that all kinds of syscall share.
 
-Each kind (llm, loop, embed, tokenize, tool) has a subclass of its own, which also renders its answers, and a
-handler in aiosd.handlers. Pure: knows no files, store or workers.
+Each kind (llm, loop, embed, tokenize, tool) has a subclass, which also renders its answers, and a handler in
+aiosd.handlers. Pure: knows no files, store or workers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Spec:
     """A validated request: enough to run it again after a crash."""
 
     kind: ClassVar[str]
-    computes: ClassVar[bool] = True  # False: its steps are requests of their own, and only they are charged
-    acts: ClassVar[bool] = False  # it changes the world, so that it is never run twice
-    keeps_text: ClassVar[bool] = True  # False: the document alone is stored
-    documents_failure: ClassVar[bool] = False  # a failed request has a document of its own shape
+    computes: ClassVar[bool] = True  # False: its steps are requests too, and only the steps are charged
+    acts: ClassVar[bool] = False  # it changes the world, so it never runs twice
+    keeps_text: ClassVar[bool] = True  # False: only the document is stored
+    documents_failure: ClassVar[bool] = False  # a failed request has this kind's document too
 
     nice: int = 0
     deadline_s: float | None = None  # seconds after submission
@@ -33,22 +33,22 @@ class Spec:
 
     @property
     def queue(self) -> str:
-        """The queue in which it waits."""
+        """Return the queue in which the request waits."""
         return self.target
 
     @property
     def target(self) -> str:
-        """What runs it, for tables and logs: the name of a model, or tools/NAME."""
+        """Return what runs the request: the name of a model, or tools/NAME."""
         raise NotImplementedError
 
     @property
     def context_name(self) -> str:
-        """The conversation that it continues; empty: it stands alone."""
+        """Return the name of the context that the request continues; empty: none."""
         return ""
 
     @property
     def turn_of(self) -> int:
-        """The id of that conversation; 0: it stands alone."""
+        """Return the id of the context that the request continues; 0: none."""
         return 0
 
     @property
@@ -61,7 +61,7 @@ class Spec:
         return self.refused.rstrip("\n") + "\n" if self.refused else self.text()
 
     def state(self) -> object:
-        """What a request of this kind needs beside the fields that all requests have."""
+        """Return the initial extra state of a request of this kind (Request.own)."""
         return None
 
     def text(self) -> str:
@@ -69,27 +69,27 @@ class Spec:
         raise NotImplementedError
 
     def part(self, request: Request, text: str, logprobs: list[Any]) -> bytes:
-        """The bytes that readers see for new text while the request goes on."""
+        """Return the bytes that readers see for new text before the end."""
         return b"" if self.json else text.encode()
 
     def rest(self, request: Request) -> str | None:
-        """The bytes that complete a streamed answer; None: the document does."""
+        """Return the text that completes a streamed answer; None: the document completes it."""
         return None
 
     def ends_line(self) -> bool:
-        """Whether a text answer gets a newline at its end when it lacks one."""
+        """Whether a text answer gets a final newline if it has none."""
         return False
 
     def document(self, request: Request) -> str:
-        """response.json: one JSON document and a newline, once the request has ended."""
+        """Return response.json of an ended request: one JSON document and a newline."""
         raise NotImplementedError
 
     def turn(self, request: Request) -> list[Message]:
-        """The messages by which a finished request extends its conversation."""
+        """Return the messages by which a finished request extends its conversation."""
         return []
 
     def measured(self, request: Request) -> dict[str, object]:
-        """More lines of requests/ID/usage."""
+        """Return more lines for requests/ID/usage."""
         return {}
 
     def dump(self) -> str:
@@ -97,17 +97,17 @@ class Spec:
 
     @classmethod
     def load(cls, raw: dict[str, Any]) -> Self:
-        """The inverse of dump, without the kind."""
+        """Invert dump. `raw` has no kind."""
         return cls(**with_tuples(raw))
 
 
 def with_tuples(raw: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a frozen dataclass as JSON has them, with tuples for its lists."""
+    """Turn the lists of a dataclass's JSON fields into tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
 
 
 def plain(value: Any) -> dict[str, Any]:
-    """A nested dataclass as a dictionary, without copies of what it holds."""
+    """Return a nested dataclass as a dictionary, without copying its values."""
     return {f.name: getattr(value, f.name) for f in fields(value)}
 
 

@@ -1,9 +1,9 @@
-"""The agent loop: a request whose tool calls are run for it, model and tools in turn, until it has an answer.
+"""The agent loop: ask the model, run its tool calls, and ask again, until it answers without a call.
 
-The request itself computes nothing. Its steps are requests of their own, linked to it as children: "2" is the
-second time that the model is asked, "2.1" the first call in its second answer. The next step follows from the
-children alone, so that a loop goes on after a restart as it does after each end of a child. Any thread may
-report on a child.
+The loop's request itself computes nothing. Its steps are requests too, linked to it as children: "2" asks the
+model the second time, "2.1" is the first call of the second answer. The next step is derived from the
+children alone, so a loop continues after a restart in the same way as after each end of a child. Any thread
+may report on a child.
 """
 
 from __future__ import annotations
@@ -24,26 +24,24 @@ from aiosd.syscall.toolcall import ToolCall
 
 log = logging.getLogger(__name__)
 
-CALLS_MAX = 16  # of one answer
-RESULT_CHARS = 32 << 10  # of a result that the model is shown
-MESSAGES_CHARS = 4 << 20  # of all messages that it is shown in one step: each step is kept
-NAME_CHARS = 64  # of a tool that the model made up
+CALLS_MAX = 16  # calls that run per answer
+RESULT_CHARS = 32 << 10  # the model sees this much of a call's result
+MESSAGES_CHARS = 4 << 20  # all messages of one step; bounded because each step is stored
+NAME_CHARS = 64  # stored of a tool name that the model invented
 
 
 class Requests(Protocol):
-    """Where the steps of loops are queued."""
+    """Creates and ends the requests of steps."""
 
     def new_id(self) -> int: ...
     def admit(self, request: Request, hopeless: str) -> None: ...
     def finish(self, request: Request, state: State, error: str) -> bool: ...
     def call(self, caller: Caller, name: str, arguments: str, nice: int) -> ToolCall:
-        """The call of a tool. Raises AiosError when the caller may not make it, or its arguments are
-        wrong.
-        """
+        """Check a tool call. Raises AiosError if the caller may not make it or its arguments are wrong."""
         ...
 
     def away(self, request: Request, calls: list[Request]) -> None:
-        """The model waits for these calls, which are in the queue."""
+        """Move the loop's KV while these calls run; they are queued."""
         ...
 
 
@@ -51,13 +49,13 @@ class Requests(Protocol):
 class RunningLoop:
     request: Request
     asked: Loop
-    before: list[Message]  # the conversation up to the question
-    children: dict[str, Request] = field(default_factory=dict)  # by place
+    before: list[Message]  # the messages up to the loop's request
+    children: dict[str, Request] = field(default_factory=dict)  # by step: "2", "2.1"
     lock: threading.Lock = field(default_factory=threading.Lock)
     busy: bool = False
     changed: bool = False
-    away: int = 0  # the last step whose calls were waited for
-    earlier: str = ""  # the text of the steps before the one that is being made, as the reader has it
+    away: int = 0  # the last step for whose calls `Requests.away` was called
+    earlier: str = ""  # text of the earlier steps, as readers see it
 
 
 class Steps:
@@ -66,14 +64,14 @@ class Steps:
         self._loops: dict[int, RunningLoop] = {}
 
     def begin(self, request: Request, before: list[Message], known: list[Request]) -> None:
-        """`known`: children that an earlier daemon made."""
+        """Begin a loop. `before`: the messages so far; `known`: children of an earlier daemon."""
         assert isinstance(request.spec, Loop)
         loop = RunningLoop(request, request.spec, before, {place(child): child for child in known})
         self._loops[request.id] = loop
         self._go_on(loop)
 
     def ended(self, request: Request) -> list[Request]:
-        """A loop's request is over; gives what of it still runs."""
+        """Forget a loop whose request has ended. Return its unfinished children."""
         loop = self._loops.pop(request.id, None)
         return [child for child in loop.children.values() if not child.state.final] if loop else []
 
@@ -82,21 +80,21 @@ class Steps:
             self._go_on(loop)
 
     def said(self, child: Request) -> None:
-        """Text of a step, while it is made: its loop's reader sees what cannot become a call any more."""
+        """Show new text of a step to the loop's readers, except a part that may become a tool call."""
         loop = self._loops.get(child.parent)
         if loop and isinstance(child.spec, Chat):
             self._show(loop, loop.earlier + child.text[: toolcalls.hold(child.text)])
 
     @staticmethod
     def _show(loop: RunningLoop, text: str) -> None:
-        """All of it, of which the reader has a part already."""
+        """Extend the loop's answer to `text`, of which readers have the beginning."""
         new = text[len(loop.request.text) :]
         if new:
             loop.request.text = text
             response.grow(loop.request, new, [])
 
     def _go_on(self, loop: RunningLoop) -> None:
-        """Never twice at once: what ends meanwhile, also by what is done here, is looked at afterwards."""
+        """Advance the loop, on one thread at a time. If a child ends meanwhile, advance again afterwards."""
         with loop.lock:
             loop.changed = True
             if loop.busy:
@@ -112,13 +110,13 @@ class Steps:
                 self._advance(loop)
             except AiosError as error:  # a step could not be stored
                 self._requests.finish(loop.request, State.FAILED, error.explanation)
-            except Exception:  # what a model said is foreign: it ends this loop, which else would never end
+            except Exception:  # model output is foreign; without this the loop would never end
                 log.exception("request %d", loop.request.id, extra=about(request=loop.request.id))
                 why = "the daemon could not go on; the log says why"
                 self._requests.finish(loop.request, State.FAILED, why)
 
     def _advance(self, loop: RunningLoop) -> None:
-        """Makes the children that are next, or ends the loop."""
+        """Make the next children, or end the loop."""
         request, turns, said = loop.request, list[Message](), ""
         for step in range(1, loop.asked.steps + 1):
             child = loop.children.get(str(step))
@@ -147,18 +145,20 @@ class Steps:
                 return
             turns += turn(prose, calls[:CALLS_MAX], made)
         self._requests.finish(
-            request, State.FAILED, f"it made calls in all of its {loop.asked.steps} steps; raise max_steps"
+            request,
+            State.FAILED,
+            f"the model still made calls in step {loop.asked.steps}, the last; raise max_steps",
         )
 
     def _ask(self, loop: RunningLoop, step: int, turns: list[Message]) -> None:
-        """The model, with all that was said before."""
+        """Ask the model, with all earlier messages."""
         messages = (*loop.before, *turns)
         if sum(len(message["content"]) for message in messages) > MESSAGES_CHARS:
-            raise TooLong("the conversation has become too long", "ask for less, or lower max_steps")
+            raise TooLong("the loop's messages have become too long", "ask for less, or lower max_steps")
         asked = loop.asked
         chat = Chat(
             messages, asked.sampling, asked.model, tools=asked.tools, decoded=asked.decoded,
-            tool_choice=asked.tool_choice if step == 1 else "auto",  # else it would call for ever
+            tool_choice=asked.tool_choice if step == 1 else "auto",  # "required" in each step would never end
             schema=asked.schema, nice=asked.nice, deadline_s=asked.deadline_s,
         )  # fmt: skip
         self._make(loop, str(step), chat, "")
@@ -170,7 +170,7 @@ class Steps:
         caller = Caller(loop.request.uid, groups[0], 0, frozenset(groups[1:]))
         try:
             spec = self._requests.call(caller, call.name, call.arguments, loop.asked.nice)
-        except AiosError as error:  # the model is told, and may do better
+        except AiosError as error:  # the model sees the error, and may correct the call
             hopeless = error.explanation
             spec = ToolCall(call.name[:NAME_CHARS], call.arguments)
         return self._make(loop, at, spec, hopeless)
@@ -183,7 +183,7 @@ class Steps:
         child.running_most = asked.running_most
         loop.children[at] = child
         self._requests.admit(child, hopeless)
-        if self._loops.get(asked.id) is not loop:  # it ended while the child was made
+        if self._loops.get(asked.id) is not loop:  # the loop ended meanwhile
             self._requests.finish(child, State.CANCELLED, "its request ended")
         return child
 
@@ -201,7 +201,7 @@ def place(child: Request) -> str:
 
 
 def turn(prose: str, calls: list[toolcalls.Call], made: list[Request]) -> list[Message]:
-    """What the assistant said and what came of it, as messages."""
+    """Return an answer with calls, and the calls' results, as messages."""
     named = [
         {"id": f"call_{r.id}", "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
         for c, r in zip(calls, made, strict=True)

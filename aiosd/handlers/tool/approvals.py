@@ -1,8 +1,9 @@
-"""Acts that wait until a person decides: access/pending/ID. The rules (aiosd.access.rules) say which acts do.
+"""Calls that wait for a person's decision: access/pending/ID. The rules (aiosd.access.rules) choose the
+calls.
 
-Such a call is in the queue like any other, and may not start before it is allowed. Its caller decides, or the
-group that the rule names, and root. The tools that run for them do not: they do not see access/. Silence
-means no. Any thread may ask and decide.
+Such a call is in the queue like any other, but does not start before it is allowed. The caller decides, or
+the group that the rule names; root always may. Tools cannot decide, because their sandbox hides access/.
+Without a decision in time the call fails. Any thread may call.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from aiosd.tools.run.toolrunner import ToolRunner
 log = logging.getLogger(__name__)
 
 ALWAYS = Rule("allow", "access/allowed")
-ALLOWED_MAX = 500  # one line of the audit log has them
+ALLOWED_MAX = 500  # they are one line of the audit log
 NOBODY = 65534
 
 
@@ -57,19 +58,19 @@ class Approvals:
         rules: Rules,
         mount: str,
     ) -> None:
-        """`mount`: where the tree is, for the program that tells people of a call that waits."""
+        """`mount`: path of the tree, for the program that notifies people."""
         self._scheduler, self._ending, self._notices = scheduler, ending, notices
         self._agents, self._tools, self._runner = agents, tools, runner
         self._permissions, self._trust, self._audit = permissions, trust, audit
         self.rules, self._mount = rules, mount
-        self.pending_s, self._hook = 0.0, ""  # how long a call waits, and the program that tells people of it
+        self.pending_s, self._hook = 0.0, ""  # how long a call waits; the program that notifies people
         self._daemon = Caller(identity.uid(), identity.gid(), os.getpid())
 
     def configure(self, config: Config) -> None:
         self.pending_s, self._hook = config.tools.pending_s, config.tools.notify
 
     def start(self) -> None:
-        """Ask again about the calls that an earlier daemon asked about."""
+        """Ask again for decisions that an earlier daemon asked for."""
         for id in self.ids():
             if request := self.find(id):
                 self.ask(request)
@@ -82,7 +83,7 @@ class Approvals:
         return request if request and request.decide_by_s is not None and not request.state.final else None
 
     def rule(self, request: Request) -> None:
-        """Find the rule that fits a call, and set how long the call waits for a decision. Raises Denied."""
+        """Apply the first rule that fits a call: set until when it waits for a decision, or raise Denied."""
         request.decide_by_s = None
         call = call_of(request)
         tool = self._tools.find(call.tool)
@@ -121,8 +122,11 @@ class Approvals:
         return at.uid if at else None
 
     def allow_always(self, caller: Caller, agent: Agent, names: Sequence[str]) -> None:
-        """These tools, of calls of its owner's own; of others each call is theirs to decide, and where a
-        rule names a group each is the group's."""
+        """Let the owner's own calls of these tools start without a decision, except where a rule names a
+        group.
+
+        Other users still decide about each of their calls.
+        """
         for name in names:
             self._tools.get(name)
         allowed = sorted(set(names))
@@ -132,9 +136,9 @@ class Approvals:
         self._agents.change(agent, allowed=allowed)
 
     def ask(self, request: Request) -> None:
-        """Tells that it waits, and when it has waited long enough."""
+        """Announce that a call waits, and let it fail at its deadline."""
         until_s = request.decide_by_s
-        if until_s is None:  # somebody was quick to allow it
+        if until_s is None:  # it was allowed a moment ago
             return
         self._notices.decided(request, "pending")
         call, how = call_of(request), outcome(request)
@@ -161,7 +165,7 @@ class Approvals:
         self._runner.later(until_s - time.time(), partial(self._expire, request.id))
 
     def _notify(self, hook: str, request: Request) -> None:
-        """Runs the administrator's program as who called; where a group decides, as nobody."""
+        """Run the administrator's program as the call's user; if a group decides, as nobody."""
         call, group = call_of(request), outcome(request).by
         decision = f"{self._mount}/access/pending/{request.id}/decision"
         facts = {"REQUEST": request.id, "TOOL": call.tool, "AGENT": request.agent, "GROUP": group}
@@ -171,18 +175,22 @@ class Approvals:
         self._runner.notify(hook, named, uid, gid)
 
     def _expire(self, id: int) -> None:
-        """By id: a request that was decided or cancelled long ago is not to be kept in memory till then."""
+        """Deny a call that still waits. The timer holds only its id, so that an ended request can
+        be freed.
+        """
         if request := self.find(id):
             self._deny(request, "nobody allowed it in time", self._daemon)
 
     def decide(self, caller: Caller, id: int, text: str) -> None:
         request = self.find(id)
         if request is None:
-            raise NotFound(f"{id} does not wait any more")
+            raise NotFound(f"request {id} does not wait for a decision any more")
         if text == "allow always":
             agent = self._agents.find(request.agent)
             if agent is None or request.uid != self.owner(agent) or self.decider(request) is not None:
-                raise BadValue("only an agent's owner can allow his own calls always", "allow")
+                raise BadValue(
+                    "only an agent's owner can always allow a tool, for his own calls", "write allow"
+                )
             self.allow_always(caller, agent, [*agent.settings.allowed, call_of(request).tool])
         if text in ("allow", "allow always"):
             self._audit.decided(request, "allowed", caller)
@@ -191,11 +199,13 @@ class Approvals:
         elif text == "deny":
             self._deny(request, f"denied by user {caller.uid}", caller)
         else:
-            raise BadValue(f"{text[:40]!r} is no decision", "allow, allow always or deny")
+            raise BadValue(f"{text[:40]!r} is no decision", "write allow, allow always or deny")
 
     @staticmethod
     def decider(request: Request) -> int | None:
-        """The group that decides about it, where a rule names one; one that does not exist is root's."""
+        """Return the gid that decides, if a rule names a group. Root decides for a group that does
+        not exist.
+        """
         by = outcome(request).by
         try:
             return grp.getgrnam(by).gr_gid if by else None
@@ -206,7 +216,7 @@ class Approvals:
     def _deny(self, request: Request, why: str, caller: Caller) -> None:
         if request.decide_by_s is None or request.state.final:
             return
-        with suppress(StoreFailed):  # a no is heeded also where it cannot be written down
+        with suppress(StoreFailed):  # a denial takes effect even if it cannot be logged
             self._audit.decided(request, "denied", caller)
         if self._ending.finish(request, State.FAILED, why):
             self._notices.decided(request, "denied")

@@ -1,4 +1,4 @@
-"""Calls of tools: judged by the tool's schema and the rules, audited, and run in a sandbox as the caller."""
+"""Tool calls: check them by schema and rules, audit them, and run them in a sandbox as the caller."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ToolHandler(Handler):
         return self.call(caller, name, given, source.agent.settings.nice if source.agent else 0)
 
     def call(self, caller: Caller, name: str, arguments: str, nice: int) -> ToolCall:
-        """The call of a tool with arguments as JSON. Raises BadRequest, NotFound, Denied."""
+        """Check a call with arguments as JSON. Raises BadRequest, NotFound, Denied."""
         tool = self._parts.names.check_tool(caller, name)
         said = json.dumps(catalog.arguments(tool, arguments), ensure_ascii=False)
         return ToolCall(tool.name, said, acting(caller), nice=nice)
@@ -69,7 +69,7 @@ class ToolHandler(Handler):
 
     def lost(self, request: Request) -> str:
         if request.started_s is not None:
-            return "interrupted: the daemon ended while it ran"
+            return "interrupted: the daemon ended while the call ran"
         return "" if self._parts.tools.of(request.queue) else f"{request.queue} is gone"
 
     def orphaned(self, request: Request) -> str:
@@ -116,7 +116,7 @@ class ToolHandler(Handler):
 
     def call_ended(self, request: Request, error: str) -> None:
         if not self._parts.ending.finish(request, State.FAILED if error else State.DONE, error):
-            self.call_left(request)  # it was cancelled before, and only now there is room for another
+            self.call_left(request)  # it was cancelled before, and leaves its place only now
 
     def call_left(self, request: Request) -> None:
         self._parts.scheduler.stir()
