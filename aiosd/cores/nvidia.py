@@ -1,7 +1,7 @@
-"""NVIDIA's GPUs, as NVML tells of them, or else /proc and /sys. Reads only; never raises, none is no error.
+"""List the NVIDIA GPUs, from NVML or else from /proc and /sys. Read-only; raises nothing, no GPU is no error.
 
-NVML (nvidia-ml-py) tells the memory and MIG instances; it needs the control device, so that a sandboxed
-daemon asks aios-privileged. Facts are fields of aiosd.cores.devices.Device.
+Only NVML (nvidia-ml-py) knows memory sizes and MIG instances. It needs the control device, so a sandboxed
+daemon asks aios-privileged to call this. Facts are fields of aiosd.cores.devices.Device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 GPUS = Path("/proc/driver/nvidia/gpus")
 PCI = Path("/sys/bus/pci/devices")
-# Each GPU has /dev/nvidiaN besides. The tools node is what profilers open.
+# Each GPU also has its /dev/nvidiaN. Profilers open the tools node.
 CONTROL = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 
 Facts = dict[str, Any]
@@ -26,11 +26,11 @@ Facts = dict[str, Any]
 
 def probe() -> list[Facts]:
     if not Path("/dev/nvidiactl").exists() and not GPUS.is_dir():
-        return []  # no driver: the library need not be tried
+        return []  # no driver, so do not try the library
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
-    except Exception as error:  # noqa: BLE001 - of a library that may lack, or its driver, in many ways
+    except Exception as error:  # noqa: BLE001 - the library or its driver may be missing in many ways
         log.debug("NVML: %s", error)
         return list(by_proc())
     try:
@@ -54,14 +54,14 @@ def by_nvml(nvml: Any) -> Iterator[Facts]:
                 text(nvml.nvmlDeviceGetUUID(handle)), text(nvml.nvmlDeviceGetName(handle)), bus, minor
             )
             whole["memory_bytes"] = int(memory.total)
-        except nvml.NVMLError as error:  # lost, fallen off the bus: it is not there
+        except nvml.NVMLError as error:  # a GPU that fell off the bus counts as missing
             log.warning("GPU %d: %s", number, error)
             continue
         yield from mig(nvml, handle, whole) or [whole]
 
 
 def mig(nvml: Any, handle: Any, whole: Facts) -> list[Facts]:
-    """The instances of a GPU that is divided so. Untried: there was no such GPU to try it on."""
+    """The MIG instances of a divided GPU. Never run on such a GPU: none was at hand."""
     found = []
     with suppress(nvml.NVMLError):
         if nvml.nvmlDeviceGetMigMode(handle)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
@@ -77,7 +77,7 @@ def mig(nvml: Any, handle: Any, whole: Facts) -> list[Facts]:
 
 
 def by_proc() -> Iterator[Facts]:
-    """How much memory each has is not told here."""
+    """Read /proc, which does not say how much memory a GPU has."""
     for file in sorted(GPUS.glob("*/information")):
         try:
             lines = file.read_text().splitlines()
@@ -100,10 +100,10 @@ def facts(uuid: str, name: str, bus: str, minor: int) -> Facts:
 
 
 def address(bus: str) -> str:
-    """As /sys has it: NVML writes the domain with eight digits, /sys with four, and both in either case."""
+    """The bus address as /sys writes it: lower case, with a domain of four digits. NVML writes eight digits."""
     return re.sub(r"^0000(?=[0-9a-f]{4}:)", "", bus.lower())
 
 
 def text(value: str | bytes) -> str:
-    """Older bindings give bytes."""
+    """Older versions of pynvml return bytes."""
     return value.decode() if isinstance(value, bytes) else value
