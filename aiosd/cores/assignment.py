@@ -61,7 +61,7 @@ class Places:
         return new
 
     def retry(self, uuids: Iterable[str] | None = None) -> None:
-        """Clear the failure of these devices and probe again. None: of all; missing devices are dropped too."""
+        """Clear the failure of these devices and probe again. None: of all; missing devices are dropped."""
         if uuids is None:
             self._table = None
         for uuid in list(self.failed) if uuids is None else uuids:

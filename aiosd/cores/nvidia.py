@@ -100,7 +100,7 @@ def facts(uuid: str, name: str, bus: str, minor: int) -> Facts:
 
 
 def address(bus: str) -> str:
-    """The bus address as /sys writes it: lower case, with a domain of four digits. NVML writes eight digits."""
+    """The bus address as /sys writes it: lower case, a domain of four digits. NVML writes eight digits."""
     return re.sub(r"^0000(?=[0-9a-f]{4}:)", "", bus.lower())
 
 

@@ -90,7 +90,7 @@ class Pool:
         return [w for w in self.workers() if w.model is model and w.state is WorkerState.READY]
 
     def load(self, *models: Model) -> None:
-        """Start the missing workers and return at once; a model's state shows the progress. Raises OSError."""
+        """Start the missing workers; do not wait until they have loaded. Raises OSError."""
         for model in models:
             self._models[model.name] = model
             if model.state is not ModelState.READY:

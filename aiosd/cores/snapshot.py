@@ -69,7 +69,7 @@ class Header:
 
 
 def layout(meta: Meta, about: bytes, tensors: dict[str, Tensor]) -> tuple[bytes, Header]:
-    """The first bytes of the file, `about` included, and the place of each tensor. `seal` adds the checksum."""
+    """The first bytes of the file, up to the end of `about`, and the place of each tensor."""
     about += b" " * (-len(about) % ALIGNED)  # so that the next tensor is aligned when mapped
     at, placed = 0, {}
     for name, tensor in {"about": Tensor("U8", (len(about),)), **tensors}.items():

@@ -64,7 +64,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Preempt (`keep`) or cancel between two steps. Removed is the answer, unless the request ended before."""
+    """Preempt (`keep`) or cancel between two steps. Removed answers it, unless the request ended before."""
 
     id: int
     keep: bool  # whether the KV stays
