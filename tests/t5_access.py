@@ -95,14 +95,14 @@ def test_whose_tool_it_is_nobody_else_changes_it(aios: Daemon, greet: str) -> No
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('network = ["example.org:443"]', "network is for the administrator's tools"),
+        ('network = ["example.org:443"]', "network is only for tools of the administrator"),
         ('exclusive = "db"', "exclusive is for"),
         ('write = ["/home"]', "write is for"),
         ("limit = 500", "limit is at most 16"),
-        ("timeout_s = nan", "it holds what JSON has not"),
-        ("parameters.default = 2020-01-01", "it holds what JSON has not"),
+        ("timeout_s = nan", "a value is a date, nan or inf"),
+        ("parameters.default = 2020-01-01", "a value is a date, nan or inf"),
         (".".join("a" * 20_000) + " = 1", "more than 200 dots"),
-        ('command = ["./other"]', "the file beside the manifest is ./program"),
+        ('command = ["./other"]', "command names a file other than ./program"),
         ('name = "calc"', "in a folder of that name"),
         ("a = " + "[" * 2000 + "]" * 2000, "nested too deep"),
         ("= 5", "Invalid"),
