@@ -103,7 +103,7 @@ def test_whose_tool_it_is_nobody_else_changes_it(aios: Daemon, greet: str) -> No
         ("parameters.default = 2020-01-01", "a value is a date, nan or inf"),
         (".".join("a" * 20_000) + " = 1", "more than 200 dots"),
         ('command = ["./other"]', "command names a file other than ./program"),
-        ('name = "calc"', "in a folder of that name"),
+        ('name = "calc"', "use one name for both"),
         ("a = " + "[" * 2000 + "]" * 2000, "nested too deep"),
         ("= 5", "Invalid"),
     ],

@@ -1,6 +1,6 @@
-"""aiosctl: what an administrator or a user does often, in one word. It only reads and writes files of /aios.
+"""aiosctl: short commands for frequent tasks. Each only reads and writes files of /aios.
 
-Every command is a few lines of shell; `--verbose` shows them.
+A command does the same as a few lines of shell, which `--verbose` shows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> int:
     try:
         if options.served and not (files.root / "version").exists():
             raise Failed(
-                f"{files.root}: aiosd is not running here; systemctl start aiosd, or name it with --mount"
+                f"{files.root}: aiosd is not running; systemctl start aiosd, or name its mount with --mount"
             )
         options.run(files, options)
     except Failed as error:
@@ -47,14 +47,14 @@ def main() -> int:
 
 
 def find_mount() -> Path:
-    """$AIOS, else /aios, else the private mount of this user."""
+    """Return $AIOS if it is set, else /aios if aiosd serves it, else the private mount of this user."""
     if "AIOS" in os.environ:
         return Path(os.environ["AIOS"])
     return private_mount() if not Path("/aios/version").exists() and os.getuid() else Path("/aios")
 
 
 def reason(files: Files, options: argparse.Namespace) -> str:
-    """The agent's own log says more than an errno."""
+    """The last line of the agent's log, which says more than an errno."""
     try:
         last = (files.root / "agents" / options.agent / "log.jsonl").read_text().splitlines()[-1]
         return ": " + str(json.loads(last)["message"])
@@ -76,13 +76,13 @@ def arguments() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, served=True)
         return sub
 
-    command("status", status, "how the daemon stands")
-    command("queue", queue, "who waits and runs")
+    command("status", status, "the state of the daemon")
+    command("queue", queue, "the requests that wait or run")
     command("agents", agents, "your agents and what they do")
     command("models", models, "the models and their state")
     ask_parser = command("ask", ask, "ask an agent, or a model with -m, and print the answer")
     ask_parser.add_argument("-m", "--model", metavar="NAME", help="ask this model without an agent")
-    ask_parser.add_argument("agent", nargs="?", help="an agent; it is made when it does not exist")
+    ask_parser.add_argument("agent", nargs="?", help="an agent; aiosctl makes one that does not exist")
     ask_parser.add_argument("text", nargs="*", help="default: standard input")
     command("log", log, "why an agent's requests were refused or failed").add_argument("agent")
     command("cancel", cancel, "end an unfinished request").add_argument("id")
@@ -98,10 +98,10 @@ def arguments() -> argparse.ArgumentParser:
             decision.add_argument("--always", action="store_true", help="all calls of its tool by its agent")
         decision.set_defaults(run=decide, verb=verb, always=False)
     logged = command("audit", audit_verify, "the audit log").add_subparsers(required=True)
-    logged.add_parser("verify", help="whether no line was changed or taken out").set_defaults(
+    logged.add_parser("verify", help="check that no line was changed or taken out").set_defaults(
         run=audit_verify
     )
-    trace_parser = command("trace", trace, "what each request did when, as JSON or as a picture")
+    trace_parser = command("trace", trace, "when each request waited and ran, as JSON or as a picture")
     trace_parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: svg, png or pdf")
     served = command("mcp", mcp_serve, "the tree for an MCP client").add_subparsers(required=True)
     mcp = served.add_parser("serve", help="your agents, contexts and tools, over standard input and output")
@@ -111,19 +111,21 @@ def arguments() -> argparse.ArgumentParser:
     run = packages.add_parser("run", help="run one in this process, as aios-agent@NAME.service does")
     run.add_argument("package", metavar="NAME|FOLDER")
     run.set_defaults(run=packaged.run, served=False)
-    check = packages.add_parser("check", help="whether its agent.toml is right")
+    check = packages.add_parser("check", help="check the agent.toml of one")
     check.add_argument("package", metavar="NAME|FOLDER")
     check.set_defaults(run=packaged.check, served=False)
-    packages.add_parser("list", help="those of this machine").set_defaults(run=packaged.show, served=False)
+    packages.add_parser("list", help="the packages on this machine").set_defaults(
+        run=packaged.show, served=False
+    )
     engine = command("engine", torch_install.status, "the PyTorch of workers").add_subparsers(required=True)
-    install = engine.add_parser("install", help="another than the package's, for a machine with GPUs (root)")
+    install = engine.add_parser("install", help="install one in place of the package's, for GPUs (root)")
     kind = install.add_mutually_exclusive_group(required=True)
     kind.add_argument("--cuda", action="store_true", help="for NVIDIA GPUs: some 3 GB")
     kind.add_argument("--cpu", action="store_true")
     install.add_argument("pip", nargs="*", metavar="-- OPTION", help="more options of pip install")
     install.set_defaults(run=torch_install.install, served=False)
-    engine.add_parser("status", help="which one").set_defaults(run=torch_install.status, served=False)
-    engine.add_parser("remove", help="back to the package's (root)").set_defaults(
+    engine.add_parser("status", help="which PyTorch").set_defaults(run=torch_install.status, served=False)
+    engine.add_parser("remove", help="go back to the package's (root)").set_defaults(
         run=torch_install.remove, served=False
     )
     model = command("model", models, "add, load, unload or remove a model").add_subparsers(required=True)
@@ -224,7 +226,7 @@ def decide(files: Files, options: argparse.Namespace) -> None:
             f"access/pending/{options.id}/decision", options.verb + (" always" if options.always else "")
         )
     except FileNotFoundError:
-        raise Failed(f"{options.id} does not wait; aiosctl access shows what does") from None
+        raise Failed(f"call {options.id} does not wait; aiosctl access lists the calls that do") from None
 
 
 def audit_verify(files: Files, options: argparse.Namespace) -> None:
@@ -233,7 +235,7 @@ def audit_verify(files: Files, options: argparse.Namespace) -> None:
     for one in wrong:
         print(one)
     if wrong:
-        raise Failed(f"the audit log of {count} lines is not whole")
+        raise Failed(f"the audit log of {count} lines is not whole; the messages above say where")
     print(f"{count} lines, each follows the one before it")
 
 
@@ -250,7 +252,7 @@ def trace(files: Files, options: argparse.Namespace) -> None:
         raise Failed(
             "drawing needs matplotlib: pip install aiosd[plot], or apt install python3-matplotlib"
         ) from None
-    except ValueError as error:  # a suffix that is no format
+    except ValueError as error:  # matplotlib does not know the suffix
         raise Failed(f"{options.plot}: {error}") from None
 
 
@@ -260,7 +262,7 @@ def mcp_serve(files: Files, options: argparse.Namespace) -> None:
     except ImportError:
         raise Failed("this needs the MCP SDK: pip install 'aiosd[mcp]'") from None
     if options.agent and not os.access(files.root / "agents" / options.agent, os.X_OK):
-        raise Failed(f"no agent {options.agent} of yours; mkdir {files.root}/agents/{options.agent} makes it")
+        raise Failed(f"you have no agent {options.agent}; mkdir {files.root}/agents/{options.agent} makes it")
     serve(files.root, options.agent)
 
 
