@@ -1,1 +1,1 @@
-"""The state that survives: /var/lib/aios/aios.db. May import syscall, config, host."""
+"""The state that survives a restart: /var/lib/aios/aios.db. May import syscall, config, host."""

@@ -1,7 +1,7 @@
-"""One SQLite file (WAL), held by one process: opened, migrated, and used one transaction at a time.
+"""The SQLite file (WAL) of one daemon: open it, lock it, migrate it, run one transaction at a time.
 
-kill -9 between any two lines leaves a consistent state. Any thread may call: one connection, one lock. A full
-disk is StoreFull.
+kill -9 between any two lines leaves a consistent state. Any thread may call: one lock guards the connection.
+A full disk raises StoreFull.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 class Connection:
     def __init__(self, folder: Path) -> None:
-        """Raises StoreFailed."""
+        """Open the database, or make it. Raises StoreFailed."""
         self.folder = folder
         self._lock = threading.RLock()
         file = folder / "aios.db"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o711)  # tools pass through it to where they work; all else in it is private
+            folder.chmod(0o711)  # tools pass through it to their work folders; the rest is private
             self._hold()
             os.close(os.open(file, os.O_CREAT | os.O_CLOEXEC, 0o600))
             file.chmod(0o600)  # SQLite gives its other files the same mode
@@ -42,12 +42,12 @@ class Connection:
             self._db.execute("PRAGMA secure_delete=ON")
         except (sqlite3.Error, OSError) as error:
             raise StoreFailed(
-                f"{file}: {error}", "check the state folder's owner, space and health"
+                f"{file}: {error}", "check the owner, the free space and the disk of the state folder"
             ) from None
         self._migrate(file)
 
     def _hold(self) -> None:
-        """For this process alone, until it closes or ends. Raises StoreFailed."""
+        """Lock the folder until this process closes it or ends. Raises StoreFailed."""
         file = self.folder / "lock"
         self._held = file.open("a+")
         file.chmod(0o600)
@@ -57,7 +57,7 @@ class Connection:
                 fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() < end_s:  # perhaps of one that is being killed
+                if time.monotonic() < end_s:  # the other daemon may be about to end
                     time.sleep(0.05)
                     continue
                 self._held.seek(0)
@@ -65,7 +65,7 @@ class Connection:
                 self._held.close()
                 raise StoreFailed(
                     f"{self.folder} is in use by aiosd with pid {who}",
-                    "stop that one, or name another folder with --state",
+                    "stop that daemon, or name another folder with --state",
                 ) from None
         self._held.truncate(0)
         self._held.write(f"{os.getpid()}\n")
@@ -76,7 +76,9 @@ class Connection:
         if version == SCHEMA_VERSION:
             return
         if version > SCHEMA_VERSION:
-            raise StoreFailed(f"{file} has version {version}; this aiosd reads {SCHEMA_VERSION}")
+            raise StoreFailed(
+                f"{file} has version {version}; this aiosd reads {SCHEMA_VERSION}", "install a newer aiosd"
+            )
         change = "".join(MIGRATIONS[v] for v in range(version, SCHEMA_VERSION)) if version else SCHEMA
         self._db.executescript(f"BEGIN;{change}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
 

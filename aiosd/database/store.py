@@ -1,7 +1,6 @@
-"""What survives: agents, contexts, messages, requests, models and permissions, in the tables of schema.py.
+"""Store agents, contexts, messages, requests, models and permissions in the tables of schema.py.
 
-The only module that speaks SQL. It has a method for each transaction, and so more methods than other classes.
-Any thread may call.
+The only module with SQL. It has many methods, because each transaction is one method. Any thread may call.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from aiosd.database.connection import Connection
 from aiosd.syscall.request import Request, State, Usage
 from aiosd.syscall.spec import Message, Spec
 
-FORGET_SHARE = 16  # a sixteenth more requests may be kept than are asked for
+FORGET_SHARE = 16  # old requests are deleted after every `keep` / 16 ended ones
 CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
 
 
@@ -26,7 +25,7 @@ class Store(Connection):
         """`kinds`: the class of each kind of request that may be stored. Raises StoreFailed."""
         super().__init__(folder)
         self._kinds = kinds
-        self._ended = Counter[tuple[int, int]]()  # by agent and user, since old requests were forgotten
+        self._ended = Counter[tuple[int, int]]()  # (agent, user) → requests ended since the last deletion
 
     # permissions
 
@@ -39,7 +38,7 @@ class Store(Connection):
 
     def forget_permissions(self, path: str) -> None:
         with self._transaction() as db:
-            below = (path + "/", path + "0")  # all that begins with the former: 0 comes after / in ASCII
+            below = (path + "/", path + "0")  # all paths with this prefix: 0 follows / in ASCII
             db.execute("DELETE FROM permissions WHERE path=? OR path>? AND path<?", (path, *below))
 
     def grants(self) -> list[tuple[str, str, set[int]]]:
@@ -117,7 +116,7 @@ class Store(Connection):
         return [body for (body,) in rows]
 
     def messages_bytes(self, context: str) -> int:
-        """Of the lines with their newlines."""
+        """Size of the context's lines, with their newlines."""
         sql = "SELECT coalesce(sum(length(CAST(body AS BLOB)) + 1), 0) FROM messages WHERE context=?"
         return int(self._rows(sql, context)[0][0])
 
@@ -141,7 +140,7 @@ class Store(Connection):
             self._append(db, context, messages)
 
     def truncate_messages(self, context: str, count: int) -> None:
-        """Keeps the first ones."""
+        """Keep only the first messages."""
         with self._transaction() as db:
             db.execute(
                 "DELETE FROM messages WHERE context=? AND seq NOT IN"
@@ -165,7 +164,7 @@ class Store(Connection):
         return dict(self._rows("SELECT model, devices FROM pins"))
 
     def save_pin(self, model: str, devices: str | None) -> None:
-        """None: it has none of its own any more."""
+        """Store a model's pins. None removes them."""
         with self._transaction() as db:
             if devices is None:
                 db.execute("DELETE FROM pins WHERE model=?", (model,))
@@ -175,7 +174,7 @@ class Store(Connection):
     # requests
 
     def reserve_numbers(self, count: int) -> int:
-        """The first of so many numbers of requests that were never used, and will not be reserved again."""
+        """Reserve so many request numbers and return the first. No number is ever reserved or used twice."""
         with self._transaction() as db:
             used = db.execute(
                 "SELECT coalesce(max(seq),0)+1 FROM sqlite_sequence WHERE name='requests'"
@@ -186,13 +185,13 @@ class Store(Connection):
         return first
 
     def add_request(self, request: Request) -> None:
-        """From here on the request is accepted: it ends once, whatever happens to the daemon."""
+        """Store an accepted request. From now on it ends exactly once, even if the daemon crashes."""
         with self._statements() as db:  # one statement is a transaction by itself
             self._add_request(db, request)
 
     @staticmethod
     def _add_request(db: sqlite3.Connection, request: Request) -> None:
-        """Unless it is there, or its agent is gone."""
+        """Insert the request, unless it is there already or its agent was removed."""
         db.execute(
             "INSERT OR IGNORE INTO requests"
             " (id, uid, agent, agent_id, file, state, spec, submitted_s, parent)"
@@ -202,13 +201,13 @@ class Store(Connection):
         )  # fmt: skip
 
     def start_request(self, request: Request) -> None:
-        """A tool call is about to act: from here on it is not run again."""
+        """Mark a tool call as started before it acts, so that no later daemon runs it again."""
         with self._statements() as db:
-            self._add_request(db, request)  # its start may come before it was added
+            self._add_request(db, request)  # another thread may not have added it yet
             db.execute("UPDATE requests SET started_s=? WHERE id=?", (request.started_s, request.id))
 
     def park(self, made: dict[int, str]) -> None:
-        """What unfinished requests have of their answers, for the next daemon to go on from."""
+        """Store the partial answers of unfinished requests, so that the next daemon continues from them."""
         with self._transaction() as db:
             db.executemany(
                 "UPDATE requests SET parked=? WHERE id=? AND finished_s IS NULL",
@@ -216,12 +215,12 @@ class Store(Connection):
             )
 
     def finish_request(self, request: Request, said: list[Message], keep: int) -> None:
-        """The end, the agent's usage and the context's new turn become true together, or not at all."""
+        """Store the end, the agent's usage and the context's new turn in one transaction."""
         spent = request.spent
         with self._transaction() as db:
             if not self._end_request(db, request):
-                self._add_request(db, request)  # its end may come before it was added
-                if not self._end_request(db, request):  # stored before, or its agent is gone
+                self._add_request(db, request)  # another thread may not have added it yet
+                if not self._end_request(db, request):  # its end is stored, or its agent was removed
                     return
             db.execute(
                 "UPDATE agents SET requests=requests+1, prompt_tokens=prompt_tokens+?,"
@@ -234,7 +233,7 @@ class Store(Connection):
                     (spent.prompt_tokens + spent.completion_tokens, request.spec.target,
                      request.spec.context_name, request.spec.turn_of),
                 )  # fmt: skip
-                if grown.rowcount:  # it may have been removed, and made again by another
+                if grown.rowcount:  # 0: the context was removed; a new one may have its name
                     self._append(db, request.spec.context_name, said)
             self._forget_old(db, request, keep)
 
@@ -253,8 +252,8 @@ class Store(Connection):
         return ended.rowcount > 0
 
     def _forget_old(self, db: sqlite3.Connection, request: Request, keep: int) -> None:
-        """Keeps the newest of an agent, or of a user where no agent was used, and a few more: it looks at
-        all that are kept, and so does it only now and then."""
+        """Delete old requests of an agent, or of a user without an agent, and keep the newest `keep`. The
+        query reads all kept rows, so it runs only once in a while."""
         same = "agent_id=? AND (agent_id<>0 OR uid=?)"
         who = (request.agent_id, request.uid)
         self._ended[who] += 1
@@ -264,7 +263,7 @@ class Store(Connection):
         ended = f"requests WHERE {same} AND finished_s IS NOT NULL"
         db.execute(
             f"DELETE FROM {ended} AND id <= (SELECT id FROM {ended} ORDER BY id DESC LIMIT 1 OFFSET ?)"
-            # the steps of a loop that goes on are what it goes on from
+            # a running loop needs its steps
             " AND NOT EXISTS (SELECT 1 FROM requests p WHERE p.id=requests.parent AND p.finished_s IS NULL)",
             (*who, *who, keep),
         )
@@ -277,7 +276,7 @@ class Store(Connection):
         return self._request(rows[0]) if rows else None
 
     def children(self, id: int) -> list[Request]:
-        """The steps of a loop, in the order they were made."""
+        """The steps of a loop, the oldest first."""
         return [self._request(row) for row in self._select("parent=?", id)]
 
     def remove_request(self, id: int) -> None:
@@ -288,7 +287,7 @@ class Store(Connection):
         return [id for (id,) in self._rows("SELECT id FROM requests WHERE agent_id=? ORDER BY id", agent_id)]
 
     def newest(self, agent_id: int, file: str, uid: int | None) -> int | None:
-        """The newest request of a transaction file; of one user only where users share the file."""
+        """The newest request of a transaction file. `uid`: only this user's, for a file that users share."""
         rows = self._rows(
             "SELECT id FROM requests WHERE agent_id=? AND file=? AND (? IS NULL OR uid=?)"
             " ORDER BY id DESC LIMIT 1",

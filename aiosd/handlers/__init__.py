@@ -1,5 +1,6 @@
-"""The kinds of syscall: a folder for each, with the handler that judges, starts, answers and ends its
-requests.
+"""The kinds of syscall, a folder for each. A handler judges, starts, answers and ends the requests of its
+kind.
 
-table.py lists them. Threads: those of aiosd.scheduler.handler. May import everything below the kernel.
+table.py lists the kinds. aiosd.scheduler.handler says which threads call a handler. May import everything
+below the kernel.
 """

@@ -28,7 +28,7 @@ from aiosd.tools.catalog import Tools
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    handlers: Mapping[str, Handler]  # all of them, by kind
+    handlers: Mapping[str, Handler]  # kind → its handler
     admission: Admission
     approvals: Approvals
     audit: Audit

@@ -1,6 +1,4 @@
-"""The kinds of syscall. Adding one takes a folder beside this file and a row here
-(docs/adding-a-syscall.md).
-"""
+"""The kinds of syscall. A new kind is a folder beside this file and a row here (docs/adding-a-syscall.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests of one text to one model: what embed and tokenize ask. Pure."""
+"""Requests with one text for one model: embed and tokenize. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TextSpec(Spec):
 
     @classmethod
     def parse(cls, body: bytes, model: str) -> Self:
-        """A plain text, or the API's JSON when the first byte is `{`. Raises BadRequest."""
+        """Parse plain text, or the API's JSON if the first character is `{`. Raises BadRequest."""
         text = decode(body)
         given = checked(input_of(read_json(text), model)) if is_object(body) else prose(text)
         return cls(given, model, json=True)
@@ -40,10 +40,10 @@ def input_of(raw: dict[str, Any], model: str) -> str:
     """The text of the API's JSON. Raises BadRequest."""
     given = set(raw) - {"model"}
     if given not in ({"input"}, {"prompt"}):
-        raise BadRequest("one key is needed, input or prompt, and no other but model")
+        raise BadRequest("the keys are not input and model", 'write {"input":"…"}')
     if raw.get("model", model) != model:
-        raise BadRequest(f"this is a file of model {model}", "write to that of the other")
+        raise BadRequest(f"this file belongs to model {model}", "write to the file of the other model")
     text = raw[given.pop()]
     if not isinstance(text, str):
-        raise BadRequest("input is one string", "write a request for each text")
+        raise BadRequest("input must be one string", "write a request for each text")
     return text

@@ -59,7 +59,7 @@ class AgentObjects:
     def _remove(self, agent: Agent, why: str) -> None:
         path = f"/agents/{agent.name}"
         with self._making.lock:
-            self._agents.remove(agent)  # from here on nothing more is admitted for it
+            self._agents.remove(agent)  # from here on no request for it is admitted
             self._lifetimes.free(agent)
             self.cancel_all(agent, why)
             self._making.emit_removed("agent", path, agent=agent.name)
@@ -67,10 +67,10 @@ class AgentObjects:
             self._runner.forget(agent.id)
             self._making.permissions.forget(path)
 
-    # the process that it ends with
+    # the process with which an agent ends
 
     def bind(self, agent: Agent, caller: Caller, text: str) -> None:
-        """Let the agent end with that process; an empty text unbinds it."""
+        """Let the agent end when the process ends. An empty text unbinds the agent."""
         pid = lifetime.check(caller, text) if text else 0
         started = lifetime.started_of(pid) if pid else ""
         with self._making.lock:
@@ -82,7 +82,7 @@ class AgentObjects:
             self._agents.change(agent, pid=pid, pid_started=started)
 
     def _watch(self, agent: Agent) -> None:
-        """Watch the process that an earlier daemon knew."""
+        """Watch the process that an earlier daemon bound to the agent."""
         try:
             if agent.settings.pid:
                 self._lifetimes.bind(agent, agent.settings.pid, agent.settings.pid_started)
@@ -111,7 +111,9 @@ class AgentObjects:
             return
         request = self._scheduler.find(int(id)) if id.isdecimal() and len(id) < 19 else None
         if request is None or request.agent_id != agent.id:
-            raise NotFound(f"no unfinished request {id[:20]} of agent {agent.name}")
+            raise NotFound(
+                f"agent {agent.name} has no unfinished request {id[:20]}", "cat scheduler/queue lists them"
+            )
         self._ending.cancel(request)
 
     def pause(self, agent: Agent, paused: bool) -> None:
@@ -119,7 +121,7 @@ class AgentObjects:
         self._scheduler.hold(agent)
 
     def reset(self, agent: Agent, caller: Caller) -> None:
-        """Cancel what waits, and empty the conversation."""
+        """Cancel the unfinished requests, and empty the conversation."""
         if agent.settings.context:
             self._names.check_context(caller, agent.settings.context)
         self.cancel_all(agent, "its agent was reset")

@@ -63,10 +63,10 @@ class ContextObjects:
     def fork(self, context: Context, name: str, caller: Caller) -> None:
         """mkdir, with the conversation of another context; the KV is shared where both are the caller's."""
         if not NAME.fullmatch(name):
-            raise BadValue(f"{name[:80]!r} is not a name", "fork NEW")
+            raise BadValue(f"{name[:80]!r} is not a valid name", "use 1 to 64 letters, digits, dots, - or _")
         folder = self._making.permissions.get("/contexts")
         if folder and not may(caller, folder, WRITE | EXECUTE):
-            raise Denied("contexts/ is not yours to make one in")
+            raise Denied("you may not make a context in contexts/", "ask the administrator")
 
         def forked(name: str) -> Context:
             self._making.limits.check_disk(self._contexts.size(context))
@@ -79,17 +79,17 @@ class ContextObjects:
     def evict(self, context: Context, tier: str) -> None:
         """Move the KV down, and return when it is there. Raises Busy."""
         if self._scheduler.turn(context.id) is not None:
-            raise Busy(f"context {context.name} has a turn going on", "try again when it is done")
+            raise Busy(f"a turn of context {context.name} is running", "try again when it has ended")
         if tier == "cold":
             self._residency.drop(context)
             return
         try:
             saved = self._residency.save(context, self._pool.find(context.worker), evict=True)
             kv = saved.result(EVICT_S)
-            if kv is not None:  # the answer to somebody's question who did not want it evicted
+            if kv is not None:  # the answer to an earlier save without evict
                 os.close(kv)
         except TimeoutError:
-            raise Busy("the worker takes long to answer", "look at state later") from None
+            raise Busy("the worker takes long to answer", "read the context's state later") from None
         context.worker = None
         if tier == "disk":
             self._residency.swap.sink(context.id)

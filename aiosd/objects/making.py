@@ -1,4 +1,4 @@
-"""The steps that making and ending take for every kind of object: owner, quota, events."""
+"""The common steps of making and ending objects: owner, quota, events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Making:
     def make(
         self, kind: str, name: str, caller: Caller, mode: int, there: object, add: Callable[[str], Made]
     ) -> Made:
-        """Make an agent or a context, with its owner and its event; `there`: the object that has the name."""
+        """Make an agent or a context, with its owner and its event. `there`: the object that has the name
+        now."""
         path = f"/{kind}s/{name}"
         with self.lock:
             self.check_new(there, path, caller)
@@ -44,14 +45,14 @@ class Making:
         return made
 
     def check_new(self, there: object, path: str, caller: Caller) -> None:
-        """Raises Exists, OverQuota."""
+        """Check that the name is free and the caller's quota allows one more. Raises Exists, OverQuota."""
         folder, name = path.rsplit("/", 1)
         if there:
             raise Exists(f"{name} exists")
         kind = folder.strip("/")
         most: int = getattr(self.limits.quotas.of(caller.with_groups()), kind)
         if self.permissions.count(folder, caller.uid) >= most:
-            raise OverQuota(f"you have {most} {kind}", "rmdir some first")
+            raise OverQuota(f"your quota of {most} {kind} is used up", f"rmdir some of your {kind}")
 
     def emit_removed(self, kind: str, path: str, **facts: object) -> None:
         last = self.permissions.get(path) or ROOTS

@@ -32,8 +32,8 @@ class ModelObjects:
     def remove(self, name: str) -> None:
         model = self._models.get(name)
         if model.configured:
-            raise NotEmpty(f"model {name} is in the configuration", "remove it there, then reload")
-        self._pool.unload(model)  # nothing more is admitted for it
+            raise NotEmpty(f"model {name} is in the configuration", "remove its entry there, then reload")
+        self._pool.unload(model)  # from here on no request for it is admitted
         self._making.cancel(lambda request: request.spec.target == name, f"model {name} was removed")
         with self._making.lock:
             self._models.remove(name)
@@ -57,16 +57,13 @@ class ModelObjects:
     def load(self, model: Model, path: str) -> None:
         if path:
             self._models.set_path(model, Path(path))
-            self._pool.unload(model)  # requests that ran there go on with the new one
+            self._pool.unload(model)  # its running requests continue with the new model
         if model.state in (ModelState.FAILED, ModelState.ABSENT):
             self._pool.load(model)
 
     def pin(self, model: Model, argument: str) -> None:
-        """Put a worker on each of these devices (aiosd.cores.devices.parse_pin); `auto`: let the daemon
-        choose.
-
-        Raises BadValue.
-        """
+        """Put a worker on each of these devices (aiosd.cores.devices.parse_pin). `auto`: the daemon chooses.
+        Raises BadValue."""
         pool, words = self._pool, argument.split()
         pins: tuple[str, ...] = ()
         if words != ["auto"]:
@@ -75,7 +72,7 @@ class ModelObjects:
             pool.places.retry(uuid for pin in named for uuid in pin)
             pins = tuple(",".join(pin) for pin in named)
             if gone := pool.places.failed.keys() & {uuid for pin in named for uuid in pin}:
-                raise BadValue(f"{min(gone)}: {pool.places.failed[min(gone)]}", "cat devices shows all")
+                raise BadValue(f"{min(gone)}: {pool.places.failed[min(gone)]}", "cat devices lists all")
         pool.judge(model, pins, len(pins) or model.replicas)
         self._models.set_pins(model, pins)
         if model.state is not ModelState.ABSENT:

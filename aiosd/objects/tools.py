@@ -1,6 +1,5 @@
-"""Tools that users make: mkdir, rmdir, their manifest and program; and the tools that other owners take
-away.
-"""
+"""Users' own tools: mkdir, rmdir, manifest, program, and the end of a tool when another owner takes its
+name."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ class ToolObjects:
             tool = self._tools.find(name)
             if tool is None:
                 raise NotFound(f"no tool {name}")
-            self._tools.remove(tool)  # from here on nothing more is admitted for it
+            self._tools.remove(tool)  # from here on no call of it is admitted
             self._cancel(tool.queue)
             for agent in self._agents.all():  # the next tool of that name may be another user's
                 if name in agent.settings.allowed:
@@ -55,18 +54,19 @@ class ToolObjects:
         self._making.cancel(lambda request: request.queue == queue, "its tool was removed")
 
     def oust(self) -> None:
-        """End users' own tools whose names the administrator has taken, so that nothing of them is in his."""
+        """End users' own tools whose names the administrator has taken, so that the new tools inherit
+        nothing."""
         for name in self._tools.ousted:
-            log.warning("tool %s of a user is ended: the administrator has one of that name", name)
-            with suppress(StoreFull, StoreFailed):  # then it is forgotten at the next start
+            log.warning("a user's tool %s was ended: the administrator has a tool of that name", name)
+            with suppress(StoreFull, StoreFailed):  # the next start forgets the permissions then
                 self._making.permissions.forget(f"/tools/{name}")
             self._cancel(QUEUE + name)
         self._tools.discard_ousted()
 
     def cancel_gone(self) -> None:
-        """End the calls of tools that are not there any more."""
+        """End the calls of tools that were removed."""
 
         def gone(request: Request) -> bool:
             return isinstance(request.spec, ToolCall) and not self._tools.find(request.spec.tool)
 
-        self._making.cancel(gone, "its tool is gone")
+        self._making.cancel(gone, "its tool was removed")

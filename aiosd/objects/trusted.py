@@ -1,4 +1,4 @@
-"""What people grant: privilege groups of agents, and the owners whose tools a user lets run as himself."""
+"""Grants: the agents in privilege groups, and the users whose tools another user lets run as himself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TrustObjects:
             self._making.permissions.forget(f"/access/groups/{name}")
 
     def set_group(self, name: str, agents: Sequence[str], caller: Caller) -> None:
-        """Put these agents into a privilege group, instead of those that are in it."""
+        """Replace the agents of a privilege group."""
         check_count(agents)
         ids = {self._agents.get(agent).id for agent in agents}
         self._audit.granted("group", caller, group=name, agents=sorted(set(agents)))
@@ -43,6 +43,6 @@ class TrustObjects:
 
 
 def check_count(granted: Collection[object]) -> None:
-    """Each grant is one line of the audit log. Raises BadValue."""
+    """Bound the number of names, because each grant is one line of the audit log. Raises BadValue."""
     if len(granted) > GRANTED_MAX:
-        raise BadValue(f"more than {GRANTED_MAX} at once", "name fewer")
+        raise BadValue(f"more than {GRANTED_MAX} at once", "name fewer of them")

@@ -33,9 +33,7 @@ def chunk(request: Request, chat: Chat, text: str, logprobs: list[Any]) -> str:
 
 
 def rest(request: Request, chat: Chat) -> str:
-    """The last chunks of a stream: text that was held back, then the calls, the reason to end and the
-    usage.
-    """
+    """The last chunks of a stream: the text held back so far, the calls, the finish reason, the usage."""
     content, calls = tool_calls(request, chat)
     held_back = chunk(request, chat, content, []) if chat.calls_are_answers and content else ""
     choice = {
@@ -52,7 +50,7 @@ def finish_reason(request: Request, calls: list[dict[str, Any]]) -> str:
 
 
 def tool_calls(request: Request, chat: Chat) -> tuple[str | None, list[dict[str, Any]]]:
-    """(text, calls) of an answer. A call that is not valid JSON stays text: the client sees what was said."""
+    """Split an answer into (text, calls). A call that is not valid JSON stays in the text."""
     if not chat.calls_are_answers:
         return request.text, []
     prose, found = toolcalls.parse(request.text)

@@ -1,6 +1,6 @@
-"""The values of keys in a JSON object that a stranger wrote: of their kind and in bounds, or a BadRequest.
+"""Read values of an untrusted JSON object. Raise BadRequest for a wrong type or a value out of bounds.
 
-What is not there, or null, has its default. Pure.
+A missing or null key has its default. Pure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def integer(raw: Keys, key: str, default: int, low: int, high: int) -> int:
     if value is None:
         return default
     if type(value) is not int or not low <= value <= high:
-        raise BadRequest(f"{key} is to be a whole number from {low} to {high}")
+        raise BadRequest(f"{key} must be a whole number from {low} to {high}")
     return value
 
 
@@ -26,7 +26,7 @@ def number(raw: Keys, key: str, default: float | None, low: float, high: float) 
     if value is None:
         return default
     if type(value) not in (int, float) or not low <= value <= high:
-        raise BadRequest(f"{key} is to be a number from {low:g} to {high:g}")
+        raise BadRequest(f"{key} must be a number from {low:g} to {high:g}")
     return float(value)
 
 
@@ -35,7 +35,7 @@ def boolean(raw: Keys, key: str, default: bool) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise BadRequest(f"{key} is to be true or false")
+        raise BadRequest(f"{key} must be true or false")
     return value
 
 
@@ -44,12 +44,12 @@ def string(raw: Keys, key: str, default: str) -> str:
     if value is None:
         return default
     if not isinstance(value, str):
-        raise BadRequest(f"{key} is to be text")
+        raise BadRequest(f"{key} must be text")
     return value
 
 
 def choice(raw: Keys, key: str, default: str, *choices: str) -> str:
     value = string(raw, key, default)
     if value not in choices:
-        raise BadRequest(f"{key} is one of {', '.join(choices)}")
+        raise BadRequest(f"{key} must be one of {', '.join(choices)}")
     return value

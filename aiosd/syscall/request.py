@@ -1,7 +1,7 @@
-"""One request (a syscall): what was asked, how far it is, and the text that grows for its readers.
+"""One request (a syscall): its spec, its state, and the growing answer for its readers.
 
-Knows no files, store or workers. A `Request` is changed only by the scheduler under its lock; its
-`Answer` is appended by the scheduler and read by any FUSE thread.
+Knows no files, store or workers. Only the scheduler changes a `Request`, under its lock. The scheduler
+appends to the `Answer`, and any FUSE thread reads it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class State(StrEnum):
 
 
 class Answer:
-    """Bytes that grow until they end. Reading never consumes: any number of readers, any offset."""
+    """Bytes that grow until the end. Reading removes nothing, so any number of readers may read any
+    offset."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -45,7 +46,7 @@ class Answer:
     def append(self, data: bytes, last: bool = False) -> None:
         """Append bytes and wake the readers. With `last`, `end()` follows and wakes them once."""
         with self._lock:
-            if not data or self.ended:  # a worker's last words may cross a cancel
+            if not data or self.ended:  # text may arrive after a cancel
                 return
             self._bytes += data
         if not last:
@@ -60,7 +61,8 @@ class Answer:
         self._watchers.notify()
 
     def read(self, size: int, offset: int) -> bytes | None:
-        """None: nothing there yet. Raises the error of a failed request once its text is read."""
+        """Return bytes, b"" at the end, or None if nothing is there yet. Raises the error of a failed request
+        after its text."""
         with self._lock:
             data = bytes(self._bytes[offset : offset + size])
             if data:
@@ -101,21 +103,21 @@ class Usage:
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Request:
-    """What requests of all kinds share; `own` is what one kind needs beside it (Spec.state)."""
+    """The state that requests of all kinds have. `own` is the further state of one kind (Spec.state)."""
 
     id: int
     uid: int
     agent: str  # empty: written to a file of models/NAME or tools/NAME
-    file: str  # path of the transaction file; "the newest request of that file" is found by it
+    file: str  # path of the transaction file; finds "the newest request of that file"
     spec: Spec
     agent_id: int = 0
     size_bytes: int = 0  # as written; counts against the user's pending bytes until the request has ended
-    pid: int = 0  # of the process that submitted it, for the audit log
+    pid: int = 0  # the process that submitted it, for the audit log
     parent: int = 0  # the request that it is a step of (aiosd.handlers.loop)
     submitted_s: float = field(default_factory=time.time)
     state: State = State.QUEUED
     tokens: list[int] = field(default_factory=list)
-    parked: str = ""  # what an earlier daemon had of its answer (aiosd.scheduler.parking), until it goes on
+    parked: str = ""  # partial answer from an earlier daemon (aiosd.scheduler.parking), until it continues
     text: str = ""
     logprobs: list[Any] = field(default_factory=list)
     finish_reason: str = ""
@@ -128,13 +130,13 @@ class Request:
     slice_start: int = 0  # number of tokens when it was last put on a worker
     preemptions: int = 0
     worker_visits: int = 0
-    computing: bool = False  # its worker has begun with it
+    computing: bool = False  # whether its worker has started it
     worker_deaths: int = 0
     worker: int | None = None
-    running_most: tuple[int, int] = (UNBOUNDED, UNBOUNDED)  # of its user and of its agent, at once
-    leaving: bool = False  # its worker was told to let it go, and has not answered yet
-    decide_by_s: float | None = None  # a person has to allow it first, and has time until then
-    document: str = ""  # response.json, once it has ended
+    running_most: tuple[int, int] = (UNBOUNDED, UNBOUNDED)  # most running requests of its user, of its agent
+    leaving: bool = False  # its worker was told to remove it, and has not answered yet
+    decide_by_s: float | None = None  # a person must allow it before this time; None: no decision needed
+    document: str = ""  # response.json, after the end
     own: object = None
     answer: Answer = field(default_factory=Answer)
 
@@ -148,12 +150,12 @@ class Request:
 
     @property
     def spent(self) -> Usage:
-        """The tokens that it is charged for: steps of a loop are charged for themselves."""
+        """The tokens that count for its user. A loop has none: its steps count."""
         return self.usage if self.spec.computes else Usage()
 
     @property
     def alone(self) -> bool:
-        """No turn of a conversation, no step of a loop and no act: its answer can be made again."""
+        """Whether its answer can be computed again: no conversation, no loop's step, no tool call."""
         return self.spec.computes and not (self.spec.context_name or self.parent or self.spec.acts)
 
     @property
@@ -162,5 +164,5 @@ class Request:
 
     @property
     def deadline(self) -> float | None:
-        """On the monotonic clock, as queued_s is."""
+        """On the monotonic clock, like queued_s."""
         return None if self.spec.deadline_s is None else self.arrived_s + self.spec.deadline_s

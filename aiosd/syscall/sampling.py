@@ -1,7 +1,4 @@
-"""The parameters of one request: how its prompt is cut and its next token chosen.
-
-No torch; daemon and worker share it.
-"""
+"""The sampling parameters of one request. The daemon and the worker share this module; no torch."""
 
 from __future__ import annotations
 
@@ -10,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Field names and meanings follow the OpenAI chat-completion API where it has them.
+    """Names and meanings as in the OpenAI chat-completion API, for the fields that it has.
 
-    Greedy by default: the same question gives the same answer unless the caller asks otherwise.
+    The default is greedy, so that the same question gives the same answer.
     """
 
     temperature: float = 0.0  # 0 is greedy
     top_k: int = 0  # 0 is off
     top_p: float = 1.0
-    seed: int = 0  # with the position it fixes the random number: sampling resumes exactly
+    seed: int = 0  # seed and position determine the random number, so sampling resumes exactly
     max_tokens: int = 256
-    min_tokens: int = 0  # end-of-sequence and stop strings are ignored before this many
+    min_tokens: int = 0  # end-of-sequence and stop strings have no effect before this many tokens
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
-    logprobs: int | None = None  # None: off; n: the n likeliest alternatives beside the chosen token
-    truncation: str = "disabled"  # auto: a conversation too long for the model loses its oldest turns
+    logprobs: int | None = None  # None: off; n: the chosen token and the n likeliest ones
+    truncation: str = "disabled"  # auto: drop the oldest turns of a conversation too long for the model

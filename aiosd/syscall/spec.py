@@ -1,7 +1,7 @@
-"""What a request asks for, judged: the part that every kind of syscall shares.
+"""The parsed and checked content of a request: the base class for all kinds of syscall.
 
-Each kind (llm, loop, embed, tokenize, tool) has a subclass of its own, which also renders its answers, and a
-handler in aiosd.handlers. Pure: knows no files, store or workers.
+Each kind (llm, loop, embed, tokenize, tool) has a subclass, which also renders the answers, and a handler in
+aiosd.handlers. Pure: knows no files, store or workers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Spec:
     """A validated request: enough to run it again after a crash."""
 
     kind: ClassVar[str]
-    computes: ClassVar[bool] = True  # False: its steps are requests of their own, and only they are charged
-    acts: ClassVar[bool] = False  # it changes the world, so that it is never run twice
-    keeps_text: ClassVar[bool] = True  # False: the document alone is stored
-    documents_failure: ClassVar[bool] = False  # a failed request has a document of its own shape
+    computes: ClassVar[bool] = True  # False: its steps are requests, and only they use tokens
+    acts: ClassVar[bool] = False  # True: it has effects outside, so it must never run twice
+    keeps_text: ClassVar[bool] = True  # False: the store keeps only the document
+    documents_failure: ClassVar[bool] = False  # True: a failed request has a document of this kind too
 
     nice: int = 0
     deadline_s: float | None = None  # seconds after submission
@@ -37,38 +37,38 @@ class Spec:
 
     @property
     def target(self) -> str:
-        """What runs it, for tables and logs: the name of a model, or tools/NAME."""
+        """The model's name, or tools/NAME. Tables and logs show it."""
         raise NotImplementedError
 
     @property
     def context_name(self) -> str:
-        """The conversation that it continues; empty: it stands alone."""
+        """The name of its conversation; empty: none."""
         return ""
 
     @property
     def turn_of(self) -> int:
-        """The id of that conversation; 0: it stands alone."""
+        """The id of its conversation; 0: none."""
         return 0
 
     @property
     def understood(self) -> bool:
-        """False: only a reason to fail is left of it."""
+        """False: the text could not be parsed, and the request can only fail."""
         return True
 
     def state(self) -> object:
-        """What a request of this kind needs beside the fields that all requests have."""
+        """The further state of a new request of this kind (Request.own)."""
         return None
 
     def text(self) -> str:
-        """The request in the words of its user, for requests/ID/request and for digests."""
+        """The request as its user wrote it, for requests/ID/request and for digests."""
         raise NotImplementedError
 
     def part(self, request: Request, text: str, logprobs: list[Any]) -> bytes:
-        """The bytes that readers see for new text while the request goes on."""
+        """The bytes that readers get for new text while the request runs."""
         return b"" if self.json else text.encode()
 
     def rest(self, request: Request) -> str | None:
-        """The bytes that complete a streamed answer; None: the document does."""
+        """The text that completes a streamed answer. None: the document is the answer."""
         return None
 
     def ends_line(self) -> bool:
@@ -76,11 +76,11 @@ class Spec:
         return False
 
     def document(self, request: Request) -> str:
-        """response.json: one JSON document and a newline, once the request has ended."""
+        """response.json of an ended request: one JSON document and a newline."""
         raise NotImplementedError
 
     def turn(self, request: Request) -> list[Message]:
-        """The messages by which a finished request extends its conversation."""
+        """The messages that a finished request adds to its conversation."""
         return []
 
     def measured(self, request: Request) -> dict[str, object]:
@@ -97,12 +97,12 @@ class Spec:
 
 
 def with_tuples(raw: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a frozen dataclass as JSON has them, with tuples for its lists."""
+    """Fields of a frozen dataclass from JSON, with tuples in place of lists."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
 
 
 def plain(value: Any) -> dict[str, Any]:
-    """A nested dataclass as a dictionary, without copies of what it holds."""
+    """A dataclass as a dictionary, without copies of the values."""
     return {f.name: getattr(value, f.name) for f in fields(value)}
 
 

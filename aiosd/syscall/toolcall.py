@@ -1,6 +1,6 @@
-"""A request to run a tool (kind tool), and how the call went. Pure.
+"""A request to run a tool (kind tool), and the outcome of the call. Pure.
 
-It stands here and not with its handler, because the audit log and the approvals read it.
+This module is not in aiosd.handlers, because the audit log reads it too.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from aiosd.host.usage import Spent
     from aiosd.syscall.request import Request
 
-QUEUE = "tools/"  # before a tool's name: the queue of its calls
+QUEUE = "tools/"  # "tools/NAME" is the queue of a tool's calls
 
 
 @dataclass(slots=True, eq=False)
 class Outcome:
-    """What is known of a call beside other requests."""
+    """The further state of a tool call."""
 
-    decision: str = ""  # of the rule that fits it: allow, ask or deny
-    rule: str = ""  # where that rule stands
-    why: str = ""  # what the rule tells with its decision
+    decision: str = ""  # of the rule that fits: allow, ask or deny
+    rule: str = ""  # place of that rule
+    why: str = ""  # the rule's reason
     by: str = ""  # the group that decides; empty: the caller
     exit_status: int | None = None
     stderr: str = ""
@@ -39,8 +39,8 @@ class ToolCall(Spec):
     documents_failure: ClassVar[bool] = True
 
     tool: str
-    arguments: str = ""  # JSON, judged by the tool's schema; empty: they could not be understood
-    groups: tuple[int, ...] = ()  # the caller's, his gid first: the tool has them too
+    arguments: str = ""  # JSON that fits the tool's schema; empty: the request could not be parsed
+    groups: tuple[int, ...] = ()  # the caller's gid, then the other groups; the tool gets them
 
     @property
     def target(self) -> str:
@@ -61,7 +61,7 @@ class ToolCall(Spec):
         return {key: facts[key] for key in ("cpu_seconds", "memory_bytes") if facts.get(key) is not None}
 
     def document(self, request: Request) -> str:
-        """How the call went, also a failed one."""
+        """The outcome of a call, also of a failed one."""
         how = outcome(request)
         facts: dict[str, object] = {
             "tool": self.tool,

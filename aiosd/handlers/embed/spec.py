@@ -18,7 +18,7 @@ class Embed(TextSpec):
     kind: ClassVar[str] = "embed"
 
     def document(self, request: Request) -> str:
-        """A list of one embedding; a unit vector."""
+        """A list with one embedding, a unit vector."""
         data = [{"object": "embedding", "index": 0, "embedding": json.loads(request.text)}]
         used = dict.fromkeys(("prompt_tokens", "total_tokens"), request.usage.prompt_tokens)
         return line({"object": "list", "data": data, "model": self.model, "usage": used})

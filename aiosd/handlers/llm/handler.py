@@ -59,7 +59,7 @@ class ChatHandler(OnWorker):
         return Chat((), defaults.sampling, defaults.model, json=is_object(body))
 
     def defaults(self, source: Source) -> Defaults:
-        """The settings that a request through this file starts from."""
+        """The default settings of a request written to this file."""
         if source.agent is None:
             return Defaults(source.target)
         s = source.agent.settings
@@ -77,18 +77,18 @@ class ChatHandler(OnWorker):
         )
 
     def _unfinished(self, asked: Chat) -> dict[str, Any]:
-        """The unfinished answer that a request with `resume` goes on with. Raises BadRequest."""
+        """The unfinished answer that a request with `resume` continues. Raises BadRequest."""
         context = self._parts.contexts.find(asked.context)
         if context is None or not context.unfinished:
             raise BadRequest("there is nothing to resume", "copy a kv file that has an unfinished answer")
         if self._parts.scheduler.turn(context.id) is not None:
-            raise BadRequest("the context has a turn going on", "resume when it is done")
+            raise BadRequest("a turn of the context is running", "resume when that turn has ended")
         raw: dict[str, Any] = json.loads(context.unfinished)
         check_resumable(raw, asked.model, self._parts.models)
         return raw
 
     def begin(self, caller: Caller, request: Request) -> int:
-        """Go on with an unfinished answer, whose bytes count as if they had been written."""
+        """Continue an unfinished answer. Its bytes count as if the caller had written them."""
         asked = request.spec
         assert isinstance(asked, Chat)
         if not asked.resume:
@@ -118,7 +118,7 @@ class ChatHandler(OnWorker):
         super().start(request, worker)
 
     def _unpark(self, request: Request, worker: Worker) -> None:
-        """Go on from the tokens that an earlier daemon stored when it stopped."""
+        """Continue from the tokens that the previous daemon stored when it stopped."""
         with self._parts.scheduler.lock:
             goes_on = parking.unpack(request, worker.model)
         if goes_on:
@@ -157,17 +157,20 @@ def names_of(functions: tuple[Message, ...]) -> list[str]:
 
 
 def check_resumable(raw: dict[str, Any], model: str, models: Models) -> None:
-    """Raises BadRequest when that model cannot go on with an unfinished answer."""
+    """Raise BadRequest when the model cannot continue an unfinished answer."""
     info = models.get(model).info
     length = info.get("context_length", 0)
     if len(raw["tokens"]) > length:
-        raise BadRequest(f"what is to be resumed is longer than the {length} tokens of the model's context")
+        raise BadRequest(
+            f"the answer to resume is longer than the {length} tokens of the context of model {model}",
+            "name a model with a longer context",
+        )
     if raw["tokens"] and raw["model"] != info.get("identity"):
-        raise BadRequest(f"what is to be resumed was not begun by model {model}", "name that model")
+        raise BadRequest(f"another model than {model} began the answer to resume", "name that model")
 
 
 def resumed(asked: Chat, raw: dict[str, Any]) -> Chat:
-    """The request with all that the unfinished answer was asked with."""
+    """The request, with the messages, tools and parameters of the unfinished answer's request."""
     before = parse(json.dumps(raw["request"]).encode(), Defaults(asked.model))
     return replace(
         asked,

@@ -1,6 +1,4 @@
-"""A request whose tool calls are run: it starts at once, and its steps (steps.py) wait and run in its
-place.
-"""
+"""The handler of loops. A loop starts at once. Its steps (steps.py) are the requests that wait and run."""
 
 from __future__ import annotations
 
@@ -21,9 +19,9 @@ from aiosd.syscall.toolcall import ToolCall
 
 
 class LoopHandler(Handler):
-    """Judged as kind llm. Implements aiosd.handlers.loop.steps.Requests."""
+    """The llm handler judges the requests of this kind. Implements aiosd.handlers.loop.steps.Requests."""
 
-    ranked: ClassVar[bool] = False  # it takes no place from anybody
+    ranked: ClassVar[bool] = False  # a loop occupies no place on a worker
     span: ClassVar[str] = "loop"
 
     def __init__(self, parts: Parts) -> None:
@@ -37,7 +35,7 @@ class LoopHandler(Handler):
         return self._parts.handlers["llm"].orphaned(request)
 
     def start(self, request: Request, worker: Worker | None) -> None:
-        """Begin a loop, perhaps one that an earlier daemon began."""
+        """Begin a loop, or continue one that an earlier daemon began."""
         if why := self.orphaned(request):
             self._parts.ending.finish(request, State.FAILED, why)
             return
@@ -69,7 +67,7 @@ class LoopHandler(Handler):
         return tool.call(caller, name, arguments, nice)
 
     def away(self, request: Request, calls: list[Request]) -> None:
-        """The model of a loop has made these calls."""
+        """Decide about the loop's KV while its model waits for these calls."""
         if context := self._parts.contexts.loop(request.id):
             running = self._parts.scheduler.running_on(context.worker)
             self._parts.interception.away(context, calls, running)

@@ -1,9 +1,8 @@
-"""The agent loop: a request whose tool calls are run for it, model and tools in turn, until it has an answer.
+"""The agent loop: ask the model, run the tool calls in its answer, ask again, until an answer has no call.
 
-The request itself computes nothing. Its steps are requests of their own, linked to it as children: "2" is the
-second time that the model is asked, "2.1" the first call in its second answer. The next step follows from the
-children alone, so that a loop goes on after a restart as it does after each end of a child. Any thread may
-report on a child.
+The request itself computes nothing. Its steps are child requests: "2" asks the model for the second time,
+"2.1" is the first call in the second answer. The children alone determine the next step, so a loop continues
+after a restart in the same way as after the end of a child. Any thread may report on a child.
 """
 
 from __future__ import annotations
@@ -24,26 +23,24 @@ from aiosd.syscall.toolcall import ToolCall
 
 log = logging.getLogger(__name__)
 
-CALLS_MAX = 16  # of one answer
-RESULT_CHARS = 32 << 10  # of a result that the model is shown
-MESSAGES_CHARS = 4 << 20  # of all messages that it is shown in one step: each step is kept
-NAME_CHARS = 64  # of a tool that the model made up
+CALLS_MAX = 16  # calls of one answer
+RESULT_CHARS = 32 << 10  # characters of one result that the model sees
+MESSAGES_CHARS = 4 << 20  # characters of all messages of one step, because the store keeps every step
+NAME_CHARS = 64  # characters of a tool name that the model invented
 
 
 class Requests(Protocol):
-    """Where the steps of loops are queued."""
+    """Queues and ends the steps of loops."""
 
     def new_id(self) -> int: ...
     def admit(self, request: Request, hopeless: str) -> None: ...
     def finish(self, request: Request, state: State, error: str) -> bool: ...
     def call(self, caller: Caller, name: str, arguments: str, nice: int) -> ToolCall:
-        """The call of a tool. Raises AiosError when the caller may not make it, or its arguments are
-        wrong.
-        """
+        """Make the call of a tool. Raises AiosError for a forbidden call and for wrong arguments."""
         ...
 
     def away(self, request: Request, calls: list[Request]) -> None:
-        """The model waits for these calls, which are in the queue."""
+        """Report that the model waits for these queued calls."""
         ...
 
 
@@ -52,12 +49,12 @@ class RunningLoop:
     request: Request
     asked: Loop
     before: list[Message]  # the conversation up to the question
-    children: dict[str, Request] = field(default_factory=dict)  # by place
+    children: dict[str, Request] = field(default_factory=dict)  # "2" or "2.1" → the step
     lock: threading.Lock = field(default_factory=threading.Lock)
     busy: bool = False
     changed: bool = False
-    away: int = 0  # the last step whose calls were waited for
-    earlier: str = ""  # the text of the steps before the one that is being made, as the reader has it
+    away: int = 0  # the last step whose calls were reported by Requests.away
+    earlier: str = ""  # the text of all steps before the current one, which the reader has seen
 
 
 class Steps:
@@ -66,14 +63,14 @@ class Steps:
         self._loops: dict[int, RunningLoop] = {}
 
     def begin(self, request: Request, before: list[Message], known: list[Request]) -> None:
-        """`known`: children that an earlier daemon made."""
+        """Begin or continue a loop. `known`: the children that an earlier daemon made."""
         assert isinstance(request.spec, Loop)
         loop = RunningLoop(request, request.spec, before, {place(child): child for child in known})
         self._loops[request.id] = loop
         self._go_on(loop)
 
     def ended(self, request: Request) -> list[Request]:
-        """A loop's request is over; gives what of it still runs."""
+        """Forget a loop whose request has ended. Return its unfinished children."""
         loop = self._loops.pop(request.id, None)
         return [child for child in loop.children.values() if not child.state.final] if loop else []
 
@@ -82,21 +79,21 @@ class Steps:
             self._go_on(loop)
 
     def said(self, child: Request) -> None:
-        """Text of a step, while it is made: its loop's reader sees what cannot become a call any more."""
+        """Show the new text of a step to the loop's reader, but hold back text that may become a call."""
         loop = self._loops.get(child.parent)
         if loop and isinstance(child.spec, Chat):
             self._show(loop, loop.earlier + child.text[: toolcalls.hold(child.text)])
 
     @staticmethod
     def _show(loop: RunningLoop, text: str) -> None:
-        """All of it, of which the reader has a part already."""
+        """Append to the answer the part of `text` that the reader has not seen."""
         new = text[len(loop.request.text) :]
         if new:
             loop.request.text = text
             response.grow(loop.request, new, [])
 
     def _go_on(self, loop: RunningLoop) -> None:
-        """Never twice at once: what ends meanwhile, also by what is done here, is looked at afterwards."""
+        """Advance the loop, on one thread at a time. When a child ends meanwhile, advance once more."""
         with loop.lock:
             loop.changed = True
             if loop.busy:
@@ -112,13 +109,13 @@ class Steps:
                 self._advance(loop)
             except AiosError as error:  # a step could not be stored
                 self._requests.finish(loop.request, State.FAILED, error.explanation)
-            except Exception:  # what a model said is foreign: it ends this loop, which else would never end
+            except Exception:  # a model's text may provoke any error, and the request must end
                 log.exception("request %d", loop.request.id, extra=about(request=loop.request.id))
-                why = "the daemon could not go on; the log says why"
+                why = "the daemon failed in this loop; its log says why"
                 self._requests.finish(loop.request, State.FAILED, why)
 
     def _advance(self, loop: RunningLoop) -> None:
-        """Makes the children that are next, or ends the loop."""
+        """Make the next children, or end the loop."""
         request, turns, said = loop.request, list[Message](), ""
         for step in range(1, loop.asked.steps + 1):
             child = loop.children.get(str(step))
@@ -147,18 +144,18 @@ class Steps:
                 return
             turns += turn(prose, calls[:CALLS_MAX], made)
         self._requests.finish(
-            request, State.FAILED, f"it made calls in all of its {loop.asked.steps} steps; raise max_steps"
+            request, State.FAILED, f"the model made calls in all {loop.asked.steps} steps; raise max_steps"
         )
 
     def _ask(self, loop: RunningLoop, step: int, turns: list[Message]) -> None:
-        """The model, with all that was said before."""
+        """Ask the model, with all messages so far."""
         messages = (*loop.before, *turns)
         if sum(len(message["content"]) for message in messages) > MESSAGES_CHARS:
-            raise TooLong("the conversation has become too long", "ask for less, or lower max_steps")
+            raise TooLong("the conversation has become too long", "ask for less")
         asked = loop.asked
         chat = Chat(
             messages, asked.sampling, asked.model, tools=asked.tools, decoded=asked.decoded,
-            tool_choice=asked.tool_choice if step == 1 else "auto",  # else it would call for ever
+            tool_choice=asked.tool_choice if step == 1 else "auto",  # else it calls for ever
             schema=asked.schema, nice=asked.nice, deadline_s=asked.deadline_s,
         )  # fmt: skip
         self._make(loop, str(step), chat, "")
@@ -170,7 +167,7 @@ class Steps:
         caller = Caller(loop.request.uid, groups[0], 0, frozenset(groups[1:]))
         try:
             spec = self._requests.call(caller, call.name, call.arguments, loop.asked.nice)
-        except AiosError as error:  # the model is told, and may do better
+        except AiosError as error:  # the model sees the error and may correct its call
             hopeless = error.explanation
             spec = ToolCall(call.name[:NAME_CHARS], call.arguments)
         return self._make(loop, at, spec, hopeless)
@@ -183,7 +180,7 @@ class Steps:
         child.running_most = asked.running_most
         loop.children[at] = child
         self._requests.admit(child, hopeless)
-        if self._loops.get(asked.id) is not loop:  # it ended while the child was made
+        if self._loops.get(asked.id) is not loop:  # the loop ended while this made the child
             self._requests.finish(child, State.CANCELLED, "its request ended")
         return child
 
@@ -201,7 +198,7 @@ def place(child: Request) -> str:
 
 
 def turn(prose: str, calls: list[toolcalls.Call], made: list[Request]) -> list[Message]:
-    """What the assistant said and what came of it, as messages."""
+    """The messages of one step: the assistant's text and calls, then the results."""
     named = [
         {"id": f"call_{r.id}", "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
         for c, r in zip(calls, made, strict=True)

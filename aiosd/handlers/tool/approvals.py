@@ -1,8 +1,9 @@
-"""Acts that wait until a person decides: access/pending/ID. The rules (aiosd.access.rules) say which acts do.
+"""Calls that wait until a person decides: access/pending/ID. The rules (aiosd.access.rules) choose these
+calls.
 
-Such a call is in the queue like any other, and may not start before it is allowed. Its caller decides, or the
-group that the rule names, and root. The tools that run for them do not: they do not see access/. Silence
-means no. Any thread may ask and decide.
+Such a call is in the queue, but cannot start before it is allowed. Its caller decides, or the group that the
+rule names, or root. Tools cannot decide, because they do not see access/. Without a decision in time the call
+is denied. Any thread may call.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from aiosd.tools.run.toolrunner import ToolRunner
 log = logging.getLogger(__name__)
 
 ALWAYS = Rule("allow", "access/allowed")
-ALLOWED_MAX = 500  # one line of the audit log has them
+ALLOWED_MAX = 500  # tools that an agent's owner always allows: one line of the audit log names all
 NOBODY = 65534
 
 
@@ -57,12 +58,12 @@ class Approvals:
         rules: Rules,
         mount: str,
     ) -> None:
-        """`mount`: where the tree is, for the program that tells people of a call that waits."""
+        """`mount`: the path of the tree, for the program that notifies people of a waiting call."""
         self._scheduler, self._ending, self._notices = scheduler, ending, notices
         self._agents, self._tools, self._runner = agents, tools, runner
         self._permissions, self._trust, self._audit = permissions, trust, audit
         self.rules, self._mount = rules, mount
-        self.pending_s, self._hook = 0.0, ""  # how long a call waits, and the program that tells people of it
+        self.pending_s, self._hook = 0.0, ""  # how long a call waits, and the program that notifies people
         self._daemon = Caller(identity.uid(), identity.gid(), os.getpid())
 
     def configure(self, config: Config) -> None:
@@ -95,7 +96,7 @@ class Approvals:
         how = outcome(request)
         how.decision, how.rule, how.why, how.by = rule.decision, rule.place, rule.why, rule.by
         if rule.decision == "deny":
-            raise Denied(f"calls of {call.tool} like this one are denied", rule.why or f"rule: {rule.place}")
+            raise Denied(f"a rule denies this call of {call.tool}", rule.why or f"rule: {rule.place}")
         if rule.decision == "ask":
             request.decide_by_s = time.time() + self.pending_s
 
@@ -121,20 +122,20 @@ class Approvals:
         return at.uid if at else None
 
     def allow_always(self, caller: Caller, agent: Agent, names: Sequence[str]) -> None:
-        """These tools, of calls of its owner's own; of others each call is theirs to decide, and where a
-        rule names a group each is the group's."""
+        """Let the agent's owner call these tools through the agent without a decision. Other callers still
+        decide each call themselves, and a group that a rule names decides each of its calls."""
         for name in names:
             self._tools.get(name)
         allowed = sorted(set(names))
         if len(allowed) > ALLOWED_MAX:
-            raise BadValue(f"more than {ALLOWED_MAX} tools", "name fewer")
+            raise BadValue(f"more than {ALLOWED_MAX} tools", "name fewer tools")
         self._audit.granted("allowed always", caller, agent=agent.name, tools=allowed)
         self._agents.change(agent, allowed=allowed)
 
     def ask(self, request: Request) -> None:
-        """Tells that it waits, and when it has waited long enough."""
+        """Notify people of a waiting call, and deny the call when its time is over."""
         until_s = request.decide_by_s
-        if until_s is None:  # somebody was quick to allow it
+        if until_s is None:  # allowed already
             return
         self._notices.decided(request, "pending")
         call, how = call_of(request), outcome(request)
@@ -161,7 +162,7 @@ class Approvals:
         self._runner.later(until_s - time.time(), partial(self._expire, request.id))
 
     def _notify(self, hook: str, request: Request) -> None:
-        """Runs the administrator's program as who called; where a group decides, as nobody."""
+        """Run the administrator's program as the caller, or as nobody if a group decides."""
         call, group = call_of(request), outcome(request).by
         decision = f"{self._mount}/access/pending/{request.id}/decision"
         facts = {"REQUEST": request.id, "TOOL": call.tool, "AGENT": request.agent, "GROUP": group}
@@ -171,18 +172,18 @@ class Approvals:
         self._runner.notify(hook, named, uid, gid)
 
     def _expire(self, id: int) -> None:
-        """By id: a request that was decided or cancelled long ago is not to be kept in memory till then."""
+        """Deny a call after its time. It has the id, because a request would stay in memory until then."""
         if request := self.find(id):
             self._deny(request, "nobody allowed it in time", self._daemon)
 
     def decide(self, caller: Caller, id: int, text: str) -> None:
         request = self.find(id)
         if request is None:
-            raise NotFound(f"{id} does not wait any more")
+            raise NotFound(f"call {id} does not wait any more")
         if text == "allow always":
             agent = self._agents.find(request.agent)
             if agent is None or request.uid != self.owner(agent) or self.decider(request) is not None:
-                raise BadValue("only an agent's owner can allow his own calls always", "allow")
+                raise BadValue("allow always is only for the owner's own calls through his agent", "allow")
             self.allow_always(caller, agent, [*agent.settings.allowed, call_of(request).tool])
         if text in ("allow", "allow always"):
             self._audit.decided(request, "allowed", caller)
@@ -191,11 +192,12 @@ class Approvals:
         elif text == "deny":
             self._deny(request, f"denied by user {caller.uid}", caller)
         else:
-            raise BadValue(f"{text[:40]!r} is no decision", "allow, allow always or deny")
+            raise BadValue(f"{text[:40]!r} is not a decision", "write allow, allow always or deny")
 
     @staticmethod
     def decider(request: Request) -> int | None:
-        """The group that decides about it, where a rule names one; one that does not exist is root's."""
+        """The group that the rule names. None: the caller decides. Root's group if the group does not
+        exist."""
         by = outcome(request).by
         try:
             return grp.getgrnam(by).gr_gid if by else None
@@ -206,7 +208,7 @@ class Approvals:
     def _deny(self, request: Request, why: str, caller: Caller) -> None:
         if request.decide_by_s is None or request.state.final:
             return
-        with suppress(StoreFull):  # a no is heeded also where it cannot be written down
+        with suppress(StoreFull):  # deny the call even if the audit log cannot be written
             self._audit.decided(request, "denied", caller)
         if self._ending.finish(request, State.FAILED, why):
             self._notices.decided(request, "denied")

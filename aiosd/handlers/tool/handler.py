@@ -1,4 +1,4 @@
-"""Calls of tools: judged by the tool's schema and the rules, audited, and run in a sandbox as the caller."""
+"""The handler of tool calls: check schema and rules, audit, and run the call in a sandbox as the caller."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from aiosd.syscall.request import Request, State
 from aiosd.syscall.toolcall import ToolCall
 from aiosd.tools import catalog
 
-TOOL_GONE = "its tool is gone"
+TOOL_GONE = "its tool was removed"
 
 
 class ToolHandler(Handler):
-    """Implements aiosd.tools.calls.CallEvents, on the runner's thread."""
+    """Implements aiosd.tools.calls.CallEvents, whose methods run on the runner's thread."""
 
     span: ClassVar[str] = "tool"
 
@@ -44,7 +44,7 @@ class ToolHandler(Handler):
         return self.call(caller, name, given, source.agent.settings.nice if source.agent else 0)
 
     def call(self, caller: Caller, name: str, arguments: str, nice: int) -> ToolCall:
-        """The call of a tool with arguments as JSON. Raises BadRequest, NotFound, Denied."""
+        """Make a call from a tool's name and JSON arguments. Raises BadRequest, NotFound, Denied."""
         tool = self._parts.names.check_tool(caller, name)
         said = json.dumps(catalog.arguments(tool, arguments), ensure_ascii=False)
         return ToolCall(tool.name, said, acting(caller), nice=nice)
@@ -69,7 +69,7 @@ class ToolHandler(Handler):
     def lost(self, request: Request) -> str:
         if request.started_s is not None:
             return "interrupted: the daemon ended while it ran"
-        return "" if self._parts.tools.of(request.queue) else f"{request.queue} is gone"
+        return "" if self._parts.tools.of(request.queue) else f"{request.queue} was removed"
 
     def orphaned(self, request: Request) -> str:
         return "" if self._parts.tools.of(request.queue) else TOOL_GONE
@@ -102,7 +102,7 @@ class ToolHandler(Handler):
 
     def call_ended(self, request: Request, error: str) -> None:
         if not self._parts.ending.finish(request, State.FAILED if error else State.DONE, error):
-            self.call_left(request)  # it was cancelled before, and only now there is room for another
+            self.call_left(request)  # cancelled earlier; only now another call may start
 
     def call_left(self, request: Request) -> None:
         self._parts.scheduler.stir()
