@@ -1,6 +1,6 @@
-"""make bench-daemon: what the daemon itself costs, on the real mount, with a model of random weights.
+"""make bench-daemon: measure the daemon itself, on the real mount, with a model of random weights.
 
-Writes bench/results/daemon.json and prints a table. Medians; run it as root on a quiet machine.
+Writes medians to bench/results/daemon.json and prints a table. Run it as root on a quiet machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def median(measure: Callable[[], float], times: int) -> float:
 
 
 def start_s(folder: Path, model: Path) -> float:
-    """From exec to the first successful read of `status`, and a clean end."""
+    """Time from exec until `status` exists. Then end the daemon."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "aiosd", "--mount", folder / "m", "--state", folder / "s", "--model", model],
@@ -42,7 +42,7 @@ def start_s(folder: Path, model: Path) -> float:
 
 
 def first_answer_s(folder: Path, model: Path) -> float:
-    """From exec to the end of the first answer, the model loaded in between."""
+    """Time from exec to the end of the first answer, the loading of the model included."""
     began = time.perf_counter()
     daemon = Daemon(folder, model).start(ready=False)
     (daemon.root / f"models/{model.name}/llm").write_text("hello")
@@ -53,7 +53,7 @@ def first_answer_s(folder: Path, model: Path) -> float:
 
 
 def interrupt_s(daemon: Daemon) -> float:
-    """From SIGINT to the end of a reader blocked in read(2)."""
+    """Time from SIGINT to the end of a reader that is blocked in read(2)."""
     reader = subprocess.Popen(["cat", daemon.root / "agents/held/syscall/llm"])
     wait_until(lambda: Path(f"/proc/{reader.pid}/wchan").read_text() == "request_wait_answer", "the block")
     began = time.perf_counter()
@@ -63,7 +63,7 @@ def interrupt_s(daemon: Daemon) -> float:
 
 
 def transaction_s(daemon: Daemon) -> float:
-    """open, write, read to the end, close, for an answer of one token."""
+    """Time of open, write, read to the end, and close, for an answer of one token."""
     began = time.perf_counter()
     fd = os.open(daemon.root / "agents/quick/syscall/llm", os.O_RDWR)
     os.write(fd, b"hello")

@@ -1,8 +1,8 @@
 """Tokens per second of the engine and its peers: `python -m bench.engine`, or `make bench-engine`.
 
-N requests at once, P prompt tokens each, greedy, 64 new tokens; the clock runs from the first request's
-arrival to the last token. All sides read the same random weights and take turns, so that a noisy minute
-hits all of them. Prints a table and writes bench/results/engine.json.
+N requests start at once, each with P prompt tokens and 64 new tokens, greedy. The time runs from the arrival
+of the first request to the last token. All sides use the same random weights and take turns, so that a noisy
+minute affects all sides. Prints a table and writes bench/results/engine.json.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bench.engine_models import SHAPES, path_of
 
 NEW = 64
 RESULTS = Path(__file__).parent / "results"
-SLOW_S = 20.0  # what takes longer is run once
+SLOW_S = 20.0  # a side that takes longer runs once
 ROW = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 12}, "n": {"type": "integer"}},
@@ -84,7 +84,7 @@ def generate(model: Any, batched: bool) -> Side:
 
 
 def continuous(model: Any) -> Side:
-    """transformers' own continuous batching; memory is allocated and the loop started off the clock."""
+    """transformers' own continuous batching. Its allocation and its start are not measured."""
     config: Any = _config(max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
 
     def run(prompts: Prompts) -> float:
@@ -141,7 +141,7 @@ def sides_of(path: Path, wanted: str) -> dict[str, Side]:
 
 
 def bandwidth() -> float:
-    """Bytes a second that all threads together read from memory."""
+    """Bytes per second that all threads together read from memory."""
     data = torch.ones(1 << 28)  # 1 GiB: no cache holds it
     took = []
     for _ in range(5):
@@ -167,7 +167,7 @@ def measure(
         for n in requests:
             for side, run in sides.items():
                 seen = rates[side][n]
-                serial = side.endswith("one by one") and n > 1  # N of them take N times as long
+                serial = side.endswith("one by one") and n > 1  # N requests take N times as long
                 if serial or (seen and n * NEW / seen[0] > SLOW_S):
                     continue
                 seen.append(n * NEW / run(prompts[:n]))
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--sides", default="", metavar="REGEX", help="only these")
     parser.add_argument("--result", type=Path, default=RESULTS / "engine.json")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--keep", action="store_true", help="keep what engine.json has of other models")
+    parser.add_argument("--keep", action="store_true", help="keep the results of other models in engine.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]

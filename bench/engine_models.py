@@ -1,6 +1,7 @@
-"""Random-weight Llama models for the engine's benchmark: shapes that people run on CPUs, and AIOS's.
+"""Random-weight Llama models for the engine's benchmark: shapes that people run on CPUs, and the shape of
+AIOS.
 
-Random weights cost the same time as trained ones. Made once into a folder, read by every side.
+Random weights take the same time as trained ones. Each model is made once, and all sides read its folder.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _shape(
 
 
 SHAPES = {
-    "A": _shape(256, 4, 4, 4, 688, 8192, False),  # what the AIOS kernel was measured with
+    "A": _shape(256, 4, 4, 4, 688, 8192, False),  # the model of the measurements of the AIOS kernel
     "S": _shape(256, 6, 4, 2, 704, 4096, True),
     "M": _shape(768, 12, 12, 4, 2048, 8192, True),
     "L": _shape(1024, 24, 16, 8, 5120, 32768, True),

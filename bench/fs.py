@@ -1,10 +1,10 @@
-"""make bench-fs: what the files cost. Beside the bare FUSE binding, and an HTTP server when it is installed.
+"""make bench-fs: measure the files, beside the bare FUSE binding and, if installed, an HTTP server.
 
     pip install fastapi uvicorn
     python -m bench.fs
 
-All sides take turns in one run; medians. As root, on a quiet machine: the tree is really mounted. Writes
-bench/results/fs.json and prints a table.
+All sides take turns in one run. Writes medians to bench/results/fs.json and prints a table. Run it as root on
+a quiet machine: it mounts the tree.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ CLIENTS = 4
 READERS = 2000
 WAITING = 1000
 AGENTS = 10_000
-GREEDY = 61001  # a user
+GREEDY = 61001  # uid of a user who takes all that the quotas allow
 WITH_WORKER = "fusepy and a worker"
-Side = dict[str, Callable[[], None]]  # by operation: one of it
-Sides = dict[str, Callable[[], Side]]  # made by each client for itself
+Side = dict[str, Callable[[], None]]  # operation → a function that does it once
+Sides = dict[str, Callable[[], Side]]  # name → a function that makes the side, called by each client
 
 
 def read_file(path: Path) -> None:
@@ -65,7 +65,7 @@ def files(root: Path) -> Side:
 
 
 class Http:
-    """A client of one connection that stays open: the cheapest there is."""
+    """A client with one connection that stays open, which is the cheapest way."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -112,7 +112,7 @@ def server(port: int) -> Iterator[None]:
 
 
 def worker_s(daemon: Daemon) -> float:
-    """The median time that requests spent with their worker, from the scheduler's own trace."""
+    """The median time that requests spent on a worker, from the scheduler's trace."""
     spans: dict[int, float] = {}
     for span in json.loads(daemon.read("scheduler/trace.json"))["traceEvents"]:
         if span.get("ph") == "X" and span["name"] in ("prefill", "decode"):
@@ -121,7 +121,7 @@ def worker_s(daemon: Daemon) -> float:
 
 
 def cpu_s(daemon: Daemon, times: int) -> float:
-    """What the daemon computes for one transaction."""
+    """CPU time of the daemon for one transaction."""
     assert daemon.process is not None
     process = psutil.Process(daemon.process.pid)
     before = process.cpu_times()
@@ -174,7 +174,7 @@ def many_clients(sides: Sides, times: int) -> dict[str, dict[str, float]]:
 
 
 def readers(daemon: Daemon) -> dict[str, Any]:
-    """Thousands of threads wait in read(2) for one answer; meanwhile somebody reads `status`."""
+    """Let thousands of threads wait in read(2) for one answer, and read `status` meanwhile."""
     assert daemon.process is not None
     process = psutil.Process(daemon.process.pid)
     daemon.write("agents/a/ctl", "pause")
@@ -219,7 +219,7 @@ def readers(daemon: Daemon) -> dict[str, Any]:
 
 
 def waiting(daemon: Daemon) -> dict[str, Any]:
-    """One thread with that many requests, which epoll tells when there is something to read."""
+    """Let one thread wait with epoll for many requests."""
     began = time.perf_counter()
     selector = selectors.EpollSelector()
     for n in range(WAITING):
@@ -236,7 +236,8 @@ def waiting(daemon: Daemon) -> dict[str, Any]:
 
 
 def besieged(daemon: Daemon) -> dict[str, Any]:
-    """A user takes all that is allowed, then asks for more without a pause; another reads `status`."""
+    """Let a user take all that the quotas allow and then ask for more without a pause. Read `status`
+    meanwhile."""
     (daemon.root / "agents").chmod(0o1777)
     (daemon.root / "contexts").chmod(0o1777)
     fork = get_context("fork")
@@ -317,7 +318,7 @@ def table(rows: dict[str, dict[str, float]]) -> None:
 
 
 def beside(daemon: Daemon, folder: Path, rounds: int, port: int) -> dict[str, Any]:
-    """Both operations on every side, by one client and by several."""
+    """Measure both operations on every side, with one client and with several."""
     with contextlib.ExitStack() as stack:
         bare, least, worked = folder / "floor", folder / "least", folder / "worked"
         stack.enter_context(floor(bare))
@@ -342,7 +343,7 @@ def beside(daemon: Daemon, folder: Path, rounds: int, port: int) -> dict[str, An
             row["of that with the worker, ms"] = working_s.get(name, 0.0) * 1e3
             row["without, ms"] = row["transaction, ms"] - row["of that with the worker, ms"]
         single["aiosd"]["daemon's CPU, ms"] = cpu_s(daemon, 1000) * 1e3
-        del sides[WITH_WORKER]  # which serves one at a time
+        del sides[WITH_WORKER]  # it serves one client at a time
         return {"one client": single, f"{CLIENTS} clients, a second": many_clients(sides, 300)}
 
 

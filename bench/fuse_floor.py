@@ -1,12 +1,13 @@
-"""The floor that bench.fs measures aiosd against: fusepy alone, with the least a file system can do.
+"""The lower bound for bench.fs: fusepy alone, with the least work that a file system can do.
 
-`python -m bench.fuse_floor MOUNT [least]` serves /status, which reads as a line, and /agents/a/syscall/llm,
-which gives back what was written to the open file. Nothing is checked, stored, scheduled or waited for. With
-`least`, libfuse is told which calls there are not, and tells the kernel not to ask; else fusepy answers them.
+`python -m bench.fuse_floor MOUNT [least]` serves /status, which is one line, and /agents/a/syscall/llm, which
+returns the bytes written to the open file. It checks, stores, schedules and waits for nothing. With `least`,
+libfuse tells the kernel which calls do not exist, so the kernel does not send them. Without it, fusepy
+answers these calls.
 
-`python -m bench.fuse_floor MOUNT MODEL`: a worker process of aiosd answers instead, one token, and the thread
-that reads asks it and waits for it: what a transaction with a model takes at least. /status then has the
-median time from the order to the answer, in seconds.
+`python -m bench.fuse_floor MOUNT MODEL` lets a worker process of aiosd answer with one token. The reading
+thread asks the worker and waits: the lower bound of a transaction with a model. /status is then the median
+time from the order to the answer, in seconds.
 """
 
 from __future__ import annotations
@@ -64,17 +65,17 @@ class Floor(fuse.Operations):  # type: ignore[misc]  # untyped
 
 
 class Least(Floor):
-    """flush too, which aiosd has."""
+    """Without these calls. flush is missing too, which aiosd has."""
 
     flush = getxattr = listxattr = opendir = releasedir = access = None
 
 
 class Worked(Floor):
-    """One client at a time."""
+    """Serves one client at a time."""
 
     def __init__(self, model: str) -> None:
         super().__init__()
-        self._asked = 0  # the open file that was written to, and not yet read
+        self._asked = 0  # the open file that was written and not read yet
         self._took: list[float] = []
         self._sampling = wire.plain(Sampling(max_tokens=1))
         self._channel = Child(0, {}, ()).connect()

@@ -1,4 +1,4 @@
-"""What bench.fs compares a transaction with: the usual way to offer a model, answering at once.
+"""The HTTP server with which bench.fs compares a transaction. It answers at once, without a model.
 
 `python -m uvicorn bench.http_peer:app` serves the same two calls as bench.fuse_floor.
 """

@@ -1,7 +1,7 @@
 """llama.cpp as a peer of bench.engine: the same random weights as GGUF, decoded by its own library.
 
-Needs `pip install llama-cpp-python gguf`; bench.engine leaves it out where they are not there. The batching
-is what its server does: prompts in batches of up to 2,048 tokens, then a token for every request a step.
+Needs `pip install llama-cpp-python gguf`; bench.engine leaves it out without them. It batches like the server
+of llama.cpp: prompts in batches of up to 2,048 tokens, then one token for every request in each step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH = 2048
 
 
 def convert(folder: Path, kind: str) -> Path:
-    """`kind`: F32 or Q8_0."""
+    """Convert the model to GGUF. `kind`: F32 or Q8_0."""
     file = folder / f"{kind}.gguf"
     if file.exists():
         return file
@@ -53,7 +53,7 @@ def convert(folder: Path, kind: str) -> Path:
     wanted = gguf.GGMLQuantizationType[kind]
     for key, stored in load_file(folder / "model.safetensors").items():
         weight = np.ascontiguousarray(stored, np.float32)
-        if "q_proj" in key or "k_proj" in key:  # rotated as pairs of neighbours there, as halves here
+        if "q_proj" in key or "k_proj" in key:  # llama.cpp rotates pairs of neighbours, this model halves
             halves = weight.reshape(heads if "q_proj" in key else kv_heads, 2, -1, weight.shape[1])
             weight = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
         if weight.ndim == 1 or kind == "F32":
@@ -106,9 +106,9 @@ def side(folder: Path, kind: str, threads: int, new: int) -> Callable[[list[list
 
 
 def _prefill(context: Any, batch: Any, prompts: list[list[int]], vocab: int) -> list[int]:
-    """The first new token of each."""
+    """Return the first new token of each prompt."""
     last: list[int] = [0] * len(prompts)
-    ends: list[tuple[int, int]] = []  # (row, prompt) whose logits the batch gives
+    ends: list[tuple[int, int]] = []  # (row, prompt) for each row of logits that the batch gives
 
     def flush() -> None:
         assert c.llama_decode(context, batch) == 0

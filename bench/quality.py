@@ -1,7 +1,7 @@
-"""What 8-bit weights cost in quality: `python -m bench.quality`.
+"""Measure the loss of quality by 8-bit weights: `python -m bench.quality`.
 
-The held-out dialogues of models/tiny/evaluate.py, answered by the engine with weights as they are and of 8
-bits. Prints how many of each are right, and how many are the same; writes bench/results/quality.json.
+The engine answers the held-out dialogues of models/tiny/evaluate.py with full and with 8-bit weights. Prints
+how many answers of each are right and how many are equal. Writes bench/results/quality.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def answers(quantization: str, conversations: list[list[dict[str, Any]]], tools:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--share", type=float, default=1.0, help="of the dialogues")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the dialogues to answer")
     options = parser.parse_args()
     sys.path.insert(0, str(TINY))
     import evaluate  # type: ignore[import-not-found]

@@ -1,7 +1,7 @@
-"""make bench-sched: what scheduling costs and brings, with real worker processes.
+"""make bench-sched: measure cost and benefit of scheduling, with real worker processes.
 
-Policies replay one load in one run, taking turns; contexts are swapped, agents grow to 2,000, and 10,000
-requests are queued. Writes bench/results/sched.json and prints tables. The tree is not mounted here.
+The policies take turns with one load. Other parts swap contexts, grow to 2,000 agents, and queue 10,000
+requests. Writes bench/results/sched.json and prints tables. Mounts nothing.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from aiosd.syscall.request import Request, State
 from tests import random_model
 
 RESULT = Path(__file__).parent / "results" / "sched.json"
-PLACES = 8  # requests a worker runs at once
+PLACES = 8  # requests that a worker runs at once
 
 
 @dataclass
 class Agent:
-    """A run: its steps one after the other, each a request and then a wait for a tool."""
+    """One run of an agent: steps in sequence, each a request and then a wait for a tool."""
 
     name: str
     uid: int
     steps: int
-    tokens: int  # of an answer
-    prompt: int  # characters
+    tokens: int  # tokens of an answer
+    prompt: int  # characters of a prompt
     starts_s: float
     tool_s: float
-    done_s: float = 0.0  # when its last step ended, after the load began
+    done_s: float = 0.0  # time from the start of the load to the end of the last step
     waits: list[float] = field(default_factory=list)
 
     @property
@@ -98,7 +98,7 @@ def wait(request: Request) -> None:
 
 
 def play(k: Kernel, agents: list[Agent]) -> float:
-    """Runs a load to its end; gives its seconds. Every agent is a thread, as a program would be."""
+    """Run a load to its end and return the seconds. Each agent is a thread, like a program."""
     began = time.monotonic()
 
     def live(agent: Agent) -> None:
@@ -123,7 +123,7 @@ def play(k: Kernel, agents: list[Agent]) -> float:
 
 
 def mixed(seed: int) -> list[Agent]:
-    """64 agents of one user: 16 long batch agents are there first, 48 short chats come among them."""
+    """64 agents of one user: 16 long batch agents start first, then 48 short chats."""
     rng = random.Random(seed)
     batch = [Agent(f"batch{i}", 1000, 2, rng.randint(1200, 1800), 200, 0.0, 0.05) for i in range(16)]
 
@@ -159,7 +159,8 @@ def policies(model: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def fairness(model: Path, rounds: int) -> list[dict[str, Any]]:
-    """A user with one agent beside one with 63. Half of the machine is twice the time it takes alone."""
+    """A user with one agent beside a user with 63. With half of the machine, the agent takes twice its time
+    alone."""
     seen: dict[str, list[float]] = {"alone": [], "fair": [], "fifo": []}
     with kernel(model) as k:
         k.scheduler.quantum_tokens = 16
@@ -194,7 +195,7 @@ def growth(model: Path) -> list[dict[str, Any]]:
 
 
 def queue_cost(model: Path, count: int = 10_000) -> list[dict[str, Any]]:
-    """Nothing runs: the model has no place until all wait."""
+    """Queue requests while the model is unloaded, so that none runs."""
     rows = []
     with kernel(model) as k:
         k.pool.unload(k.models.all()[0])
@@ -224,8 +225,8 @@ def queue_cost(model: Path, count: int = 10_000) -> list[dict[str, Any]]:
 
 
 def restoring(model: Path, tokens: int = 1000, times: int = 7) -> list[dict[str, Any]]:
-    """The next turn of a conversation whose KV is here or there. Somebody else's prompt fills the worker's
-    memory in between, so that nothing is found by chance; the model has the shape of S (engine_models.py)."""
+    """The next turn of a conversation whose KV is in various places. Between the turns another prompt fills
+    the worker's memory, so that no old KV is left. The model has the shape S (engine_models.py)."""
     took: dict[str, list[float]] = {tier: [] for tier in ("resident", "host", "disk", "cold")}
     caller = Caller(0, 0, os.getpid())
     with kernel(model) as k:
@@ -257,7 +258,7 @@ def restoring(model: Path, tokens: int = 1000, times: int = 7) -> list[dict[str,
 
 
 def preempting(name: str, model: Path, times: int, tokens: int) -> list[dict[str, Any]]:
-    """Two requests share one place: turn by turn (rr), or one after the other (fifo)."""
+    """Two requests share one place: in quanta (rr), or one after the other (fifo)."""
     took: dict[str, list[float]] = {"fifo": [], "rr": []}
     preemptions = 0
     with kernel(model, max_running=1) as k:

@@ -1,8 +1,8 @@
-"""make bench-tools: what a tool call costs beside the bare sandbox, and what the agent loop adds to it.
+"""make bench-tools: compare a tool call with the bare sandbox, and measure the agent loop.
 
     python -m bench.tools
 
-As root, on a quiet machine. Writes bench/results/tools.json and prints tables.
+Writes bench/results/tools.json and prints tables. Run it as root on a quiet machine.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ limit = 64
 [parameters]
 type = "object"
 properties.zone.type = "string"
-"""  # one that waits, as what asks the network does
+"""  # this tool waits, like a tool that uses the network
 
 
 def bare(mount: Path) -> None:
-    """The same program in the same sandbox, started as a shell script would."""
+    """The same program in the same sandbox, started as a shell script would start it."""
     cage = Cage(TOOLS.get("calc").manifest, None, mount)
     program = cage.open_program()
     assert program is not None
@@ -102,7 +102,8 @@ def spans(daemon: Daemon) -> dict[int, list[dict[str, Any]]]:
 
 
 def overhead(daemon: Daemon, rounds: int) -> dict[str, float]:
-    """Of a loop of three steps: all its time less what its steps spent with worker and tool, per step."""
+    """The loop's own time for each of its three steps: the whole time minus the time on workers and in
+    tools."""
     file = daemon.root / "agents/a0/syscall/llm"
     left = []
     for _ in range(rounds):
@@ -118,7 +119,7 @@ def overhead(daemon: Daemon, rounds: int) -> dict[str, float]:
 
 
 def many(daemon: Daemon, question: bytes, answer: bytes) -> dict[str, float]:
-    """Agents in the loop at once, and one after the other as AIOS runs them; steps a second."""
+    """Steps per second of many agents: all loops at once, and one after the other, as AIOS runs them."""
 
     def run(agent: int) -> None:
         assert answer in transaction(daemon.root / f"agents/a{agent}/syscall/llm", question)

@@ -1,4 +1,4 @@
-"""access/: acts that wait for a decision, the rules, and what people have granted."""
+"""access/: calls that wait for a decision, the rules, the audit log, and what users have granted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def access_folder(kernel: Kernel) -> Folder:
 
 
 def pending_folder(kernel: Kernel, name: str) -> Folder | None:
-    """Of him who decides, alone: what is asked may be private."""
+    """access/pending/ID. Only the user or group that decides may read it: the arguments may be private."""
     id = int(name) if name.isdecimal() and len(name) < 19 else 0
     request = kernel.approvals.find(id)
     if request is None:
@@ -65,7 +65,7 @@ def pending_folder(kernel: Kernel, name: str) -> Folder | None:
 
 
 class Owners(File):
-    """Whose tools its opener lets run as him: each user reads and writes his own."""
+    """access/owners: the users whose tools may run as the opener. Each user has a list of his own."""
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__(0o666)
@@ -84,17 +84,17 @@ class Owners(File):
 
 
 def uid_of(name: str) -> int:
-    """Raises BadValue."""
+    """Look up a user by name or number. Raises BadValue."""
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
         if name.isdecimal() and len(name) < 11:
             return int(name)
-        raise BadValue(f"there is no user {name[:40]!r}", "name users, with blanks between") from None
+        raise BadValue(f"there is no user {name[:40]!r}", "name users, separated by blanks") from None
 
 
 def group_folder(kernel: Kernel, name: str) -> Folder | None:
-    """A privilege group: agents that a rule names together."""
+    """access/groups/NAME: a privilege group, a list of agents that rules can name."""
     if name not in kernel.trust.groups():
         return None
 
@@ -109,7 +109,8 @@ def group_folder(kernel: Kernel, name: str) -> Folder | None:
 
 
 def allowed_folder(kernel: Kernel, name: str) -> Folder | None:
-    """Here and not with the agent: what its owner's tools see of the tree is not to have it."""
+    """access/allowed/NAME. It is not in agents/NAME, because tools see that folder and must not change
+    this."""
     agent = kernel.agents.find(name)
     if agent is None:
         return None

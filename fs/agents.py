@@ -62,7 +62,7 @@ def make_folder(kernel: Kernel, agent: Agent) -> Folder:
     def set_tools(caller: Caller, text: str) -> None:
         for tool in text.split():
             if kernel.tools.find(tool) is None:
-                raise BadValue(f"no tool {tool[:64]!r}", "ls tools")
+                raise BadValue(f"no tool {tool[:64]!r}", "ls tools lists the tools")
             kernel.names.check_tool(caller, tool)
         change(tools=list(dict.fromkeys(text.split())))
 
@@ -171,7 +171,7 @@ def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
         if verb != "cancel" or argument:
             raise BadValue(f"unknown command {verb[:40]!r}", "cancel")
         if not kernel.ending.cancel(request):
-            raise NotAllowed(f"request {id} is {request.state}")
+            raise NotAllowed(f"request {id} has ended already: it is {request.state}")
 
     linked: dict[str, Factory] = {}
     if request.parent:
@@ -195,7 +195,7 @@ def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
 
 
 def steps_folder(kernel: Kernel, request: Request) -> Folder:
-    """Of an agent's loop: links to the requests that it is made of."""
+    """requests/ID/steps: links to the requests that are the steps of an agent's loop."""
 
     def made() -> dict[str, int]:
         return {place(child): child.id for child in kernel.store.children(request.id)}
@@ -208,7 +208,8 @@ def steps_folder(kernel: Kernel, request: Request) -> Folder:
 
 
 def request_state(kernel: Kernel, request: Request) -> str:
-    """The state, and of one that waits how many start before it and in how many seconds it may start."""
+    """The state. A waiting request adds how many requests start earlier, and the expected seconds until it
+    starts."""
     place = kernel.scheduler.position(request)
     return f"{request.state}\n" if place is None else f"{request.state} {place[0]} {place[1]:.1f}\n"
 

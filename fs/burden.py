@@ -1,6 +1,6 @@
-"""What open files take of the daemon, by user: their number, the bytes they hold, the threads that wait.
+"""Count and bound the open files of each user: their number, their bytes in memory, their waiting threads.
 
-Any thread may ask. Root and the daemon's own user have no bounds.
+Any thread may call. Root and the daemon's own user have no bounds.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from aiosd.fs.files import Handle, Opening
 from aiosd.host import identity
 from aiosd.scheduler.queue import add
 
-CROWD = 100  # a user's threads that wait; one more waits PAUSE_S for each of them before it can be woken
-PAUSE_S = 0.0005  # else what comes in small pieces would wake them all, and nobody else came to his turn
+CROWD = 100  # waiting threads of one user that may be woken without delay
+PAUSE_S = 0.0005  # delay for each waiting thread: waking a crowd for every token would starve other users
 
 
 class Open(Protocol):
     handle: Handle
     opening: Opening
-    held: int  # bytes, as counted here
+    held: int  # bytes that Burden has counted
 
 
 class Burden:
@@ -32,16 +32,16 @@ class Burden:
         self._files, self._bytes, self._waiting = Counter[int](), Counter[int](), Counter[int]()
 
     def check(self, caller: Caller, quota: Quota) -> None:
-        """Whether he may open one more. Raises TooManyOpen, OverQuota."""
+        """Check that the caller may open one more file. Raises TooManyOpen, OverQuota."""
         if self._files.get(caller.uid, 0) >= quota.open_files and bounded(caller):
-            raise TooManyOpen(f"you have {quota.open_files} files of this mount open", "close some first")
+            raise TooManyOpen(f"you have {quota.open_files} files of this mount open", "close some of them")
         self.check_bytes(caller, quota)
 
     def check_bytes(self, caller: Caller, quota: Quota) -> None:
-        """Raises OverQuota."""
+        """Check that the caller's open files may hold more bytes. Raises OverQuota."""
         if self._bytes.get(caller.uid, 0) >= quota.open_bytes and bounded(caller):
             words = f"the files you have open hold {quota.open_bytes} bytes or more"
-            raise OverQuota(words, "close some first")
+            raise OverQuota(words, "close some of them")
 
     def opened(self, file: Open) -> None:
         with self._lock:
@@ -49,7 +49,7 @@ class Burden:
         self.changed(file)
 
     def changed(self, file: Open) -> None:
-        """To be told after each call that may change what it holds."""
+        """Count the handle's bytes again. Call this after each call that may change them."""
         if file.handle.held != file.held:
             with self._lock:
                 change = file.handle.held - file.held
@@ -62,7 +62,7 @@ class Burden:
             add(self._bytes, file.opening.caller.uid, -file.held)
 
     def waits(self, uid: int) -> float:
-        """A thread of his is about to wait. Gives for how many seconds it is not to be woken."""
+        """Count one more waiting thread. Return for how many seconds it must not be woken."""
         with self._lock:
             waiting = add(self._waiting, uid, 1)
         return waiting * PAUSE_S if waiting > CROWD else 0.0

@@ -1,4 +1,4 @@
-"""contexts/NAME/kv: the exact state of a conversation. `cp` out takes it, `cp` in puts it back."""
+"""contexts/NAME/kv: the exact state of a conversation. `cp` reads it, and `cp` back restores it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class KvFile(File):
 
 
 class Reading(Handle):
-    """The state as it is at the first read."""
+    """A reader sees the state at the time of the first read."""
 
     def __init__(self, kv: KvFile, caller: Caller) -> None:
         self._kv, self._caller = kv, caller
@@ -49,7 +49,7 @@ class Reading(Handle):
                     self._kv.kernel.kv_budget.reserve(self._caller, whole)
                 except BaseException:
                     os.close(file)
-                    self._export = None  # its KV went with the file
+                    self._export = None  # the closed file held the KV; the next read asks again
                     raise
                 self._file, self._reserved = file, whole
             return os.pread(self._file, size, offset)
@@ -76,7 +76,7 @@ class Reading(Handle):
 
 
 class Writing(Handle):
-    """Nothing changes until the last byte is there and all of them are right."""
+    """A writer changes the conversation only with the last byte, when the whole file is valid."""
 
     def __init__(self, kv: KvFile, opening: Opening) -> None:
         self._kv, self._caller = kv, opening.caller
@@ -90,7 +90,7 @@ class Writing(Handle):
     def write(self, data: bytes, offset: int) -> None:
         with self._lock:
             if offset != self._written:
-                raise BadSnapshot("a kv file is written from its beginning to its end", "use cp or cat")
+                raise BadSnapshot("a kv file must be written from beginning to end", "use cp or cat")
             self._kv.kernel.kv_budget.reserve(self._caller, len(data))
             self._reserved += len(data)
             if self._size is None:

@@ -1,6 +1,7 @@
-"""The layout of /aios: which name is which file, over the kernel's objects. The ABI in one place.
+"""The layout of /aios: the names of all files and folders, bound to the kernel's objects. The ABI in one
+place.
 
-A file is a line here; what kinds of file there are is in files.py, how paths are walked in tree.py.
+Each file is one line here. files.py has the kinds of files, tree.py walks paths.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def scheduler_files(kernel: Kernel) -> dict[str, Factory]:
 
 
 def queue(kernel: Kernel) -> str:
-    """Everybody may see how long the queue is; what is asked is seen by nobody here."""
+    """scheduler/queue, which all users may read. So it shows no text of requests."""
     header = ["ID", "STATE", "UID", "AGENT", "MODEL", "WORKER", "TOKENS", "WAITED_S", "AHEAD", "STARTS_IN_S"]
     now = time.time()
 
@@ -223,7 +224,7 @@ def worker_folder(kernel: Kernel, name: str) -> Folder | None:
     def command(caller: Caller, verb: str, argument: str) -> None:
         if verb != "restart" or argument:
             raise BadValue(f"unknown command {verb[:40]!r}", "restart")
-        worker.process.kill()  # its listener starts another, and what it ran goes on there
+        worker.process.kill()  # the pool then starts another worker, where its requests continue
 
     return Table(
         {
@@ -239,7 +240,7 @@ def worker_folder(kernel: Kernel, name: str) -> Folder | None:
 
 
 def device(worker: Worker) -> str:
-    """Of a GPU that PyTorch alone knows, what PyTorch calls it."""
+    """The worker's devices, one on each line. PyTorch's name if only PyTorch knows the device."""
     found = [worker.model.info.get("device", CPU)] if worker.place == ANYWHERE else worker.place.devices
     return "".join(f"{one}\n" for one in found)
 

@@ -22,11 +22,11 @@ def exposition(kernel: Kernel) -> str:
     models = [({"model": m.name}, m) for m in kernel.models.all()]
     process, swap = psutil.Process(), kernel.residency.swap
     counters_: list[tuple[str, str, list[Sample]]] = [
-        ("aios_requests", "Requests that ended, by how.",
+        ("aios_requests", "Requests that ended, by their last state.",
          [({"state": s}, counters[s]) for s in ("done", "failed", "cancelled")]),
         ("aios_requests_admitted", "Requests accepted.", alone(counters["admitted"])),
         ("aios_preemptions", "Requests that had to yield.", alone(counters["preemptions"])),
-        ("aios_loop_kv", "What was done with KV of agents that waited for tools.",
+        ("aios_loop_kv", "Decisions about the KV of agents that waited for tools.",
          [({"choice": choice}, n) for choice, n in kernel.interception.chosen.items()]),
         ("aios_generated_tokens", "Tokens of answers.", alone(counters["tokens"])),
         ("aios_tool_cpu_seconds", "CPU time of tool calls.", alone(kernel.calls.cpu_s)),
@@ -43,8 +43,8 @@ def exposition(kernel: Kernel) -> str:
         ("aios_requests_waiting", "Requests that wait.", alone(waiting)),
         ("aios_agents", "Agents.", alone(len(kernel.agents))),
         ("aios_contexts", "Contexts.", alone(len(kernel.contexts))),
-        ("aios_model_ready", "Whether it answers.", [(m, model.state == "ready") for m, model in models]),
-        ("aios_worker_ready", "Whether it answers.", [(w, worker.state == "ready") for w, worker in workers]),
+        ("aios_model_ready", "1 if the model answers.", [(m, model.state == "ready") for m, model in models]),
+        ("aios_worker_ready", "1 if it answers.", [(w, worker.state == "ready") for w, worker in workers]),
         ("aios_worker_kv_bytes", "KV in use.",
          [(w, worker.stats.get("kv_bytes_used", 0)) for w, worker in workers]),
         ("aios_worker_kv_bytes_limit", "Room for KV.",
@@ -66,7 +66,7 @@ def alone(value: float) -> list[Sample]:
 
 
 def family(name: str, kind: str, about: str, samples: Iterable[Sample]) -> str:
-    """Values of labels are names of objects, which hold nothing that had to be escaped."""
+    """One metric family. Label values are names of objects, which contain no character to escape."""
     lines = [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
     for labels, value in samples:
         shown = ",".join(f'{key}="{text}"' for key, text in labels.items())

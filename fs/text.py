@@ -1,4 +1,4 @@
-"""How tables are written: a key and a value a line, or columns under a header."""
+"""Format tables: one key and value on each line, or columns under a header."""
 
 from __future__ import annotations
 

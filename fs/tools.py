@@ -1,4 +1,4 @@
-"""tools/NAME: what a tool is, the file that calls it, and those that make a user's own."""
+"""tools/NAME: the description of a tool, the file that calls it, and the files of a user's own tool."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from aiosd.syscall.number import whole
 from aiosd.tools.catalog import Tool
 from aiosd.tools.manifest import FILE, OWN_BYTES, PROGRAM, Incomplete
 
-OF_SERVER = ("name", "description", "server", "timeout_s", "limit", "irreversible")  # an MCP server's tool
+OF_SERVER = ("name", "description", "server", "timeout_s", "limit", "irreversible")  # `info` of an MCP tool
 
 
 def tool_folder(kernel: Kernel, name: str) -> Folder | None:
@@ -59,7 +59,7 @@ def info(tool: Tool) -> str:
 
 
 class Part(File):
-    """The manifest of a user's own tool, or its program: changed as a whole, when its writer closes it."""
+    """The manifest or the program of a user's own tool. Closing the written file replaces it as a whole."""
 
     def __init__(self, kernel: Kernel, tool: Tool, name: str) -> None:
         super().__init__(0o644)
@@ -85,14 +85,14 @@ class PartWriting(Handle):
 
     def write(self, data: bytes, offset: int) -> None:
         if offset != len(self._data):
-            raise BadValue("it is written from its beginning to its end", "use cp or cat")
+            raise BadValue(f"{self._part.name} must be written from beginning to end", "use cp or cat")
         if offset + len(data) > self._most:
             raise TooBig(f"{self._part.name} has at most {self._most} bytes")
         self._part.kernel.limits.reserve(self._caller, len(data))
         self._data += data
         self._changed = True
         if self._part.name == FILE:
-            with suppress(Incomplete):  # the rest may come in another write, as of bash's echo
+            with suppress(Incomplete):  # the next write may bring the rest: bash's echo writes line by line
                 self._part.tool.judge(bytes(self._data))
 
     def _keep(self) -> None:
@@ -105,6 +105,6 @@ class PartWriting(Handle):
             self._keep()
 
     def release(self) -> None:
-        with suppress(AiosError):  # nobody is told any more; info says why
+        with suppress(AiosError):  # no system call is left to fail; `info` shows the error
             self._keep()
         self._part.kernel.limits.reserve(self._caller, -len(self._data))

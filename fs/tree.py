@@ -1,7 +1,7 @@
-"""What /aios looks like: every name, what stands behind it, and who owns it. No FUSE, no errno.
+"""The tree of names: folders, how a path is walked, and the owner and mode of each name. No FUSE, no errno.
 
-Folders are tables of factories, so a node is made when it is looked up, and kept as long as its folder. The
-owner of a name is the nearest object above it that has one (aiosd.access.permissions.Permissions).
+A folder makes a node at its first lookup, and keeps it as long as the folder lives. A name has the owner of
+the nearest object at or above it that has one (aiosd.access.permissions.Permissions).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Link:
 
 class Folder:
     mode = 0o755
-    uid: int | None = None  # None: as the folder above
+    uid: int | None = None  # None: as the folder above; also for the next three
     gid: int | None = None
-    admins: int | None = None  # the group that may what the owner of files below may; None: as above
-    changed_s = 0.0  # 0: likewise
+    admins: int | None = None  # the group that gets the owner's rights on the files below
+    changed_s = 0.0  # 0: as the folder above
 
     def names(self) -> Iterable[str]:
         raise NotImplementedError
@@ -46,10 +46,10 @@ class Folder:
         raise NotImplementedError
 
     def make(self, name: str, caller: Caller, mode: int) -> None:
-        raise NotAllowed("nothing can be made in this folder")
+        raise NotAllowed("mkdir makes nothing in this folder")
 
     def remove(self, name: str) -> None:
-        raise NotAllowed("nothing can be removed from this folder")
+        raise NotAllowed("rmdir removes nothing from this folder")
 
 
 Node = File | Folder | Link
@@ -74,7 +74,7 @@ class Table(Folder):
 
 
 class Collection(Folder):
-    """A folder of objects: mkdir makes one, rmdir ends it although it has files, as in cgroupfs."""
+    """A folder of objects. mkdir makes an object, and rmdir ends it although it has files, as in cgroupfs."""
 
     def __init__(
         self,
@@ -96,14 +96,16 @@ class Collection(Folder):
 
     def make(self, name: str, caller: Caller, mode: int) -> None:
         if self._make is None:
-            raise NotAllowed("objects appear here by themselves")
+            raise NotAllowed("mkdir makes nothing here: the daemon makes these folders")
         if not NAME.fullmatch(name):
-            raise BadValue(f"{name[:80]!r} is not a name", "1 to 64 of A-Z a-z 0-9 . _ - and no dot in front")
+            raise BadValue(
+                f"{name[:80]!r} is not a valid name", "use 1 to 64 of A-Z a-z 0-9 . _ - and no dot in front"
+            )
         self._make(name, caller, mode)
 
     def remove(self, name: str) -> None:
         if self._remove is None:
-            raise NotAllowed("objects go from here by themselves")
+            raise NotAllowed("rmdir removes nothing here: the daemon removes these folders")
         self._remove(name)
 
 
@@ -131,7 +133,7 @@ class Tree:
         self._owner = Permission(identity.uid(), identity.gid(), 0)
 
     def find(self, path: str) -> Found:
-        """Raises NotFound. `path` begins with a slash."""
+        """Walk a path, which begins with a slash. Raises NotFound."""
         node: Node = self._root
         folder: Folder | None = self._root
         at, owner, changed_s = "", self._owner, self._born_s
@@ -160,9 +162,10 @@ class Tree:
         return Found(path, node, permission, int(changed_s * 1e9))
 
     def check(self, found: Found, caller: Caller, want: int) -> Caller:
-        """That he may open it by its path. The kernel has checked what it knows of the inode, which may be of
-        an object that was here before: who holds a descriptor of that reaches this one through /proc/self/fd.
-        Gives him with his groups where they decide. Raises Denied.
+        """Check that the caller may open this path, and return the caller, with groups if they decide.
+
+        The kernel has checked the permissions of an inode. That inode may belong to an earlier object of the
+        same name: a descriptor of it reaches the new object through /proc/self/fd. Raises Denied.
         """
         if caller.uid in (0, found.permission.uid):
             return caller
@@ -171,14 +174,14 @@ class Tree:
             if asks_groups(caller, permission, want):
                 caller = caller.with_groups()
             if not may(caller, permission, want):
-                raise Denied(f"{at or '/'} is not yours to open")
+                raise Denied(f"{at or '/'} is not yours to open", "ask its owner for access")
             if not at:
                 return caller
             at, want = at.rpartition("/")[0], EXECUTE
             permission = self.find(at or "/").permission
 
     def make(self, parent: Found, name: str, caller: Caller, mode: int) -> None:
-        """mkdir: the object is the caller's alone until he widens its mode."""
+        """mkdir: only the caller has access to the new object, until chmod."""
         if not isinstance(parent.node, Folder):
             raise NotFound(f"{parent.path}: not a folder")
         if parent.node.child(name) is not None:
@@ -201,8 +204,8 @@ class Tree:
             self._permissions.change(path, self._owned(path, caller), uid=uid, gid=gid)
 
     def _owned(self, path: str, caller: Caller) -> Permission:
-        """The kernel has checked this, perhaps of an object that has ended since and was made by another."""
+        """Check the owner again: the kernel may have checked an earlier object of the same name."""
         permission = self.find(path).permission
         if path == "/" or caller.uid not in (0, self._owner.uid, permission.uid):
-            raise NotAllowed("not yours to change")
+            raise NotAllowed(f"{path} is not yours to change")
         return permission

@@ -1,8 +1,7 @@
-"""Decisions, one small pure file each: who is next, who yields.
+"""Scheduling policies, one small pure file each: which request runs next, and which one yields.
 
-A policy sees an immutable View and answers with a rank or an id. No clock, no I/O, no log: the same view
-gives the same answer. The mechanism (aiosd.scheduler.chooser) checks every answer and falls back to FIFO on a
-bad one.
+A policy sees an immutable View and returns a rank or an id. It has no clock, I/O or log, so the same view
+gives the same answer. aiosd.scheduler.chooser checks every answer and uses FIFO in place of a faulty policy.
 """
 
 from __future__ import annotations
@@ -20,17 +19,18 @@ class Job:
     uid: int
     agent: str
     nice: int
-    queued_s: float  # when it began to wait this time
-    served_tokens: int  # generated since it arrived
-    slice_tokens: int  # generated since it was last put on a worker
+    queued_s: float  # when its current wait began
+    served_tokens: int  # tokens generated since it arrived
+    slice_tokens: int  # tokens generated since it was last put on a worker
     deadline_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that a decision may depend on. `waiting`: of very many, the best and the newest.
+    """All that a decision may depend on.
 
-    `running` are those on the places that are asked about.
+    `waiting` holds only the best and the newest jobs of a very long queue. `running` holds the jobs in the
+    places to be decided about.
     """
 
     waiting: Sequence[Job]
@@ -45,8 +45,8 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`rank`: anything that can be compared; the least of those that wait starts next. `preempt`: the running
-    job that yields its place to a waiting one, or None; asked only when all places are taken."""
+    """`rank`: any comparable value; the waiting job with the least rank starts next. `preempt`: the id of the
+    running job that yields to a waiting one, or None. It is asked only when all places are taken."""
 
     rank: Callable[[View, Job], Any]
     preempt: Callable[[View], int | None]

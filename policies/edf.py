@@ -1,4 +1,4 @@
-"""Earliest deadline first. Who has none, or missed it, comes after those who can still make theirs."""
+"""Earliest deadline first. Jobs without a deadline, or with a missed one, come last."""
 
 from __future__ import annotations
 

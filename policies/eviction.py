@@ -1,4 +1,5 @@
-"""What leaves a memory that is full: the least recently used, pinned ones only when nothing else is left."""
+"""Choose what leaves a full memory: the least recently used item, and pinned items only when no other is
+left."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One thing that is kept. `used` grows with every use of anything in the same memory."""
+    """One item in the memory. `used` is higher, the later its last use."""
 
     id: int
     bytes: int
@@ -17,6 +18,6 @@ class Kept:
 
 
 def victim(kept: Sequence[Kept]) -> int | None:
-    """The id of the next to go; None only when nothing is kept."""
+    """Return the id of the item that leaves. None only when `kept` is empty."""
     last = min(kept, key=lambda one: (one.pinned, one.used, one.id), default=None)
     return last.id if last else None

@@ -1,7 +1,8 @@
-"""Fair shares between users by virtual token counters (VTC, OSDI 2024); within a user, las.
+"""Fair shares between users by virtual token counters (VTC, OSDI 2024). Among one user's jobs, las decides.
 
 The user with the least service is next. Service counts input and output tokens, weighted by nice
-(aiosd.scheduler.ledger); a user who comes back from idling is lifted to the others' level and cannot hoard.
+(aiosd.scheduler.ledger). The ledger lifts a returning user to the others' level, so idle time saves up
+nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ def rank(view: View, job: Job) -> tuple[float, float, int]:
 
 
 def preempt(view: View) -> int | None:
-    """Between users a spent quantum yields to less service, and any place once the gap is a quantum's worth;
-    within one user las decides."""
+    """A job yields to a user with less service when its quantum is spent or the gap exceeds a quantum. Among
+    one user's jobs, las decides."""
     best = min(view.waiting, key=lambda job: rank(view, job), default=None)
     if best is None:
         return None

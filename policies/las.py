@@ -1,8 +1,8 @@
 """Least attained service of the whole agent run (Autellix's PLAS, arXiv 2502.13965).
 
-The tokens an agent's run has got put it on a level; a lower level goes first, so a short run does not wait
-behind a long one though the long one makes many short requests. Levels double, which spares runs of
-about the same length from preempting each other for ever; waiting lifts a level every AGEING_S seconds.
+An agent's run is on a level by the tokens that it has got. Lower levels go first, so a short run does not
+wait behind the many requests of a long run. Each level is twice as wide as the one before, so runs of similar
+length do not preempt each other for ever. A waiting job gains one level every AGEING_S seconds.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Where things run: a job on a worker of its model, and the workers of models on devices."""
+"""Choose the worker for a job, and the devices for the workers of each model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-ROUNDING = 1e-9  # of sums of fractions
+ROUNDING = 1e-9  # tolerance for sums of fractions
 
-Devices = tuple[str, ...]  # by UUID; a worker on several spans them
+Devices = tuple[str, ...]  # UUIDs of the devices of one worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Seat:
 
 
 def place(seats: Sequence[Seat], last_worker: int | None) -> int | None:
-    """The worker that holds the job's KV if that has room, else the least loaded one."""
+    """Return the worker that holds the job's KV if it has a free place, else the least loaded worker."""
     for seat in seats:
         if seat.worker == last_worker:
             return last_worker
@@ -29,30 +29,31 @@ def place(seats: Sequence[Seat], last_worker: int | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """One device that works."""
+    """One working device."""
 
     uuid: str
     memory_bytes: int  # 0: not known
-    divided: bool  # its memory is given away in fractions; of others there is always enough
+    divided: bool  # workers get fractions of its memory; False: it always has room
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """One model that is to run."""
+    """One model that should run."""
 
     model: str
     replicas: int
-    fraction: float  # of the memory of each device that a worker of it is on
-    pins: Sequence[Devices]  # where they are to be, in turn; empty: on any one of `may`
+    fraction: float  # share of each device's memory that one worker takes
+    pins: Sequence[Devices]  # devices of the first worker, the second, …, in turn; empty: any one of `may`
     may: Sequence[str]
-    now: Sequence[Devices]  # where its workers are
+    now: Sequence[Devices]  # devices of its workers now
 
 
 def spread(rooms: Sequence[Room], wants: Sequence[Want]) -> dict[str, list[Devices]]:
-    """Where the workers of each model are to be: fewer than it wants where there is no room.
+    """Choose the devices of each model's workers. A model gets fewer workers when there is no room.
 
-    The pinned ones are where they are pinned, also beyond what fits (see `sums`). The others stay where they
-    are if they can; one that is new goes where the fewest of its model are, then where most is free.
+    A pinned worker goes to its pin even if that is too full (see `sums`). Other workers stay if they can. A
+    new worker goes to the device with the fewest workers of its model, then to the one with the most free
+    memory.
     """
     free = {room.uuid: 1.0 for room in rooms}
     divided = {room.uuid for room in rooms if room.divided}
@@ -91,7 +92,7 @@ def spread(rooms: Sequence[Room], wants: Sequence[Want]) -> dict[str, list[Devic
 def sums(
     rooms: Sequence[Room], wants: Sequence[Want], chosen: Mapping[str, Sequence[Devices]]
 ) -> dict[str, list[tuple[str, float]]]:
-    """What each divided device would have to give, to whom, where that is more than all of it."""
+    """List the over-committed devices, each with the models on it and their fractions."""
     asked: dict[str, list[tuple[str, float]]] = {room.uuid: [] for room in rooms if room.divided}
     for want in wants:
         for devices in chosen[want.model]:

@@ -219,7 +219,7 @@ def test_the_configuration_says_what_may_be_chosen() -> None:
 
 def test_a_pin_that_does_not_fit_is_refused_with_the_sum() -> None:
     p = places()
-    with pytest.raises(BadValue, match=rf"{A} would have to give 0.6 \(m\) \+ 0.5 \(n\) = 1.1"):
+    with pytest.raises(BadValue, match=rf"{A} has too little memory: .* 0.6 \(m\) \+ 0.5 \(n\) = 1.1"):
         p.judge(model("gpu0", fraction=0.6), [model("gpu0", fraction=0.5, name="n")], {})
     p.judge(model("gpu0", fraction=0.6), [model("gpu1", fraction=0.5, name="n")], {})
     alone = places(table=TABLE[:1])

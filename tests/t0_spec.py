@@ -233,7 +233,7 @@ def test_a_reason_quotes_no_more_than_a_line_of_a_hostile_request() -> None:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ("NaN", "NaN is no number"),
+        ("NaN", "NaN is not a number"),
         ("-Infinity", "no number"),
         ("1e999", "too large"),
         ("-1e999", "too large"),

@@ -56,7 +56,7 @@ def lose_tensor(path: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda p: (p / WEIGHTS).unlink(), WEIGHTS),
-    "pickled weights": (lambda p: (p / WEIGHTS).rename(p / "pytorch_model.bin"), "only safetensors"),
+    "pickled weights": (lambda p: (p / WEIGHTS).rename(p / "pytorch_model.bin"), "reads only safetensors"),
     "truncated weights": (cut, "truncated"),
     "empty weights": (lambda p: (p / WEIGHTS).write_bytes(b""), WEIGHTS),
     "weights of zeros": (lambda p: (p / WEIGHTS).write_bytes(bytes(1000)), WEIGHTS),

@@ -126,7 +126,7 @@ def test_what_can_never_fit_is_refused_with_numbers() -> None:
         engine(m).add(1, prompt(512), LONG, owner="ada")
     with pytest.raises(TooLong, match="64 tokens and the KV memory holds 64") as caught:
         engine(m, tokens=64).add(1, prompt(64), LONG, owner="ada")
-    assert "more KV memory" in caught.value.hint
+    assert "kv_bytes" in caught.value.hint
     with pytest.raises(TooLong):
         Engine(m, kv_bytes=10)
     for wrong in ([], [m.vocab_size], [-1]):

@@ -317,8 +317,8 @@ def test_hostile_files_are_refused_with_the_reason_and_change_nothing(make_kerne
 
     cases: list[tuple[Callable[[bytearray], object], bool, str]] = [
         (lambda d: d.clear(), False, "not a kv file"),
-        (lambda d: d.__delitem__(slice(size - 5, size)), False, "bytes and not"),
-        (lambda d: d.extend(b"more"), False, "bytes and not"),
+        (lambda d: d.__delitem__(slice(size - 5, size)), False, "bytes instead of"),
+        (lambda d: d.extend(b"more"), False, "bytes instead of"),
         (lambda d: d.__setitem__(size - 9, d[size - 9] ^ 1), False, "checksum"),
         (swap(b'"model":"', b'"mODEL":"'), True, "no sense"),
         (swap(b'"prompt":"', b'"prompt":"9e999'), True, "no sense"),
@@ -479,7 +479,7 @@ def test_bounds_of_kv_and_of_moments(make_kernel: MakeKernel, slow_llama: Path) 
         kernel.kv_budget.check(EVE, 2000001)
     running = ask(kernel, "y", "talk", max_tokens=500)
     file = taken(kernel, context)
-    with pytest.raises(Busy, match="turn going on"):
+    with pytest.raises(Busy, match="is running"):
         command(kernel, context, "evict")
     with pytest.raises(Busy, match="turn going on"):
         kernel.kv_files.restore(context, file)

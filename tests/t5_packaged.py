@@ -180,7 +180,7 @@ def test_a_second_start_says_who_runs(aios: Daemon, home: Path, start: Start) ->
     made(aios, first)
     status, error = failed(start(folder))
     assert (status, first.poll()) == (1, None)
-    assert f"is the agent of process {first.pid}, which runs: end that first" in error
+    assert f"is the agent of process {first.pid}: end that process first" in error
 
 
 def test_it_waits_for_aiosd(aios: Daemon, home: Path, start: Start, tmp_path: Path) -> None:

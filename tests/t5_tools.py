@@ -165,7 +165,7 @@ def test_without_steps_the_calls_are_the_callers_to_run(aios: Daemon, agent: str
     assert code == 0
     assert json.loads(answer)["choices"][0]["message"]["content"] == "1234*5678 = 7006652"
     answer = call(aios, f"{agent}/syscall/llm", json.dumps({**asked, "steps": 1}))[1]
-    assert "all of its 1 steps" in json.loads(answer)["error"]["message"]
+    assert "in all 1 steps" in json.loads(answer)["error"]["message"]
 
 
 # answers of a shape

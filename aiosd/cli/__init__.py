@@ -1,4 +1,4 @@
-"""aiosctl and its verbs: a client of the files below /aios, which imports nothing of the daemon.
+"""aiosctl and its commands: a client that uses the files below /aios and imports nothing of the daemon.
 
 May import client, syscall, config, host.
 """

@@ -1,6 +1,6 @@
-"""aiosctl: what an administrator or a user does often, in one word. It only reads and writes files of /aios.
+"""aiosctl: short commands for frequent tasks. Each only reads and writes files of /aios.
 
-Every command is a few lines of shell; `--verbose` shows them.
+A command does the same as a few lines of shell, which `--verbose` shows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> int:
     try:
         if options.served and not (files.root / "version").exists():
             raise Failed(
-                f"{files.root}: aiosd is not running here; systemctl start aiosd, or name it with --mount"
+                f"{files.root}: aiosd is not running; systemctl start aiosd, or name its mount with --mount"
             )
         options.run(files, options)
     except Failed as error:
@@ -47,14 +47,14 @@ def main() -> int:
 
 
 def find_mount() -> Path:
-    """$AIOS, else /aios, else the private mount of this user."""
+    """Return $AIOS if it is set, else /aios if aiosd serves it, else the private mount of this user."""
     if "AIOS" in os.environ:
         return Path(os.environ["AIOS"])
     return private_mount() if not Path("/aios/version").exists() and os.getuid() else Path("/aios")
 
 
 def reason(files: Files, options: argparse.Namespace) -> str:
-    """The agent's own log says more than an errno."""
+    """The last line of the agent's log, which says more than an errno."""
     try:
         last = (files.root / "agents" / options.agent / "log.jsonl").read_text().splitlines()[-1]
         return ": " + str(json.loads(last)["message"])
@@ -228,7 +228,7 @@ def decide(files: Files, options: argparse.Namespace) -> None:
             f"access/pending/{options.id}/decision", options.verb + (" always" if options.always else "")
         )
     except FileNotFoundError:
-        raise Failed(f"{options.id} does not wait; aiosctl access shows what does") from None
+        raise Failed(f"call {options.id} does not wait; aiosctl access lists the calls that do") from None
 
 
 def audit_verify(files: Files, options: argparse.Namespace) -> None:
@@ -237,7 +237,7 @@ def audit_verify(files: Files, options: argparse.Namespace) -> None:
     for one in wrong:
         print(one)
     if wrong:
-        raise Failed(f"the audit log of {count} lines is not whole")
+        raise Failed(f"the audit log of {count} lines is not whole; the messages above say where")
     print(f"{count} lines, each follows the one before it")
 
 
@@ -254,7 +254,7 @@ def trace(files: Files, options: argparse.Namespace) -> None:
         raise Failed(
             "drawing needs matplotlib: pip install aiosd[plot], or apt install python3-matplotlib"
         ) from None
-    except ValueError as error:  # a suffix that is no format
+    except ValueError as error:  # matplotlib does not know the suffix
         raise Failed(f"{options.plot}: {error}") from None
 
 
@@ -264,7 +264,7 @@ def mcp_serve(files: Files, options: argparse.Namespace) -> None:
     except ImportError:
         raise Failed("this needs the MCP SDK: pip install 'aiosd[mcp]'") from None
     if options.agent and not os.access(files.root / "agents" / options.agent, os.X_OK):
-        raise Failed(f"no agent {options.agent} of yours; mkdir {files.root}/agents/{options.agent} makes it")
+        raise Failed(f"you have no agent {options.agent}; mkdir {files.root}/agents/{options.agent} makes it")
     serve(files.root, options.agent)
 
 

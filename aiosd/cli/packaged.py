@@ -1,7 +1,7 @@
-"""aiosctl agent: what aios-agent@NAME.service runs. It makes the agent by files of /aios,
-and becomes its program.
+"""aiosctl agent, which aios-agent@NAME.service runs: make an agent with files of /aios, then become its
+program.
 
-Nothing here is privileged or hidden: mkdir, a few echo > and exec, which --verbose shows.
+Needs no privileges: it does mkdir, some echo >, and exec, which --verbose shows.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from aiosd.config import packages
 from aiosd.config.packages import Package
 from aiosd.errors import ConfigError
 
-WRONG = 78  # EX_CONFIG of sysexits(3): the unit does not start again what stays wrong
-SERVED_S = 30.0  # to wait for /aios
-ENDED_S = 10.0  # to wait for the end of the agent's process before
+WRONG = 78  # EX_CONFIG of sysexits(3): a restart would not help, so the unit does not restart
+SERVED_S = 30.0  # how long to wait for /aios
+ENDED_S = 10.0  # how long to wait for the end of the agent's previous process
 POLL_S = 0.1
 
 
@@ -61,22 +61,22 @@ def find(name: str) -> Package:
 def wait_until_served(files: Files) -> None:
     end, told = time.monotonic() + SERVED_S, False
     while True:
-        with suppress(OSError):  # also that of a mount whose daemon has just ended
+        with suppress(OSError):  # as from a mount whose daemon has just ended
             if (files.root / "version").read_text():
                 return
         if not told:
             print(f"aiosctl: waiting for aiosd at {files.root}", file=sys.stderr)
             told = True
         if time.monotonic() > end:
-            raise Failed(f"{files.root}: aiosd did not come within {SERVED_S:.0f} s; systemctl status aiosd")
+            raise Failed(f"{files.root}: aiosd did not start within {SERVED_S:.0f} s; systemctl status aiosd")
         time.sleep(POLL_S)
 
 
 def claim(files: Files, package: Package) -> None:
-    """Makes the agent, bound to this process from the start: whatever fails later, it goes again.
+    """Make the agent and bind it to this process, so that it ends with the process even after a failure.
 
-    One that is there may be this user's own without a process, which is taken as it is; or that of a process
-    that has just ended, whose end aiosd hears of in a moment.
+    Take an existing agent if it is this user's own and has no process. If its process has just ended, wait
+    until aiosd notices that.
     """
     folder = f"agents/{package.name}"
     end = time.monotonic() + ENDED_S
@@ -85,7 +85,7 @@ def claim(files: Files, package: Package) -> None:
             files.make(folder)
             break
         except FileExistsError:
-            with suppress(FileNotFoundError):  # it went meanwhile
+            with suppress(FileNotFoundError):  # the agent ended meanwhile
                 if free(files, folder, package, give_up=time.monotonic() > end):
                     break
             time.sleep(POLL_S)
@@ -102,7 +102,7 @@ def free(files: Files, folder: str, package: Package, give_up: bool) -> bool:
         )
     pid = files.read(f"{folder}/pid").strip()
     if pid and give_up:
-        raise Failed(f"{path} is the agent of process {pid}, which runs: end that first")
+        raise Failed(f"{path} is the agent of process {pid}: end that process first")
     return not pid
 
 
@@ -126,7 +126,7 @@ def configure(files: Files, package: Package) -> None:
 
 
 def why(files: Files, package: Package, error: OSError) -> str:
-    """The agent's own log says more than an errno."""
+    """The last line of the agent's log, which says more than an errno."""
     with suppress(OSError, IndexError, ValueError, KeyError):
         lines = (files.root / f"agents/{package.name}/log.jsonl").read_text().splitlines()
         return str(json.loads(lines[-1])["message"])
@@ -134,7 +134,7 @@ def why(files: Files, package: Package, error: OSError) -> str:
 
 
 def execute(files: Files, package: Package) -> NoReturn:
-    """The process stays the same one, so the agent ends with the program."""
+    """Replace this process by the program. The pid stays the same, so the agent ends with the program."""
     root, state = files.root.absolute(), state_folder(package.name).absolute()
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     environment = {
@@ -146,15 +146,15 @@ def execute(files: Files, package: Package) -> NoReturn:
     given = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
     files.show(f"cd {shlex.quote(str(state))}; export {given}; exec {shlex.join(package.command)}")
     os.chdir(state)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and what is executed would too
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and the program would inherit that
     try:
         os.execvpe(package.command[0], package.command, os.environ | environment)
-    except OSError as error:  # a script that names no interpreter, say
+    except OSError as error:  # for example a script without an interpreter
         raise Failed(f"{package.command[0]}: {error.strerror}", WRONG) from None
 
 
 def state_folder(name: str) -> Path:
-    """systemd's StateDirectory=, else of an ordinary user."""
+    """systemd's StateDirectory=, else a folder below the user's state folder."""
     if given := os.environ.get("STATE_DIRECTORY"):
         return Path(given)
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"

@@ -1,4 +1,4 @@
-"""A Gantt picture of scheduler/trace.json: who ran when. Needs matplotlib (pip install aiosd[plot])."""
+"""Draw scheduler/trace.json as a Gantt chart. Needs matplotlib (pip install aiosd[plot])."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS_MAX = 400
 
 
 def plot(trace: dict[str, Any], file: Path) -> None:
-    """The newest rows, the first above. The format is that of the file's name: svg, png, pdf."""
+    """Draw the newest requests, the oldest at the top. The file's suffix gives the format: svg, png, pdf."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,8 +1,7 @@
-"""aiosctl engine: another PyTorch for the workers than the package's, which is for CPUs.
+"""aiosctl engine: install a PyTorch for GPUs in place of the package's, which is for CPUs.
 
-The only command of aiosctl that is about files of the machine and not of /aios. The versions are those of the
-lock files that the package ships. What is installed is whole before it is used: a link is turned to it at the
-end.
+The only command of aiosctl that changes files outside /aios. The package's lock files name the versions. A
+link switches to the new folder after the installation, so workers never see an incomplete one.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from aiosd.client import Failed, Files
 from aiosd.host import torch_folder
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-LOCKS = (Path("/usr/share/aios"), Path(__file__).parents[2])  # of the package, of a checkout
+LOCKS = (Path("/usr/share/aios"), Path(__file__).parents[2])  # in the package, in a checkout
 RESTART = "systemctl restart aiosd"
 
 
@@ -41,13 +40,13 @@ def install(_: Files, options: argparse.Namespace) -> None:
         command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(new), *wanted, *more]
         if subprocess.run([*command, *options.pip]).returncode:
             shutil.rmtree(new, ignore_errors=True)
-            raise Failed("pip could not install it, see above; nothing was changed")
+            raise Failed("pip failed, see its messages above; nothing was changed")
         new.rename(target)
     link = torch_folder.FOLDER / f"{torch_folder.CURRENT}.new"
     link.unlink(missing_ok=True)
     link.symlink_to(target.name)
     link.replace(torch_folder.FOLDER / torch_folder.CURRENT)
-    print(f"workers take it from their next start on: {RESTART}")
+    print(f"workers use it after a restart: {RESTART}")
 
 
 def locked(file: Path, package: str) -> str:
@@ -55,7 +54,7 @@ def locked(file: Path, package: str) -> str:
         name, _, version = line.split("#")[0].split(";")[0].strip().partition("==")
         if name == package:
             return version
-    raise Failed(f"{file} names no version of {package}")
+    raise Failed(f"{file} names no version of {package}: install aiosd again")
 
 
 def status(_: Files, __: argparse.Namespace) -> None:
@@ -63,15 +62,15 @@ def status(_: Files, __: argparse.Namespace) -> None:
         current = os.readlink(torch_folder.FOLDER / torch_folder.CURRENT)
         print(f"workers use {current} in {torch_folder.FOLDER}")
     else:
-        print("workers use the package's own")
+        print("workers use the package's own PyTorch")
 
 
 def remove(_: Files, __: argparse.Namespace) -> None:
     check_root()
     shutil.rmtree(torch_folder.FOLDER, ignore_errors=True)
-    print(f"workers use the package's own from their next start on: {RESTART}")
+    print(f"workers use the package's own PyTorch after a restart: {RESTART}")
 
 
 def check_root() -> None:
     if os.geteuid() != 0:
-        raise Failed("it is installed for the machine, and so takes root: sudo aiosctl engine …")
+        raise Failed("this changes files of the whole machine and needs root: sudo aiosctl engine …")

@@ -1,7 +1,7 @@
-"""Where the workers of each model are to be: the device table, what is pinned, and which devices have failed.
+"""Decides on which devices each model's workers run, from the device table, the pins and the failed devices.
 
-The choice is a policy's (aiosd.policies.placement); aiosd.cores.pool starts and ends workers so that it comes
-true. Any thread may ask; the pool's lock is held where that matters.
+A policy chooses (aiosd.policies.placement). aiosd.cores.pool then starts and ends workers accordingly. Any
+thread may ask. The pool holds its lock around `plan` and `judge`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from aiosd.policies.placement import Devices, Room, Want, spread, sums
 log = logging.getLogger(__name__)
 
 Probe = Callable[[str], list[Device]]
-Now = Mapping[str, Sequence[Devices]]  # where the workers of models are, by name
+Now = Mapping[str, Sequence[Devices]]  # model name → the devices of each of its workers now
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Of one worker."""
+    """The devices of one worker, and the fraction of their memory that it gets."""
 
     devices: Devices
     fraction: float
@@ -49,7 +49,7 @@ class Places:
         return self._table or []
 
     def look(self) -> None:
-        """At what is there now; devices that were there before stay in the table, as failed."""
+        """Probe the devices again. A device that has disappeared stays in the table, marked as failed."""
         found = self._probe(self.engine.device_table)
         there = {device.uuid for device in found}
         gone = [device for device in self._table or () if device.uuid not in there]
@@ -79,13 +79,13 @@ class Places:
         self._warned = warnings
 
     def newly_failed(self) -> list[str]:
-        """Once each."""
+        """Return each failed device once."""
         new = [uuid for uuid in self.failed if uuid not in self._told]
         self._told = set(self.failed)
         return new
 
     def retry(self, uuids: Iterable[str] | None = None) -> None:
-        """Those that have failed may be used again if they are there. All: what is gone is forgotten."""
+        """Clear the failure of these devices and probe again. None: of all; missing devices are dropped."""
         if uuids is None:
             self._table = None
         for uuid in list(self.failed) if uuids is None else uuids:
@@ -110,13 +110,13 @@ class Places:
         rooms = self._rooms()
         chosen = spread(rooms, wants)
         if (over := sums(rooms, wants, chosen)) != self._over:
-            for uuid, asked in over.items():  # by the configuration: a pin is refused
-                log.error("%s would have to give %s of its memory", uuid, total(asked))
+            for uuid, asked in over.items():  # the configuration asks for it; such a pin by `ctl` is refused
+                log.error("the configuration asks for more than %s has: %s of its memory", uuid, total(asked))
             self._over = over
         return {want.model: [Place(found, want.fraction) for found in chosen[want.model]] for want in wants}
 
     def pins(self, model: Model) -> list[Devices]:
-        """A word that names no device of now stays as it is: the device may come back."""
+        """The model's pins as UUIDs. A word that names no present device stays: the device may come back."""
         found: list[Devices] = []
         for word in model.pins:
             try:
@@ -126,25 +126,25 @@ class Places:
         return found
 
     def judge(self, model: Model, others: Iterable[Model], now: Now) -> None:
-        """Whether there is room for the pins of one beside the others. Raises BadValue."""
+        """Check that the pins of `model` fit beside the other models. Raises BadValue."""
         wants = [self._want(each, now) for each in (model, *others)]
         rooms = self._rooms()
         chosen = spread(rooms, wants)
         for uuid, asked in sums(rooms, wants, chosen).items():
             if model.name in [name for name, _ in asked]:
                 raise BadValue(
-                    f"{uuid} would have to give {total(asked)} of its memory",
-                    "memory_fraction in [models.NAME], or another device",
+                    f"{uuid} has too little memory: the models ask for {total(asked)}",
+                    "lower memory_fraction in [models.NAME], or pin to another device",
                 )
         for want in wants[1:]:
             if want.now and not want.pins and not chosen[want.model]:
                 raise BadValue(
                     f"model {want.model} would have no device left",
-                    "unload it, pin it elsewhere, or give both a memory_fraction",
+                    f"unload {want.model}, pin it elsewhere, or give both models a memory_fraction",
                 )
 
     def why_not(self, model: Model) -> str:
-        """Why it is nowhere."""
+        """Say why no device runs this model."""
         pinned = [uuid for pin in self.pins(model) for uuid in pin]
         if pinned:
             wrong = [f"{uuid} ({self.failed.get(uuid, 'there is no such device')})" for uuid in pinned]
@@ -161,14 +161,17 @@ class Places:
         return Want(model.name, model.replicas, model.fraction, self.pins(model), may, where)
 
     def _allowed(self) -> list[Device]:
-        """By [engine] device, for what is not pinned. Without GPUs that we know PyTorch may yet find some."""
+        """The devices for models without pins, by [engine] device.
+
+        When the table has no GPU, the worker's PyTorch may still find one: see torch_device.
+        """
         gpus = [device for device in self.table if device.divided]
         kind, _, number = self.engine.device.partition(":")
         if not gpus or kind not in ("auto", "cuda"):
             return [device for device in self.table if not device.divided]
         return [d for d in gpus if d.uuid not in self.failed and number in ("", str(d.index))]
 
-    # what a worker is told
+    # the worker's device
 
     def torch_device(self, place: Place, pinned: bool) -> str:
         """See aiosd.cores.wire.Load."""

@@ -1,7 +1,7 @@
-"""The devices that models run on: what each is, how people name it, what of the machine a worker on it gets.
+"""The devices that models run on: their facts, their names, and the unit settings of a worker on them.
 
-Pure, but for `probe`, the one place that looks at the machine; a table in a file replaces it, for tests. The
-processor is a device as well, of which any number of workers have a share. Knows no models and no processes.
+Only `probe` and `processor` look at the machine. Tests replace the probed GPUs by a table in a file. The
+processor is a device too, and any number of workers share it. Knows no models and no processes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from aiosd.errors import BadValue, ConfigError
 from aiosd.host import proc, toml
 
 CPU = "cpu"
-PREFIX_MIN = 8  # of a UUID, to name a device by
+PREFIX_MIN = 8  # shortest prefix of a UUID that names a device
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    uuid: str  # of a GPU as nvidia-smi -L has it; or cpu
+    uuid: str  # of a GPU, as nvidia-smi -L prints it; "cpu" for the processor
     name: str = ""
     index: int = -1  # place in the table: 1 is also gpu1
     memory_bytes: int = 0  # 0: not known
@@ -36,7 +36,7 @@ class Device:
 
     @property
     def divided(self) -> bool:
-        """Whether its memory is given to workers in fractions."""
+        """Whether workers get fractions of its memory."""
         return self.uuid != CPU
 
 
@@ -64,7 +64,7 @@ def processor() -> Device:
 
 
 def read_table(file: Path) -> list[Device]:
-    """[[device]] tables with the fields of Device."""
+    """Read a TOML file of [[device]] tables, whose keys are the fields of Device."""
     try:
         return [received(facts) for facts in toml.parse(toml.text(file)).get("device", ())]
     except (OSError, ValueError, TypeError) as error:
@@ -72,10 +72,10 @@ def read_table(file: Path) -> list[Device]:
 
 
 def received(facts: Mapping[str, Any]) -> Device:
-    """From a table or a message. Raises TypeError, ValueError."""
+    """Make a Device of the facts in a table or a message. Raises TypeError, ValueError."""
     wrong = facts.keys() - {f.name for f in fields(Device)}
     if wrong or not isinstance(facts.get("uuid"), str):
-        raise ValueError(f"{min(wrong, default='uuid')}: no such field" if wrong else "a device has a uuid")
+        raise ValueError(f"{min(wrong, default='uuid')}: no such field" if wrong else "a device needs a uuid")
     known = {**facts, "paths": tuple(map(str, facts.get("paths", ())))}
     numbers = ("index", "memory_bytes", "numa")
     typed: dict[str, Any] = {k: int(value) if k in numbers else value for k, value in known.items()}
@@ -85,21 +85,21 @@ def received(facts: Mapping[str, Any]) -> Device:
     if not all(isinstance(text, str) and text.isprintable() for text in texts) or re.search(
         "[ ,]", device.uuid
     ):
-        raise ValueError("a device is described in words of one line")
+        raise ValueError("a text of a device is not one printable line, or its uuid has a space or comma")
     cpu_numbers(device.cpus)
     return device
 
 
 def find(devices: Sequence[Device], word: str) -> Device:
-    """By UUID, a prefix of it that is enough, or gpuN. Raises BadValue."""
+    """Find a device by its UUID, a unique prefix of the UUID, or gpuN. Raises BadValue."""
     whole = [d for d in devices if word == d.uuid or (d.index >= 0 and word == f"gpu{d.index}")]
     begun = [d for d in devices if len(word) >= PREFIX_MIN and d.uuid.lower().startswith(word.lower())]
     if len(found := whole or begun) == 1:
         return found[0]
     there = ", ".join(named(device) for device in devices)
     if found:
-        raise BadValue(f"{word[:60]} may be {' or '.join(d.uuid for d in found)}", "name more of it")
-    raise BadValue(f"there is no device {word[:60]!r}", f"there are {there}")
+        raise BadValue(f"{word[:60]} may be {' or '.join(d.uuid for d in found)}", "write more of the UUID")
+    raise BadValue(f"there is no device {word[:60]!r}", f"the devices are {there}")
 
 
 def named(device: Device) -> str:
@@ -107,29 +107,30 @@ def named(device: Device) -> str:
 
 
 def parse_pin(devices: Sequence[Device], words: Iterable[str]) -> list[tuple[str, ...]]:
-    """`A B` is a worker on each, `A,B` one on both. Raises BadValue."""
+    """`A B` means one worker on A and one on B, `A,B` one worker on both. Raises BadValue."""
     sets = []
     for word in words:
         chosen = [find(devices, name) for name in word.split(",")]
         uuids = tuple(device.uuid for device in chosen)
         if len(set(uuids)) < len(uuids):
-            raise BadValue(f"{word[:60]!r} names a device twice", "A,B is one worker on both")
+            raise BadValue(f"{word[:60]!r} names a device twice", "write A,B for one worker on A and B")
         if CPU in uuids and len(uuids) > 1:
-            raise BadValue("a worker is on the processor or on GPUs", "name one or the other")
+            raise BadValue("one worker cannot use both the processor and GPUs", "name cpu or GPUs, not both")
         sets.append(uuids)
     if not sets:
-        raise BadValue("pin to which device?", f"auto, or {', '.join(named(d) for d in devices)}")
+        raise BadValue("no device is named", f"write auto, or {', '.join(named(d) for d in devices)}")
     return sets
 
 
 def environment(devices: Iterable[Device]) -> dict[str, str]:
-    """What shows a process these GPUs alone, as cuda:0 and on; by UUID: numbers change between boots."""
+    """Variables that make these GPUs the only ones of a process: cuda:0, cuda:1, … They name UUIDs, because
+    numbers change between boots."""
     return {"CUDA_VISIBLE_DEVICES": ",".join(d.uuid for d in devices if d.divided)}
 
 
 def drop_in(devices: Sequence[Device]) -> str:
-    """What the unit of a worker on them has besides: systemd.resource-control(5), systemd.exec(5). Empty for
-    the processor."""
+    """Unit settings for a worker on these devices, see systemd.resource-control(5) and systemd.exec(5). Empty
+    for the processor."""
     if not any(device.divided for device in devices):
         return ""
     paths = dict.fromkeys(path for device in devices for path in device.paths)
@@ -139,14 +140,14 @@ def drop_in(devices: Sequence[Device]) -> str:
     if near := cpus_of(devices):
         lines.append(f"CPUAffinity={near}")
     if nodes := numa_of(devices):
-        # preferred, not bound: a model that is larger than the node still loads
+        # "preferred" and not "bind", so that a model larger than the node still loads
         lines += ["NUMAPolicy=preferred" if len(nodes) == 1 else "NUMAPolicy=interleave"]
         lines += [f"NUMAMask={','.join(map(str, nodes))}"]
     return "".join(f"{line}\n" for line in lines)
 
 
 def cpus_of(devices: Iterable[Device]) -> str:
-    """Those near any of them; empty: all, one of them has none of its own."""
+    """The CPUs near any of the devices. Empty means all CPUs: some device has no CPUs near it."""
     lists = [device.cpus for device in devices]
     return ",".join(dict.fromkeys(lists)) if all(lists) else ""
 
@@ -156,7 +157,7 @@ def numa_of(devices: Iterable[Device]) -> list[int]:
 
 
 def cpu_numbers(text: str) -> set[int]:
-    """Of a list as in cpuset(7). Raises ValueError."""
+    """Parse a list of CPUs as in cpuset(7). Raises ValueError."""
     found: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")

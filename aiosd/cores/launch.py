@@ -1,7 +1,6 @@
-"""How a worker process is started: as a child of the daemon, where no service manager does it.
+"""Start a worker process as a child of the daemon, where no service manager starts it.
 
-The other way is a unit of systemd (aiosd.privilege.orders.Unit); the pool (aiosd.cores.pool) knows no
-difference.
+aiosd.privilege.orders.Unit starts a systemd unit instead. The pool (aiosd.cores.pool) treats both alike.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from aiosd.cores import wire
 
 
 class Process(Protocol):
-    """One worker. `connect` waits until it is there, and raises OSError when it cannot be."""
+    """One worker process. `connect` waits until the worker runs, and raises OSError when it cannot start."""
 
     @property
     def pid(self) -> int: ...
@@ -25,17 +24,17 @@ class Process(Protocol):
     def terminate(self) -> None: ...
     def kill(self) -> None: ...
     def wait(self, timeout_s: float | None = None) -> str:
-        """How it ended. Raises TimeoutError."""
+        """Wait for the end, and say how the worker ended. Raises TimeoutError."""
         ...
 
     def close(self) -> None:
-        """It has ended, and nothing more is asked of it."""
+        """Release its resources. The worker has ended, and nothing else is called after this."""
 
 
 class Launcher(Protocol):
     def __call__(self, id: int, env: Mapping[str, str], devices: Sequence[str]) -> Process:
-        """`devices`: by UUID, what it may open; where nothing is closed, `env` alone says what it uses.
-        Raises OSError."""
+        """Start a worker. `devices`: UUIDs of the devices that it may open. A child process may open every
+        device, and only `env` says which ones it uses. Raises OSError."""
         ...
 
 
@@ -72,4 +71,4 @@ class Child:
             raise TimeoutError from None
 
     def close(self) -> None:
-        """The channel is closed by who was given it."""
+        """Do nothing: the caller of `connect` closes the channel."""

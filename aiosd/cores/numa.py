@@ -1,6 +1,6 @@
-"""CPUs and memory next to a worker's device, for the process that calls: before torch makes its threads.
+"""Keep the calling process on the CPUs and memory next to its device. Call before torch starts its threads.
 
-Best effort: a container or an administrator may allow less, and what is allowed wins.
+Best effort: a container or an administrator may allow fewer CPUs and nodes, and that limit holds.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from aiosd.cores.devices import cpu_numbers
 
 log = logging.getLogger(__name__)
 
-SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}  # of asm/unistd.h; glibc has no function for it
+SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}  # from asm/unistd.h: glibc has no such function
 MPOL_PREFERRED, MPOL_INTERLEAVE = 1, 3  # linux/mempolicy.h
 BITS = 8 * ctypes.sizeof(ctypes.c_ulong)
 
 
 def stay_near(cpus: str, nodes: Sequence[int]) -> None:
-    """For this thread, and for all that it starts."""
+    """Bind this thread, and all threads that it starts."""
     try:
         if near := cpu_numbers(cpus) & os.sched_getaffinity(0):
             os.sched_setaffinity(0, near)
         if nodes:
             set_mempolicy(MPOL_PREFERRED if len(nodes) == 1 else MPOL_INTERLEAVE, nodes)
     except (OSError, ValueError) as error:
-        log.info("not next to its device: %s", error)
+        log.info("the worker cannot stay near its device: %s", error)
 
 
 def set_mempolicy(mode: int, nodes: Sequence[int]) -> None:
@@ -40,7 +40,7 @@ def set_mempolicy(mode: int, nodes: Sequence[int]) -> None:
     if number is None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    # the kernel takes one bit less than it is told of
+    # the kernel reads one bit less than the given number
     if libc.syscall(number, mode, words, ctypes.c_ulong(len(words) * BITS + 1)):
         errno = ctypes.get_errno()
         raise OSError(errno, f"set_mempolicy: {os.strerror(errno)}")

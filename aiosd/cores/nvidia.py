@@ -1,7 +1,7 @@
-"""NVIDIA's GPUs, as NVML tells of them, or else /proc and /sys. Reads only; never raises, none is no error.
+"""List the NVIDIA GPUs, from NVML or else from /proc and /sys. Read-only; raises nothing, no GPU is no error.
 
-NVML (nvidia-ml-py) tells the memory and MIG instances; it needs the control device, so that a sandboxed
-daemon asks aios-privileged. Facts are fields of aiosd.cores.devices.Device.
+Only NVML (nvidia-ml-py) knows memory sizes and MIG instances. It needs the control device, so a sandboxed
+daemon asks aios-privileged to call this. Facts are fields of aiosd.cores.devices.Device.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def by_nvml(nvml: Any, troubles: list[str]) -> Iterator[Facts]:
 
 
 def mig(nvml: Any, handle: Any, whole: Facts) -> list[Facts]:
-    """The instances of a GPU that is divided so. Untried: there was no such GPU to try it on."""
+    """The MIG instances of a divided GPU. Never run on such a GPU: none was at hand."""
     found = []
     with suppress(nvml.NVMLError):
         if nvml.nvmlDeviceGetMigMode(handle)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
@@ -91,7 +91,7 @@ def mig(nvml: Any, handle: Any, whole: Facts) -> list[Facts]:
 
 
 def by_proc() -> Iterator[Facts]:
-    """How much memory each has is not told here."""
+    """Read /proc, which does not say how much memory a GPU has."""
     for file in sorted(GPUS.glob("*/information")):
         try:
             lines = proc.lines(file)
@@ -114,10 +114,10 @@ def facts(uuid: str, name: str, bus: str, minor: int) -> Facts:
 
 
 def address(bus: str) -> str:
-    """As /sys has it: NVML writes the domain with eight digits, /sys with four, and both in either case."""
+    """The bus address as /sys writes it: lower case, a domain of four digits. NVML writes eight digits."""
     return re.sub(r"^0000(?=[0-9a-f]{4}:)", "", bus.lower())
 
 
 def text(value: str | bytes) -> str:
-    """Older bindings give bytes."""
+    """Older versions of pynvml return bytes."""
     return value.decode() if isinstance(value, bytes) else value

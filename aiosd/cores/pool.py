@@ -1,7 +1,7 @@
-"""The worker processes: started, listened to, restarted. Mechanism only: who runs where is the scheduler's.
+"""Start, watch and restart the worker processes. The scheduler decides which request runs on which worker.
 
-One listening thread a worker calls `events` (the scheduler). Submit and Remove are sent by the scheduler's
-thread alone, so a worker sees them in the order they were decided.
+Each worker has one listening thread, which calls `events` (the scheduler). Only one thread at a time sends
+the scheduler's orders, so a worker gets Submit and Remove in the order of the decisions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from aiosd.host.message_ids import Id, about
 log = logging.getLogger(__name__)
 
 RESTART_S_MIN, RESTART_S_MAX = 0.5, 30.0
-DEATHS_MAX = 6  # in a row and in one place, none of them ready in between
+DEATHS_MAX = 6  # restarts in one place, without one worker ready in between
 STOP_S = 3.0
 ANYWHERE = Place((devices.CPU,), 1.0)
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -43,12 +43,12 @@ class Worker:
     id: int
     model: Model
     process: Process
-    channel: wire.Channel | None = None  # None: it is being started
+    channel: wire.Channel | None = None  # None: the process is starting
     state: WorkerState = WorkerState.LOADING
     started_s: float = field(default_factory=time.monotonic)
     stats: dict[str, int] = field(default_factory=dict)
     place: Place = ANYWHERE
-    leaving: bool = False  # it goes on until one of its model in another place is ready
+    leaving: bool = False  # it serves until a worker of its model in another place is ready
 
 
 class Events(Protocol):
@@ -66,31 +66,31 @@ class Pool:
         self._launch = launch
         self._events: Events
         self._lock = threading.Lock()
-        self._arranging = threading.RLock()  # one decision about all workers at a time
-        self._models: dict[str, Model] = {}  # that are to be loaded
+        self._arranging = threading.RLock()  # only one thread at a time decides about the workers
+        self._models: dict[str, Model] = {}  # the models that should be loaded
         self._workers: dict[int, Worker] = {}
         self._threads: list[threading.Thread] = []
-        self._deaths: dict[tuple[str, Place], int] = {}  # since one was last ready there
-        self._blamed: dict[str, str] = {}  # the device that a model's workers died on, since one was ready
+        self._deaths: dict[tuple[str, Place], int] = {}  # deaths since a worker was last ready there
+        self._blamed: dict[str, str] = {}  # model → the device its workers died on; ends with a ready worker
         self._stopping = threading.Event()
         self.restarts = 0
 
     def report_to(self, events: Events) -> None:
-        """Before the first model is loaded: `events` hears of the workers."""
+        """Set the receiver of the workers' events. Call it before the first model is loaded."""
         self._events = events
 
     def workers(self) -> list[Worker]:
         return list(self._workers.values())
 
     def of(self, model: Model) -> list[Worker]:
-        """Those that serve a model, or are about to."""
+        """The workers that serve this model, or load it."""
         return [w for w in self.workers() if w.model is model and w.state is not WorkerState.STOPPING]
 
     def ready(self, model: Model) -> list[Worker]:
         return [w for w in self.workers() if w.model is model and w.state is WorkerState.READY]
 
     def load(self, *models: Model) -> None:
-        """Starts the workers they lack; returns at once, a model's state tells the rest. Raises OSError."""
+        """Start the missing workers; do not wait until they have loaded. Raises OSError."""
         for model in models:
             self._models[model.name] = model
             if model.state is not ModelState.READY:
@@ -98,21 +98,21 @@ class Pool:
         self.arrange()
 
     def unload(self, model: Model) -> None:
-        """Ends a model's workers; what ran on them waits again."""
+        """End a model's workers. Their running requests wait again."""
         model.state = ModelState.ABSENT
         self._models.pop(model.name, None)
         for worker in self.of(model):
             self._end(worker)
-        self.arrange()  # there is room for others
+        self.arrange()  # other models may use the freed devices
 
     def resize(self, model: Model, replicas: int) -> None:
-        """Raises BadValue where it is pinned and there is no room."""
+        """Change the number of workers. Raises BadValue when a pinned model has no room for them."""
         self.judge(model, model.pins, replicas)
         model.replicas = replicas
         self.load(model)
 
     def judge(self, model: Model, pins: tuple[str, ...], replicas: int) -> None:
-        """Whether it can be so. Raises BadValue."""
+        """Check that the devices have room for these pins and replicas. Raises BadValue."""
         wished = replace(model, pins=pins, replicas=replicas)
         with self._arranging:
             self.places.judge(wished, [m for m in self._wanted() if m is not model], self._now())
@@ -125,7 +125,7 @@ class Pool:
         return {m.name: [w.place.devices for w in self.of(m) if not w.leaving] for m in self._wanted()}
 
     def arrange(self) -> None:
-        """Ends workers that are where they should not be, and starts those that should be and are not."""
+        """End workers in the wrong places, and start the missing ones."""
         with self._arranging:
             for uuid in self.places.newly_failed():
                 self._tell_failed(uuid)
@@ -154,11 +154,12 @@ class Pool:
                 self._start(model, place)
 
     def _move(self, worker: Worker, replaced: bool, taken: set[str]) -> None:
-        """It goes on until another takes over, if nothing else is to have its device."""
+        """End a worker in the wrong place. It first waits for its replacement if no new worker needs its
+        devices."""
         on = {uuid for uuid in worker.place.devices if uuid != devices.CPU}
         if on & self.places.failed.keys():
             worker.state = WorkerState.STOPPING
-            worker.process.kill()  # who waits for a device that is gone hears no other signal
+            worker.process.kill()  # a process blocked on a lost device reacts to no other signal
         elif replaced and worker.state is WorkerState.READY and not on & taken:
             worker.leaving = True
         else:
@@ -175,7 +176,7 @@ class Pool:
         return self._workers.get(-1 if id is None else id)
 
     def send(self, worker: Worker, message: wire.Message, file: int | None = None) -> None:
-        with suppress(OSError):  # it died; its listener is about to tell
+        with suppress(OSError):  # the worker died; its listening thread reports that
             if worker.channel:
                 worker.channel.send(message, file)
 
@@ -256,7 +257,7 @@ class Pool:
 
     def _ready(self, worker: Worker, message: wire.Ready) -> None:
         model = worker.model
-        if worker.state is WorkerState.STOPPING:  # unloaded while it loaded
+        if worker.state is WorkerState.STOPPING:  # the model was unloaded meanwhile
             return
         worker.state = WorkerState.READY
         model.info, model.state, model.error = message.info, ModelState.READY, ""
@@ -289,7 +290,7 @@ class Pool:
         self._restart(worker)
 
     def _lost(self, worker: Worker) -> bool:
-        """Whether it died with its device: then that is known, and it is started elsewhere."""
+        """Return whether the worker's device has failed. Then start the worker elsewhere."""
         if worker.place.devices == (devices.CPU,):
             return False
         with self._arranging:
@@ -322,16 +323,16 @@ class Pool:
             return
         if not any(w.state is WorkerState.READY for w in self.of(model)):
             model.state = ModelState.LOADING
-        # the first restart is at once: only a worker that dies again and again is made to wait
+        # The first restart is immediate. Only a worker that dies repeatedly waits.
         self._begin_again(model, 0.0 if deaths == 1 else min(RESTART_S_MAX, RESTART_S_MIN * 2**deaths))
 
     def _condemn(self, model: Model, place: Place, deaths: int) -> None:
-        """The device is at fault; or the model, if it has died so on another before."""
+        """Mark the device as failed. If the model's workers died on another device too, blame the model."""
         divided = [uuid for uuid in place.devices if uuid != devices.CPU]
         before = self._blamed.pop(model.name, "")
         if before or not divided:
             self.places.failed.pop(before, None)
-            self._failed(model, f"{deaths} workers died one after the other; the journal may say why")
+            self._failed(model, f"{deaths} workers died one after the other; see the journal for the reason")
             return
         self._blamed[model.name] = divided[0]
         self.places.failed[divided[0]] = f"{deaths} workers of model {model.name} died on it"
@@ -342,12 +343,12 @@ class Pool:
             try:
                 self.arrange()
                 return
-            except OSError as error:  # no process or no descriptor to be had
+            except OSError as error:  # no process or no descriptor left
                 words, extra = (model.name, error), about(model=model.name)
                 log.error("a worker for model %s cannot be started yet: %s", *words, extra=extra)
                 pause_s = RESTART_S_MAX
 
 
 def facts(worker: Worker, id: Id | None = None) -> dict[str, object]:
-    """For the log."""
+    """Fields for the log."""
     return about(id, worker=worker.id, model=worker.model.name)

@@ -1,8 +1,8 @@
-"""A context's exact state as one file: safetensors that any tool opens, with a checksum of itself inside.
+"""A context's exact state as one file: safetensors, which any tool opens, with a checksum inside.
 
-Tensors: `about`, the daemon's own JSON as bytes (messages, an unfinished answer); `tokens` int32; and `kv.0`,
-`kv.1`, … as the engine's core lays them out, whole blocks of the first of these tokens. The header is small
-and every number in it is bounded: it is read before anybody knows who wrote it. No torch; files are
+Tensors: `about`, the daemon's own JSON as bytes (messages, an unfinished answer); `tokens`, int32; and
+`kv.0`, `kv.1`, … in the layout of the engine's core: whole blocks with the KV of the first tokens. The header
+is small and its numbers are bounded, because users write such files too. Knows no torch. Files are
 descriptors.
 """
 
@@ -25,7 +25,7 @@ VERSION = "1"
 HEADER_BYTES_MAX = 64 << 10
 DIMENSIONS_MAX, NUMBER_MAX = 8, 1 << 40
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "U8": 1}
-# The checksum stands at a fixed place: SHA-256 of the file with zeros there.
+# The checksum is at a fixed place. It is the SHA-256 of the file with zeros in that place.
 OPENING = b'{"__metadata__":{"sha256":"'
 SUM_AT, SUM_SIZE = 8 + len(OPENING), 64
 NO_SUM = "0" * SUM_SIZE
@@ -48,9 +48,9 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    model: str  # identity; empty: no KV is in the file
-    layout: str  # of the KV tensors, as Model.info has it
-    prompt: int  # tokens of the prompt, among `tokens`
+    model: str  # identity; empty: the file holds no KV
+    layout: str  # of the KV tensors, as in Model.info
+    prompt: int  # how many of the tokens are the prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ class Header:
 
 
 def layout(meta: Meta, about: bytes, tensors: dict[str, Tensor]) -> tuple[bytes, Header]:
-    """The file's beginning, `about` included, and where each tensor goes; the checksum comes last."""
-    about += b" " * (-len(about) % ALIGNED)  # so that what is mapped behind it is aligned
+    """The first bytes of the file, up to the end of `about`, and the place of each tensor."""
+    about += b" " * (-len(about) % ALIGNED)  # so that the next tensor is aligned when mapped
     at, placed = 0, {}
     for name, tensor in {"about": Tensor("U8", (len(about),)), **tensors}.items():
         placed[name] = (tensor, at, at + tensor.bytes)
@@ -89,14 +89,14 @@ def layout(meta: Meta, about: bytes, tensors: dict[str, Tensor]) -> tuple[bytes,
 
 
 def seal(fd: int) -> None:
-    """Writes the checksum into a finished file."""
+    """Write the checksum into a finished file."""
     with mapped(fd) as data:
         digest = _sum(data)
     os.pwrite(fd, digest.encode(), SUM_AT)
 
 
 def copy(source: int, target: int, about: bytes) -> int:
-    """The file with another `about`, sealed, into an empty one; gives its size."""
+    """Copy the file into an empty one with another `about`, seal the copy, and return its size."""
     old = read(source)
     rest = {name: tensor for name, tensor in old.tensors.items() if name != "about"}
     beginning, new = layout(old.meta, about, rest)
@@ -115,10 +115,10 @@ def about(fd: int, header: Header) -> bytes:
 
 
 def verify(fd: int, header: Header) -> None:
-    """Raises BadSnapshot when a byte is not what it was. A file that was never sealed passes."""
+    """Raise BadSnapshot when a byte has changed since `seal`. A file that was never sealed passes."""
     with mapped(fd) as data:
         if len(data) != header.size:
-            raise BadSnapshot(f"the file has {len(data)} bytes and not {header.size}", COPY_AGAIN)
+            raise BadSnapshot(f"the file has {len(data)} bytes instead of {header.size}", COPY_AGAIN)
         given = data[SUM_AT : SUM_AT + SUM_SIZE]
         if given != NO_SUM.encode() and given != _sum(data).encode():
             raise BadSnapshot("the checksum is wrong: the file was changed or damaged", COPY_AGAIN)
@@ -150,7 +150,7 @@ def read(fd: int) -> Header:
 
 
 def size_of(data: bytes | bytearray) -> int | None:
-    """Bytes of the whole file, told from its beginning; None: more has to come. Raises BadSnapshot."""
+    """Size of the whole file in bytes, from its first bytes; None: too few bytes yet. Raises BadSnapshot."""
     beginning, known = data[8:SUM_AT], int.from_bytes(data[:8], "little") if len(data) >= 8 else 0
     if beginning != OPENING[: len(beginning)] or known > HEADER_BYTES_MAX:
         raise BadSnapshot(NOT_ONE, OUT_OF)
@@ -160,7 +160,7 @@ def size_of(data: bytes | bytearray) -> int | None:
 
 
 def parse(data: bytes | bytearray) -> Header:
-    """`data` begins with the whole header. Raises BadSnapshot for anything aiosd has not written so."""
+    """Read the header, with which `data` begins. Raises BadSnapshot for anything but a kv file of aiosd."""
     size = int.from_bytes(data[:8], "little")
     if data[8:SUM_AT] != OPENING or size > HEADER_BYTES_MAX or len(data) < 8 + size:
         raise BadSnapshot(NOT_ONE, OUT_OF)
@@ -171,14 +171,14 @@ def parse(data: bytes | bytearray) -> Header:
         meta = Meta(str(model), str(made), number(int(prompt)))
         tensors = {name: _tensor(entry, 8 + size) for name, entry in raw.items()}
     except (BadRequest, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise BadSnapshot("the header of the file makes no sense", COPY_AGAIN) from None
+        raise BadSnapshot("the header of the file is damaged", COPY_AGAIN) from None
     if version != VERSION:
         raise BadSnapshot(f"the file has version {str(version)[:20]!r}; this aiosd reads {VERSION}")
     return Header(meta, tensors, _checked(meta, tensors, 8 + size))
 
 
 def number(value: object) -> int:
-    """Small enough that no arithmetic with a few of them takes long."""
+    """Raise ValueError for numbers so large that arithmetic with them takes long."""
     if type(value) is not int or not 0 <= value < NUMBER_MAX:
         raise ValueError
     return value
@@ -194,7 +194,7 @@ def _tensor(entry: Any, first: int) -> Tensor:
 
 
 def _checked(meta: Meta, tensors: dict[str, Tensor], first: int) -> int:
-    """Gives the file's size: tensors fill it without gap or overlap, and are those there should be."""
+    """Check that the right tensors fill the file without gap or overlap, and return the file's size."""
     at = first
     for tensor in tensors.values():
         if tensor.start != at:

@@ -1,9 +1,9 @@
-"""The protocol between daemon and worker: every message, on one screen, and how it travels.
+"""The protocol between daemon and worker: all messages, and their encoding on the socket.
 
-A frame is a 4-byte little-endian length and a JSON object `{"is": NAME, …fields}`; some (Restore, Saved)
-bring an open file (SCM_RIGHTS) with it. Bounded and typed on both sides: an unknown name, a missing or extra
-field or an oversized frame is a WireError, and the connection ends. The worker is trusted to compute, not to
-be correct. Other processes of the daemon speak so too, with messages of their own (aiosd.privilege.orders).
+A frame is a 4-byte little-endian length and a JSON object `{"is": NAME, …fields}`. Restore and Saved carry an
+open file too (SCM_RIGHTS). Both sides check: an unknown name, a missing or extra field or an oversized frame
+is a WireError and ends the connection. A faulty worker must not harm the daemon. aiosd.privilege.orders uses
+the same frames with other messages.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ COMPACT = json.JSONEncoder(separators=(",", ":"))
 @dataclass(frozen=True, slots=True)
 class Load:
     path: str
-    device: str  # as PyTorch calls it; auto: cuda where there is one; span: all that it sees together
-    fraction: float  # of the memory of each GPU
-    cpus: str  # to run on, as in cpuset(7); empty: any
-    nodes: list[int]  # whose memory is preferred
+    device: str  # PyTorch's name; auto: cuda if there is a GPU; span: all visible GPUs together
+    fraction: float  # share of each GPU's memory
+    cpus: str  # CPUs to run on, as in cpuset(7); empty: any
+    nodes: list[int]  # preferred memory nodes
     dtype: str
     kv_bytes: int
     max_running: int
@@ -56,23 +56,23 @@ class Submit:
     sampling: dict[str, Any]
     owner: str  # prefix blocks are shared within one owner only
     resume: list[int]  # tokens this request already has
-    context: int  # the conversation it is a turn of; 0: none
-    operation: str = "llm"  # else embed or tokenize: of the last message's text, as it is
-    schema: str = ""  # JSON Schema that the answer is to fit; empty: none
+    context: int  # its conversation; 0: none
+    operation: str = "llm"  # embed and tokenize take the last message's text, without a template
+    schema: str = ""  # JSON Schema of the answer; empty: none
     tool_choice: str = "auto"  # see aiosd.syscall.spec.Spec
 
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Preempt (`keep`) or cancel at the next token boundary; answered by Removed, unless it ended before."""
+    """Preempt (`keep`) or cancel between two steps. Removed answers it, unless the request ended before."""
 
     id: int
-    keep: bool  # its conversation's KV
+    keep: bool  # whether the KV stays
 
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Asks for a conversation's KV, and with `evict` to let it go; answered by Saved or NotSaved."""
+    """Ask for a conversation's KV. `evict` also frees it. The answer is Saved or NotSaved."""
 
     context: int
     evict: bool
@@ -80,16 +80,16 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """KV of a conversation comes back, in the file (aiosd.cores.snapshot); answered by Restored."""
+    """Give a conversation its KV back, in the file (aiosd.cores.snapshot). The answer is Restored."""
 
     context: int
     owner: str
-    check: bool  # it came from a user: it may hold anything
+    check: bool  # a user wrote the file, so check all of it
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """How a conversation's KV is kept: pin, unpin, or drop."""
+    """Pin, unpin or drop a conversation's KV."""
 
     context: int
     how: str
@@ -117,7 +117,7 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The prompt is rendered and admitted to the batch."""
+    """The worker has rendered the prompt and accepted the request."""
 
     id: int
     prompt_tokens: int
@@ -137,7 +137,7 @@ class Tokens:
     text: str
     logprobs: list[Any]
     cached_tokens: int
-    finish: str  # empty: more will come; stop, length; preempted: KV memory ran out
+    finish: str  # empty: more tokens follow; stop, length; preempted: KV memory ran out
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The answer to Save, or, unasked and `evicted`, KV that had to make room."""
+    """Carries KV in a file: the answer to Save, or (`evicted`, without a Save) KV that had to make room."""
 
     context: int
     tokens: int
@@ -156,7 +156,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class NotSaved:
-    """No KV of that conversation is here."""
+    """This worker has no KV of that conversation."""
 
     context: int
 
@@ -164,13 +164,13 @@ class NotSaved:
 @dataclass(frozen=True, slots=True)
 class Restored:
     context: int
-    tokens: int  # whose KV is there now
+    tokens: int  # tokens whose KV was restored
     error: str
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """All that one step of the engine made, and how the engine stands."""
+    """The outputs of one step of the engine, and the engine's counters."""
 
     outputs: list[Tokens]
     stats: dict[str, int]
@@ -199,7 +199,7 @@ def encode(message: Any) -> bytes:
 
 
 def plain(message: Any) -> dict[str, Any]:
-    """The fields of a dataclass; not those of its fields, as asdict would."""
+    """The fields of a dataclass. Nested dataclasses stay as they are, unlike with asdict."""
     kind: Any = type(message)
     return {name: getattr(message, name) for name in types_of(kind)}
 
@@ -211,7 +211,7 @@ def types_of(kind: Any) -> dict[str, type[Any]]:
 
 def decode(body: bytes, kinds: Mapping[str, type[Any]] = BY_NAME) -> Any:
     try:
-        raw = json.loads(body.decode())  # else json guesses the encoding
+        raw = json.loads(body.decode())  # decode first: json guesses the encoding of bytes
         kind = kinds[raw.pop("is")]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise WireError(f"not a message: {error!r}") from None
@@ -234,16 +234,16 @@ class Channel:
     """One end of the connection. Any thread may send; one thread receives."""
 
     def __init__(self, sock: socket.socket, kinds: Collection[type[Any]] = MESSAGES) -> None:
-        """`kinds`: of messages that are received."""
+        """`kinds`: the messages that this end may receive."""
         self._socket = sock
         self._kinds = {kind.__name__: kind for kind in kinds}
         self.closed = False
         self._sending = threading.Lock()
         self._buffer = bytearray()
-        self._files: deque[int] = deque()  # received, and not taken yet
+        self._files: deque[int] = deque()  # received files that nobody has taken yet
 
     def send(self, message: Any, file: int | None = None) -> None:
-        """Raises OSError when the other side is gone. `file` stays the caller's to close."""
+        """Send a message. The caller still closes `file`. Raises OSError when the other side is gone."""
         frame = encode(message)
         with self._sending:
             if file is not None:
@@ -265,12 +265,12 @@ class Channel:
         return decode(body, self._kinds)
 
     def take_file(self) -> int | None:
-        """The file of the message just received, for the caller to close; None: this process had no
-        descriptor left to receive it with."""
+        """The file of the message just received. The caller closes it. None: the file was lost, because this
+        process had no free descriptor."""
         return self._files.popleft() if self._files else None
 
     def shut(self) -> None:
-        """The other side sees its end, and a thread that receives here too."""
+        """End the connection for both sides. A thread that receives here wakes up."""
         self.closed = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -286,7 +286,7 @@ class Channel:
                 data, files, _, _ = socket.recv_fds(
                     self._socket, max(65536, size - len(self._buffer)), 4, CLOEXEC
                 )
-            except ConnectionResetError:  # it was killed with messages of ours unread
+            except ConnectionResetError:  # the other side was killed before it read our messages
                 return None
             self._files += files
             if not data:

@@ -28,7 +28,7 @@ ROOM_BYTES = 1 << 20  # with less space, an error of the disk means that it is f
 
 class Connection:
     def __init__(self, folder: Path) -> None:
-        """Raises StoreFailed."""
+        """Open the database, or make it. Raises StoreFailed."""
         self.folder = folder
         self._lock = threading.RLock()
         file = folder / "aios.db"
@@ -44,7 +44,7 @@ class Connection:
             self._db.execute("PRAGMA secure_delete=ON")
         except (sqlite3.Error, OSError) as error:
             raise StoreFailed(
-                f"{file}: {error}", "check the state folder's owner, space and health"
+                f"{file}: {error}", "check the owner, the free space and the disk of the state folder"
             ) from None
         self._migrate(file)
 
@@ -67,7 +67,7 @@ class Connection:
                 self._held.close()
                 raise StoreFailed(
                     f"{self.folder} is in use by aiosd with pid {who}",
-                    "stop that one, or name another folder with --state",
+                    "stop that daemon, or name another folder with --state",
                 ) from None
         self._held.truncate(0)
         self._held.write(f"{os.getpid()}\n")

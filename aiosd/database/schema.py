@@ -28,7 +28,7 @@ CREATE TABLE pins (model TEXT PRIMARY KEY, devices TEXT NOT NULL);
 CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (kind, name));
 CREATE TABLE counters (name TEXT PRIMARY KEY, next INTEGER NOT NULL);
 """
-MIGRATIONS = {  # to the next version
+MIGRATIONS = {  # version → statements that make the next version
     1: f"""
 ALTER TABLE contexts RENAME TO old;
 {next(line for line in SCHEMA.split(";") if "TABLE contexts" in line)};
@@ -57,6 +57,5 @@ WHEN 'tool' THEN json_object('kind','tool','nice',json_extract(spec,'$.nice'),
     'groups',json(coalesce(json_extract(spec,'$.groups'),'[]')))
 ELSE json_object('kind',json_extract(spec,'$.operation'),'nice',json_extract(spec,'$.nice'),
     'json',json('true'),'input',coalesce(json_extract(spec,'$.messages[0].content'),''),'model',json_extract(spec,'$.model'))
-END;
-""",
+    END; """,
 }

@@ -176,7 +176,7 @@ class Store(Connection):
     # requests
 
     def reserve_numbers(self, count: int) -> int:
-        """The first of so many numbers of requests that were never used, and will not be reserved again."""
+        """Reserve so many request numbers and return the first. No number is ever reserved or used twice."""
         with self._transaction() as db:
             used = db.execute(
                 "SELECT coalesce(max(seq),0)+1 FROM sqlite_sequence WHERE name='requests'"

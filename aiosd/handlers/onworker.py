@@ -26,7 +26,7 @@ class OnWorker(Handler):
         self._parts.names.check_model(caller, source.target)
 
     def lost(self, request: Request) -> str:
-        return "" if self._parts.models.find(request.spec.target) else f"{request.spec.target} is gone"
+        return "" if self._parts.models.find(request.spec.target) else f"{request.spec.target} was removed"
 
     def account(self, request: Request) -> None:
         if model := self._parts.models.find(request.spec.target):

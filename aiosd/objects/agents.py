@@ -111,7 +111,9 @@ class AgentObjects:
             return
         request = self._scheduler.find(int(id)) if id.isdecimal() and len(id) < 19 else None
         if request is None or request.agent_id != agent.id:
-            raise NotFound(f"no unfinished request {id[:20]} of agent {agent.name}")
+            raise NotFound(
+                f"agent {agent.name} has no unfinished request {id[:20]}", "cat scheduler/queue lists them"
+            )
         self._ending.cancel(request)
 
     def pause(self, agent: Agent, paused: bool) -> None:

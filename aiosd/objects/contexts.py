@@ -81,7 +81,7 @@ class ContextObjects:
     def evict(self, context: Context, tier: str) -> None:
         """Move the KV down to a tier, and wait for it. Raises Busy."""
         if self._scheduler.turn(context.id) is not None:
-            raise Busy(f"context {context.name} has a turn going on", "try again when it is done")
+            raise Busy(f"a turn of context {context.name} is running", "try again when it has ended")
         if tier == "cold":
             self._residency.drop(context)
             return

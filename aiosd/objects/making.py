@@ -53,7 +53,7 @@ class Making:
         kind = folder.strip("/")
         most: int = getattr(self.limits.quotas.of(caller.with_groups()), kind)
         if self.permissions.count(folder, caller.uid) >= most:
-            raise OverQuota(f"you have {most} {kind}", "rmdir some first")
+            raise OverQuota(f"your quota of {most} {kind} is used up", f"rmdir some of your {kind}")
 
     def emit_removed(self, kind: str, path: str, **facts: object) -> None:
         last = self.permissions.get(path) or ROOTS

@@ -71,4 +71,4 @@ class ToolObjects:
         def gone(request: Request) -> bool:
             return isinstance(request.spec, ToolCall) and not self._tools.find(request.spec.tool)
 
-        self._making.cancel(gone, "its tool is gone")
+        self._making.cancel(gone, "its tool was removed")

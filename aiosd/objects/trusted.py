@@ -45,4 +45,4 @@ class TrustObjects:
 def check_count(granted: Collection[object]) -> None:
     """Bound a grant, which is one line of the audit log. Raises BadValue."""
     if len(granted) > GRANTED_MAX:
-        raise BadValue(f"more than {GRANTED_MAX} at once", "name fewer")
+        raise BadValue(f"more than {GRANTED_MAX} at once", "name fewer of them")

@@ -11,7 +11,7 @@ from aiosd.errors import BadRequest
 
 DEPTH_MAX = 64
 INTEGER_MIN, INTEGER_MAX = -(1 << 63), (1 << 64) - 1
-DIGITS_MAX = 20  # of those, with the sign
+DIGITS_MAX = 20  # characters of the longest such integer
 OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
 
 
@@ -31,7 +31,7 @@ def is_object(body: bytes | bytearray) -> bool:
 def decode(body: bytes) -> str:
     """Return the text of a request. Raises BadRequest."""
     try:
-        return body.decode("utf-8-sig")  # a byte order mark is no text
+        return body.decode("utf-8-sig")  # drops a byte order mark
     except UnicodeDecodeError as error:
         raise BadRequest(f"byte {error.start} is not UTF-8 text") from None
 
@@ -51,12 +51,11 @@ def checked(text: str) -> str:
 
 
 def read_json(text: str) -> Any:
-    """The value. Raises NotJson, also for a value that is nested too deep or that UTF-8 cannot carry, for a
-    key
-    that stands twice, and for a number that is none or that has more than 64 bits."""
+    """Parse JSON. Raises NotJson, also for nesting that is too deep, text that UTF-8 cannot encode, duplicate
+    keys, NaN, Infinity, and integers of more than 64 bits."""
     try:
         raw = DECODER.decode(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
+    except (ValueError, RecursionError) as error:  # ValueError: also from the hooks of DECODER
         raise NotJson(f"not JSON: {error}", incomplete=unfinished(text, error)) from None
     if depth(raw) > DEPTH_MAX:
         raise NotJson(f"the JSON is nested deeper than {DEPTH_MAX}", incomplete=False)
@@ -64,7 +63,7 @@ def read_json(text: str) -> Any:
         json.dumps(raw, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise NotJson(
-            "half a surrogate pair (\\ud800 to \\udfff) is no character", incomplete=False
+            "half a surrogate pair (\\ud800 to \\udfff) is not a character", incomplete=False
         ) from None
     return raw
 
@@ -91,10 +90,10 @@ def bounded(text: str) -> int:
 
 
 def no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no number in JSON")
+    raise ValueError(f"{text} is not a number in JSON")
 
 
-# Python's own decoder takes NaN, Infinity, keys that stand twice and numbers of any size.
+# Python's own decoder accepts NaN, Infinity, duplicate keys and numbers of any size.
 DECODER = json.JSONDecoder(
     object_pairs_hook=unique, parse_float=finite, parse_int=bounded, parse_constant=no_constant
 )

@@ -32,7 +32,8 @@ class State(StrEnum):
 
 
 class Answer:
-    """Bytes that grow until they end. Reading never consumes: any number of readers, any offset."""
+    """Bytes that grow until the end. Reading removes nothing, so any number of readers may read any
+    offset."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,7 +1,7 @@
-"""Tool calls between the queue and the runner: which may start now, in what cage as whom, and how they went.
+"""Tool calls between the scheduler's queue and the runner: check the limits, start, kill, account.
 
-The scheduler asks `free` with its lock held, and `run` and `kill` without. The runner's thread tells how
-calls go.
+The scheduler calls `free` with its lock held, `run` and `kill` without the lock. The runner's thread calls
+`_began` and `_ended`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from aiosd.tools.run.toolrunner import ToolRunner
 
 class CallEvents(Protocol):
     def call_began(self, request: Request) -> bool:
-        """The call is about to act. False: it must not."""
+        """The call is about to act. Return False to stop it."""
         ...
 
     def call_ended(self, request: Request, error: str) -> None:
-        """Nothing of the call runs any more."""
+        """All processes of the call have ended."""
 
     def call_left(self, request: Request) -> None:
-        """There is room for another call."""
+        """A call left without running, so another one may start."""
 
 
 class Calls:
@@ -41,8 +41,8 @@ class Calls:
         self._config, self._tools, self._runner = config, tools, runner
         self._sessions, self._listings = sessions, listings
         self._events: CallEvents
-        self.cpu_s = 0.0  # that tools took
-        self._live: dict[int, Tool] = {}  # a cancelled call is one until its processes are gone
+        self.cpu_s = 0.0  # CPU time of all calls so far
+        self._live: dict[int, Tool] = {}  # calls with processes, also cancelled ones; by request
         self._configure(config)
 
     def start(self, events: CallEvents) -> None:
@@ -68,7 +68,7 @@ class Calls:
         self._sessions.cancel(id)
 
     def free(self, tool: Tool, running: Iterable[Request]) -> bool:
-        """Whether one more call of a tool may run beside those."""
+        """Whether one more call of this tool may run beside the running ones."""
         ids = {request.id: self._tools.of(request.queue) for request in running}
         others = [other for other in {**ids, **self._live}.values() if other]
         word = tool.manifest.exclusive
@@ -77,7 +77,7 @@ class Calls:
         return others.count(tool) < tool.limit
 
     def run(self, request: Request) -> None:
-        """Raises AiosError."""
+        """Start a call. Raises AiosError."""
         try:
             self._run(request)
         except BaseException:
@@ -89,7 +89,7 @@ class Calls:
         assert isinstance(spec, ToolCall)
         tool = self._tools.find(spec.tool)
         if tool is None or tool.manifest.server not in ("", *config.mcp):
-            raise NotFound("its tool is gone")
+            raise NotFound(f"tool {spec.tool} was removed", "ls tools lists the tools")
         self._live[request.id] = tool
         events = Events(partial(self._began, request), request.answer.append, partial(self._ended, request))
         if server := config.mcp.get(tool.manifest.server):
@@ -102,7 +102,7 @@ class Calls:
         who = request.uid, spec.groups, folder, True
         self._runner.run(Call(request.id, tool.manifest, spec.arguments, *who, bounds, events))
 
-    # the runner's thread tells
+    # on the runner's thread
 
     def _began(self, request: Request) -> bool:
         if self._events.call_began(request):

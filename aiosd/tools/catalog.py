@@ -1,8 +1,8 @@
-"""Tools: executables that agents may call, each with a manifest. Which exist, and what a right call is.
+"""The tools that agents may call, and the check of a call's arguments.
 
-A tool is a folder NAME with `tool.toml` and what it runs (aios-tool(5)): built in, the administrator's, or a
-user's own, which is kept in the state folder. How one is run is in aiosd.tools.run.runner, in what cage in
-aiosd.tools.run.sandbox. Any thread may ask.
+A tool is a folder NAME with a manifest, `tool.toml`, and its program (aios-tool(5)). It is built in, or the
+administrator's, or a user's own in the state folder. aiosd.tools.run.runner runs calls,
+aiosd.tools.run.sandbox builds their sandbox. Any thread may ask.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from aiosd.tools.manifest import FILE, LIMIT_OWN, Manifest, own, place, read
 log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent / "toolbox"
-PACKAGED = Path("/usr/lib/aios/tools")  # of other packages
-ERRORS = 100  # of one call's arguments that are looked at
-SAID = 500  # characters of an error's text
+PACKAGED = Path("/usr/lib/aios/tools")  # tools from other packages
+ERRORS = 100  # most schema errors of one call that are compared
+SAID = 500  # characters of an error's text that are kept
 LIMIT_MAX = 1024
 
 
@@ -50,8 +50,8 @@ LIMIT_MAX = 1024
 class Tool:
     manifest: Manifest
     limit: int
-    own: Path | None = None  # a user's: the folder of its manifest and program
-    error: str = ""  # why the last manifest was not taken
+    own: Path | None = None  # folder of a user's own tool, with its manifest and program; None: not a user's
+    error: str = ""  # why the last manifest was refused
     calls: int = 0
     failed: int = 0
     busy_s: float = 0.0
@@ -66,7 +66,7 @@ class Tool:
 
     @property
     def ready(self) -> bool:
-        """It has a manifest."""
+        """Whether the tool has a manifest, and so can be called."""
         return bool(self.manifest.command or self.manifest.server)
 
     @property
@@ -74,7 +74,7 @@ class Tool:
         return LIMIT_OWN if self.own else LIMIT_MAX
 
     def judge(self, data: bytes) -> Manifest:
-        """A manifest of a user's own. Raises BadValue, and remembers why."""
+        """Parse a manifest for a user's own tool. Raises BadValue, and keeps the reason in `error`."""
         assert self.own
         try:
             found = own(self.own, data)
@@ -93,33 +93,33 @@ class Tool:
 
 class Tools:
     def __init__(self, folder: Path, own: Path, grants: Mapping[str, Sequence[str]] | None = None) -> None:
-        """`folder`: the administrator's; `own`: where those that users make are kept."""
+        """`folder`: the administrator's tools. `own`: the folder of the tools that users make."""
         self._by_name: dict[str, Tool] = {}
         self._own = own
-        self.ousted: set[str] = set()  # users' own whose names the administrator has taken
+        self.ousted: set[str] = set()  # users' own tools that lost their name to another tool
         self._installed: list[Manifest] = []
         self._offered: dict[str, list[Manifest]] = {}  # by MCP server
         self._lock = threading.Lock()
         self.load(folder, grants or {})
 
     def load(self, folder: Path, grants: Mapping[str, Sequence[str]]) -> None:
-        """Reads all again."""
+        """Read all manifests again."""
         self.install(read_all(folder, grants))
 
     def install(self, manifests: Sequence[Manifest]) -> None:
-        """All that are not users' own; a tool that is there already keeps its counts."""
+        """Replace all tools but users' own and MCP servers'. A tool that exists keeps its counts."""
         with self._lock:
             self._installed = list(manifests)
             self._merge()
 
     def offer(self, server: str, manifests: Sequence[Manifest]) -> None:
-        """All that an MCP server has; none, and it is gone."""
+        """Replace the tools of an MCP server. An empty list removes the server."""
         with self._lock:
             self._offered[server] = list(manifests)
             self._merge()
 
     def _merge(self) -> None:
-        """What is the administrator's goes before what a server offers, and that before users' own."""
+        """When names are equal, the administrator's tool wins over a server's, and both over a user's own."""
         found: dict[str, Tool] = {}
         for manifest in chain(chain.from_iterable(self._offered.values()), self._installed):
             tool = self._by_name.get(manifest.name)
@@ -150,7 +150,7 @@ class Tools:
     def make(self, name: str) -> None:
         """A user's own, without a manifest. Raises BadValue, StoreFailed."""
         if "." in name:
-            raise BadValue("names with a dot are of MCP servers' tools", "take another")
+            raise BadValue("names with a dot belong to tools of MCP servers", "choose a name without a dot")
         folder = self._own / name
         with self._lock, full(folder):
             self._own.mkdir(0o700, exist_ok=True)
@@ -159,7 +159,8 @@ class Tools:
 
     def remove(self, tool: Tool) -> None:
         if tool.own is None:
-            raise NotAllowed(f"tool {tool.name} is not yours to remove", f"{tool.manifest.folder} holds it")
+            where = f"it is in {tool.manifest.folder}, which only the administrator can remove"
+            raise NotAllowed(f"tool {tool.name} is not a user's own", where)
         with self._lock:
             self._by_name = {name: one for name, one in self._by_name.items() if one is not tool}
             self._discard(tool.name)
@@ -196,7 +197,7 @@ class Tools:
         return self._by_name.get(name)
 
     def get(self, name: str) -> Tool:
-        """One that can be called. Raises NotFound."""
+        """Find a tool that can be called. Raises NotFound."""
         tool = self._by_name.get(name)
         if tool is None:
             raise NotFound(f"no tool {name[:64]!r}", f"tools are {', '.join(self._by_name)}")
@@ -205,15 +206,15 @@ class Tools:
         return tool
 
     def of(self, queue: str) -> Tool | None:
-        """Whose calls wait there."""
+        """The tool whose calls wait in this queue."""
         return self._by_name.get(queue.removeprefix(QUEUE)) if queue.startswith(QUEUE) else None
 
 
 def read_all(folder: Path, grants: Mapping[str, Sequence[str]], strict: bool = False) -> list[Manifest]:
-    """The built-in tools, those of packages and the administrator's. One that cannot be used is left out,
-    loudly, or raises ConfigError.
+    """Read the built-in tools, the packaged ones and the administrator's. Log and skip a faulty manifest, or
+    raise ConfigError if `strict`.
 
-    `grants`: what the administrator lets each reach besides, by name of the tool.
+    `grants`: tool name → hosts that the administrator lets the tool reach, in addition to its manifest.
     """
     found: dict[str, Manifest] = {}
     for file in (file for at in (BUILT_IN, PACKAGED, folder) for file in sorted(at.glob(f"*/{FILE}"))):
@@ -227,7 +228,7 @@ def read_all(folder: Path, grants: Mapping[str, Sequence[str]], strict: bool = F
         granted = dict.fromkeys((*manifest.network, *grants.get(manifest.name, ())))
         found[manifest.name] = replace(manifest, network=tuple(granted))
     for name in grants.keys() - found:
-        log.warning("[tools.network] names %s, which is no tool", name)
+        log.warning("[tools.network] grants hosts to %s, but there is no such tool", name)
     return list(found.values())
 
 
@@ -240,18 +241,18 @@ def full(folder: Path) -> Iterator[None]:
 
 
 def arguments(tool: Tool, text: str) -> dict[str, Any]:
-    """The arguments of a call, judged by the tool's schema. Raises BadRequest."""
+    """Parse the arguments of a call and check them by the tool's schema. Raises BadRequest."""
     raw = read_json(text)
     schema = tool.manifest.parameters
     if tool.manifest.judge is not None:
         schema = tool.manifest.judge
         if not schemas.can_judge(schema, text):
-            raise BadRequest(f"{tool.name}: too many values to be judged", "give fewer, or longer ones")
+            raise BadRequest(f"{tool.name}: too many values in the arguments", "pass fewer values")
     errors = jsonschema.Draft202012Validator(schema).iter_errors(raw)
     if wrong := best_match(islice(errors, ERRORS)):
         names = ", ".join(tool.manifest.parameters.get("properties", {}))
         raise BadRequest(shorten(f"{tool.name}: {place(wrong)}{wrong.message}"), f"its arguments are {names}")
-    assert isinstance(raw, dict)  # the schema of every tool wants an object
+    assert isinstance(raw, dict)  # every tool's schema demands an object
     return raw
 
 
@@ -262,7 +263,8 @@ def shorten(text: str) -> str:
 
 
 def call(text: str) -> tuple[str, str]:
-    """(tool, arguments) of {"name": …, "arguments": {…} or its JSON}: what a model says and the API gives."""
+    """Parse a call as in the chat-completion API: {"name": …, "arguments": an object or its JSON text}.
+    Returns the tool's name and the arguments as JSON."""
     raw = read_json(text)
     if (
         not isinstance(raw, dict)

@@ -1,4 +1,5 @@
-"""Manifests of tools: what tool.toml may hold (aios-tool(5)), and how one is read, whoever wrote it."""
+"""Manifests of tools: the keys of tool.toml (aios-tool(5)), and the parser for administrators' and users'
+files."""
 
 from __future__ import annotations
 
@@ -22,16 +23,16 @@ from aiosd.host.ownership import check_owner
 from aiosd.syscall import grammar, schemas
 
 FILE, PROGRAM = "tool.toml", "program"
-OWN_BYTES = {FILE: 64 << 10, PROGRAM: 1 << 20}  # at most, of a user's own
+OWN_BYTES = {FILE: 64 << 10, PROGRAM: 1 << 20}  # largest files of a user's own tool
 DOTS = 200
-LIMIT_OWN = 16  # calls at once of a user's own tool
+LIMIT_OWN = 16  # simultaneous calls of a user's own tool
 ADMINISTRATORS = (
     "read",
     "write",
     "exclusive",
     "network",
     "credentials",
-)  # not in the manifest of a user's own
+)  # keys that a user's own manifest may not have
 TEXT = {"type": "string"}
 FILE_NAME = {"type": "string", "pattern": r"^(?!\.)[A-Za-z0-9._-]{1,64}$"}
 PATHS = {"type": "array", "items": {"type": "string", "pattern": "^/"}}
@@ -68,46 +69,46 @@ SCHEMA = {  # of tool.toml
 
 
 class Incomplete(BadValue):
-    """A manifest that more text could make a right one."""
+    """The manifest is not valid yet, but more text could make it valid."""
 
 
 @dataclass(frozen=True)
 class Manifest:
     name: str
     description: str
-    command: tuple[str, ...]  # one that begins with ./ is a file beside the manifest
+    command: tuple[str, ...]  # a word that begins with ./ names a file beside the manifest
     parameters: Mapping[str, Any]  # JSON Schema of the arguments
     folder: Path
-    read: tuple[str, ...] = ()  # paths that are shown to it besides
-    write: tuple[str, ...] = ()  # and those it may write to, where its caller may
-    network: tuple[str, ...] = ()  # host:port that it reaches; none: no network
+    read: tuple[str, ...] = ()  # further paths in its sandbox, read-only
+    write: tuple[str, ...] = ()  # further paths that it may write to, if its caller may
+    network: tuple[str, ...] = ()  # host:port that it may reach; empty: no network
     env: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = 30.0
     cpu_s: int = 30
     memory_bytes: int = 512 << 20
-    limit: int = 4  # calls at once
+    limit: int = 4  # simultaneous calls
     exclusive: str = ""  # calls of tools with the same word never overlap
-    credentials: tuple[str, ...] = ()  # names of secrets that it is given
+    credentials: tuple[str, ...] = ()  # names of the secrets that it gets
     irreversible: bool = False
-    server: str = ""  # the MCP server whose tool it is
-    address_bytes: int = 0  # that a process may map, also without using it; 0: memory_bytes
-    judge: Mapping[str, Any] | None = None  # what arguments are judged by, where not by `parameters`
+    server: str = ""  # its MCP server; empty: not an MCP tool
+    address_bytes: int = 0  # address space of a process, used or not; 0: memory_bytes
+    judge: Mapping[str, Any] | None = None  # the schema that checks arguments; None: `parameters`
 
     @property
     def function(self) -> dict[str, Any]:
-        """As the chat-completion API names a tool to a model."""
+        """The tool as the chat-completion API describes it to a model."""
         facts = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": facts}
 
     @cached_property
     def decoded(self) -> str:
-        """What a model's arguments are decoded by."""
+        """The grammar that constrains the arguments that a model writes."""
         text = json.dumps(self.parameters)
         return grammar.arguments(text, trusted=self.judge is None)
 
 
 def read(file: Path) -> Manifest:
-    """A manifest, from a place that only root or the daemon's user may write to. Raises ConfigError."""
+    """Read a manifest from a folder that only root or the daemon's user can change. Raises ConfigError."""
     try:
         check_owner(file.parent, os.stat(file.parent))
         with file.open("rb") as opened:
@@ -134,17 +135,19 @@ def own(folder: Path, data: bytes) -> Manifest:
     try:
         return _own(folder, {"name": folder.name, **raw})
     except RecursionError:
-        raise BadValue("it is nested too deep") from None
+        raise BadValue("the manifest is nested too deep") from None
 
 
 def _own(folder: Path, raw: dict[str, Any]) -> Manifest:
     if refused := [key for key in ADMINISTRATORS if key in raw]:
-        raise BadValue(f"{refused[0]} is for the administrator's tools", "leave it out")
+        raise BadValue(f"{refused[0]} is only for tools of the administrator", f"leave out {refused[0]}")
     found = manifest(folder, raw)
     if found.limit > LIMIT_OWN:
         raise BadValue(f"limit is at most {LIMIT_OWN}")
     if any(part.startswith("./") and part != f"./{PROGRAM}" for part in found.command):
-        raise BadValue(f"the file beside the manifest is ./{PROGRAM}", "cp it there")
+        raise BadValue(
+            f"command names a file other than ./{PROGRAM}", f"cp the file to tools/{folder.name}/{PROGRAM}"
+        )
     try:
         return replace(found, judge=schemas.reduced(found.parameters))
     except ValueError as error:
@@ -152,24 +155,26 @@ def _own(folder: Path, raw: dict[str, Any]) -> Manifest:
 
 
 def manifest(folder: Path, raw: dict[str, Any]) -> Manifest:
-    """Raises BadValue."""
+    """Check the keys and values of a manifest. Raises BadValue."""
     try:
         json.dumps(raw, allow_nan=False)
     except (TypeError, ValueError):
-        raise BadValue("it holds what JSON has not: a date, nan or inf", "write a text") from None
+        raise BadValue("a value is a date, nan or inf, which JSON lacks", "write a text instead") from None
     errors = list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(raw))
     if wrong := best_match(error for error in errors if error.validator != "required"):
         raise BadValue(f"{place(wrong)}{wrong.message}", "see aios-tool(5)")
     if errors:
         raise Incomplete(f"{place(errors[0])}{errors[0].message}", "see aios-tool(5)")
     if raw["name"] != folder.name or not NAME.fullmatch(raw["name"]):
-        raise BadValue(f"the tool {raw['name']!r} is to be in a folder of that name")
+        raise BadValue(f"the tool {raw['name']!r} is in a folder {folder.name!r}", "use one name for both")
     try:
         jsonschema.Draft202012Validator.check_schema(raw["parameters"])
     except jsonschema.SchemaError as error:
         raise BadValue(f"parameters: {place(error)}{error.message}") from None
     if "uniqueItems" in mentioned(raw["parameters"]):
-        raise BadValue("parameters: uniqueItems takes the square of what a caller writes")
+        raise BadValue(
+            "parameters: uniqueItems is refused, because its check is slow for long lists", "leave it out"
+        )
     for grant in raw.get("network", ()):
         parse_grant(grant)
     keys = ("command", "read", "write", "network", "credentials")
@@ -178,7 +183,7 @@ def manifest(folder: Path, raw: dict[str, Any]) -> Manifest:
 
 
 def mentioned(value: object) -> set[str]:
-    """All keys in it, however deep."""
+    """All keys in the value, at any depth."""
     if isinstance(value, list):
         return set[str]().union(*map(mentioned, value))
     return set(value).union(*map(mentioned, value.values())) if isinstance(value, dict) else set()

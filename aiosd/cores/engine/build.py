@@ -1,7 +1,7 @@
 """Compile ops.cpp into this package: `python -m aiosd.cores.engine.build [FOLDER]`. Needs g++ 10 or newer.
 
-One shared object for each instruction set; ops.py loads the best that the CPU has. Their results are
-equal bit by bit. They link with the C and C++ libraries only: not with Python, not with torch.
+Makes one shared object for each instruction set. ops.py loads the best one that the CPU supports. All give
+the same bits. They link with the C and C++ libraries only, not with Python or torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aiosd.errors import AiosError
 
 HERE = Path(__file__).parent
 VARIANTS = {"avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw"], "avx2": []}
-# Contraction of a * b + c would be the compiler's choice: every fused multiply-add is written out.
+# The code writes out every fused multiply-add. -ffp-contract=off stops the compiler from making others.
 FLAGS = [
     "-std=c++20",
     "-O3",
@@ -36,9 +36,10 @@ FLAGS = [
 
 
 def build(folder: Path = HERE, variants: dict[str, list[str]] = VARIANTS) -> list[Path]:
-    """The objects made. Each replaces its predecessor at once: a running worker keeps the old one."""
+    """Compile and return the paths. Each new file replaces the old one atomically, so a running worker keeps
+    the old code. Raises AiosError."""
     if platform.machine() != "x86_64":
-        raise AiosError(f"no fused operations for {platform.machine()}", "the torch path runs everywhere")
+        raise AiosError(f"no fused operations for {platform.machine()}", "do without: the torch path is used")
     made = []
     for name, flags in variants.items():
         target = folder / f"_ops_{name}.so"
@@ -52,7 +53,7 @@ def build(folder: Path = HERE, variants: dict[str, list[str]] = VARIANTS) -> lis
             ) from None
         except subprocess.CalledProcessError as error:
             raise AiosError(
-                f"{compiler} failed with status {error.returncode}", "its messages are above"
+                f"{compiler} failed with status {error.returncode}", "see the compiler's messages above"
             ) from None
         new.replace(target)
         made.append(target)

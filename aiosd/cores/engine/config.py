@@ -1,6 +1,6 @@
-"""What config.json says, by transformers' own classes: defaults, older spellings, errors of its fields.
+"""Read config.json with transformers' own classes: they know the defaults, older spellings and field errors.
 
-Without `from __future__ import annotations`: `strict` checks against the types themselves.
+No `from __future__ import annotations` here: `strict` needs the types as objects, not as text.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from aiosd.errors import ModelError
 
 @strict
 class LlamaConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """As transformers' of that name, whose module imports a thousand others: most of a worker's start."""
+    """Stand-in for transformers.LlamaConfig, whose import dominates a worker's start-up time."""
 
     model_type = "llama"
     vocab_size: int = 32000
@@ -43,11 +43,11 @@ def read(folder: Folder) -> PreTrainedConfig:
     reader = LlamaConfig if folder.config["model_type"] == "llama" else AutoConfig
     try:
         return reader.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001  configuration classes raise whatever their fields provoke
+    except Exception as error:  # noqa: BLE001  configuration classes raise errors of any kind
         why = " ".join(str(error).split())[:300]
         if "auto_map" in folder.config:
-            why = "it is known only to code in the model's own folder, and such code is never run"
+            why = "only code in the model's own folder knows this type, and aiosd never runs such code"
         raise ModelError(
             f"{folder.path / 'config.json'}: model_type {folder.config['model_type']!r}: {why}",
-            "use a model that transformers itself knows, or a newer transformers",
+            "use a model that transformers itself supports, or a newer transformers",
         ) from None

@@ -1,7 +1,7 @@
-"""The KV of conversations between two turns: held in the pool, shared by forks, handed out, taken back.
+"""Hold the KV of conversations between two turns: keep it in the pool, fork it, copy it out, restore it.
 
-What is held are whole blocks that the pool can find by content, so a turn finds its conversation's KV as it
-finds any prefix, and forks share blocks until they differ. Knows no requests, files or daemon.
+A conversation holds whole blocks that the pool finds by content. So a turn finds its conversation's KV like
+any prefix, and forks share blocks until they differ. Knows no requests, files or daemon.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ class Held:
 
 @dataclass(slots=True)
 class Snapshot:
-    """Tokens, and the KV of the first of them, block by block: what a core's `reserve` gave, cut to those."""
+    """Tokens and the blocks with the KV of the first tokens. Shapes as from a core's `reserve`, for so many
+    blocks."""
 
     tokens: list[int]
     prompt: int
-    blocks: torch.Tensor  # numbers of the blocks, for `copy`
+    blocks: torch.Tensor  # block numbers, for `copy`
     shapes: list[tuple[int, ...]]
     dtypes: list[torch.dtype]
 
@@ -45,13 +46,13 @@ class Conversations:
         self._core, self._kv, self._pool = core, kv, pool
         self._held: dict[int, Held] = {}
         self._clock = itertools.count()
-        self.spill: Callable[[int], None] = lambda context: None  # told before KV leaves by itself
+        self.spill: Callable[[int], None] = lambda context: None  # called before make_room drops KV
 
     def __len__(self) -> int:
         return len(self._held)
 
     def keep(self, context: int, tokens: list[int], prompt: int, keys: list[bytes]) -> None:
-        """From now on these blocks, which the pool can find, stay for the conversation."""
+        """Hold the blocks of these keys for the conversation, in place of its former blocks."""
         blocks = self._pool.find(keys)
         before = self._held.get(context)
         self.drop(context)
@@ -69,17 +70,17 @@ class Conversations:
             held.pinned = pinned
 
     def fork(self, context: int, to: int) -> bool:
-        """Both have the same blocks until their turns differ. False: there is nothing to share."""
+        """Let `to` share the blocks of `context`. Return False when `context` has no KV."""
         held = self._held.get(context)
         if held:
             self.keep(to, held.tokens, held.prompt, held.keys)
         return held is not None
 
     def make_room(self, blocks: int, busy: Collection[int]) -> None:
-        """Lets conversations go until so many blocks are to be had; not those that have a turn."""
+        """Drop conversations until so many blocks are available, but none in `busy`."""
         free = {id: held for id, held in self._held.items() if id not in busy and held.blocks}
         if self._pool.available + sum(len(held.blocks) for held in free.values()) < blocks:
-            return  # it would be in vain
+            return  # dropping all would not be enough
         while free and self._pool.available < blocks:
             chosen = victim([Kept(id, len(h.blocks), h.used, h.pinned) for id, h in free.items()])
             self.spill(chosen)
@@ -96,7 +97,8 @@ class Conversations:
         return Snapshot(held.tokens, held.prompt, blocks, shapes, [t.dtype for t in self._kv])
 
     def copy(self, snapshot: Snapshot, into: list[torch.Tensor]) -> None:
-        """KV of a snapshot that was made just now, into memory of its shapes and dtypes."""
+        """Copy the snapshot's KV into tensors of its shapes and dtypes. Call it before the next step: the
+        blocks may change then."""
         for tensor, out in zip(self._kv, into, strict=True):
             chosen = snapshot.blocks.to(tensor.device)
             if tensor.device.type == "cpu":
@@ -105,7 +107,7 @@ class Conversations:
                 out.copy_(tensor.index_select(self._core.kv_block_dim, chosen))
 
     def restore(self, context: int, owner: str, tokens: list[int], prompt: int, kv: KV) -> int:
-        """Takes KV back, as far as there is room; gives the number of its tokens. Raises BadSnapshot."""
+        """Take KV back as far as there is room, and return the number of its tokens. Raises BadSnapshot."""
         dim = self._core.kv_block_dim
         self._check(tokens, kv)
         keys = list(block_keys(root(owner), tokens, prompt, self._core.chunk))[: kv[0].shape[dim]]

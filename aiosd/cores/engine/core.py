@@ -1,6 +1,6 @@
-"""What the engine asks of a model: one forward pass over a batch of segments, with paged KV.
+"""The interface between engine and model: one forward pass over a batch of segments, with paged KV.
 
-Three cores do it: llama.py (plain torch), fused.py (C++, CPU) and foreign.py (transformers' own modules).
+Three modules implement it: llama.py (plain torch), fused.py (C++, CPU), foreign.py (transformers' modules).
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from typing import Any, Protocol
 
 import torch
 
-CHUNK = 64  # tokens of prefill that are computed in one way, where that matters
-KV = list[torch.Tensor]  # laid out as the core likes; belongs to one engine
+CHUNK = 64  # tokens; an exact torch core computes prefill in pieces of this size
+KV = list[torch.Tensor]  # each core has its own layout; belongs to one engine
 
 
 @dataclass(slots=True)
 class Segment:
-    """`length` consecutive tokens of one sequence; their KV goes where the block table says."""
+    """`length` consecutive tokens of one sequence. The block table says where their KV goes."""
 
     blocks: array[int]  # block table, int32, long enough for start + length tokens
     start: int  # position of the first token
     length: int
-    prompt: int  # tokens of the prompt: behind it every token was, or would have been, a decode step
+    prompt: int  # tokens of the prompt; each token after the prompt counts as a decode step
 
     @property
     def end(self) -> int:
         return self.start + self.length
 
     def units(self, chunk: int) -> list[tuple[int, int]]:
-        """Where attention has to be cut so that a row's arithmetic never depends on the batch.
+        """Cut attention into (start, end), so that a row's arithmetic never depends on the batch.
 
-        Multiples of the chunk inside the prompt, single tokens behind it (the rule of the torch path).
-        With a chunk of 1 nobody asks for that, and it is done at once.
+        The torch path cuts at multiples of the chunk inside the prompt, and after every token behind it. A
+        core with a chunk of 1 needs no cuts.
         """
         if chunk == 1:
             return [(self.start, self.end)]
@@ -47,14 +47,15 @@ class Segment:
 
 @dataclass(slots=True)
 class Batch:
-    tokens: list[int]  # of all segments, one after the other
+    tokens: list[int]  # the tokens of all segments, concatenated
     segments: list[Segment]
-    rows: list[int]  # indices into tokens whose logits are wanted
-    states: list[int] = field(default_factory=list)  # those whose final hidden states are
+    rows: list[int]  # indices of the tokens whose logits are wanted; `states` likewise
+    states: list[int] = field(default_factory=list)  # tokens whose final hidden state is wanted
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """On the CPU pages come into being when they are first used: a budget of KV is no memory yet."""
+    """Zeroed memory. On the CPU a page takes memory only when it is first used, so unused KV costs
+    nothing."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
@@ -64,14 +65,14 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
 
 
 class Core(Protocol):
-    chunk: int  # prefill must end at multiples of it (or at the prompt's end); 1: anywhere
+    chunk: int  # prefill may stop at multiples of `chunk` and at the prompt's end; 1: anywhere
     kv_bytes_per_token: int
-    kv_block_dim: int  # which dimension of a KV tensor counts blocks
+    kv_block_dim: int  # the dimension of a KV tensor that counts blocks
     info: dict[str, Any]
 
     def reserve(self, blocks: int) -> KV:
-        """KV memory of so many blocks, zeroed."""
+        """Zeroed KV memory for so many blocks."""
 
     def forward(self, batch: Batch, kv: KV) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits, one row for each of batch.rows, and normalised final hidden states, one for each of
-        batch.states; float32 on the CPU. Reads and extends the KV."""
+        """Compute the batch and add its KV. Returns a row of logits for each of batch.rows, and a normalised
+        final hidden state for each of batch.states; both float32 on the CPU."""

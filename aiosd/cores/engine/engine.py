@@ -1,7 +1,7 @@
 """Continuous batching: add requests, call step() until idle, read the outputs.
 
-A request's tokens depend on the model, its prompt and its sampling alone, never on its neighbours, on
-the prefix cache or on having been removed and added again. One thread; knows no files, users or clock.
+A request's tokens depend only on the model, the prompt and the sampling. Neighbours in the batch, the prefix
+cache, and a removal followed by a new `add` change nothing. One thread; knows no files, users or clock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aiosd.cores.engine.text import TextStream
 from aiosd.errors import BadRequest, ModelError, TooLong
 from aiosd.syscall.sampling import Sampling
 
-Plan = list[tuple[Sequence, int]]  # who gets how many of its pending tokens computed in a step
+Plan = list[tuple[Sequence, int]]  # the sequences of a step, and how many pending tokens of each it computes
 
 
 class Engine:
@@ -40,10 +40,10 @@ class Engine:
             )
         try:
             self._kv = self.core.reserve(blocks)
-        except (RuntimeError, OSError, OverflowError) as error:  # as the device's memory has it
+        except (RuntimeError, OSError, OverflowError) as error:  # each kind of memory has its own error
             why = str(error).splitlines()[0]
             raise ModelError(
-                f"no room for {kv_bytes} bytes of KV: {why}", "give the worker less KV memory"
+                f"no room for {kv_bytes} bytes of KV: {why}", "lower kv_bytes in [engine] of aiosd.toml"
             ) from None
         self.pool = BlockPool(blocks)
         self.conversations = Conversations(self.core, self._kv, self.pool)
@@ -51,8 +51,8 @@ class Engine:
         self.prefill_tokens = max(prefill_tokens, self.core.chunk)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # oldest first
-        self._parked: dict[int, Sequence] = {}  # preempted, with their KV while nobody needs the room
-        self._ended: list[Output] = []  # to be told at the next step
+        self._parked: dict[int, Sequence] = {}  # preempted; they keep their KV until others need the blocks
+        self._ended: list[Output] = []  # outputs for the next step to return
         self._steps = self._generated = self._hits = 0
 
     def add(
@@ -67,13 +67,13 @@ class Engine:
         embed: bool = False,
         grammar: str = "",
     ) -> None:
-        """`resume`: tokens of the answer made earlier; they are not emitted again. `context`: the
-        conversation whose turn this is, and whose KV is kept when it ends; 0: none. `embed`: no answer is
-        wanted but the direction of the prompt's mean final hidden state (Output.embedding). `grammar`: of the
-        answer (aiosd.syscall.grammar); empty: none.
+        """Queue a request.
 
-        Raises TooLong, and BadRequest for what are no tokens of this model, for a grammar that cannot be used
-        and for a `resume` that does not fit it.
+        `resume`: tokens of the answer generated earlier; they are not emitted again. `context`: the request's
+        conversation, which keeps the KV when the request ends; 0: none. `embed`: compute the direction of the
+        prompt's mean final hidden state (Output.embedding) instead of an answer. `grammar`: the grammar of
+        the answer (aiosd.syscall.grammar); empty: none. Raises TooLong, and BadRequest for tokens outside the
+        vocabulary, for an unusable grammar, and for a `resume` that does not fit the grammar.
         """
         self._check_length(len(prompt))
         if not prompt or not all(0 <= t < self.model.vocab_size for t in (*prompt, *resume)):
@@ -103,7 +103,7 @@ class Engine:
         for token in resume:
             if not seq.finish:
                 seq.accept(token)
-        if seq.finish:  # it had ended, and only the news of it was lost
+        if seq.finish:  # the request had ended, but its end was lost
             self._ended.append(Output(id, finish=seq.finish, prompt_tokens=seq.prompt))
         elif sampling.max_tokens <= 0:
             self._ended.append(Output(id, finish="length", prompt_tokens=seq.prompt))
@@ -113,7 +113,7 @@ class Engine:
             self._waiting.append(seq)
 
     def remove(self, id: int, keep: bool = True) -> None:
-        """Preempt, or without `keep` cancel, between two steps. Unknown ids (it has ended) are ignored."""
+        """Preempt a request between two steps, or cancel it (`keep` false). Ignore one that has ended."""
         for seq in self._everyone():
             if seq.id == id and keep and seq in self._running:
                 self._running.remove(seq)
@@ -125,7 +125,7 @@ class Engine:
         self._ended = [o for o in self._ended if o.id != id]
 
     def step(self) -> list[Output]:
-        """One forward pass over everything that can run; what it brought."""
+        """Run one forward pass over everything that can run, and return its outputs."""
         self._admit()
         plan = self._decodes()
         plan += self._prefills(self.prefill_tokens - len(plan))
@@ -136,14 +136,15 @@ class Engine:
         return ended + self._advance(plan, rows.numpy(), states.numpy())
 
     def snapshot(self, context: int) -> Snapshot | None:
-        """What is computed of a conversation, also in the middle of its turn."""
+        """The KV computed so far of a conversation, also during its turn. None: there is none."""
         for seq in self._running:
             if seq.context == context:
                 self._keep(seq)
         return self.conversations.snapshot(context)
 
     def restore(self, context: int, owner: str, tokens: list[int], prompt: int, kv: KV) -> int:
-        """The other way; gives the number of tokens whose KV found room. Raises BadSnapshot, BadRequest."""
+        """Take back the KV of a snapshot. Return the number of tokens whose KV found room. Raises
+        BadSnapshot, BadRequest."""
         if not all(0 <= t < self.model.vocab_size for t in tokens):
             raise BadRequest(f"the file has tokens outside of 0 to {self.model.vocab_size - 1}")
         blocks = kv[0].shape[self.core.kv_block_dim] if kv and kv[0].dim() > self.core.kv_block_dim else 0
@@ -172,7 +173,8 @@ class Engine:
     # --- who runs ---
 
     def _admit(self) -> None:
-        """First come, first served, except that who shares a prefix with someone in prefill waits for it."""
+        """Admit in order of arrival. But a sequence whose next block a running prefill is computing waits for
+        that block."""
         coming = {k for s in self._running if s.pending > 1 for k in s.keys[s.published :]}
         for seq in list(self._waiting):
             if len(self._running) >= self.max_running:
@@ -187,18 +189,19 @@ class Engine:
             coming.update(keys[seq.published :])
 
     def _place(self, seq: Sequence) -> bool:
-        """Take cached blocks and new ones for all known tokens; False, and nothing taken, if they lack."""
+        """Take cached and new blocks for all known tokens. Return False, and take none, if too few are
+        free."""
         if seq.blocks:
             return self._continue(seq)
         keys = seq.full_keys(self.core.chunk)[: (len(seq.tokens) - 1) // BLOCK]
-        found = self.pool.find(keys) if seq.pooled is None else []  # of these every state is needed
+        found = self.pool.find(keys) if seq.pooled is None else []  # embedding needs the state of every token
         usable = self._reusable(seq, len(found) * BLOCK) // BLOCK
         self.pool.release(found[usable:])
         need = seq.blocks_for(len(seq.tokens)) - usable
         room = need + len(self._running)
-        for busy in (self._busy | {seq.context}, self._busy):  # its own, when nothing else helps
+        for busy in (self._busy | {seq.context}, self._busy):  # its own KV goes last
             self._make_room(room, busy, seq)
-        # One block ahead for each that runs: who is admitted should not push out somebody at once.
+        # Leave one block for each running sequence, so that the new one does not push out another at once.
         if self.pool.available < need + len(self._running):
             self.pool.release(found[:usable])
             return False
@@ -211,7 +214,7 @@ class Engine:
         return True
 
     def _continue(self, seq: Sequence) -> bool:
-        """One that was parked has its blocks still."""
+        """Place a parked sequence, which still has its blocks."""
         need = seq.blocks_for(len(seq.tokens)) - len(seq.blocks)
         self._make_room(need + len(self._running), self._busy | {seq.context}, seq)
         if self.pool.available < need + len(self._running):
@@ -222,7 +225,7 @@ class Engine:
         return True
 
     def _make_room(self, blocks: int, busy: set[int], but: Sequence | None = None) -> None:
-        """First those go that were preempted, the oldest first, then conversations."""
+        """Take the KV of preempted sequences, the oldest first, then of conversations."""
         holding = [*self._parked.values(), *(s for s in reversed(self._waiting) if s is not but and s.blocks)]
         for seq in holding:
             if self.pool.available >= blocks:
@@ -232,7 +235,7 @@ class Engine:
         self.conversations.make_room(blocks, busy)
 
     def _strip(self, seq: Sequence) -> None:
-        """Its KV goes; what others can find of it may still be found."""
+        """Release the sequence's blocks. Published blocks stay findable until they are reused."""
         self.pool.release(seq.blocks)
         seq.blocks = seq.blocks[:0]
         seq.computed = seq.published = 0
@@ -240,7 +243,8 @@ class Engine:
             seq.pooled = np.zeros(1)
 
     def _reusable(self, seq: Sequence, found: int) -> int:
-        """With a chunk, prefill may only begin at one of its multiples (Sequence.full_keys)."""
+        """How many of the found tokens may be reused: with a chunk, prefill must begin at a multiple of
+        it."""
         chunk = self.core.chunk
         return found if chunk == 1 or found >= seq.prompt else found // chunk * chunk
 
@@ -277,7 +281,8 @@ class Engine:
         return block is not None
 
     def _grow(self, seq: Sequence) -> bool:
-        """Room for one more token, at the cost of the youngest; False when seq itself had to go."""
+        """Make room for one more token. If nothing else helps, push out the youngest running sequence. Return
+        False when that was `seq`."""
         while len(seq.blocks) * BLOCK <= seq.computed:
             if seq not in self._running:
                 return False
@@ -302,11 +307,13 @@ class Engine:
 
     @property
     def _busy(self) -> set[int]:
-        """Those that run. Of those that wait KV may go: it comes back, or is computed again."""
+        """The conversations with a running turn. KV of waiting turns may go: the engine can compute it
+        again."""
         return {seq.context for seq in self._running}
 
     def _keep(self, seq: Sequence) -> None:
-        """A turn that was cut off in its prefill has less than its conversation had before."""
+        """Keep the KV for the conversation. Skip a turn that ended during prefill: it has less KV than the
+        conversation had before."""
         if seq.context and (seq.finish or seq.computed >= seq.prompt):
             self.conversations.keep(seq.context, seq.tokens, seq.prompt, seq.keys[: seq.published])
 
@@ -334,7 +341,7 @@ class Engine:
         return batch
 
     def _advance(self, plan: Plan, rows: Row, states: Row) -> list[Output]:
-        """Book the computed KV, draw the next token of everyone whose tokens are all in it."""
+        """Record the computed KV. Draw the next token of each sequence whose tokens all have KV."""
         outputs = []
         greedy = np.argmax(rows, axis=1).tolist() if len(rows) else []
         row = 0
@@ -342,7 +349,7 @@ class Engine:
             seq.computed += n
             self._publish(seq)
             if seq.pooled is not None:
-                for state in states[:n]:  # one after the other: the same sum however the prompt was cut
+                for state in states[:n]:  # add in order: the cuts of prefill must not change the sum
                     seq.pooled = seq.pooled + state
                 states = states[n:]
                 if seq.pending == 0:
@@ -357,7 +364,7 @@ class Engine:
     def _drawn(self, seq: Sequence, logits: Row, likeliest: int) -> Output:
         try:
             return self._draw(seq, logits, likeliest)
-        except BadRequest as error:  # a grammar has become too much: that of one request
+        except BadRequest as error:  # the request's grammar became too expensive; only this request fails
             seq.finish = "failed"
             self._leave(seq)
             return Output(seq.id, finish="failed", prompt_tokens=seq.prompt, error=error)
@@ -378,11 +385,11 @@ class Engine:
         return Output(seq.id, (token,), text, logprobs, seq.finish, seq.prompt, seq.cached)
 
     def _embedded(self, seq: Sequence, pooled: NDArray[np.float64]) -> Output:
-        """The mean of the final hidden states, which has the direction of their sum."""
+        """Return the direction of the sum of the final hidden states; the mean has the same direction."""
         seq.finish = "stop"
         self._leave(seq)
         length = float(np.linalg.norm(pooled))
-        # numbers that overflowed have no direction; JSON has no word for them
+        # An overflowed sum has no direction, and JSON has no inf: give zeros.
         vector = (pooled / length if 0 < length < np.inf else np.zeros_like(pooled)).astype(np.float32)
         return Output(
             seq.id, finish="stop", prompt_tokens=seq.prompt, embedding=tuple(float(str(x)) for x in vector)
@@ -409,5 +416,5 @@ class Engine:
         if prompt + 1 > room:
             raise TooLong(
                 f"the prompt has {prompt} tokens and the KV memory holds {room}",
-                "shorten the prompt, or give the worker more KV memory",
+                "shorten the prompt, or raise kv_bytes in [engine] of aiosd.toml",
             )

@@ -1,7 +1,7 @@
 """The Llama family as data: shapes and switches from config.json, weights by their Hugging Face names.
 
-Decides which models the own forward passes (llama.py, fused.py) may run; everything that is not exactly
-known here is left to foreign.py.
+Decides which models llama.py and fused.py may run. foreign.py runs every model with a property that is not
+known here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from aiosd.cores.engine.folder import Folder
 
 FAMILY = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-ROPE = {"default", "linear", "llama3", "yarn"}  # those whose frequencies do not change with the length
+ROPE = {"default", "linear", "llama3", "yarn"}  # kinds whose frequencies do not depend on the length
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Spec:
     vocab: int
     eps: float
     inv_freq: torch.Tensor  # [head_dim / 2], radians per position
-    rope_scale: float  # on cos and sin (YaRN)
+    rope_scale: float  # factor of cos and sin (YaRN)
     qkv_bias: bool
     out_bias: bool
     mlp_bias: bool
@@ -39,16 +39,16 @@ class Spec:
 
 @dataclass
 class Weights:
-    """Fused where one product does for several: qkv is [q; k; v], gate_up is [gate; up]."""
+    """Joined so that one product computes several: qkv is [q; k; v], gate_up is [gate; up]."""
 
     embedding: torch.Tensor
     head: torch.Tensor
     norm: torch.Tensor
-    layers: Iterator[dict[str, torch.Tensor | None]]  # read one by one: a model need not fit twice
+    layers: Iterator[dict[str, torch.Tensor | None]]  # one at a time: memory holds them once
 
 
 def spec_of(config: Any) -> Spec | None:
-    """None when some property of the model is not one that the own forward pass has."""
+    """None when llama.py and fused.py lack some property of the model."""
     if (config.architectures or [None])[0] not in FAMILY or config.hidden_act != "silu":
         return None
     kind = config.model_type

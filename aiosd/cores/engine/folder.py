@@ -1,7 +1,7 @@
-"""A model folder on disk: what is in it, whether it is whole, what it is called by content.
+"""A model folder on disk: its files, its faults, and its identity (a hash of the content).
 
-Everything wrong with a folder becomes a ModelError here, before a framework trips over it later with
-a message about its own insides. Reads local files only; runs no code from the folder.
+Finds the faults of a folder early and raises ModelError, because a framework would find them later and report
+its own internals. Reads local files only. Runs no code from the folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from aiosd.errors import ModelError
 
-COPY_AGAIN = "copy the folder again from where it came from"
+COPY_AGAIN = "copy the folder again from its source"
 SAMPLE_BYTES, SAMPLES = 1 << 16, 16
 
 
@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Folder:
-    """The files of one checkpoint. Construction checks that they are all there and complete."""
+    """The files of one checkpoint. The constructor checks that all are there and complete."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -52,7 +52,7 @@ class Folder:
         self.config = read_json(self.path / "config.json")
         if not isinstance(self.config.get("model_type"), str):
             raise ModelError(
-                f"{self.path / 'config.json'}: no model_type", "is this a Hugging Face model folder?"
+                f"{self.path / 'config.json'}: no model_type", "name the folder of a Hugging Face model"
             )
         self.headers = {shard: _check_shard(shard) for shard in self._shards()}
         self.place = {
@@ -83,7 +83,7 @@ class Folder:
         other = sorted(p.name for p in self.path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
         if other:
             raise ModelError(
-                f"{self.path / other[0]}: only safetensors weights are read",
+                f"{self.path / other[0]}: aiosd reads only safetensors weights",
                 "convert the model with transformers' save_pretrained()",
             )
         raise ModelError(f"{single}: no such file", "the folder has no weights; " + COPY_AGAIN)
@@ -103,7 +103,7 @@ class Folder:
     def identity(self) -> str:
         """Hex digest that changes with configuration, vocabulary or weights.
 
-        Of the weights only headers and evenly spaced samples are read: milliseconds, not minutes.
+        Reads only the headers and evenly spaced samples of the weights: milliseconds instead of minutes.
         """
         digest = hashlib.sha256()
         for name in ("config.json", "tokenizer.json"):
@@ -143,7 +143,8 @@ class Folder:
 
 
 def _check_shard(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file whose length agrees with it (a broken download does not)."""
+    """Read the header of a safetensors file. Raises ModelError when the file is shorter than the header says,
+    as after a broken download."""
     try:
         size = path.stat().st_size
         with path.open("rb") as f:
@@ -159,7 +160,7 @@ def _check_shard(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError(f"{path}: missing shard", COPY_AGAIN) from None
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}", "may the service read it?") from None
+        raise ModelError(f"{path}: {error.strerror}", "let the service's user read the file") from None
     except (ValueError, KeyError, TypeError, IndexError):
         raise ModelError(f"{path}: damaged safetensors header", COPY_AGAIN) from None
     if size < end:

@@ -1,8 +1,8 @@
-"""Every other decoder: transformers' own modules, with the paged KV plugged in as their attention.
+"""Run every other decoder with transformers' own modules, whose attention paged.py replaces.
 
-The tokens of all sequences go through the modules as one row with position_ids (paged.py). What an
-architecture does is not believed but tried when it is loaded: against its own eager attention, and alone
-against among others; one whose rows depend on the batch runs one sequence at a time.
+The tokens of all sequences pass through the modules as one row with position_ids. Loading a model tests it:
+paged attention must agree with the model's eager attention, and a sequence must get the same bits alone and
+among others. A model that fails the second test runs one sequence at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from aiosd.cores.engine.paged import NAME, TRIED_BLOCKS, UNKNOWN, Layer, Step, r
 from aiosd.cores.engine.rowwise import make_rowwise
 from aiosd.errors import ModelError
 
-# Its load reports: what matters in them is an error here.
+# Silence transformers' reports: _load raises an error for the faults that matter.
 logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -38,7 +38,7 @@ class Foreign:
         _refuse_unsupported(folder, config)
         self.layers: dict[int, Layer] = {}
         self.model = _load(folder, device, dtype)
-        self._final = torch.empty(0)  # hidden states of the newest forward pass, [rows, hidden]
+        self._final = torch.empty(0)  # hidden states of the last forward pass, [rows, hidden]
         self.model.get_decoder().register_forward_hook(self._see)
         self.device: torch.device = self.model.get_input_embeddings().weight.device
         self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
@@ -58,7 +58,7 @@ class Foreign:
                 raise ModelError(
                     f"{folder.path / 'config.json'}: {config.model_type}: {error}", error.hint
                 ) from None
-            # longrope switches its frequencies at a length: right for one sequence at a time only
+            # longrope changes its frequencies at some length, so a batch may hold only one sequence
             alone = "longrope" in str(getattr(text, "rope_parameters", None))
             self.together = not alone and (not exact or self._rows_are_independent(tokens, kv))
         self.kv_bytes_per_token = sum(layer.bytes_per_token for layer in self.layers.values())
@@ -93,7 +93,7 @@ class Foreign:
         self._final = output[0][0]
 
     def _states(self, batch: Batch) -> torch.Tensor:
-        """What the forward pass that was just made gave to the head."""
+        """The input of the head in the last forward pass."""
         return self._final[batch.states].float().cpu()
 
     def _run(self, batch: Batch, kv: KV) -> torch.Tensor:
@@ -105,7 +105,7 @@ class Foreign:
         positions, slots = torch.tensor(places, device=self.device).unbind(1)
         tokens = torch.tensor([batch.tokens], device=self.device)
         rows = torch.tensor(batch.rows, dtype=torch.long, device=self.device)
-        # A head cannot always take no rows at all: prefill that wants none computes one in vain.
+        # Some heads fail on zero rows. So a prefill that needs no logits computes one row.
         keep = {"logits_to_keep": rows if batch.rows else 1} if self._keeps else {}
         step = Step(self.layers, kv, batch.segments, slots, [s.units(self.chunk) for s in batch.segments])
         with running(step):
@@ -114,7 +114,7 @@ class Foreign:
             ).logits[0]
         return (logits[: len(batch.rows)] if self._keeps else logits[rows]).float().cpu()
 
-    # --- what is tried when a model is loaded ---
+    # --- tests at load ---
 
     def _eager(self, tokens: list[int]) -> torch.Tensor:
         self.model.set_attn_implementation("eager")
@@ -125,7 +125,7 @@ class Foreign:
         return logits.float().cpu()
 
     def _measure(self, text: Any, tokens: list[int], eager: torch.Tensor) -> KV:
-        """Finds the KV's shape, and that this attention and the model's own agree."""
+        """Find the KV's shape, and check that paged and eager attention agree. Raises ModelError."""
         kv: KV = []
         n = len(tokens)
         paged = self._run(Batch(tokens, [Segment(array("i", range(8)), 0, n, n)], list(range(n))), kv)
@@ -141,7 +141,7 @@ class Foreign:
         return kv
 
     def _rows_are_independent(self, tokens: list[int], kv: KV) -> bool:
-        """Does a sequence get the same bits alone and among others, in prefill and in decoding?"""
+        """Whether a sequence gets the same bits alone and among others, in prefill and in decoding."""
         each = 6  # blocks of a sequence
 
         def part(sequence: int, start: int, n: int) -> Segment:
@@ -174,12 +174,12 @@ def _load(folder: Folder, device: str, dtype: torch.dtype) -> Any:
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
+            ignore_mismatched_sizes=True,  # the error below names them
         )
-    except Exception as error:  # noqa: BLE001  loading runs the architecture's own code, which may raise anything
+    except Exception as error:  # noqa: BLE001  the architecture's own code may raise anything
         raise ModelError(f"{folder.path}: cannot be loaded: {error}", COPY_AGAIN) from None
     lacking = [*info["missing_keys"], *info.get("mismatched_keys", ())]
-    if lacking:  # transformers would go on with random numbers in their place
+    if lacking:  # transformers would fill them with random numbers and go on
         raise ModelError(
             f"{folder.path}: tensors missing or of another shape than config.json says: "
             + ", ".join(sorted(map(str, lacking))[:3]),

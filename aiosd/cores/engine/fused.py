@@ -1,6 +1,6 @@
-"""The Llama family through the compiled forward pass (ops.cpp): CPU, float32, one call a step.
+"""The Llama family with the compiled forward pass (ops.cpp): CPU, float32, one call for each step.
 
-Rows are exact wherever prefill is cut (chunk = 1), so a lost prefix is recomputed to the same bits.
+A row has the same bits wherever prefill is cut (chunk = 1), so a recomputed prefix has the same bits too.
 Knows segments and block tables, no requests.
 """
 
@@ -83,7 +83,7 @@ class FusedLlama:
                 self._lib.aiosd_norm(self._model, i, which, norm.contiguous().data_ptr(), norm.numel())
 
     def reserve(self, blocks: int) -> KV:
-        # Zeroed: attention multiplies unused slots of a block by zero, which must not meet a NaN.
+        # Attention multiplies the unused slots of a block by zero. Zeroed memory has no NaN there.
         layers = self.spec.layers
         shape = (layers, blocks, self._lib.aiosd_kv_floats(self._model) // layers)
         return [zeros(shape, torch.float32, torch.device("cpu"))]

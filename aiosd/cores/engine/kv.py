@@ -1,8 +1,8 @@
-"""Paged KV: which blocks exist, who uses them, which can be found again by their content.
+"""Paged KV: the pool of blocks, their reference counts, and the index that finds full blocks by content.
 
 A block holds the keys and values of BLOCK consecutive tokens. Full blocks are immutable and shared by
-reference count; their key is a hash chained over all tokens before them and salted with the owner, so
-that nobody can find out by timing what somebody else has asked. Knows no torch and no sequences.
+reference count. A full block's key is a hash of all tokens up to its end, salted with the owner. The salt
+keeps users from learning by timing what others asked. Knows no torch and no sequences.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BLOCK = 16  # tokens
 
 
 def chain(previous: bytes, tokens: Sequence[int], tag: int = 0) -> bytes:
-    """Key of a full block. The tag tells apart equal tokens whose KV was computed another way."""
+    """Key of a full block. The tag separates equal tokens whose KV was computed in different ways."""
     return hashlib.blake2b(previous + array("q", [tag, *tokens]).tobytes(), digest_size=16).digest()
 
 
@@ -27,10 +27,10 @@ def root(owner: str) -> bytes:
 def block_keys(
     last: bytes, tokens: Sequence[int], prompt: int, chunk: int, known: int = 0
 ) -> Iterator[bytes]:
-    """Keys of the blocks that the tokens fill, from number `known` on; `last` is the key before, or the root.
+    """Keys of the full blocks from number `known` on. `last` is the key of the block before, or the root.
 
-    With a chunk the KV of a token depends on how it was computed: blocks inside whole chunks of the
-    prompt are the same for every prompt that begins like it, the others only for this prompt length.
+    With a chunk, KV depends on how it was computed. Blocks inside whole chunks of the prompt are equal for
+    all prompts that begin alike. The other blocks are equal only for prompts of the same length.
     """
     whole = prompt // chunk * chunk
     for start in range(known * BLOCK, len(tokens) - BLOCK + 1, BLOCK):
@@ -40,7 +40,7 @@ def block_keys(
 
 
 class BlockPool:
-    """A block is in exactly one state: free, held (refcount > 0), or idle (cached, refcount 0, evictable)."""
+    """Each block is free, held (refcount > 0), or idle (cached, refcount 0, evictable)."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -59,7 +59,7 @@ class BlockPool:
         return self.total - self.available
 
     def allocate(self) -> int | None:
-        """A block of one's own, or None when every block is held."""
+        """Take a block, or return None when all blocks are held."""
         if self._free:
             block = self._free.pop()
         elif self._idle:
@@ -71,7 +71,7 @@ class BlockPool:
         return block
 
     def find(self, keys: Sequence[bytes]) -> list[int]:
-        """Take a reference to every block of the longest cached prefix."""
+        """Take a reference to each block of the longest cached prefix."""
         found = []
         for key in keys:
             block = self._cached.get(key)
@@ -87,13 +87,15 @@ class BlockPool:
         return next((key for key in keys if key not in self._cached), None)
 
     def publish(self, block: int, key: bytes) -> None:
-        """Make a full, held block findable. The first one with a key stays: its content is the same."""
+        """Make a full, held block findable. Ignore it if another block has the key: their content is
+        equal."""
         if key not in self._cached and self._key[block] is None:
             self._cached[key] = block
             self._key[block] = key
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Drop references, last block first: a prefix is worth more than what hangs on it."""
+        """Drop references, the last block first. So `allocate` reuses the end of a prompt before its
+        beginning, which more prompts share."""
         for block in reversed(blocks):
             self._refs[block] -= 1
             if self._refs[block] == 0:

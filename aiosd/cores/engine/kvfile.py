@@ -1,4 +1,4 @@
-"""KV of a conversation as a file in memory (aiosd.cores.snapshot): what a worker sends and takes."""
+"""Write the KV of a conversation to a file in memory (aiosd.cores.snapshot), and read such a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def write(engine: Engine, context: int) -> tuple[int, int] | None:
-    """(descriptor, tokens); the caller closes it. None: nothing of that conversation is held."""
+    """Return (descriptor, tokens). The caller closes the descriptor. None: the engine has no KV of it."""
     shot = engine.snapshot(context)
     if shot is None:
         return None
@@ -43,7 +43,7 @@ def write(engine: Engine, context: int) -> tuple[int, int] | None:
 
 
 def read(file: int, model: Model, check: bool) -> tuple[list[int], int, KV]:
-    """Tokens, prompt's length and KV. Raises BadSnapshot, also when the file is another model's."""
+    """Return tokens, length of the prompt, and KV. Raises BadSnapshot, also for a file of another model."""
     header = snapshot.read(file)
     if check:
         snapshot.verify(file, header)
@@ -53,7 +53,7 @@ def read(file: int, model: Model, check: bool) -> tuple[list[int], int, KV]:
         memory = mmap.mmap(file, header.size, access=mmap.ACCESS_COPY)
         tokens, *kv = _tensors(memory, header)
         if check and not all(bool(torch.isfinite(tensor).all()) for tensor in kv):
-            raise BadSnapshot("the KV in the file holds what no computation gives")
+            raise BadSnapshot("the KV in the file holds inf or nan")
         return tokens.tolist(), header.meta.prompt, kv
     raise BadSnapshot("the file is shorter than its header says")
 

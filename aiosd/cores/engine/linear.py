@@ -1,9 +1,9 @@
-"""Linear layers that give a row the same bits whatever other rows are in the batch.
+"""Linear layers in which a row's bits do not depend on the other rows of the batch.
 
-CPU float32: weights packed for oneDNN. Its kernels accumulate a row alike for every batch size on most
-CPUs; on some (AVX-512, deep layers) a single row takes another path. So this is measured when a layer
-is made, not believed: batches smaller than the found minimum are padded. On other devices and dtypes it
-is F.linear, without the promise.
+For CPU and float32, oneDNN computes with packed weights. On most CPUs its kernels add up a row in the same
+order for every batch size. On some (AVX-512, deep layers) a single row takes another path. So each new layer
+measures the smallest safe batch, and smaller batches are padded. Other devices and dtypes use F.linear,
+without this promise.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import linear, pad
 
-LIMIT = 512  # rows of one call; more are cut into several
+LIMIT = 512  # rows of one call; larger batches are split
 PROBE = (1, 2, 3, 4, 5, 8, 15, 16, 17, 33, 64, 130, LIMIT)
 MINIMA = (1, 2, 4, 8, 16)
 
-_minimum: dict[tuple[int, int, bool, int], int] = {}  # found once for a shape and thread count
+_minimum: dict[tuple[int, int, bool, int], int] = {}  # (shape, bias, threads) → smallest safe batch; 0: none
 
 
 class Linear:
@@ -54,14 +54,14 @@ class Linear:
         return out
 
     def _blocks(self, x: torch.Tensor) -> torch.Tensor:
-        """The slow certainty: always the same number of rows."""
+        """The slow fallback: every call has the same number of rows."""
         size = MINIMA[-1]
         return torch.cat(
             [self._call(pad(p, (0, 0, 0, size - p.shape[0])))[: p.shape[0]] for p in torch.split(x, size)]
         )
 
     def _probe(self, inputs: int) -> int:
-        """Smallest batch size from which on all sizes agree bit by bit; 0 when there is none."""
+        """The smallest batch size from which on all sizes give the same bits. 0: there is none."""
         x = torch.randn(LIMIT, inputs, generator=torch.Generator().manual_seed(1))
         whole = self._call(x)
         agree = {n: torch.equal(self._call(x[:n].contiguous()), whole[:n]) for n in PROBE}

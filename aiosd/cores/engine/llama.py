@@ -1,8 +1,9 @@
-"""The Llama family in plain torch: Llama, Mistral, Qwen2, Qwen3. Runs everywhere; the fused core's peer.
+"""The Llama family in plain torch: Llama, Mistral, Qwen2, Qwen3. Runs on every device; fused.py is the fast
+one.
 
-Bit-exactness on the CPU by rule: linears are row-invariant (linear.py), everything else works row by row,
-attention runs per sequence over its unpadded KV in units that depend on the sequence alone
-(Segment.units). Knows segments and block tables, no requests.
+A row has the same bits in every batch on the CPU, because linears do not depend on the other rows
+(linear.py), attention runs for each sequence alone, in units that depend only on the sequence
+(Segment.units), and all else works row by row. Knows segments and block tables, no requests.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ LANES = 32  # elements of the widest vector loop in torch's elementwise kernels
 def lanewise_silu(x: torch.Tensor) -> torch.Tensor:
     """silu with the same bits for every shape.
 
-    torch computes the tail of each thread's share with scalar code whose exp rounds differently: pad, so
-    that no element is ever in a tail.
+    torch computes the tail of each thread's share with scalar code, whose exp rounds differently. Padding
+    keeps all elements out of the tails.
     """
     if x.device.type != "cpu":
         return silu(x)
@@ -90,7 +91,8 @@ class TorchLlama:
         return logits.float().cpu(), states.float().cpu()
 
     def _rope(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of each position, [rows, 1, head_dim]; made in whole pages, one way for each."""
+        """cos and sin of each position, [rows, 1, head_dim]. Whole pages are computed, so that a position
+        always gets the same bits."""
         while max(positions) >= self._cos.shape[0]:
             start = self._cos.shape[0]
             angle = torch.outer(torch.arange(start, start + ROPE_PAGE).float(), self.spec.inv_freq).repeat(
@@ -135,7 +137,8 @@ class Masks:
         self._made: dict[tuple[int, int, int | None], torch.Tensor] = {}
 
     def get(self, rows: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
-        """For the last `rows` of the sequence; row i sees the newest `window` keys up to its own."""
+        """Mask for the last `rows` of the sequence. A row sees its own key and the `window` - 1 keys before
+        it; None: all keys before it."""
         mask = self._made.get((rows, keys, window))
         if mask is None:
             mask = torch.ones(rows, keys, dtype=torch.bool, device=device).tril(keys - rows)
@@ -157,11 +160,11 @@ def attend(
 ) -> torch.Tensor:
     """q: [rows, heads, dim], the last rows of the sequence; k, v: [kv_heads, keys, dim].
 
-    Gives [rows, heads, value dim]. With a window, k and v begin at the first key that any row sees.
+    Returns [rows, heads, value dim]. With a window, k and v begin at the first key that some row sees.
     """
     rows, heads, dim = q.shape
     if rows == 1 and softcap is None and sinks is None:
-        # the heads of a group as rows of one small product: K and V are read once
+        # Make the heads of a group the rows of one small product, so that K and V are read once.
         out = scaled_dot_product_attention(q.reshape(1, k.shape[0], -1, dim), k[None], v[None], scale=scale)
         return out.reshape(1, heads, -1)
     group = heads // k.shape[0]
@@ -188,7 +191,7 @@ def _eager(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(~mask, float("-inf"))
-    if sinks is not None:  # a learned score that takes part in the softmax and has no value
+    if sinks is not None:  # a learned score in the softmax, without a value
         scores = torch.cat((scores, sinks.view(-1, 1, 1).expand(-1, q.shape[1], 1)), -1)
     weights = torch.softmax(scores.float(), -1).to(q.dtype)
     return torch.matmul(weights[..., : k.shape[1]], v)

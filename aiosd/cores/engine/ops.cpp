@@ -1,10 +1,11 @@
-// The forward pass of the Llama family on the CPU, float32, over paged KV: one call a step, no framework.
+// The forward pass of the Llama family on the CPU, float32, over paged KV: one call for each step, no
+// framework.
 //
 // Every output element is one chain of fused multiply-adds in a fixed order (k = 0, 1, 2, …; keys in the
-// order of their positions), so a row's bits do not depend on the other rows, on where prefill was cut, on
-// the number of threads, nor on whether this was built for AVX2 or AVX-512. Blocking and tiling may only
-// choose which chains run side by side. Plain C interface: needs neither Python's nor torch's headers.
-// Called by one thread at a time; knows no requests and no sampling.
+// order of their positions). So a row's bits do not depend on the other rows, the cuts of prefill, the number
+// of threads, or the instruction set (AVX2 or AVX-512). Blocking and tiling only choose which chains run side
+// by side. The interface is plain C and needs no header of Python or torch. One thread at a time may call it.
+// Knows no requests and no sampling.
 
 #include <cmath>
 #include <vector>
@@ -16,15 +17,15 @@ namespace {
 
 constexpr i64 GROUP = 4;     // weight panels of one task: 64 outputs
 constexpr i64 ROWS = 96;     // rows of one task in a large batch
-constexpr i64 DEEP = 128;    // of K at a time in a large batch: the weights stay in the L1 cache
+constexpr i64 DEEP = 128;    // steps of k at a time in a large batch: their weights stay in the L1 cache
 constexpr i64 KEYS = 256;    // keys between two rescalings in attention; at absolute positions
 constexpr i64 QUERIES = 24;  // query vectors of one attention task
 
 // --- products -----------------------------------------------------------------------------------------
 
 // y[m][n] += sum over k of x[m][k] * w[n][k], for M rows and N panels of 16 outputs each; k runs upward.
-// `first`: start from zero. A panel holds 16 outputs of one k together, `step` numbers from k to k + 1: floats,
-// or bytes, which become floats as they are loaded.
+// `first`: start from zero. A panel stores the 16 outputs of one k together; k + 1 follows `step` numbers
+// later. The numbers are floats, or bytes, which become floats when they are loaded.
 template <typename T, int M, int N>
 inline void tile(const float* x, i64 ldx, const T* const* w, i64 step, i64 depth, float* const* y, i64 ldy, bool first) {
   V acc[M][N];
@@ -49,7 +50,8 @@ template <typename T, int N>
 constexpr Tile<T> TILES[] = {nullptr,       tile<T, 1, N>, tile<T, 2, N>, tile<T, 3, N>,
                              tile<T, 4, N>, tile<T, 5, N>, tile<T, 6, N>};
 
-// Panels side by side: few rows leave registers for more of them, and one alone would wait for itself.
+// How many panels run side by side. Few rows leave registers for more panels. A single chain of additions
+// would wait for its own results.
 inline int width(i64 rows, i64 panels) {
   int n = NR == 4 ? 4 : rows == 1 ? 4 : rows <= 3 ? 2 : 1;
   while (n > panels) n /= 2;
@@ -76,12 +78,13 @@ inline void product(const float* x, i64 ldx, i64 rows, const T* const* w, i64 st
 
 struct Linear {
   i64 inputs = 0, panels = 0;
-  Floats weight, bias, scale;      // scale: of each output, where the weights are bytes
+  Floats weight, bias, scale;      // scale: one for each output, if the weights are bytes
   std::vector<int8_t> bytes;
   bool has_bias = false;
 
-  // weight: [outputs][inputs]. `gated`: the first half of the outputs gates the second; their panels alternate.
-  // `int8`: weights are the nearest of 255 multiples of their output's scale; activations stay float.
+  // weight: [outputs][inputs]. `gated`: the first half of the outputs gates the second; their panels
+  // alternate. `int8`: weights are the nearest of 255 multiples of their output's scale; activations stay
+  // float.
   void pack(const float* w, const float* b, i64 outputs, i64 in, bool gated, bool int8) {
     inputs = in;
     i64 half = gated ? outputs / 2 : outputs, each = up(half, W) / W;
@@ -139,7 +142,7 @@ struct Model {
   float *logits, *states;
   std::vector<i32> segment, position;
   std::vector<Task> tasks;
-  Team team;  // last: its threads are gone before what they use
+  Team team;  // the last member: its threads end before the members that they use
 
   Model(const i64* d, int threads) : layers(d[0]), hidden(d[1]), heads(d[2]), kv_heads(d[3]), dim(d[4]), inner(d[5]),
       vocab(d[6]), layer(d[0]), team(threads, 3 + 8 * d[0]) {}
@@ -163,7 +166,7 @@ struct Model {
   void multiply(const Linear& lin, const float* in, i64 ldx, i64 count, float* out, i64 ldy, float* gated);
 };
 
-// Bytes as floats, once for all rows of a task: a large batch is bound by arithmetic and not by memory.
+// Turns bytes into floats once for all rows of a task. Arithmetic, not memory, limits a large batch.
 void w_from_bytes(const int8_t* const* bytes, const float** w, i64 panels, i64 depth) {
   thread_local Floats buffer;
   float* to = buffer.reserve(GROUP * DEEP * W);
@@ -173,7 +176,7 @@ void w_from_bytes(const int8_t* const* bytes, const float** w, i64 panels, i64 d
   }
 }
 
-// out = in * weights + bias; with `gated`, silu(gate) * up of it goes there.
+// out = in * weights + bias; with `gated`, out = silu(gate) * up of that result.
 void Model::multiply(const Linear& lin, const float* in, i64 ldx, i64 count, float* out, i64 ldy, float* gated) {
   i64 groups = (lin.panels + GROUP - 1) / GROUP, parts = (count + ROWS - 1) / ROWS;
   i64 inner_stride = up(inner, W);
@@ -272,7 +275,7 @@ void Model::rotate_and_store(i64 l, i64 t) {
 }
 
 // Softmax of the scores of one query against the keys of one stretch, `valid` of them visible.
-// Rescales what was summed before (Milakov and Gimelshein, arXiv 1805.02867).
+// Rescales the earlier sums (Milakov and Gimelshein, arXiv 1805.02867).
 void soften(float* s, i64 valid, i64 keys, float& peak, float& total, float* out, i64 width) {
   if (valid > 0) {
     float highest = peak;
@@ -308,7 +311,7 @@ void soften(float* s, i64 valid, i64 keys, float& peak, float& total, float* out
   for (i64 i = up(valid > 0 ? valid : 0, W); i < keys; i++) s[i] = 0.0f;
 }
 
-// Causal attention of some rows of one segment, the query heads that share one key-value head.
+// Causal attention for some rows of one segment and the query heads that share one key-value head.
 void Model::attend(i64 l, const Task& task, i64 head) {
   i64 group = heads / kv_heads, n = task.rows * group, dp = dim_padded();
   thread_local Floats buffers;
@@ -421,7 +424,8 @@ extern "C" {
 
 int aiosd_abi() { return 3; }
 
-// dims: layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary; reals: eps, scale of cos and sin.
+// dims: layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary; reals: eps, scale of cos and
+// sin.
 void* aiosd_new(const i64* dims, const float* reals, const float* inv_freq, const float* embedding,
                 const float* final_norm, const float* head, int threads, int int8) {
   auto* m = new Model(dims, threads);
@@ -446,13 +450,13 @@ void aiosd_norm(void* model, int layer, int which, const float* weight, i64 widt
   copy_padded(static_cast<Model*>(model)->layer[layer].norm[which], weight, 1, width);
 }
 
-i64 aiosd_kv_floats(void* model) {  // of one block
+i64 aiosd_kv_floats(void* model) {  // floats in one block
   auto* m = static_cast<Model*>(model);
   return m->layers * m->kv_heads * m->head_floats();
 }
 
-// kv: zeroed before its first use, kept by the caller. Of the `wanted` outputs the first `scored` get logits,
-// [scored][vocabulary padded to 16]; of the others the final hidden states are given, [wanted - scored][hidden].
+// kv: the caller owns it and zeroes it before the first use. The first `scored` of the `wanted` outputs get
+// logits, [scored][vocabulary padded to 16]. The others get final hidden states, [wanted - scored][hidden].
 void aiosd_forward(void* model, float* kv, i64 blocks, i64 rows, const i32* tokens, i64 segments, const i64* tables, const i32* starts,
                    const i32* lengths, i64 wanted, const i32* outputs, i64 scored, float* logits, float* states) {
   auto* m = static_cast<Model*>(model);

@@ -1,7 +1,7 @@
-"""One request, decoded so plainly that it is obviously right: the oracle of the engine.
+"""Decode one request so plainly that the code is obviously right: the oracle of the engine, for tests only.
 
-The whole prefix is computed again for every token, sorting is Python's, the whole text is decoded every
-time. Shares nothing with the fast path but the random numbers and the vocabulary. For tests only.
+Computes the whole prefix again for each token, sorts with Python's sort, and decodes the whole text each
+time. Shares only the random numbers and the vocabulary with the fast path.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from aiosd.cores.engine.sampler import uniform
 from aiosd.cores.engine.text import Codec
 from aiosd.syscall.sampling import Sampling
 
-Logits = Callable[[list[int]], list[float]]  # of the token after these
+Logits = Callable[[list[int]], list[float]]  # tokens → logits of the next token
 
 
 def decode_one(

@@ -1,7 +1,7 @@
-"""The attention function that transformers' modules call in place of their own: paged, per sequence.
+"""The attention function that replaces the one of transformers' modules: paged, sequence by sequence.
 
-Registered once under NAME. A forward pass announces itself with `running()`, because the modules pass
-nothing on that could say whose batch it is. One forward at a time.
+Registered once under NAME. The modules do not pass the batch on to it, so a forward pass sets its Step with
+`running()`. Only one forward pass runs at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from aiosd.errors import ModelError
 
 NAME = "aiosd_paged"
 UNKNOWN = "its attention is of a kind that aiosd cannot page; serve it elsewhere and name it as a remote core"
-TRIED_BLOCKS = 48  # KV while a model is being tried, before an engine says how much it wants
+TRIED_BLOCKS = 48  # size of the KV while foreign.py tests a model; the engine later reserves its own
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Layer:
 
 @dataclass
 class Step:
-    """One forward pass. `layers` is filled by the first one of a model."""
+    """One forward pass. The first forward pass of a model fills `layers`."""
 
     layers: dict[int, Layer]
-    kv: KV  # of layer i: keys at 2 i, values at 2 i + 1
+    kv: KV  # kv[2 * i] are the keys of layer i, kv[2 * i + 1] its values
     segments: list[Segment]
     slots: torch.Tensor
     units: list[list[tuple[int, int]]]
@@ -59,7 +59,7 @@ class Step:
     def attention(
         self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, **options: Any
     ) -> torch.Tensor:
-        """q: [rows, heads, dim]; k, v: [rows, kv_heads, dim]. Gives [rows, heads, value_dim]."""
+        """q: [rows, heads, dim]; k, v: [rows, kv_heads, dim]. Returns [rows, heads, value_dim]."""
         keys, values = self.kv[2 * index], self.kv[2 * index + 1]
         slots = self.slots.to(k.device)
         keys.flatten(0, 1).index_copy_(0, slots, k)
@@ -105,7 +105,7 @@ def _attention(
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Shapes are transformers': [1, heads, rows, dim] in, [1, rows, heads, dim] out."""
+    """Takes and returns transformers' shapes: [1, heads, rows, dim] in, [1, rows, heads, dim] out."""
     step = _steps[-1]
     if is_causal is False or attention_mask is not None or others.get("position_bias") is not None:
         raise ModelError(f"{type(module).__name__} is not causal attention over a KV cache", UNKNOWN)

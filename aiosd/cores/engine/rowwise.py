@@ -1,8 +1,8 @@
-"""Makes transformers' modules give a row the same bits whatever other rows are in the batch (CPU float32).
+"""Change transformers' modules so that a row's bits do not depend on the other rows (CPU, float32).
 
-Linears are packed (linear.py); activations and rotary tables are padded, because torch computes the tail
-of each thread's share with scalar code that rounds differently. Whether that was enough for a model is
-found out by foreign.py, not believed.
+Packs linears (linear.py). Pads activations and rotary tables, because torch computes the tail of each
+thread's share with scalar code that rounds differently. foreign.py then tests whether this is enough for a
+model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PackedLinear(nn.Module):
 
 
 class Lanewise(nn.Module):
-    """An elementwise function, of a size at which no element is in a tail."""
+    """An elementwise function on a padded size, at which no element is in a tail."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Lanewise(nn.Module):
 
 
 class PaddedRotary(nn.Module):
-    """cos and sin for a number of positions that fills all lanes."""
+    """cos and sin, with the positions padded to whole vectors."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""From a row of logits to a token: a pure function of (logits, sampling, index of the token).
+"""Choose a token from a row of logits: a pure function of (logits, sampling, index of the token).
 
-No state and no generator: the random number comes from a counter, so a request that was preempted,
-moved or batched differently draws the same ones. Works on numpy rows; knows no model and no batch.
+Has no state. The random number depends only on the seed and the index, so a request that was preempted, moved
+or batched differently draws the same tokens. Works on numpy rows; knows no model and no batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from aiosd.syscall.sampling import Sampling
 
 Row = NDArray[np.float32]
-HEAD = 1024  # likeliest tokens looked at first for top-p: sorting a whole vocabulary is slow
+HEAD = 1024  # top-p first looks at this many likeliest tokens: sorting a whole vocabulary is slow
 MASK = (1 << 64) - 1
 
 
@@ -36,7 +36,7 @@ def _mix(x: int) -> int:
 
 
 def uniform(seed: int, index: int) -> float:
-    """In [0, 1), from the seed and the index of the token in the answer only."""
+    """A number in [0, 1) that depends only on the seed and the index of the token in the answer."""
     key = _mix((seed & MASK) + 0x9E3779B97F4A7C15 & MASK)
     return (_mix(key + (index + 1) * 0x9E3779B97F4A7C15 & MASK) >> 11) * 2.0**-53
 
@@ -48,7 +48,7 @@ def choose(
     banned: Sequence[int] = (),
     allowed: NDArray[np.bool_] | None = None,
 ) -> int:
-    """`allowed`: of each token, in place of `banned`."""
+    """Choose a token. `allowed`: whether each token may be chosen; it replaces `banned`."""
     if allowed is not None:
         tokens = np.flatnonzero(allowed)
         return int(tokens[choose(logits[tokens], sampling, index)])
@@ -64,7 +64,7 @@ def choose(
 
 
 def candidates(logits: Row, sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Tokens that may be drawn, and their unnormalised weights. Equal logits rank by token id."""
+    """The tokens that may be drawn, and their unnormalised weights. Equal logits rank by token id."""
     x = logits.astype(np.float64)
     x = (x - x.max()) / sampling.temperature
     k = sampling.top_k if 0 < sampling.top_k < len(x) else len(x)
@@ -88,7 +88,7 @@ def candidates(logits: Row, sampling: Sampling) -> tuple[NDArray[np.int64], NDAr
 
 
 def _ranked(x: NDArray[np.float64], k: int) -> NDArray[np.int64]:
-    """The k largest, largest first; among equals the lower id comes first."""
+    """Indices of the k largest values, the largest first. Of equal values the lower index comes first."""
     if k < len(x):
         kept = np.flatnonzero(x >= np.partition(x, len(x) - k)[len(x) - k])
     else:

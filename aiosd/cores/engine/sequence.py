@@ -1,6 +1,6 @@
 """One request inside the engine: its tokens, its KV blocks, its text, and when it ends.
 
-Facts only; what is derived is a property. Knows no batch and no model.
+Fields are facts, properties are derived from them. Knows no batch and no model.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Finish = Literal["stop", "length", "preempted", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one step brought for one request.
+    """The result of one step for one request.
 
-    `text` holds whole characters and never part of a stop string; the texts of a request add up to its
-    answer. `tokens` includes the end-of-sequence token, which has no text. "preempted" is not an end:
-    add the request again with all its tokens as `resume`.
+    `text` holds whole characters and no part of a stop string. The texts of a request, joined, are its
+    answer. `tokens` includes the end-of-sequence token, which has no text. "preempted" is not an end: add the
+    request again with all its tokens as `resume`.
     """
 
     id: int
@@ -38,9 +38,9 @@ class Output:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish: Finish | None = None
     prompt_tokens: int = 0
-    cached_tokens: int = 0  # of prompt and resumed tokens, those whose KV was found in the cache
-    embedding: tuple[float, ...] = ()  # of a text that was to be embedded, of length 1
-    error: BadRequest | None = None  # why it failed
+    cached_tokens: int = 0  # prompt and resumed tokens whose KV was in the cache
+    embedding: tuple[float, ...] = ()  # a unit vector; empty unless `embed` was asked for
+    error: BadRequest | None = None  # the reason of finish="failed"
 
 
 @dataclass(slots=True, eq=False)
@@ -52,16 +52,16 @@ class Sequence:
     limit: int  # length at which the context is full
     eos: frozenset[int]
     stream: TextStream
-    root: bytes  # the owner's, from which the keys of the blocks are chained
+    root: bytes  # kv.root(owner): the hash with which the keys of the blocks begin
     blocks: array[int] = field(default_factory=lambda: array("i"))
     keys: list[bytes] = field(default_factory=list)
     computed: int = 0  # tokens whose KV is in the blocks
-    published: int = 0  # blocks others can find
+    published: int = 0  # blocks that other sequences can find
     cached: int = 0
-    context: int = 0  # the conversation it is a turn of; 0: none
+    context: int = 0  # its conversation; 0: none
     finish: Finish | None = None
     constraint: Constraint | None = None  # None: any token may follow
-    pooled: NDArray[np.float64] | None = None  # to be embedded: the sum of its final hidden states so far
+    pooled: NDArray[np.float64] | None = None  # of an embedding: the sum of the final hidden states so far
 
     @property
     def generated(self) -> int:
@@ -69,7 +69,7 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Known tokens not yet in the KV."""
+        """How many known tokens have no KV yet."""
         return len(self.tokens) - self.computed
 
     @property
@@ -78,12 +78,12 @@ class Sequence:
 
     @property
     def banned(self) -> Tokens[int]:
-        """End tokens may not be drawn before min_tokens."""
+        """The tokens that may not be drawn: the end tokens, until there are min_tokens."""
         return tuple(self.eos) if self.generated < self.sampling.min_tokens else ()
 
     def allowed(self) -> NDArray[np.bool_] | None:
-        """Of each token, what a constraint lets through. An end token that the request does not want yet is
-        there only where nothing else is: a whole answer ends. Raises BadRequest."""
+        """Whether the constraint allows each token. An unwanted end token is allowed only when no other token
+        is: the answer is then complete. None: no constraint. Raises BadRequest."""
         if self.constraint is None:
             return None
         allowed = self.constraint.allowed()
@@ -101,8 +101,8 @@ class Sequence:
         return -(-tokens // BLOCK)
 
     def accept(self, token: int) -> str:
-        """Append a token of the answer; gives the text it completes and sets `finish`. Raises BadRequest
-        where a constraint does not have it."""
+        """Append a token of the answer, return the text that it completes, and set `finish` at the end.
+        Raises BadRequest when the constraint does not allow the token."""
         self.tokens.append(token)
         whole = self.constraint is not None and self.constraint.accept(token)
         text, stopped = self.stream.push(token)
@@ -116,7 +116,7 @@ class Sequence:
         return text + self.stream.flush() if self.finish else text
 
     def full_keys(self, chunk: int) -> list[bytes]:
-        """Keys of the blocks that the known tokens fill."""
+        """The keys of all full blocks of known tokens."""
         self.keys += block_keys(
             self.keys[-1] if self.keys else self.root, self.tokens, self.prompt, chunk, len(self.keys)
         )

@@ -1,9 +1,9 @@
-// One program run by several threads, its phases cut into tasks that whoever is free takes.
+// Several threads run one program. Its phases consist of tasks, and each free thread takes the next task.
 //
-// A phase is over when its tasks are done, not when all threads have come: on a machine that others use too,
-// a thread that gets no core is simply late, finds nothing left to do, and holds up nobody. Which thread
-// runs a task changes no bits. Idle threads spin for a moment and then sleep, so that they leave the cores
-// to the daemon, the tools and the agents.
+// A phase ends when its tasks are done, not when all threads have arrived. So a thread that gets no core on a
+// busy machine is late, finds no task, and delays nobody. The results do not depend on which thread runs a
+// task. Idle threads spin for a moment and then sleep, so that the daemon, the tools and the agents get the
+// cores.
 
 #pragma once
 
@@ -24,7 +24,7 @@ constexpr uint64_t SPIN_CYCLES = 100'000;  // about 40 us
 class Team {
  public:
   Team(int size, int64_t phases) : phases_(phases) {
-    sigset_t every, before;  // signals are for Python's main thread
+    sigset_t every, before;  // these threads block all signals: Python's main thread handles them
     sigfillset(&every);
     pthread_sigmask(SIG_SETMASK, &every, &before);
     for (int i = 1; i < size; i++) threads_.emplace_back([this] { follow(); });
@@ -43,8 +43,8 @@ class Team {
   Team& operator=(const Team&) = delete;
 
   // The program must call each() for the same phases in every thread, at most as often as there are phases.
-  // A late thread may still be inside the program when run() has returned and even when the next run has
-  // begun; it takes no task then. So outside of tasks the program may only compute numbers.
+  // A late thread may still be inside the program after run() has returned, and even in the next run, but it
+  // takes no task then. So code outside of tasks may only compute numbers.
   void run(void (*program)(void*), void* argument) {
     program_ = program;
     argument_ = argument;
@@ -55,8 +55,8 @@ class Team {
     }
     start();
     take_part(epoch_.load(std::memory_order_relaxed));
-    // The caller may now change what the program computes its numbers of tasks from: a late thread that finds
-    // more tasks than there were must not take them.
+    // The caller may now change the data from which the program computes the number of tasks. Close the
+    // phases, so that a late thread that computes a larger number takes no task.
     for (auto& p : phases_) p.next.store(CLOSED, std::memory_order_relaxed);
     std::atomic_thread_fence(std::memory_order_seq_cst);
   }
@@ -74,7 +74,7 @@ class Team {
 
  private:
   struct alignas(64) Phase {
-    std::atomic<uint64_t> next{0};  // the run it belongs to, and in the lower half its next task
+    std::atomic<uint64_t> next{0};  // upper half: the run; lower half: its next task
     alignas(64) std::atomic<uint32_t> done{0};
 
     int64_t take(uint32_t run, int64_t tasks) {

@@ -1,4 +1,4 @@
-"""models/NAME/embed."""
+"""The handler of models/NAME/embed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The agent loop: a request to agents/NAME/syscall/llm whose tool calls are run."""
+"""The agent loop: a request to agents/NAME/syscall/llm whose tool calls the daemon runs."""

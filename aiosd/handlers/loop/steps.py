@@ -112,7 +112,7 @@ class Steps:
                 self._requests.finish(loop.request, State.FAILED, error.explanation)
             except Exception:  # model output is foreign; without this the loop would never end
                 log.exception("request %d", loop.request.id, extra=about(request=loop.request.id))
-                why = "the daemon could not go on; the log says why"
+                why = "the daemon failed in this loop; its log says why"
                 self._requests.finish(loop.request, State.FAILED, why)
 
     def _advance(self, loop: RunningLoop) -> None:

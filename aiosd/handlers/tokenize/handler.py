@@ -1,4 +1,4 @@
-"""models/NAME/tokenize."""
+"""The handler of models/NAME/tokenize."""
 
 from __future__ import annotations
 

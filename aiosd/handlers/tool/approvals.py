@@ -96,7 +96,7 @@ class Approvals:
         how = outcome(request)
         how.decision, how.rule, how.why, how.by = rule.decision, rule.place, rule.why, rule.by
         if rule.decision == "deny":
-            raise Denied(f"calls of {call.tool} like this one are denied", rule.why or f"rule: {rule.place}")
+            raise Denied(f"a rule denies this call of {call.tool}", rule.why or f"rule: {rule.place}")
         if rule.decision == "ask":
             request.decide_by_s = time.time() + self.pending_s
 
@@ -131,7 +131,7 @@ class Approvals:
             self._tools.get(name)
         allowed = sorted(set(names))
         if len(allowed) > ALLOWED_MAX:
-            raise BadValue(f"more than {ALLOWED_MAX} tools", "name fewer")
+            raise BadValue(f"more than {ALLOWED_MAX} tools", "name fewer tools")
         self._audit.granted("allowed always", caller, agent=agent.name, tools=allowed)
         self._agents.change(agent, allowed=allowed)
 

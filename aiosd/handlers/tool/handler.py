@@ -19,11 +19,11 @@ from aiosd.syscall.request import Request, State
 from aiosd.syscall.toolcall import ToolCall, outcome
 from aiosd.tools import catalog
 
-TOOL_GONE = "its tool is gone"
+TOOL_GONE = "its tool was removed"
 
 
 class ToolHandler(Handler):
-    """Implements aiosd.tools.calls.CallEvents, on the runner's thread."""
+    """Implements aiosd.tools.calls.CallEvents, whose methods run on the runner's thread."""
 
     span: ClassVar[str] = "tool"
 
