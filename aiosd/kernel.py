@@ -71,6 +71,7 @@ class Kernel:
         self._build_handlers(config)
         self._build_objects()
         self._forget_gone()
+        self.model_objects.adopt()
 
     def _build_tables(self, config: Config, model: Path | None) -> None:
         """What exists: read from the store, and written through to it."""

@@ -63,5 +63,6 @@ def models(kernel: Kernel, old: Config, config: Config) -> None:
             kernel.pool.unload(model)  # requests that ran there go on with the new one
         kernel.models.take(model, entry)
         kernel.pool.load(model)
+    kernel.model_objects.adopt()
     kernel.pool.places.retry()
     kernel.pool.arrange()

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from aiosd.access.caller import Caller
 from aiosd.config.changes import AT_RESTART, BY_NEW_WORKERS, flat, story
 from aiosd.config.config import Config, load
 from aiosd.cores.models import ModelState
-from aiosd.errors import AiosError
+from aiosd.errors import AiosError, BadValue
 from aiosd.kernel import Kernel
 from aiosd.reload import reload
 
@@ -75,3 +76,21 @@ def test_models_come_change_and_go(make_kernel: MakeKernel, tmp_path: Path, rand
     changed(kernel, file, "")
     kernel.model_objects.remove("second")
     assert not kernel.models.find("second")
+
+
+def test_a_model_that_the_configuration_takes_over_is_nobody_elses(
+    make_kernel: MakeKernel, tmp_path: Path, random_llama: Path, slow_llama: Path
+) -> None:
+    kernel, file = make_kernel(), tmp_path / "new.toml"
+    kernel.model_objects.add("second", Caller(1234, 1234, frozenset()))
+    second = kernel.models.get("second")
+    kernel.model_objects.load(second, str(slow_llama))
+    entry = f"[models.second]\npath = '{random_llama}'\n"
+    changed(kernel, file, entry)
+    assert second.path == random_llama
+    assert kernel.permissions.get("/models/second") is None
+    with pytest.raises(BadValue, match="in the configuration"):
+        kernel.model_objects.load(second, str(slow_llama))
+    changed(kernel, file, "")
+    kernel.stop()
+    assert not make_kernel().models.find("second"), "a restart does not bring the added one back"

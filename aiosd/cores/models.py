@@ -136,6 +136,13 @@ class Models:
         model.path = path
         self._store.save_model(model.name, str(path))
 
+    def taken(self) -> list[str]:
+        """Added models whose name the configuration has taken since."""
+        return [name for name, _ in self._store.models() if (found := self.find(name)) and found.configured]
+
+    def forget_path(self, name: str) -> None:
+        self._store.forget_path(name)
+
     def set_pins(self, model: Model, pins: tuple[str, ...]) -> None:
         """Holds over a restart, and until its entry in the configuration is another."""
         self._store.save_pin(model.name, " ".join(pins))
