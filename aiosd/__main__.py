@@ -107,15 +107,19 @@ def serve(config: Config, options: argparse.Namespace) -> int:
         notify(READY=1, STATUS=f"serving {folder}")
         heartbeat.start()
         log.info("aiosd serves %s (pid %d)", folder, os.getpid(), extra=about(Id.READY))
-        status = wait(signals, server, lambda: reload(kernel, options))
+        status = wait(signals, server, lambda: reload(kernel, options), kernel.model_objects.let_go)
         if not system.lost:
             drain(kernel, signals)
     return 1 if system.lost else status
 
 
-def wait(signals: set[signal.Signals], server: Server, reload: Callable[[], None]) -> int:
-    """Until SIGTERM, SIGINT, or the tree was unmounted from outside; the exit status."""
+def wait(
+    signals: set[signal.Signals], server: Server, reload: Callable[[], None], look: Callable[[], None]
+) -> int:
+    """Until SIGTERM, SIGINT, or the tree was unmounted from outside; the exit status. `look` runs every
+    second."""
     while True:
+        look()
         got = signal.sigtimedwait(signals, 1.0)
         number = got.si_signo if got else 0  # of an interrupted wait Python may give garbage
         if number == signal.SIGHUP:

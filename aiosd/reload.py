@@ -64,5 +64,6 @@ def models(kernel: Kernel, old: Config, config: Config) -> None:
         kernel.models.take(model, entry)
         kernel.pool.load(model)
     kernel.model_objects.adopt()
+    kernel.model_objects.let_go()
     kernel.pool.places.retry()
     kernel.pool.arrange()

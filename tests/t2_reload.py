@@ -12,9 +12,12 @@ from aiosd.access.caller import Caller
 from aiosd.config.changes import AT_RESTART, BY_NEW_WORKERS, flat, story
 from aiosd.config.config import Config, load
 from aiosd.cores.models import ModelState
-from aiosd.errors import AiosError, BadValue
+from aiosd.errors import AiosError, BadValue, NotFound
 from aiosd.kernel import Kernel
 from aiosd.reload import reload
+from aiosd.syscall.request import State
+from tests.running import wait_until
+from tests.t2_scheduler import ME, ask, ended
 
 MakeKernel = Callable[..., Kernel]
 
@@ -73,16 +76,56 @@ def test_models_come_change_and_go(make_kernel: MakeKernel, tmp_path: Path, rand
     with pytest.raises(AiosError, match="no such folder"):
         changed(kernel, file, "[models.second]\npath = '/nonexistent'\n")
     assert second.path == random_llama
+    assert kernel.models.default == kernel.models.names()[0], "the one of the command line"
     changed(kernel, file, "")
-    kernel.model_objects.remove("second")
     assert not kernel.models.find("second")
+
+
+def test_the_default_model_is_always_one_that_is_there(
+    make_kernel: MakeKernel, tmp_path: Path, random_llama: Path, slow_llama: Path
+) -> None:
+    kernel, file = make_kernel(model=None), tmp_path / "new.toml"
+    assert kernel.models.default == "tiny"
+    first, second = f"[models.first]\npath = '{random_llama}'\n", f"[models.second]\npath = '{slow_llama}'\n"
+    for text, default in (
+        (first, "first"),
+        (first + second + "default = true\n", "second"),
+        (first, "first"),
+        (second, "second"),
+        ("", "tiny"),
+    ):
+        changed(kernel, file, text)
+        assert kernel.models.default == default
+        assert kernel.models.names() == [name for name in ("first", "second") if name in text] or ["tiny"]
+
+
+def test_a_model_that_left_the_configuration_answers_what_it_has_and_goes(
+    make_kernel: MakeKernel, tmp_path: Path, random_llama: Path, slow_llama: Path
+) -> None:
+    kernel, file = make_kernel(), tmp_path / "new.toml"
+    kernel.start()
+    entry = f"[models.second]\npath = '{slow_llama}'\n"
+    changed(kernel, file, entry)
+    asked = ask(kernel, '{"prompt": "x", "model": "second"}', max_tokens=300)
+    changed(kernel, file, "")
+    second = kernel.models.get("second")
+    assert second.shown_state is ModelState.DRAINING
+    with pytest.raises(NotFound, match="left the configuration"):
+        kernel.names.check_model(ME, "second")
+    changed(kernel, file, entry)
+    kernel.names.check_model(ME, "second")
+    changed(kernel, file, "")
+    assert ended(asked).state is State.DONE
+    kernel.model_objects.let_go()
+    assert not kernel.models.find("second")
+    assert not kernel.pool.of(second)
 
 
 def test_a_model_that_the_configuration_takes_over_is_nobody_elses(
     make_kernel: MakeKernel, tmp_path: Path, random_llama: Path, slow_llama: Path
 ) -> None:
     kernel, file = make_kernel(), tmp_path / "new.toml"
-    kernel.model_objects.add("second", Caller(1234, 1234, frozenset()))
+    kernel.model_objects.add("second", Caller(1234, 1234, 1))
     second = kernel.models.get("second")
     kernel.model_objects.load(second, str(slow_llama))
     entry = f"[models.second]\npath = '{random_llama}'\n"

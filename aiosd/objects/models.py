@@ -43,6 +43,13 @@ class ModelObjects:
             self._models.remove(name)
             self._making.permissions.forget(f"/models/{name}")
 
+    def let_go(self) -> None:
+        """Remove the models that left the configuration and have no requests any more."""
+        for model in [model for model in self._models.all() if model.leaving]:
+            if not self._making.used(model.name):
+                self.remove(model.name)
+                log.info("model %s, which left the configuration, is gone", model.name)
+
     def adopt(self) -> None:
         """The configuration has taken the names of added models: it decides about their folders from now on,
         and the users who added them do not own them any more."""
@@ -69,7 +76,7 @@ class ModelObjects:
             raise BadValue(f"unknown command {verb[:40]!r}", COMMANDS)
 
     def load(self, model: Model, path: str) -> None:
-        if path and model.configured:
+        if path and (model.configured or model.leaving):
             if Path(path) != model.path:
                 raise BadValue(
                     f"model {model.name} is in the configuration, which says where its folder is",
