@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pwd
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,13 @@ import pytest
 from aiosd.access.caller import Caller
 from aiosd.config.changes import AT_RESTART, BY_NEW_WORKERS, flat, story
 from aiosd.config.config import Config, load
+from aiosd.config.doubts import doubts
 from aiosd.cores.models import ModelState
 from aiosd.errors import AiosError, BadValue, NotFound
 from aiosd.kernel import Kernel
 from aiosd.reload import reload
 from aiosd.syscall.request import State
-from tests.running import wait_until
+from tests.running import REPOSITORY
 from tests.t2_scheduler import ME, ask, ended
 
 MakeKernel = Callable[..., Kernel]
@@ -137,3 +141,37 @@ def test_a_model_that_the_configuration_takes_over_is_nobody_elses(
     changed(kernel, file, "")
     kernel.stop()
     assert not make_kernel().models.find("second"), "a restart does not bring the added one back"
+
+
+def test_a_check_names_all_that_is_wrong_and_starts_nothing(tmp_path: Path, random_llama: Path) -> None:
+    file = tmp_path / "aiosd.toml"
+    good = f"[models.a]\npath = '{random_llama}'\ndefault = true\n"
+
+    def checked(text: str) -> tuple[int, str]:
+        file.write_text(text)
+        command = [sys.executable, "-m", "aiosd", "--check", str(file)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stderr
+
+    assert checked(good + f"[quota.user.{pwd.getpwuid(0).pw_name}]\nagents = 3\n[quota.user.4242]\n") == (
+        0,
+        "",
+    )
+    status, said = checked(good + good.replace(".a]", ".b]") + "[quota.user.adda]\n[quota.group.staf]\n")
+    assert status == 0
+    for word in ("no user adda", "no group staf", "a, b all have default = true; a is"):
+        assert word in said
+    assert said.count("warning") == 3
+    assert checked("[models.a]\npaths = 1\n") == (
+        1, f"aiosd: {file}:1: a model needs a path; [models.a] path = \"/folder\"\n",
+    )  # fmt: skip
+    status, said = checked("[scheduler]\npolicy = 'x'\n[models.a]\npath = '/x'\n[models.b]\npath = '/y'\n")
+    assert status == 1
+    assert [word in said for word in ("no policy 'x'", "[models.a]: /x", "[models.b]: /y")] == [True] * 3
+
+
+def test_a_quota_for_nobody_is_doubtful() -> None:
+    assert doubts(Config(quotas={("user", "adda"): {}, ("agent", "any"): {}, ("group", "12"): {}})) == [
+        "[quota.user.adda]: this machine has no user adda, so the quota is nobody's;"
+        " getent passwd lists the names"
+    ]
