@@ -16,16 +16,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from aiosd import __version__
+from aiosd import __version__, verdict
 from aiosd.config.changes import story
 from aiosd.config.config import Config, DaemonConfig, load, private_mount
+from aiosd.config.doubts import doubts
 from aiosd.cores.models import check_path
-from aiosd.errors import AiosError
+from aiosd.errors import AiosError, BadValue, ConfigError, Misconfigured
 from aiosd.fs import layout
 from aiosd.fs.libfuse import Server
 from aiosd.fs.ops import Ops
@@ -34,7 +35,7 @@ from aiosd.host import identity, journal
 from aiosd.host.message_ids import Id, about
 from aiosd.host.notify import notify
 from aiosd.kernel import Kernel
-from aiosd.privilege.orders import Helped
+from aiosd.privilege.orders import Helped, workers_uid
 from aiosd.privilege.system import Own, System
 from aiosd.reload import reload as take_over
 
@@ -48,14 +49,19 @@ DRAIN_LOOK_S = 0.1
 def main() -> int:
     options = arguments().parse_args()
     try:
+        if options.check is not None:
+            return check(options)
+        if options.reload:
+            return ask(options)
         if options.privileged:
             identity.serve_for_root()
-        config = configure(options)
+        with misconfigured():
+            config = configure(options)
         journal.begin(config.daemon.log_level)
         return serve(config, options)
     except AiosError as error:
         print(f"aiosd: {error.explanation}", file=sys.stderr)
-        return 1
+        return os.EX_CONFIG if isinstance(error, Misconfigured) else 1
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -65,8 +71,37 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--state", metavar="DIR", help="what survives a restart (root: /var/lib/aios)")
     parser.add_argument("--model", type=Path, metavar="DIR", help="serve this model folder, as the default")
     parser.add_argument("--privileged", type=Path, metavar="SOCKET", help="of aios-privileged, to act for it")
+    parser.add_argument("--check", nargs="?", type=Path, const=False, metavar="FILE",
+                        help="judge the configuration, of FILE if named, and start nothing")  # fmt: skip
+    parser.add_argument("--reload", type=int, metavar="PID", help="have the service reload, and wait for it")
     parser.add_argument("--version", action="version", version=f"aiosd {__version__}")
     return parser
+
+
+def check(options: argparse.Namespace) -> int:
+    """Judge as the next start or reload would, and print all that is wrong."""
+    file = options.check or options.config
+    wrong, doubtful = verdict.check(load(file), workers_uid() if identity.is_root() else os.geteuid())
+    for line in wrong:
+        print(f"aiosd: {line}", file=sys.stderr)
+    for line in doubtful:
+        print(f"aiosd: warning: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def ask(options: argparse.Namespace) -> int:
+    if refused := verdict.ask_reload(options.reload):
+        print(f"aiosd: not reloaded, the old configuration stays: {refused}", file=sys.stderr)
+    return 1 if refused else 0
+
+
+@contextmanager
+def misconfigured() -> Iterator[None]:
+    """The service manager does not start again what a person has to put right first."""
+    try:
+        yield
+    except (BadValue, ConfigError) as error:
+        raise Misconfigured(str(error), error.hint) from None
 
 
 def configure(options: argparse.Namespace) -> Config:
@@ -100,7 +135,9 @@ def serve(config: Config, options: argparse.Namespace) -> int:
         system: System = Helped(options.privileged) if options.privileged else Own()
         fd = system.mount(folder)
         undo.callback(system.unmount, folder)
-        kernel = Kernel(config, options.model, system)
+        with misconfigured():
+            kernel = Kernel(config, options.model, system)
+        express(config)
         server = Server(Ops(layout.build(kernel)), {"hard_remove": True, "big_writes": True})
         undo.callback(finish, kernel, server, system)
         kernel.start()  # first takes up what an earlier daemon left, then lets new requests in
@@ -110,15 +147,19 @@ def serve(config: Config, options: argparse.Namespace) -> int:
         notify(READY=1, STATUS=f"serving {folder}")
         heartbeat.start()
         log.info("aiosd serves %s (pid %d)", folder, os.getpid(), extra=about(Id.READY))
-        status = wait(signals, server, lambda: reload(kernel, options))
+        status = wait(signals, server, lambda: reload(kernel, options), kernel.model_objects.let_go)
         if not system.lost:
             drain(kernel, signals)
     return 1 if system.lost else status
 
 
-def wait(signals: set[signal.Signals], server: Server, reload: Callable[[], None]) -> int:
-    """Until SIGTERM, SIGINT, or the tree was unmounted from outside; the exit status."""
+def wait(
+    signals: set[signal.Signals], server: Server, reload: Callable[[], None], look: Callable[[], None]
+) -> int:
+    """Until SIGTERM, SIGINT, or the tree was unmounted from outside; the exit status. `look` runs every
+    second."""
     while True:
+        look()
         got = signal.sigtimedwait(signals, 1.0)
         number = got.si_signo if got else 0  # of an interrupted wait Python may give garbage
         if number == signal.SIGHUP:
@@ -129,6 +170,11 @@ def wait(signals: set[signal.Signals], server: Server, reload: Callable[[], None
         elif not server.serving:
             log.error("the tree was unmounted from outside: stopping", extra=about(Id.STOPPING))
             return 1
+
+
+def express(config: Config) -> None:
+    for line in doubts(config):
+        log.warning("%s", line)
 
 
 def reload(kernel: Kernel, options: argparse.Namespace) -> None:
@@ -142,10 +188,13 @@ def reload(kernel: Kernel, options: argparse.Namespace) -> None:
         kernel.reload_refused = True
         why = error.explanation if isinstance(error, AiosError) else str(error)
         log.error("not reloaded, the old configuration stays: %s", why, extra=about(Id.REFUSED))
+        verdict.write_verdict(why)
     else:
         kernel.reload_refused = False
         logging.getLogger().setLevel(config.daemon.log_level.upper())
         log.info("configuration reloaded: %s", story(old, config), extra=about(Id.RELOADED))
+        express(config)
+        verdict.write_verdict("")
     notify(READY=1)
 
 
@@ -169,6 +218,7 @@ def drain(kernel: Kernel, signals: set[signal.Signals]) -> None:
             break
         if got and got.si_signo == signal.SIGHUP:
             log.info("not reloaded: the daemon is stopping")
+            verdict.write_verdict("the daemon is stopping")
     notify(STATUS="stopping")
 
 

@@ -40,6 +40,10 @@ class ConfigError(AiosError):
     """The configuration cannot be used; the reason names file and line."""
 
 
+class Misconfigured(ConfigError):
+    """The daemon cannot start with this configuration, however often it is started."""
+
+
 class BadRequest(AiosError):
     """The text or JSON of a request is not one."""
 

@@ -66,20 +66,22 @@ class Kernel:
         self.config = config
         self.started_s = time.time()
         self.reload_refused = False  # the last one
-        self._build_tables(config, model)
-        self._build_cores(config, system or Own())
+        system = system or Own()
+        self._build_tables(config, model, system.workers_uid)
+        self._build_cores(config, system)
         self._build_scheduler(config)
         self._build_handlers(config)
         self._build_objects()
         self._forget_gone()
+        self.model_objects.adopt()
 
-    def _build_tables(self, config: Config, model: Path | None) -> None:
+    def _build_tables(self, config: Config, model: Path | None, workers_uid: int) -> None:
         """What exists: read from the store, and written through to it."""
         self.store = Store(Path(config.daemon.state), {name: kind.spec for name, kind in table.KINDS.items()})
         self.permissions = Permissions(self.store)
         self.agents = Agents(self.store)
         self.contexts = Contexts(self.store, self.permissions, config.limits.context_bytes)
-        self.models = Models(config, self.store, model)
+        self.models = Models(config, self.store, model, workers_uid)
         self.tools = Tools(Path(config.tools.folder), self.store.folder / "tools", config.tools.network)
         self.trust = Trust(self.store)
         self.audit = Audit(self.store.folder / "audit.jsonl")

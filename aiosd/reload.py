@@ -8,8 +8,10 @@ from aiosd.access.rules import Rules
 from aiosd.config.config import Config
 from aiosd.cores import devices
 from aiosd.kernel import Kernel
+from aiosd.policies import Policy
 from aiosd.scheduler import chooser
 from aiosd.tools import catalog
+from aiosd.tools.manifest import Manifest
 
 
 def reload(kernel: Kernel, config: Config) -> None:
@@ -18,10 +20,7 @@ def reload(kernel: Kernel, config: Config) -> None:
 
     Raises BadValue, ConfigError, ModelError.
     """
-    folder = Path(config.scheduler.policies)
-    policies = chooser.judge(config.scheduler.policy, folder)
-    rules = Rules(folder / "access")
-    manifests = catalog.read_all(Path(config.tools.folder), config.tools.network, strict=True)
+    policies, rules, manifests = judge(config)
     kernel.models.judge(kernel.config, config)
     kernel.pool.places.look()
     for entry in kernel.models.changed(kernel.config, config).values():
@@ -45,6 +44,14 @@ def reload(kernel: Kernel, config: Config) -> None:
     kernel.scheduler.stir()
 
 
+def judge(config: Config) -> tuple[dict[str, Policy], Rules, list[Manifest]]:
+    """Read the files that the configuration names. Raises BadValue, ConfigError."""
+    folder = Path(config.scheduler.policies)
+    policies = chooser.judge(config.scheduler.policy, folder)
+    rules = Rules(folder / "access")
+    return policies, rules, catalog.read_all(Path(config.tools.folder), config.tools.network, strict=True)
+
+
 def limits(kernel: Kernel, config: Config) -> None:
     engine, bounds = config.engine, config.limits
     kernel.pool.places.engine = engine
@@ -63,5 +70,7 @@ def models(kernel: Kernel, old: Config, config: Config) -> None:
             kernel.pool.unload(model)  # requests that ran there go on with the new one
         kernel.models.take(model, entry)
         kernel.pool.load(model)
+    kernel.model_objects.adopt()
+    kernel.model_objects.let_go()
     kernel.pool.places.retry()
     kernel.pool.arrange()

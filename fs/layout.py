@@ -192,7 +192,7 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
     return Table(
         {
             "info.json": lambda: Text(render=partial(model_info, model)),
-            "state": lambda: Text(render=lambda: f"{model.state}\n"),
+            "state": lambda: Text(render=lambda: f"{model.shown_state}\n"),
             "workers": lambda: Text(render=lambda: "".join(f"{w.id}\n" for w in pool.of(model))),
             "stats": lambda: Text(
                 render=lambda: table(
@@ -209,7 +209,8 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
 
 
 def model_info(model: Model) -> str:
-    facts = {"name": model.name, "path": str(model.path), "state": model.state, "replicas": model.replicas,
+    facts = {"name": model.name, "path": str(model.path), "state": model.shown_state,
+             "replicas": model.replicas,
              "pin": list(model.pins), "memory_fraction": model.fraction}  # fmt: skip
     if model.error:
         facts["error"] = model.error

@@ -61,7 +61,7 @@ def make_kernel(tmp_path: Path, random_llama: Path) -> Iterator[Callable[..., Ke
     """Kernels on one state folder; `text` is TOML. Not started."""
     made: list[Kernel] = []
 
-    def make(text: str = "", model: Path = random_llama) -> Kernel:
+    def make(text: str = "", model: Path | None = random_llama) -> Kernel:
         file = tmp_path / "aiosd.toml"
         file.write_text(text)
         config: Config = load(file)

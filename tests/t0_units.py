@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -100,3 +101,8 @@ def test_users_and_folders_are_made(tmp_path: Path) -> None:
     (tmp_path / "aios").chmod(0o700)
     run("systemd-tmpfiles", "--create", f"--root={tmp_path}", UNITS / "tmpfiles.d" / "aios.conf")
     assert (tmp_path / "aios").stat().st_mode & 0o777 == 0o700, "it may be the mounted tree"
+
+
+@pytest.mark.parametrize("unit", ["aiosd.service", "aios-privileged.service"])
+def test_a_configuration_that_cannot_be_used_is_tried_once(unit: str) -> None:
+    assert values(unit, "RestartPreventExitStatus") == [str(os.EX_CONFIG)]

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import pwd
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aiosd.access.caller import Caller
 from aiosd.config.changes import AT_RESTART, BY_NEW_WORKERS, flat, story
 from aiosd.config.config import Config, load
+from aiosd.config.doubts import doubts
 from aiosd.cores.models import ModelState
-from aiosd.errors import AiosError
+from aiosd.errors import AiosError, BadValue, NotFound
 from aiosd.kernel import Kernel
 from aiosd.reload import reload
+from aiosd.syscall.request import State
+from tests.running import REPOSITORY
+from tests.t2_scheduler import ME, ask, ended
 
 MakeKernel = Callable[..., Kernel]
 
@@ -72,6 +80,98 @@ def test_models_come_change_and_go(make_kernel: MakeKernel, tmp_path: Path, rand
     with pytest.raises(AiosError, match="no such folder"):
         changed(kernel, file, "[models.second]\npath = '/nonexistent'\n")
     assert second.path == random_llama
+    assert kernel.models.default == kernel.models.names()[0], "the one of the command line"
     changed(kernel, file, "")
-    kernel.model_objects.remove("second")
     assert not kernel.models.find("second")
+
+
+def test_the_default_model_is_always_one_that_is_there(
+    make_kernel: MakeKernel, tmp_path: Path, random_llama: Path, slow_llama: Path
+) -> None:
+    kernel, file = make_kernel(model=None), tmp_path / "new.toml"
+    assert kernel.models.default == "tiny"
+    first, second = f"[models.first]\npath = '{random_llama}'\n", f"[models.second]\npath = '{slow_llama}'\n"
+    for text, default in (
+        (first, "first"),
+        (first + second + "default = true\n", "second"),
+        (first, "first"),
+        (second, "second"),
+        ("", "tiny"),
+    ):
+        changed(kernel, file, text)
+        assert kernel.models.default == default
+        assert kernel.models.names() == [name for name in ("first", "second") if name in text] or ["tiny"]
+
+
+def test_a_model_that_left_the_configuration_answers_what_it_has_and_goes(
+    make_kernel: MakeKernel, tmp_path: Path, random_llama: Path, slow_llama: Path
+) -> None:
+    kernel, file = make_kernel(), tmp_path / "new.toml"
+    kernel.start()
+    entry = f"[models.second]\npath = '{slow_llama}'\n"
+    changed(kernel, file, entry)
+    asked = ask(kernel, '{"prompt": "x", "model": "second"}', max_tokens=300)
+    changed(kernel, file, "")
+    second = kernel.models.get("second")
+    assert second.shown_state is ModelState.DRAINING
+    with pytest.raises(NotFound, match="left the configuration"):
+        kernel.names.check_model(ME, "second")
+    changed(kernel, file, entry)
+    kernel.names.check_model(ME, "second")
+    changed(kernel, file, "")
+    assert ended(asked).state is State.DONE
+    kernel.model_objects.let_go()
+    assert not kernel.models.find("second")
+    assert not kernel.pool.of(second)
+
+
+def test_a_model_that_the_configuration_takes_over_is_nobody_elses(
+    make_kernel: MakeKernel, tmp_path: Path, random_llama: Path, slow_llama: Path
+) -> None:
+    kernel, file = make_kernel(), tmp_path / "new.toml"
+    kernel.model_objects.add("second", Caller(1234, 1234, 1))
+    second = kernel.models.get("second")
+    kernel.model_objects.load(second, str(slow_llama))
+    entry = f"[models.second]\npath = '{random_llama}'\n"
+    changed(kernel, file, entry)
+    assert second.path == random_llama
+    assert kernel.permissions.get("/models/second") is None
+    with pytest.raises(BadValue, match="in the configuration"):
+        kernel.model_objects.load(second, str(slow_llama))
+    changed(kernel, file, "")
+    kernel.stop()
+    assert not make_kernel().models.find("second"), "a restart does not bring the added one back"
+
+
+def test_a_check_names_all_that_is_wrong_and_starts_nothing(tmp_path: Path, random_llama: Path) -> None:
+    file = tmp_path / "aiosd.toml"
+    good = f"[models.a]\npath = '{random_llama}'\ndefault = true\n"
+
+    def checked(text: str) -> tuple[int, str]:
+        file.write_text(text)
+        command = [sys.executable, "-m", "aiosd", "--check", str(file)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stderr
+
+    assert checked(good + f"[quota.user.{pwd.getpwuid(0).pw_name}]\nagents = 3\n[quota.user.4242]\n") == (
+        0,
+        "",
+    )
+    status, said = checked(good + good.replace(".a]", ".b]") + "[quota.user.adda]\n[quota.group.staf]\n")
+    assert status == 0
+    for word in ("no user adda", "no group staf", "a, b all have default = true; a is"):
+        assert word in said
+    assert said.count("warning") == 3
+    assert checked("[models.a]\npaths = 1\n") == (
+        1, f"aiosd: {file}:1: a model needs a path; [models.a] path = \"/folder\"\n",
+    )  # fmt: skip
+    status, said = checked("[scheduler]\npolicy = 'x'\n[models.a]\npath = '/x'\n[models.b]\npath = '/y'\n")
+    assert status == 1
+    assert [word in said for word in ("no policy 'x'", "[models.a]: /x", "[models.b]: /y")] == [True] * 3
+
+
+def test_a_quota_for_nobody_is_doubtful() -> None:
+    assert doubts(Config(quotas={("user", "adda"): {}, ("agent", "any"): {}, ("group", "12"): {}})) == [
+        "[quota.user.adda]: this machine has no user adda, so the quota is nobody's;"
+        " getent passwd lists the names"
+    ]

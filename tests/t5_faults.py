@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -271,3 +272,31 @@ def test_a_model_is_added_used_and_removed_by_aiosctl(
     assert aiosctl(daemon, "policy", "nosuch").returncode == 1
     assert aiosctl(daemon, "policy", "rr").returncode == 0
     assert daemon.read("scheduler/policy") == "rr\n"
+
+
+def test_a_served_name_is_replaced_only_on_demand_and_for_good(
+    make_daemon: MakeDaemon, random_llama: Path, slow_llama: Path, tmp_path: Path
+) -> None:
+    daemon = make_daemon().start()
+    name = random_llama.name
+    for replace in ([], ["--replace"]):
+        refused = aiosctl(daemon, "model", "add", slow_llama, "--name", name, *replace)
+        assert refused.returncode == 1
+        assert json.loads(daemon.read(f"models/{name}/info.json"))["path"] == str(random_llama)
+    assert aiosctl(daemon, "model", "add", random_llama, "--name", "second").returncode == 0
+    assert aiosctl(daemon, "model", "add", random_llama, "--name", "second").returncode == 0, "the same again"
+    refused = aiosctl(daemon, "model", "add", slow_llama, "--name", "second")
+    assert refused.returncode == 1
+    assert str(random_llama) in refused.stderr
+    assert "--replace" in refused.stderr
+    replaced = aiosctl(daemon, "model", "add", slow_llama, "--name", "second", "--replace")
+    assert replaced.stdout == "second: ready\n", replaced.stderr
+    assert daemon.stop() == 0
+    daemon.start(ready=False)
+    assert json.loads(daemon.read("models/second/info.json"))["path"] == str(slow_llama)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.json").write_text("{}")
+    failed = aiosctl(daemon, "model", "add", empty)
+    assert "model_type" in failed.stderr
+    assert not (daemon.root / "models/empty").exists(), "no broken entry stays"

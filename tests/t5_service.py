@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.running import Daemon, Manager, managed, wait_until
+from tests.running import REPOSITORY, Daemon, Manager, managed, wait_until
 
 pytestmark = pytest.mark.mount
 MakeDaemon = Callable[..., Daemon]
@@ -167,6 +168,63 @@ def reload(daemon: Daemon) -> str:
     daemon.signal(signal.SIGHUP)
     wait_until(lambda: "reloaded" in news(), "the reload")
     return news()
+
+
+def test_a_reload_command_ends_as_the_reload_did(make_daemon: MakeDaemon, tmp_path: Path) -> None:
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o777)
+    runtime.chmod(0o777)
+    daemon = make_daemon()
+    daemon.env["RUNTIME_DIRECTORY"] = str(runtime)
+    daemon.start(ready=False)
+    assert daemon.process is not None
+
+    def asked() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "aiosd", "--reload", daemon.table("status")["pid"]]
+        env = {**os.environ, **daemon.env}
+        return subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+
+    config = tmp_path / "aiosd.toml"
+    for text, status, said in (
+        ("[scheduler]\nquantum = 9\n", 0, ""),
+        ("[scheduler]\nquantum = 10\nspeed = 1\n", 1, f"{config}:3: unknown key 'speed'"),
+        ("[scheduler]\nquantum = 10\npolicy = 'none'\n", 1, "no policy 'none'"),
+        ("[models.x]\npath = '/nonexistent'\n", 1, "/nonexistent: no such folder"),
+        ("[scheduler]\nquantum = 11\n", 0, ""),
+    ):
+        config.write_text(text)
+        done = asked()
+        assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+    assert daemon.read("scheduler/quantum") == "11\n"
+    assert daemon.stop() == 0
+    alone = subprocess.run(
+        [sys.executable, "-m", "aiosd", "--reload", "1"], cwd=REPOSITORY, capture_output=True
+    )
+    assert alone.returncode == 1, "not of a service"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[scheduler]\nspeed = 1\n", "aiosd.toml:2: unknown key 'speed'"),
+        ("[scheduler\n", "aiosd.toml"),
+        ("[scheduler]\npolicy = 'none'\n", "no policy 'none'; policies are"),
+        ("[models.'a b']\npath = '/'\n", "[models.a b]: not a name"),
+    ],
+)
+def test_a_start_with_a_broken_file_fails_with_the_status_that_is_not_tried_again(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "aiosd.toml").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "aiosd", "--config", tmp_path / "aiosd.toml", "--mount", tmp_path / "mnt",
+         "--state", tmp_path / "state"],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == os.EX_CONFIG
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "mnt").exists()
 
 
 TOOL = """name = "greet"

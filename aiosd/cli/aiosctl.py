@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from aiosd import __version__
@@ -134,6 +135,7 @@ def arguments() -> argparse.ArgumentParser:
     add = model.add_parser("add", help="serve a folder with a Hugging Face model")
     add.add_argument("path", type=Path)
     add.add_argument("--name", help="default: the folder's name")
+    add.add_argument("--replace", action="store_true", help="serve this folder under a name that is taken")
     add.set_defaults(run=model_add)
     for verb in ("load", "unload", "remove"):
         one = model.add_parser(verb)
@@ -273,10 +275,29 @@ def model_add(files: Files, options: argparse.Namespace) -> None:
     name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name)
     if not (path / "config.json").is_file():
         raise Failed(f"{path / 'config.json'}: no such file; name a folder with a Hugging Face model")
-    if not (files.root / "models" / name).exists():
+    made = not (files.root / "models" / name).exists()
+    if made:
         files.make(f"models/{name}")
-    files.write(f"models/{name}/ctl", f"load {path}")
-    wait_for_model(files, name)
+    elif not options.replace:
+        check_same(files, name, path)
+    try:
+        files.write(f"models/{name}/ctl", f"load {path}")
+        wait_for_model(files, name)
+    except (OSError, Failed):
+        if made:  # leave no model behind that cannot answer
+            with suppress(OSError):
+                files.remove(f"models/{name}")
+        raise
+
+
+def check_same(files: Files, name: str, path: Path) -> None:
+    """Raise Failed if the name serves another folder: its users would get another model without a word."""
+    served = json.loads(files.read(f"models/{name}/info.json"))["path"]
+    if served != str(path):
+        raise Failed(
+            f"model {name} is there already and serves {served}; choose another name with --name,"
+            " or replace it for everybody with --replace"
+        )
 
 
 def wait_for_model(files: Files, name: str) -> None:

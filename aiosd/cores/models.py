@@ -6,8 +6,11 @@ aiosd.cores.pool sets a model's state, as its workers report. Any thread may rea
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -16,15 +19,19 @@ from typing import Any
 from aiosd.config.config import NAME, Config, ModelConfig
 from aiosd.database.store import Store
 from aiosd.errors import ConfigError, Exists, ModelError, NotFound
+from aiosd.host.readable import Reader, first_closed
 from aiosd.syscall.request import Usage
 
 log = logging.getLogger(__name__)
 
+TINY = "tiny"
 BUILT_IN = (
     Path(__file__).parents[2] / "models/tiny",  # a checkout
     Path(sys.prefix) / "share/aios/models/tiny",  # a virtual environment
     Path("/usr/share/aios/models/tiny"),
 )
+READ_BY_WORKERS = ("*.json", "*.safetensors", "*.jinja")
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # ProtectHome=, PrivateTmp= of the units
 
 
 class ModelState(StrEnum):
@@ -45,13 +52,18 @@ class Model:
         str, ...
     ] = ()  # device words as in aiosd.cores.devices.parse_pin; empty: the daemon chooses the devices
     fraction: float = 1.0  # of the memory of each device that a worker is on
-    configured: bool = True  # by a file or option; False: a user added it through the mount
+    configured: bool = True  # by file or option; else by a user through the mount
+    leaving: bool = False  # it left the configuration, and goes when its requests have ended
     state: ModelState = ModelState.ABSENT
     error: str = ""
     info: dict[str, Any] = field(default_factory=dict)
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    @property
+    def shown_state(self) -> ModelState:
+        return ModelState.DRAINING if self.leaving else self.state
 
     def account(self, usage: Usage) -> None:
         self.requests += 1
@@ -60,55 +72,69 @@ class Model:
 
 
 class Models:
-    def __init__(self, config: Config, store: Store, option: Path | None) -> None:
-        self._store = store
-        self._option = ""  # name of the model on the command line
+    def __init__(self, config: Config, store: Store, option: Path | None, workers_uid: int) -> None:
+        self._store, self._config, self._workers_uid = store, config, workers_uid
+        self._option = ""  # the model of the command line
         self._by_name: dict[str, Model] = {}
         for name, path in store.models():
             self._by_name[name] = Model(name, Path(path), configured=False)
-        self._by_name |= {model.name: model for model in configured(config)}
-        self.default = next((name for name, entry in config.models.items() if entry.default), "")
         if option is not None:
-            name = re.sub(r"[^A-Za-z0-9._-]", "-", option.resolve().name).lstrip(".")[:64] or "model"
-            self._by_name[name] = Model(name, option.resolve())
-            self.default = self._option = name
-        if not config.models and option is None:
-            self._by_name["tiny"] = Model("tiny", next((p for p in BUILT_IN if p.exists()), BUILT_IN[0]))
+            self._option = re.sub(r"[^A-Za-z0-9._-]", "-", option.resolve().name).lstrip(".")[:64] or "model"
+        self._by_name |= {model.name: model for model in self._configured(config)}
+        if option is not None:
+            self._by_name[self._option] = Model(self._option, option.resolve())
         for name, devices in store.pins().items():
             if model := self.find(name):
                 pin(model, tuple(devices.split()))
         for model in self._by_name.values():
-            model.state = ModelState.LOADING  # so that requests are accepted before the workers start
-        self.default = self.default or next((m.name for m in self._by_name.values() if m.configured), "")
+            model.state = ModelState.LOADING  # requests may come before the workers do
+
+    @property
+    def default(self) -> str:
+        """The model of agents that name none: that of the command line, else the one with `default = true`,
+        else the first of the configuration. Empty: there is none."""
+        entries = self.entries(self._config)
+        marked = [name for name, entry in entries.items() if entry.default]
+        return next(filter(None, (self._option, *marked, *entries)), "")
+
+    def entries(self, config: Config) -> Mapping[str, ModelConfig]:
+        """The models of the configuration: the built-in one if there is no other."""
+        if config.models or self._option:
+            return config.models
+        return {TINY: ModelConfig(path=str(next((p for p in BUILT_IN if p.exists()), BUILT_IN[0])))}
+
+    def _configured(self, config: Config) -> list[Model]:
+        """Raises ConfigError."""
+        check_names(config)
+        return [made(name, entry) for name, entry in self.entries(config).items()]
 
     def changed(self, old: Config, new: Config) -> dict[str, ModelConfig]:
-        """Return the entries that a reload adds or changes. A model whose entry is the same keeps the changes
-        that `ctl` made."""
+        """Return the entries that a reload adds or changes. While an entry stays as it is, so does what `ctl`
+        changed."""
+        before = self.entries(old)
         return {
             name: entry
-            for name, entry in new.models.items()
-            if name != self._option and old.models.get(name) != entry
+            for name, entry in self.entries(new).items()
+            if name != self._option and before.get(name) != entry
         }
 
     def judge(self, old: Config, new: Config) -> None:
-        """Check the new models before a reload. Raises ConfigError, ModelError."""
-        configured(new)
+        """Whether it may. Raises ConfigError, ModelError."""
+        check_names(new)
         for entry in self.changed(old, new).values():
-            check_folder(Path(entry.path))
+            check_folder(Path(entry.path), Reader.of(self._workers_uid))
 
     def reload(self, old: Config, new: Config) -> list[tuple[Model, ModelConfig]]:
-        """Return each added or changed model with its new entry. Models that left the configuration stay
-        until rmdir."""
-        wanted = self.changed(old, new)
-        self._by_name |= {m.name: m for m in configured(new) if m.name not in self._by_name}
-        for name in old.models.keys() - new.models.keys() - {self._option}:
+        """Return each added or changed model with its new entry. Models without an entry begin to leave."""
+        self._config, wanted = new, self.changed(old, new)
+        self._by_name |= {m.name: m for m in self._configured(new) if m.name not in self._by_name}
+        for name in self.entries(old).keys() - self.entries(new).keys() - {self._option}:
             if model := self.find(name):
-                log.info("model %s left the configuration; rmdir models/%s removes it", name, name)
-                model.configured = False
-        default = next((name for name, entry in new.models.items() if entry.default), "")
-        self.default = default or self.default
+                log.warning("model %s left the configuration: it takes no more requests, and goes when"
+                            " those that it has have ended", name)  # fmt: skip
+                model.configured, model.leaving = False, True
         for name in wanted:
-            self._by_name[name].configured = True
+            self._by_name[name].configured, self._by_name[name].leaving = True, False
         return [(self._by_name[name], entry) for name, entry in wanted.items()]
 
     def names(self) -> list[str]:
@@ -133,9 +159,16 @@ class Models:
         return self._by_name[name]
 
     def set_path(self, model: Model, path: Path) -> None:
-        check_folder(path)
+        check_folder(path, Reader.of(self._workers_uid))
         model.path = path
         self._store.save_model(model.name, str(path))
+
+    def taken(self) -> list[str]:
+        """Added models whose name the configuration has taken since."""
+        return [name for name, _ in self._store.models() if (found := self.find(name)) and found.configured]
+
+    def forget_path(self, name: str) -> None:
+        self._store.forget_path(name)
 
     def set_pins(self, model: Model, pins: tuple[str, ...]) -> None:
         """Pin a model. The pin survives a restart, until the model's entry in the configuration changes."""
@@ -152,11 +185,11 @@ class Models:
         self._by_name.pop(name, None)
 
 
-def configured(config: Config) -> list[Model]:
+def check_names(config: Config) -> None:
+    """Raises ConfigError."""
     for name in config.models:
         if not NAME.fullmatch(name):
             raise ConfigError(f"[models.{name}]: not a name", "letters, digits, dot, dash, underscore")
-    return [made(name, entry) for name, entry in config.models.items()]
 
 
 def made(name: str, entry: ModelConfig) -> Model:
@@ -173,20 +206,62 @@ def pin(model: Model, pins: tuple[str, ...]) -> None:
     model.replicas = len(pins) or model.replicas
 
 
-def check_folder(path: Path) -> None:
-    """Find the faults that need no torch to see. The worker checks the rest. Raises ModelError."""
-    if not path.is_absolute():
-        raise ModelError(f"{path}: not an absolute path", "the daemon does not share your working folder")
-    check_path(path)
-    if not path.is_dir():
-        raise ModelError(f"{path}: no such folder", "name the folder that holds config.json")
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{path / 'config.json'}: no such file", "name a Hugging Face model folder")
-
-
 def check_path(path: Path) -> None:
-    """What loads tokenizers takes no other."""
+    """Refuse a path that is not UTF-8: the tokenizers library takes no other. Raises ModelError."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise ModelError(f"{path}: the path is not UTF-8", "rename it, or name a link: ln -s") from None
+
+
+def check_folder(path: Path, reader: Reader) -> None:
+    """Raise ModelError for what can be seen wrong without torch; the worker, which is `reader`, judges the
+    rest."""
+    if not path.is_absolute():
+        raise ModelError(f"{path}: not an absolute path", "the daemon does not share your working folder")
+    check_path(path)
+    try:
+        present(path, out_of_sight(path, reader))
+        files = [path, *(file for kind in READ_BY_WORKERS for file in sorted(path.glob(kind)))]
+        closed = first_closed(reader, files)
+    except OSError as error:
+        raise ModelError(f"{error.filename or path}: {error.strerror}", out_of_sight(path, reader)) from None
+    if closed is None:
+        return
+    bits = "rx" if closed == path else "x" if closed.is_dir() else "r"
+    raise ModelError(
+        f"{closed}: user {reader.name}, who loads models, may not read it",
+        out_of_sight(path, reader) or f"chmod a+{bits} {shlex.quote(str(closed))}",
+    )
+
+
+def present(path: Path, remedy: str) -> None:
+    """Raises ModelError, and OSError where the daemon may not look."""
+    gguf = path if path.suffix == ".gguf" else None
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path}: no such folder", remedy or "name the folder that holds config.json"
+        ) from None
+    except NotADirectoryError:
+        names = []
+        if gguf is None:
+            raise ModelError(f"{path}: not a folder", "name the folder that holds config.json") from None
+    gguf = gguf or next((path / name for name in sorted(names) if name.endswith(".gguf")), None)
+    if "config.json" in names:
+        return
+    if gguf:
+        raise ModelError(
+            f"{gguf}: GGUF files are not read",
+            "get the same model with config.json, tokenizer.json and *.safetensors, and name its folder",
+        )
+    raise ModelError(f"{path / 'config.json'}: no such file", "name a Hugging Face model folder")
+
+
+def out_of_sight(path: Path, reader: Reader) -> str:
+    """The remedy for a folder that the service does not see, whatever its mode is."""
+    top = next((top for top in HIDDEN if path.is_relative_to(top)), None)
+    if top is None or reader.uid == os.geteuid():
+        return ""
+    return f"the service does not see {top}: copy the folder to /srv/models, for example"

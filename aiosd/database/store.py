@@ -157,6 +157,10 @@ class Store(Connection):
         with self._transaction() as db:
             db.execute("REPLACE INTO models VALUES (?,?)", (name, path))
 
+    def forget_path(self, model: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM models WHERE name=?", (model,))
+
     def remove_model(self, name: str) -> None:
         with self._transaction() as db:
             db.execute("DELETE FROM models WHERE name=?", (name,))

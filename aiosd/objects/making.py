@@ -60,6 +60,10 @@ class Making:
         self.events.emit(kind, path, last.uid, **facts, state="removed")
         self.events.forget(path, last)
 
+    def used(self, target: str) -> bool:
+        """Whether an unfinished request has this model or tool as its target."""
+        return any(request.spec.target == target for request in self._scheduler.unfinished())
+
     def cancel(self, belongs: Callable[[Request], bool], why: str) -> None:
         """Cancel the unfinished requests that belong to an object."""
         for request in self._scheduler.unfinished():

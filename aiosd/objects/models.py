@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from aiosd.access.caller import Caller
@@ -9,8 +10,11 @@ from aiosd.cores import devices
 from aiosd.cores.models import Model, Models, ModelState
 from aiosd.cores.pool import Pool
 from aiosd.errors import BadValue, Exists, NotEmpty
+from aiosd.host import identity
 from aiosd.objects.making import Making
 from aiosd.syscall.number import whole
+
+log = logging.getLogger(__name__)
 
 COMMANDS = "load [PATH], unload, replicas N, pin DEVICE…"
 REPLICAS_MAX = 64
@@ -39,6 +43,23 @@ class ModelObjects:
             self._models.remove(name)
             self._making.permissions.forget(f"/models/{name}")
 
+    def let_go(self) -> None:
+        """Remove the models that left the configuration and have no requests any more."""
+        for model in [model for model in self._models.all() if model.leaving]:
+            if not self._making.used(model.name):
+                self.remove(model.name)
+                log.info("model %s, which left the configuration, is gone", model.name)
+
+    def adopt(self) -> None:
+        """The configuration has taken the names of added models: it decides about their folders from now on,
+        and the users who added them do not own them any more."""
+        for name in self._models.taken():
+            at = self._making.permissions.get(f"/models/{name}")
+            if at and at.uid not in (0, identity.uid()):
+                self._making.permissions.forget(f"/models/{name}")
+            self._models.forget_path(name)
+            log.warning("model %s was added by aiosctl and is in the configuration now, which decides", name)
+
     # commands
 
     def command(self, model: Model, caller: Caller, verb: str, argument: str) -> None:
@@ -55,7 +76,13 @@ class ModelObjects:
             raise BadValue(f"unknown command {verb[:40]!r}", COMMANDS)
 
     def load(self, model: Model, path: str) -> None:
-        if path:
+        if path and (model.configured or model.leaving):
+            if Path(path) != model.path:
+                raise BadValue(
+                    f"model {model.name} is in the configuration, which says where its folder is",
+                    "change path there and reload, or add the folder under another name",
+                )
+        elif path:
             self._models.set_path(model, Path(path))
             self._pool.unload(model)  # its running requests continue on the new one
         if model.state in (ModelState.FAILED, ModelState.ABSENT):

@@ -29,7 +29,7 @@ from aiosd import __version__
 from aiosd.config.config import load
 from aiosd.cores import devices
 from aiosd.cores.wire import Channel
-from aiosd.errors import AiosError, ConfigError, Denied, WireError
+from aiosd.errors import AiosError, ConfigError, Denied, Misconfigured, WireError
 from aiosd.host import journal, mount
 from aiosd.host.eventloop import Loop
 from aiosd.host.notify import notify
@@ -63,14 +63,18 @@ def main() -> int:
         Privileged(options.config, options.socket, uid_of(options.user)).serve()
     except AiosError as error:
         print(f"aios-privileged: {error.explanation}", file=sys.stderr)
-        return 1
+        return os.EX_CONFIG if isinstance(error, Misconfigured) else 1
     return 0
 
 
 class Privileged:
     def __init__(self, file: Path | None, address: Path, uid: int) -> None:
+        """Raises Misconfigured."""
         self._file, self._address, self._uid = file, address, uid
-        self._configure()
+        try:
+            self._configure()
+        except ConfigError as error:
+            raise Misconfigured(str(error), error.hint) from None
 
     def _configure(self) -> None:
         """Raises ConfigError."""

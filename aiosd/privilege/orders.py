@@ -213,6 +213,7 @@ class Helped:
         self._probing = threading.Lock()
         self.lost = False
         self.launch: Launcher = self._launch if SYSTEMD.exists() else Child
+        self.workers_uid = workers_uid() if SYSTEMD.exists() else os.geteuid()
 
     def mount(self, folder: Path) -> int:
         if folder != self._folder:

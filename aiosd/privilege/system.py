@@ -6,6 +6,7 @@ has another process do it, and few privileges itself: aiosd.privilege.orders has
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,11 @@ class System(Protocol):
         """Who did it is gone, and the daemon is to end."""
         ...
 
+    @property
+    def workers_uid(self) -> int:
+        """The user that reads the folders of models."""
+        ...
+
     def tools(self, places: Places) -> ToolRunner: ...
     def devices(self, table: str) -> list[Device]:
         """See aiosd.cores.devices.probe; not before the tools were started."""
@@ -41,6 +47,7 @@ class System(Protocol):
 
 class Own:
     lost = False
+    workers_uid = os.geteuid()
     _mounted = _made = False
     launch: Launcher = Child
     tools: Callable[[Places], ToolRunner] = Runner

@@ -38,6 +38,9 @@ class Names:
         at = self._permissions.get(f"/models/{name}") or EVERYBODY
         if not may(caller, at, EXECUTE):
             raise Denied(f"you may not use model {name}", "ask its owner for x on its folder")
+        if model.leaving:
+            why = f"model {name} left the configuration and takes no more requests"
+            raise NotFound(why, "use another one; aiosctl models shows them")
         if model.state is ModelState.FAILED:
             raise NotFound(f"model {name} is not loaded: {model.error}", f"echo load > models/{name}/ctl")
         if model.state is ModelState.ABSENT:
