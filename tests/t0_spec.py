@@ -234,7 +234,7 @@ def test_a_reason_quotes_no_more_than_a_line_of_a_hostile_request() -> None:
     ("value", "why"),
     [
         ("NaN", "NaN is not a number"),
-        ("-Infinity", "no number"),
+        ("-Infinity", "not a number"),
         ("1e999", "too large"),
         ("-1e999", "too large"),
         ("18446744073709551616", "64 bits"),
