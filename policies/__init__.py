@@ -1,8 +1,8 @@
-"""Decisions, one small pure file each: who is next, who yields.
+"""Policies, one small pure file each: which request is next, which yields.
 
 A policy sees an immutable View and answers with a rank or an id. No clock, no I/O, no log: the same view
-gives the same answer. The mechanism (aiosd.scheduler.chooser) checks every answer and falls back to FIFO on a
-bad one.
+gives the same answer. The mechanism (aiosd.scheduler.chooser) checks every answer, and uses FIFO after a bad
+one.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ class Job:
     uid: int
     agent: str
     nice: int
-    queued_s: float  # when it began to wait this time
+    queued_s: float  # when its present wait began
     served_tokens: int  # generated since it arrived
-    slice_tokens: int  # generated since it was last put on a worker
+    slice_tokens: int  # generated since its worker last started it
     deadline_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that a decision may depend on. `waiting`: of very many, the best and the newest.
+    """Everything that a decision may depend on. `waiting`: of a very long queue, the best and the newest
+    jobs.
 
-    `running` are those on the places that are asked about.
+    `running`: the jobs of the same model or tool.
     """
 
     waiting: Sequence[Job]
@@ -43,8 +44,11 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`rank`: anything that can be compared; the least of those that wait starts next. `preempt`: the running
-    job that yields its place to a waiting one, or None; asked only when all places are taken."""
+    """`rank` returns anything comparable; the waiting job with the lowest rank starts next.
+
+    `preempt` returns the id of a running job that yields its place to a waiting one, or None. It is asked
+    only when all places are taken.
+    """
 
     rank: Callable[[View, Job], Any]
     preempt: Callable[[View], int | None]

@@ -1,4 +1,4 @@
-"""Earliest deadline first. Who has none, or missed it, comes after those who can still make theirs."""
+"""Earliest deadline first. Jobs that have no deadline, or missed it, come last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves a memory that is full: the least recently used, pinned ones only when nothing else is left."""
+"""Choose what leaves a full memory: the least recently used; a pinned one only if nothing else is left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One thing that is kept. `used` grows with every use of anything in the same memory."""
+    """One kept item. `used` is the count of all uses in the same memory at its last use."""
 
     id: int
     bytes: int
@@ -17,6 +17,6 @@ class Kept:
 
 
 def victim(kept: Sequence[Kept]) -> int | None:
-    """The id of the next to go; None only when nothing is kept."""
+    """Return the id of the item that leaves next; None: nothing is kept."""
     last = min(kept, key=lambda one: (one.pinned, one.used, one.id), default=None)
     return last.id if last else None

@@ -1,7 +1,7 @@
 """Fair shares between users by virtual token counters (VTC, OSDI 2024); within a user, las.
 
 The user with the least service is next. Service counts input and output tokens, weighted by nice
-(aiosd.scheduler.ledger); a user who comes back from idling is lifted to the others' level and cannot hoard.
+(aiosd.scheduler.ledger). A user who was idle starts again at the others' lowest level, so he cannot save up.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ def rank(view: View, job: Job) -> tuple[float, float, int]:
 
 
 def preempt(view: View) -> int | None:
-    """Between users a spent quantum yields to less service, and any place once the gap is a quantum's worth;
-    within one user las decides."""
+    """Between users, a job yields to a user with less service after its quantum, or at once if the gap
+    exceeds a quantum. Within one user, las decides.
+    """
     best = min(view.waiting, key=lambda job: rank(view, job), default=None)
     if best is None:
         return None

@@ -1,4 +1,4 @@
-"""First in, first out; nobody yields. The fallback of every other policy."""
+"""First in, first out; no job yields. The fallback of every other policy."""
 
 from __future__ import annotations
 

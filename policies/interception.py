@@ -1,29 +1,29 @@
-"""What happens to KV of an agent that waits for its tools: it stays, goes to the host, or is dropped.
+"""Choose where the KV of an agent waits while its tools run: on the worker, in host memory, or nowhere.
 
-Each choice wastes memory of the worker for some time, and the least waste wins (InferCept, arXiv 2402.01869).
+Each choice wastes the worker's memory for some time. The least waste wins (InferCept, arXiv 2402.01869).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-FULL = 0.8  # of the worker's memory; below it nobody wants the place
+FULL = 0.8  # share of the worker's memory; below it no other request needs the room
 
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """An agent whose model has made calls."""
+    """An agent whose tools run."""
 
     expected_s: float  # until its tools have answered
     bytes: int  # its KV
-    others_bytes: int  # KV of those that run on the same worker, and wait for what is moved or computed again
-    recompute_s: float  # to compute its KV again
-    move_s: float  # to bring it to the host's memory, or back
-    used: float  # share of the worker's memory for KV, 0 to 1
+    others_bytes: int  # KV of the worker's other requests, which wait during a move or recomputation
+    recompute_s: float  # to recompute its KV
+    move_s: float  # to move its KV to host memory, or back
+    used: float  # used share of the worker's KV memory, 0 to 1
 
 
 def place(away: Away) -> str:
-    """keep, host or drop."""
+    """Return keep, host or drop."""
     if away.used < FULL:
         return "keep"
     waste = {

@@ -1,8 +1,9 @@
 """Least attained service of the whole agent run (Autellix's PLAS, arXiv 2502.13965).
 
-The tokens an agent's run has got put it on a level; a lower level goes first, so a short run does not wait
-behind a long one though the long one makes many short requests. Levels double, which spares runs of
-about the same length from preempting each other for ever; waiting lifts a level every AGEING_S seconds.
+The tokens of an agent's run put it on a level, and a lower level goes first. So a short run does not wait
+behind a long run, even if the long run makes many short requests. Each level is twice as long as the one
+before, so runs of similar length do not preempt each other for ever. A waiting job moves one level down every
+AGEING_S seconds.
 """
 
 from __future__ import annotations

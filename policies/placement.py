@@ -1,13 +1,13 @@
-"""Where things run: a job on a worker of its model, and the workers of models on devices."""
+"""Placement: which worker of its model gets a job, and which devices get a model's workers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-ROUNDING = 1e-9  # of sums of fractions
+ROUNDING = 1e-9  # tolerance for sums of fractions
 
-Devices = tuple[str, ...]  # by UUID; a worker on several spans them
+Devices = tuple[str, ...]  # UUIDs of the devices that one worker spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Seat:
 
 
 def place(seats: Sequence[Seat], last_worker: int | None) -> int | None:
-    """The worker that holds the job's KV if that has room, else the least loaded one."""
+    """Return the worker that holds the job's KV if it has room, else the least loaded one."""
     for seat in seats:
         if seat.worker == last_worker:
             return last_worker
@@ -29,30 +29,31 @@ def place(seats: Sequence[Seat], last_worker: int | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """One device that works."""
+    """One working device."""
 
     uuid: str
     memory_bytes: int  # 0: not known
-    divided: bool  # its memory is given away in fractions; of others there is always enough
+    divided: bool  # its memory is shared out in fractions; False: no limit
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """One model that is to run."""
+    """One model to run."""
 
     model: str
     replicas: int
-    fraction: float  # of the memory of each device that a worker of it is on
-    pins: Sequence[Devices]  # where they are to be, in turn; empty: on any one of `may`
+    fraction: float  # of each device's memory, per worker
+    pins: Sequence[Devices]  # devices of its workers, used in turn; empty: any one of `may`
     may: Sequence[str]
-    now: Sequence[Devices]  # where its workers are
+    now: Sequence[Devices]  # devices of its present workers
 
 
 def spread(rooms: Sequence[Room], wants: Sequence[Want]) -> dict[str, list[Devices]]:
-    """Where the workers of each model are to be: fewer than it wants where there is no room.
+    """Return the devices of each model's workers, fewer than wanted if there is no room.
 
-    The pinned ones are where they are pinned, also beyond what fits (see `sums`). The others stay where they
-    are if they can; one that is new goes where the fewest of its model are, then where most is free.
+    A pinned worker goes where it is pinned, even if it does not fit (see `sums`). The others stay where they
+    are, if they can. A new worker goes to the device with the fewest of its model, then with the most free
+    memory.
     """
     free = {room.uuid: 1.0 for room in rooms}
     divided = {room.uuid for room in rooms if room.divided}
@@ -91,7 +92,7 @@ def spread(rooms: Sequence[Room], wants: Sequence[Want]) -> dict[str, list[Devic
 def sums(
     rooms: Sequence[Room], wants: Sequence[Want], chosen: Mapping[str, Sequence[Devices]]
 ) -> dict[str, list[tuple[str, float]]]:
-    """What each divided device would have to give, to whom, where that is more than all of it."""
+    """Return the overbooked devices, each with the models and fractions that it would have to give."""
     asked: dict[str, list[tuple[str, float]]] = {room.uuid: [] for room in rooms if room.divided}
     for want in wants:
         for devices in chosen[want.model]:

@@ -56,7 +56,7 @@ def test_what_it_says_is_what_is_written(tmp_path: Path) -> None:
         (PLAIN + "[params]\nseed = 2026-11-22\n", r"agent.toml: params: "),
         (PLAIN + "[params]\ntop_p = nan\n", r"agent.toml: "),
         ("description = 'x'\ncommand = []\n", r"agent.toml:2: command: "),
-        ("description = 'x'\ncommand = ['./run']\n", r"agent.toml:2: /.*/ada/run is not an exec.*; chmod \+x "),
+        ("description = 'x'\ncommand = ['./run']\n", r"agent.toml:2: /.*/ada/run is not an e.*; chmod \+x "),
         ("description = 'x'\ncommand = ['no-such-program']\n", r"agent.toml:2: no-such-program is not an"),
         ("description = \n", r"agent.toml: .*line 1"),
     ],

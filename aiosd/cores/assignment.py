@@ -20,7 +20,7 @@ from aiosd.policies.placement import Devices, Room, Want, spread, sums
 log = logging.getLogger(__name__)
 
 Probe = Callable[[str], list[Device]]
-Now = Mapping[str, Sequence[Devices]]  # where the workers of models are, by name
+Now = Mapping[str, Sequence[Devices]]  # by model name: the devices of its workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Places:
         self.engine, self._probe = engine, probe
         self._table: list[Device] | None = None
         self._over: dict[str, list[tuple[str, float]]] = {}
-        self.failed: dict[str, str] = {}  # why, by UUID; until somebody has it tried again
-        self._told: set[str] = set()  # of those
+        self.failed: dict[str, str] = {}  # by UUID: why the device failed, until somebody retries it
+        self._told: set[str] = set()  # failed devices that `newly_failed` has returned
 
     @property
     def table(self) -> list[Device]:
@@ -46,7 +46,7 @@ class Places:
         return self._table or []
 
     def look(self) -> None:
-        """At what is there now; devices that were there before stay in the table, as failed."""
+        """Probe the devices again. A device that is gone stays in the table, as failed."""
         found = self._probe(self.engine.device_table)
         there = {device.uuid for device in found}
         gone = [device for device in self._table or () if device.uuid not in there]
@@ -55,13 +55,15 @@ class Places:
         self._table = [*found, *(replace(device, index=-1) for device in gone)]
 
     def newly_failed(self) -> list[str]:
-        """Once each."""
+        """Return each failed device once."""
         new = [uuid for uuid in self.failed if uuid not in self._told]
         self._told = set(self.failed)
         return new
 
     def retry(self, uuids: Iterable[str] | None = None) -> None:
-        """Those that have failed may be used again if they are there. All: what is gone is forgotten."""
+        """Let failed devices be used again if they exist. Without `uuids`: all of them; forget those that are
+        gone.
+        """
         if uuids is None:
             self._table = None
         for uuid in list(self.failed) if uuids is None else uuids:
@@ -86,13 +88,15 @@ class Places:
         rooms = self._rooms()
         chosen = spread(rooms, wants)
         if (over := sums(rooms, wants, chosen)) != self._over:
-            for uuid, asked in over.items():  # by the configuration: a pin is refused
+            for uuid, asked in over.items():  # the configuration's doing: `judge` refuses such a pin
                 log.error("%s would have to give %s of its memory", uuid, total(asked))
             self._over = over
         return {want.model: [Place(found, want.fraction) for found in chosen[want.model]] for want in wants}
 
     def pins(self, model: Model) -> list[Devices]:
-        """A word that names no device of now stays as it is: the device may come back."""
+        """Return the devices that a model is pinned to. A word that names no present device stays as it is:
+        the device may come back.
+        """
         found: list[Devices] = []
         for word in model.pins:
             try:
@@ -102,7 +106,7 @@ class Places:
         return found
 
     def judge(self, model: Model, others: Iterable[Model], now: Now) -> None:
-        """Whether there is room for the pins of one beside the others. Raises BadValue."""
+        """Check that the model's pins have room beside the other models. Raises BadValue."""
         wants = [self._want(each, now) for each in (model, *others)]
         rooms = self._rooms()
         chosen = spread(rooms, wants)
@@ -120,7 +124,7 @@ class Places:
                 )
 
     def why_not(self, model: Model) -> str:
-        """Why it is nowhere."""
+        """Return why the model has no place."""
         pinned = [uuid for pin in self.pins(model) for uuid in pin]
         if pinned:
             wrong = [f"{uuid} ({self.failed.get(uuid, 'there is no such device')})" for uuid in pinned]
@@ -137,14 +141,16 @@ class Places:
         return Want(model.name, model.replicas, model.fraction, self.pins(model), may, where)
 
     def _allowed(self) -> list[Device]:
-        """By [engine] device, for what is not pinned. Without GPUs that we know PyTorch may yet find some."""
+        """Return the devices that [engine] device allows to models without a pin. PyTorch may find GPUs that
+        the table does not have.
+        """
         gpus = [device for device in self.table if device.divided]
         kind, _, number = self.engine.device.partition(":")
         if not gpus or kind not in ("auto", "cuda"):
             return [device for device in self.table if not device.divided]
         return [d for d in gpus if d.uuid not in self.failed and number in ("", str(d.index))]
 
-    # what a worker is told
+    # for messages to workers
 
     def torch_device(self, place: Place, pinned: bool) -> str:
         """See aiosd.cores.wire.Load."""

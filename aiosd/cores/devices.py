@@ -18,24 +18,24 @@ from aiosd.cores import nvidia
 from aiosd.errors import BadValue, ConfigError
 
 CPU = "cpu"
-PREFIX_MIN = 8  # of a UUID, to name a device by
+PREFIX_MIN = 8  # the shortest prefix of a UUID that names a device
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    uuid: str  # of a GPU as nvidia-smi -L has it; or cpu
+    uuid: str  # of a GPU, as nvidia-smi -L shows it; or cpu
     name: str = ""
     index: int = -1  # place in the table: 1 is also gpu1
     memory_bytes: int = 0  # 0: not known
     pci: str = ""
-    numa: int = -1  # the memory node next to it; -1: none, or not known
-    cpus: str = ""  # of that node, as in cpuset(7): 0-3,8
-    paths: tuple[str, ...] = ()  # in /dev, what it takes to use it
-    backend: str = "cuda"  # what its workers compute on; cpu only in tables for tests
+    numa: int = -1  # its NUMA node; -1: none, or not known
+    cpus: str = ""  # CPUs of that node, as in cpuset(7): 0-3,8
+    paths: tuple[str, ...] = ()  # files in /dev that its workers open
+    backend: str = "cuda"  # what its workers compute on; cpu only in test tables
 
     @property
     def divided(self) -> bool:
-        """Whether its memory is given to workers in fractions."""
+        """Whether workers get fractions of its memory."""
         return self.uuid != CPU
 
 
@@ -58,7 +58,7 @@ def processor() -> Device:
 
 
 def read_table(file: Path) -> list[Device]:
-    """[[device]] tables with the fields of Device."""
+    """Read a file of [[device]] tables with the fields of Device."""
     try:
         return [received(facts) for facts in tomllib.loads(file.read_text()).get("device", ())]
     except (OSError, ValueError, TypeError) as error:
@@ -66,7 +66,7 @@ def read_table(file: Path) -> list[Device]:
 
 
 def received(facts: Mapping[str, Any]) -> Device:
-    """From a table or a message. Raises TypeError, ValueError."""
+    """Make a Device from a table or a message. Raises TypeError, ValueError."""
     wrong = facts.keys() - {f.name for f in fields(Device)}
     if wrong or not isinstance(facts.get("uuid"), str):
         raise ValueError(f"{min(wrong, default='uuid')}: no such field" if wrong else "a device has a uuid")
@@ -74,25 +74,25 @@ def received(facts: Mapping[str, Any]) -> Device:
     numbers = ("index", "memory_bytes", "numa")
     typed: dict[str, Any] = {k: int(value) if k in numbers else value for k, value in known.items()}
     device = Device(**typed)
-    # they become lines of a unit file that root writes
+    # root writes these texts into lines of a unit file
     texts = (device.uuid, device.name, device.pci, device.cpus, device.backend, *device.paths)
     if not all(isinstance(text, str) and text.isprintable() for text in texts) or re.search(
         "[ ,]", device.uuid
     ):
-        raise ValueError("a device is described in words of one line")
+        raise ValueError("the texts of a device must be one line each")
     cpu_numbers(device.cpus)
     return device
 
 
 def find(devices: Sequence[Device], word: str) -> Device:
-    """By UUID, a prefix of it that is enough, or gpuN. Raises BadValue."""
+    """Find a device by its UUID, an unambiguous prefix of it, or gpuN. Raises BadValue."""
     whole = [d for d in devices if word == d.uuid or (d.index >= 0 and word == f"gpu{d.index}")]
     begun = [d for d in devices if len(word) >= PREFIX_MIN and d.uuid.lower().startswith(word.lower())]
     if len(found := whole or begun) == 1:
         return found[0]
     there = ", ".join(named(device) for device in devices)
     if found:
-        raise BadValue(f"{word[:60]} may be {' or '.join(d.uuid for d in found)}", "name more of it")
+        raise BadValue(f"{word[:60]} may be {' or '.join(d.uuid for d in found)}", "write more of the UUID")
     raise BadValue(f"there is no device {word[:60]!r}", f"there are {there}")
 
 
@@ -101,7 +101,7 @@ def named(device: Device) -> str:
 
 
 def parse_pin(devices: Sequence[Device], words: Iterable[str]) -> list[tuple[str, ...]]:
-    """`A B` is a worker on each, `A,B` one on both. Raises BadValue."""
+    """Parse a pin: `A B` is one worker on each device, `A,B` one worker on both. Raises BadValue."""
     sets = []
     for word in words:
         chosen = [find(devices, name) for name in word.split(",")]
@@ -109,15 +109,17 @@ def parse_pin(devices: Sequence[Device], words: Iterable[str]) -> list[tuple[str
         if len(set(uuids)) < len(uuids):
             raise BadValue(f"{word[:60]!r} names a device twice", "A,B is one worker on both")
         if CPU in uuids and len(uuids) > 1:
-            raise BadValue("a worker is on the processor or on GPUs", "name one or the other")
+            raise BadValue("one worker cannot use the processor and a GPU", "name one or the other")
         sets.append(uuids)
     if not sets:
-        raise BadValue("pin to which device?", f"auto, or {', '.join(named(d) for d in devices)}")
+        raise BadValue("pin needs a device", f"auto, or {', '.join(named(d) for d in devices)}")
     return sets
 
 
 def environment(devices: Iterable[Device]) -> dict[str, str]:
-    """What shows a process these GPUs alone, as cuda:0 and on; by UUID: numbers change between boots."""
+    """Return variables that show a process only these GPUs, as cuda:0, cuda:1, … They name UUIDs, because GPU
+    numbers change between boots.
+    """
     return {"CUDA_VISIBLE_DEVICES": ",".join(d.uuid for d in devices if d.divided)}
 
 
@@ -133,7 +135,7 @@ def drop_in(devices: Sequence[Device]) -> str:
     if near := cpus_of(devices):
         lines.append(f"CPUAffinity={near}")
     if nodes := numa_of(devices):
-        # preferred, not bound: a model that is larger than the node still loads
+        # preferred, not bound, so that a model larger than the node still loads
         lines += ["NUMAPolicy=preferred" if len(nodes) == 1 else "NUMAPolicy=interleave"]
         lines += [f"NUMAMask={','.join(map(str, nodes))}"]
     return "".join(f"{line}\n" for line in lines)
@@ -150,7 +152,7 @@ def numa_of(devices: Iterable[Device]) -> list[int]:
 
 
 def cpu_numbers(text: str) -> set[int]:
-    """Of a list as in cpuset(7). Raises ValueError."""
+    """Parse a list as in cpuset(7). Raises ValueError."""
     found: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")

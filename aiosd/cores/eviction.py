@@ -1,4 +1,4 @@
-"""Asks the eviction policy which KV leaves a full memory, and checks its answer."""
+"""Ask the eviction policy which KV leaves a full memory, and check its answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ log = logging.getLogger(__name__)
 
 
 def victim(kept: Sequence[Kept]) -> int:
-    """The id of the KV that leaves; `kept` is not empty. An unknown id gives way to the oldest."""
+    """Return the id of the KV that leaves. `kept` is not empty. For an unknown id, take the oldest
+    instead.
+    """
     id = eviction.victim(kept)
     if all(one.id != id for one in kept):
         log.error("eviction chose %r, which is not kept; the oldest goes", id)

@@ -17,7 +17,7 @@ from aiosd.cores import wire
 
 
 class Process(Protocol):
-    """One worker. `connect` waits until it is there, and raises OSError when it cannot be."""
+    """One worker process. `connect` waits until it listens, and raises OSError if it does not start."""
 
     @property
     def pid(self) -> int: ...
@@ -25,11 +25,11 @@ class Process(Protocol):
     def terminate(self) -> None: ...
     def kill(self) -> None: ...
     def wait(self, timeout_s: float | None = None) -> str:
-        """How it ended. Raises TimeoutError."""
+        """Wait for its end, and return how it ended. Raises TimeoutError."""
         ...
 
     def close(self) -> None:
-        """It has ended, and nothing more is asked of it."""
+        """Free what belongs to the ended process."""
 
 
 class Launcher(Protocol):
@@ -48,7 +48,7 @@ class Child:
                 [sys.executable, "-m", "aiosd.cores.worker", "--fd", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C on the daemon's terminal is the daemon's to handle
+                start_new_session=True,  # Ctrl-C on the terminal must reach only the daemon
                 env={**os.environ, **env},
             )
 
@@ -72,4 +72,4 @@ class Child:
             raise TimeoutError from None
 
     def close(self) -> None:
-        """The channel is closed by who was given it."""
+        """Do nothing: the caller of `connect` closes the channel."""

@@ -1,4 +1,4 @@
-"""Models: which exist, where their files are, how far they are loaded. Knows no torch and no processes.
+"""Models: their names, folders and states. Knows no torch and no processes.
 
 A model's state is told by its workers (aiosd.cores.pool sets it). Any thread may read.
 """
@@ -32,7 +32,7 @@ class ModelState(StrEnum):
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
-    WAITING = "waiting"  # for a device
+    WAITING = "waiting"  # until a device is free
     FAILED = "failed"
 
 
@@ -44,8 +44,8 @@ class Model:
     pins: tuple[
         str, ...
     ] = ()  # devices, as aiosd.cores.devices.parse_pin has them; none: the daemon places it
-    fraction: float = 1.0  # of the memory of each device that a worker is on
-    configured: bool = True  # by file or option; else by a user through the mount
+    fraction: float = 1.0  # of each device's memory, per worker
+    configured: bool = True  # by file or option; False: a user made it through the mount
     state: ModelState = ModelState.ABSENT
     error: str = ""
     info: dict[str, Any] = field(default_factory=dict)
@@ -78,11 +78,13 @@ class Models:
             if model := self.find(name):
                 pin(model, tuple(devices.split()))
         for model in self._by_name.values():
-            model.state = ModelState.LOADING  # requests may come before the workers do
+            model.state = ModelState.LOADING  # requests may come before the workers are ready
         self.default = self.default or next((m.name for m in self._by_name.values() if m.configured), "")
 
     def changed(self, old: Config, new: Config) -> dict[str, ModelConfig]:
-        """What a reload brings; what was changed by `ctl` meanwhile stays, as long as its entry does."""
+        """Return the entries that a reload changes. A change by `ctl` stays while the model's entry is the
+        same.
+        """
         return {
             name: entry
             for name, entry in new.models.items()
@@ -90,19 +92,20 @@ class Models:
         }
 
     def judge(self, old: Config, new: Config) -> None:
-        """Whether it may. Raises ConfigError, ModelError."""
+        """Check the changed entries. Raises ConfigError, ModelError."""
         configured(new)
         for entry in self.changed(old, new).values():
             check_folder(Path(entry.path))
 
     def reload(self, old: Config, new: Config) -> list[tuple[Model, ModelConfig]]:
-        """The models that are new or another now, with what they are to be; those gone from the configuration
-        stay until they are removed."""
+        """Return each added or changed model with its new entry. Models that left the configuration stay
+        until rmdir.
+        """
         wanted = self.changed(old, new)
         self._by_name |= {m.name: m for m in configured(new) if m.name not in self._by_name}
         for name in old.models.keys() - new.models.keys() - {self._option}:
             if model := self.find(name):
-                log.info("model %s is not configured any more; rmdir models/%s ends it", name, name)
+                log.info("model %s is not configured any more; rmdir models/%s removes it", name, name)
                 model.configured = False
         default = next((name for name, entry in new.models.items() if entry.default), "")
         self.default = default or self.default
@@ -123,7 +126,7 @@ class Models:
         try:
             return self._by_name[name]
         except KeyError:
-            raise NotFound(f"no model {name}", "ls models shows those there are") from None
+            raise NotFound(f"no model {name}", "ls models lists all") from None
 
     def add(self, name: str) -> Model:
         if name in self._by_name:
@@ -137,12 +140,12 @@ class Models:
         self._store.save_model(model.name, str(path))
 
     def set_pins(self, model: Model, pins: tuple[str, ...]) -> None:
-        """Holds over a restart, and until its entry in the configuration is another."""
+        """Pin a model. The pin survives restarts, until the model's entry in the configuration changes."""
         self._store.save_pin(model.name, " ".join(pins))
         pin(model, pins)
 
     def take(self, model: Model, entry: ModelConfig) -> None:
-        """What the configuration says of it now; a pin by `ctl` is over."""
+        """Apply the configuration's entry, which replaces a pin by `ctl`."""
         self._store.save_pin(model.name, None)
         model.pins, model.fraction, model.replicas = entry.devices, entry.memory_fraction, replicas(entry)
 
@@ -167,15 +170,18 @@ def replicas(entry: ModelConfig) -> int:
 
 
 def pin(model: Model, pins: tuple[str, ...]) -> None:
-    """A worker on each."""
+    """Let the model have a worker on each of these devices."""
     model.pins = pins
     model.replicas = len(pins) or model.replicas
 
 
 def check_folder(path: Path) -> None:
-    """What can be seen wrong without torch: the worker judges the rest."""
+    """Check what can be checked without torch. The worker checks the rest. Raises ModelError."""
     if not path.is_absolute():
-        raise ModelError(f"{path}: not an absolute path", "the daemon does not share your working folder")
+        raise ModelError(
+            f"{path}: not an absolute path",
+            "write a path that begins with /: the daemon does not know your working folder",
+        )
     if not path.is_dir():
         raise ModelError(f"{path}: no such folder", "name the folder that holds config.json")
     if not (path / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""CPUs and memory next to a worker's device, for the process that calls: before torch makes its threads.
+"""Keep the calling process on CPUs and memory near its device. Call it before torch starts threads.
 
 Best effort: a container or an administrator may allow less, and what is allowed wins.
 """
@@ -21,14 +21,14 @@ BITS = 8 * ctypes.sizeof(ctypes.c_ulong)
 
 
 def stay_near(cpus: str, nodes: Sequence[int]) -> None:
-    """For this thread, and for all that it starts."""
+    """Set CPUs and memory for this thread and all threads that it starts."""
     try:
         if near := cpu_numbers(cpus) & os.sched_getaffinity(0):
             os.sched_setaffinity(0, near)
         if nodes:
             set_mempolicy(MPOL_PREFERRED if len(nodes) == 1 else MPOL_INTERLEAVE, nodes)
     except (OSError, ValueError) as error:
-        log.info("not next to its device: %s", error)
+        log.info("the worker may run far from its device: %s", error)
 
 
 def set_mempolicy(mode: int, nodes: Sequence[int]) -> None:
@@ -40,7 +40,7 @@ def set_mempolicy(mode: int, nodes: Sequence[int]) -> None:
     if number is None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    # the kernel takes one bit less than it is told of
+    # the kernel uses one bit less than this number
     if libc.syscall(number, mode, words, ctypes.c_ulong(len(words) * BITS + 1)):
         errno = ctypes.get_errno()
         raise OSError(errno, f"set_mempolicy: {os.strerror(errno)}")

@@ -26,11 +26,11 @@ Facts = dict[str, Any]
 
 def probe() -> list[Facts]:
     if not Path("/dev/nvidiactl").exists() and not GPUS.is_dir():
-        return []  # no driver: the library need not be tried
+        return []  # no driver, so the library cannot work
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
-    except Exception as error:  # noqa: BLE001 - of a library that may lack, or its driver, in many ways
+    except Exception as error:  # noqa: BLE001 - library or driver may be missing in many ways
         log.debug("NVML: %s", error)
         return list(by_proc())
     try:
@@ -54,14 +54,14 @@ def by_nvml(nvml: Any) -> Iterator[Facts]:
                 text(nvml.nvmlDeviceGetUUID(handle)), text(nvml.nvmlDeviceGetName(handle)), bus, minor
             )
             whole["memory_bytes"] = int(memory.total)
-        except nvml.NVMLError as error:  # lost, fallen off the bus: it is not there
+        except nvml.NVMLError as error:  # the GPU fell off the bus: leave it out
             log.warning("GPU %d: %s", number, error)
             continue
         yield from mig(nvml, handle, whole) or [whole]
 
 
 def mig(nvml: Any, handle: Any, whole: Facts) -> list[Facts]:
-    """The instances of a GPU that is divided so. Untried: there was no such GPU to try it on."""
+    """Return the MIG instances of a GPU. Not tested on a GPU with MIG."""
     found = []
     with suppress(nvml.NVMLError):
         if nvml.nvmlDeviceGetMigMode(handle)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
@@ -77,7 +77,7 @@ def mig(nvml: Any, handle: Any, whole: Facts) -> list[Facts]:
 
 
 def by_proc() -> Iterator[Facts]:
-    """How much memory each has is not told here."""
+    """Find GPUs in /proc, which does not tell their memory."""
     for file in sorted(GPUS.glob("*/information")):
         try:
             lines = file.read_text().splitlines()
@@ -100,10 +100,10 @@ def facts(uuid: str, name: str, bus: str, minor: int) -> Facts:
 
 
 def address(bus: str) -> str:
-    """As /sys has it: NVML writes the domain with eight digits, /sys with four, and both in either case."""
+    """Write a PCI address as /sys does: four digits of domain, where NVML has eight, in lower case."""
     return re.sub(r"^0000(?=[0-9a-f]{4}:)", "", bus.lower())
 
 
 def text(value: str | bytes) -> str:
-    """Older bindings give bytes."""
+    """Decode a text that older bindings return as bytes."""
     return value.decode() if isinstance(value, bytes) else value
