@@ -24,14 +24,14 @@ from aiosd.tools.run.toolrunner import ToolRunner
 
 class CallEvents(Protocol):
     def call_began(self, request: Request) -> bool:
-        """The call is about to act. False: it must not."""
+        """React before the call acts. False: it must not act."""
         ...
 
     def call_ended(self, request: Request, error: str) -> None:
-        """Nothing of the call runs any more."""
+        """React: no process of the call runs any more."""
 
     def call_left(self, request: Request) -> None:
-        """There is room for another call."""
+        """React: there is room for another call."""
 
 
 class Calls:
@@ -41,8 +41,8 @@ class Calls:
         self._config, self._tools, self._runner = config, tools, runner
         self._sessions, self._listings = sessions, listings
         self._events: CallEvents
-        self.cpu_s = 0.0  # that tools took
-        self._live: dict[int, Tool] = {}  # a cancelled call is one until its processes are gone
+        self.cpu_s = 0.0  # CPU time of all tools
+        self._live: dict[int, Tool] = {}  # a cancelled call stays until its processes are gone
         self._configure(config)
 
     def start(self, events: CallEvents) -> None:
@@ -68,7 +68,7 @@ class Calls:
         self._sessions.cancel(id)
 
     def free(self, tool: Tool, running: Iterable[Request]) -> bool:
-        """Whether one more call of a tool may run beside those."""
+        """Whether one more call of a tool may run beside the running ones."""
         ids = {request.id: self._tools.of(request.queue) for request in running}
         others = [other for other in {**ids, **self._live}.values() if other]
         word = tool.manifest.exclusive
@@ -77,7 +77,7 @@ class Calls:
         return others.count(tool) < tool.limit
 
     def run(self, request: Request) -> None:
-        """Raises AiosError."""
+        """Start a call. Raises AiosError."""
         try:
             self._run(request)
         except BaseException:
@@ -102,7 +102,7 @@ class Calls:
         who = request.uid, spec.groups, folder, True
         self._runner.run(Call(request.id, tool.manifest, spec.arguments, *who, bounds, events))
 
-    # the runner's thread tells
+    # called on the runner's thread
 
     def _began(self, request: Request) -> bool:
         if self._events.call_began(request):

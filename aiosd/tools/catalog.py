@@ -30,19 +30,19 @@ from aiosd.tools.manifest import FILE, LIMIT_OWN, Manifest, own, place, read
 log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent / "toolbox"
-PACKAGED = Path("/usr/lib/aios/tools")  # of other packages
-ERRORS = 100  # of one call's arguments that are looked at
+PACKAGED = Path("/usr/lib/aios/tools")  # tools of other packages
+ERRORS = 100  # the most errors that are looked at in one call's arguments
 SAID = 500  # characters of an error's text
 LIMIT_MAX = 1024
-QUEUE = "tools/"  # with a tool's name: what its calls wait for, where others wait for a model
+QUEUE = "tools/"  # QUEUE + a tool's name: the queue of its calls
 
 
 @dataclass(slots=True, eq=False)
 class Tool:
     manifest: Manifest
     limit: int
-    own: Path | None = None  # a user's: the folder of its manifest and program
-    error: str = ""  # why the last manifest was not taken
+    own: Path | None = None  # of a user's own tool: the folder of its manifest and program
+    error: str = ""  # why the last manifest was refused
     calls: int = 0
     failed: int = 0
     busy_s: float = 0.0
@@ -57,7 +57,7 @@ class Tool:
 
     @property
     def ready(self) -> bool:
-        """It has a manifest."""
+        """Whether the tool has a manifest."""
         return bool(self.manifest.command or self.manifest.server)
 
     @property
@@ -65,7 +65,7 @@ class Tool:
         return LIMIT_OWN if self.own else LIMIT_MAX
 
     def judge(self, data: bytes) -> Manifest:
-        """A manifest of a user's own. Raises BadValue, and remembers why."""
+        """Parse a manifest of a user's own tool. Raises BadValue, and keeps the reason."""
         assert self.own
         try:
             found = own(self.own, data.decode())
@@ -84,33 +84,33 @@ class Tool:
 
 class Tools:
     def __init__(self, folder: Path, own: Path, grants: Mapping[str, Sequence[str]] | None = None) -> None:
-        """`folder`: the administrator's; `own`: where those that users make are kept."""
+        """`folder`: the administrator's tools; `own`: the folder of users' own tools."""
         self._by_name: dict[str, Tool] = {}
         self._own = own
-        self.ousted: set[str] = set()  # users' own whose names the administrator has taken
+        self.ousted: set[str] = set()  # users' own tools whose names the administrator has taken
         self._installed: list[Manifest] = []
         self._offered: dict[str, list[Manifest]] = {}  # by MCP server
         self._lock = threading.Lock()
         self.load(folder, grants or {})
 
     def load(self, folder: Path, grants: Mapping[str, Sequence[str]]) -> None:
-        """Reads all again."""
+        """Read all tools again."""
         self.install(read_all(folder, grants))
 
     def install(self, manifests: Sequence[Manifest]) -> None:
-        """All that are not users' own; a tool that is there already keeps its counts."""
+        """Replace all tools but users' own. A tool that existed before keeps its counts."""
         with self._lock:
             self._installed = list(manifests)
             self._merge()
 
     def offer(self, server: str, manifests: Sequence[Manifest]) -> None:
-        """All that an MCP server has; none, and it is gone."""
+        """Replace the tools of an MCP server. Without tools, forget the server."""
         with self._lock:
             self._offered[server] = list(manifests)
             self._merge()
 
     def _merge(self) -> None:
-        """What is the administrator's goes before what a server offers, and that before users' own."""
+        """Merge the tools. The administrator's win over an MCP server's, and these over users' own."""
         found: dict[str, Tool] = {}
         for manifest in chain(chain.from_iterable(self._offered.values()), self._installed):
             tool = self._by_name.get(manifest.name)
@@ -139,9 +139,11 @@ class Tools:
         return tool
 
     def make(self, name: str) -> None:
-        """A user's own, without a manifest. Raises BadValue, StoreFull."""
+        """Make a user's own tool, without a manifest. Raises BadValue, StoreFull."""
         if "." in name:
-            raise BadValue("names with a dot are of MCP servers' tools", "take another")
+            raise BadValue(
+                "only tools of MCP servers have a dot in their names", "choose a name without a dot"
+            )
         folder = self._own / name
         with self._lock, full(folder):
             self._own.mkdir(0o700, exist_ok=True)
@@ -150,7 +152,7 @@ class Tools:
 
     def remove(self, tool: Tool) -> None:
         if tool.own is None:
-            raise NotAllowed(f"tool {tool.name} is not yours to remove", f"{tool.manifest.folder} holds it")
+            raise NotAllowed(f"rmdir cannot remove tool {tool.name}", f"it comes from {tool.manifest.folder}")
         with self._lock:
             self._by_name = {name: one for name, one in self._by_name.items() if one is not tool}
             self._discard(tool.name)
@@ -166,7 +168,7 @@ class Tools:
         (self._own / name).rmdir()
 
     def keep(self, tool: Tool, file: str, data: bytes, manifest: Manifest | None) -> None:
-        """The program of a user's own, or its manifest as it was judged. Raises StoreFull."""
+        """Store the program of a user's own tool, or its checked manifest. Raises StoreFull."""
         assert tool.own
         if self._by_name.get(tool.name) is not tool:
             raise NotFound(f"tool {tool.name} was removed")
@@ -187,7 +189,7 @@ class Tools:
         return self._by_name.get(name)
 
     def get(self, name: str) -> Tool:
-        """One that can be called. Raises NotFound."""
+        """Return a tool that can be called. Raises NotFound."""
         tool = self._by_name.get(name)
         if tool is None:
             raise NotFound(f"no tool {name[:64]!r}", f"tools are {', '.join(self._by_name)}")
@@ -196,15 +198,15 @@ class Tools:
         return tool
 
     def of(self, queue: str) -> Tool | None:
-        """Whose calls wait there."""
+        """Return the tool whose calls wait in this queue."""
         return self._by_name.get(queue.removeprefix(QUEUE)) if queue.startswith(QUEUE) else None
 
 
 def read_all(folder: Path, grants: Mapping[str, Sequence[str]], strict: bool = False) -> list[Manifest]:
-    """The built-in tools, those of packages and the administrator's. One that cannot be used is left out,
-    loudly, or raises ConfigError.
+    """Read the built-in tools, those of packages and the administrator's. Log and skip an unusable one; with
+    `strict`, raise ConfigError instead.
 
-    `grants`: what the administrator lets each reach besides, by name of the tool.
+    `grants`: by tool, the endpoints that the administrator adds to its manifest's.
     """
     found: dict[str, Manifest] = {}
     for file in (file for at in (BUILT_IN, PACKAGED, folder) for file in sorted(at.glob(f"*/{FILE}"))):
@@ -231,34 +233,36 @@ def full(folder: Path) -> Iterator[None]:
 
 
 def arguments(tool: Tool, text: str) -> dict[str, Any]:
-    """The arguments of a call, judged by the tool's schema. Raises BadRequest."""
+    """Parse a call's arguments and check them by the tool's schema. Raises BadRequest."""
     raw = read_json(text)
     schema = tool.manifest.parameters
     if tool.manifest.judge is not None:
         schema = tool.manifest.judge
         if not schemas.can_judge(schema, text):
-            raise BadRequest(f"{tool.name}: too many values to be judged", "give fewer, or longer ones")
+            raise BadRequest(f"{tool.name}: the arguments have too many values to check", "give fewer")
     errors = jsonschema.Draft202012Validator(schema).iter_errors(raw)
     if wrong := best_match(islice(errors, ERRORS)):
         names = ", ".join(tool.manifest.parameters.get("properties", {}))
         raise BadRequest(shorten(f"{tool.name}: {place(wrong)}{wrong.message}"), f"its arguments are {names}")
-    assert isinstance(raw, dict)  # the schema of every tool wants an object
+    assert isinstance(raw, dict)  # the schema of every tool requires an object
     return raw
 
 
 def shorten(text: str) -> str:
-    """What a caller or a tool said, to be kept in logs."""
+    """Shorten foreign text for logs and errors."""
     return text if len(text) <= SAID else text[:SAID] + "…"
 
 
 def call(text: str) -> tuple[str, str]:
-    """(tool, arguments) of {"name": …, "arguments": {…} or its JSON}: what a model says and the API gives."""
+    """Parse {"name": …, "arguments": {…} or its JSON text}, as a model or the API writes it. Return (tool,
+    arguments).
+    """
     raw = read_json(text)
     if (
         not isinstance(raw, dict)
         or not isinstance(raw.get("name"), str)
         or raw.keys() - {"name", "arguments"}
     ):
-        raise BadRequest("a call is JSON with name and arguments", '{"name":"calc","arguments":{…}}')
+        raise BadRequest("a call must be JSON with name and arguments", '{"name":"calc","arguments":{…}}')
     given = raw.get("arguments", {})
     return raw["name"], given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
