@@ -1,7 +1,8 @@
-"""aiosd, the daemon: reads the configuration, builds the kernel, mounts the tree, waits for a signal.
+"""aiosd, the daemon: read the configuration, mount the tree, build the kernel, wait for a signal.
 
-Order of start: mount, state, workers (they load in their own time), READY=1. Order of stop: let what runs
-end, workers, end every wait, unmount, state. The main thread only waits for signals.
+Order of start: mount, state, workers (they load in the background), READY=1. Order of stop: let running
+requests end, stop the workers, end every wait, unmount, close the state. The main thread only waits for
+signals.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from aiosd.reload import reload as take_over
 
 log = logging.getLogger("aiosd")
 JOIN_S = 5.0
-START_S = 300  # that reading a large state may take, beside what the service manager allows
-STOP_S = 60  # as much for what comes after draining
+START_S = 300  # for reading a large state; the service manager adds it to its own limit
+STOP_S = 60  # for the stop after draining; added in the same way
 DRAIN_LOOK_S = 0.1
 
 
@@ -120,13 +121,14 @@ def configure(options: argparse.Namespace) -> Config:
 
 def serve(config: Config, options: argparse.Namespace) -> int:
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # every thread inherits it; main waits for them below
-    signal.signal(signal.SIGUSR1, lambda *_: None)  # only breaks a wait of libfuse at the end
+    # every thread inherits the mask; `wait` receives the signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.signal(signal.SIGUSR1, lambda *_: None)  # at the stop it only interrupts libfuse's wait
 
     threading.excepthook = die
-    faulthandler.enable()  # the watchdog's SIGABRT leaves in the log where each thread was
+    faulthandler.enable()  # on the watchdog's SIGABRT, log where each thread is
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # kv files and clients take one each
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each kv file and client takes a descriptor
     folder = Path(config.daemon.mount)
     words = __version__, config.daemon.state
     log.info("aiosd %s starts with the state of %s", *words, extra=about(Id.STARTED))
@@ -140,7 +142,7 @@ def serve(config: Config, options: argparse.Namespace) -> int:
         express(config)
         server = Server(Ops(layout.build(kernel)), {"hard_remove": True, "big_writes": True})
         undo.callback(finish, kernel, server, system)
-        kernel.start()  # first takes up what an earlier daemon left, then lets new requests in
+        kernel.start()  # takes up the requests of an earlier daemon before `serve` lets in new ones
         server.serve(fd)
         heartbeat = Heartbeat(kernel, folder)
         undo.callback(heartbeat.stop)
@@ -161,7 +163,7 @@ def wait(
     while True:
         look()
         got = signal.sigtimedwait(signals, 1.0)
-        number = got.si_signo if got else 0  # of an interrupted wait Python may give garbage
+        number = got.si_signo if got else 0  # Python may return garbage from an interrupted wait
         if number == signal.SIGHUP:
             reload()
         elif number in signals:
@@ -178,7 +180,7 @@ def express(config: Config) -> None:
 
 
 def reload(kernel: Kernel, options: argparse.Namespace) -> None:
-    """SIGHUP: all of a good configuration, or nothing of a bad one."""
+    """SIGHUP: take over a good configuration whole. A bad one changes nothing."""
     notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
     old = kernel.config
     try:
@@ -199,8 +201,9 @@ def reload(kernel: Kernel, options: argparse.Namespace) -> None:
 
 
 def drain(kernel: Kernel, signals: set[signal.Signals]) -> None:
-    """Nothing new is let in, nothing starts; what runs may come to its end within drain_s, or until the
-    daemon is told again to stop."""
+    """Refuse and start nothing more. Let running requests end within drain_s, or until a second signal to
+    stop.
+    """
     scheduler, end_s = kernel.scheduler, time.monotonic() + kernel.config.daemon.drain_s
     notify(STOPPING=1, EXTEND_TIMEOUT_USEC=(kernel.config.daemon.drain_s + STOP_S) * 10**6)
     kernel.drain()
@@ -228,20 +231,18 @@ def finish(kernel: Kernel, server: Server, system: System) -> None:
         ended.append(server.join(JOIN_S))
 
     ended: list[bool] = []
-    kernel.stop(leave)  # ends every blocked read, so that the unmount can
+    kernel.stop(leave)  # ends every blocked read first, so that the unmount can succeed
     left = len(kernel.scheduler.unfinished())
     later = f"; {left} requests go on when it starts again" if left else ""
     log.info("aiosd stopped%s", later, extra=about(Id.STOPPED))
     if not all(ended):
         log.warning("a client still holds a file open; leaving it behind")
         logging.shutdown()
-        os._exit(
-            int(system.lost)
-        )  # a thread of libfuse cannot be ended otherwise; all state is stored and closed
+        os._exit(int(system.lost))  # nothing else ends a thread of libfuse; all state is stored and closed
 
 
 def die(what: threading.ExceptHookArgs) -> None:
-    """A daemon without one of its threads would only look alive: end, and be started again."""
+    """End the daemon after an error in a thread, because it only looks alive then. systemd restarts it."""
     trace = (what.exc_type, what.exc_value or what.exc_type(), what.exc_traceback)
     log.critical("thread %s ended by an error", what.thread and what.thread.name, exc_info=trace)
     logging.shutdown()

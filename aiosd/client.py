@@ -1,4 +1,4 @@
-"""The tree as aiosctl reads and writes it: any file of /aios, and nothing but files of /aios."""
+"""How aiosctl reads and writes files of /aios. It uses no other interface of the daemon."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Failed(Exception):
-    """The message is for the user; `status` is that of aiosctl."""
+    """The message is for the user; `status` is the exit status of aiosctl."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
@@ -17,7 +17,7 @@ class Failed(Exception):
 
 
 class Files:
-    """The tree, with each access shown as the shell line that does the same."""
+    """The tree. With `verbose`, show each access as the shell command that does the same."""
 
     def __init__(self, root: Path, verbose: bool) -> None:
         self.root, self._verbose = root, verbose
@@ -44,7 +44,7 @@ class Files:
         (self.root / path).rmdir()
 
     def ask(self, path: str, text: str) -> None:
-        """One private transaction: what is read is the answer to what was written."""
+        """Write a question and print the answer in one private transaction (O_RDWR)."""
         quoted = self._quoted(path)
         self.show(f"exec 3<>{quoted}; echo {shlex.quote(text)} >&3; cat <&3")
         fd = os.open(self.root / path, os.O_RDWR)

@@ -1,7 +1,7 @@
-"""Domain errors of aiosd: what went wrong and what to do about it.
+"""Domain errors of aiosd: each says what is wrong and what to do about it.
 
-Raised anywhere, turned into an errno in one place only (aiosd/fs/ops.py) and into text for people
-wherever a person reads it. No errno numbers and no I/O here; imports nothing of aiosd.
+Any module raises them. Only aiosd/fs/ops.py turns them into an errno. No errno numbers and no I/O here;
+imports nothing of aiosd.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def shown(text: str) -> str:
 
 
 class AiosError(Exception):
-    """`str(error)` is the reason; `hint` is the remedy, a sentence or empty."""
+    """`str(error)` is the reason; `hint` is the remedy, or empty."""
 
     def __init__(self, reason: str, hint: str = "") -> None:
         reason = shown(reason)
@@ -27,7 +27,7 @@ class AiosError(Exception):
         self.hint = hint
 
     def again(self) -> AiosError:
-        """The same error to raise once more: one that is kept and raised twice keeps both callers' frames."""
+        """Return a copy to raise. A kept error that is raised twice would keep the frames of both callers."""
         fresh = copy.copy(self)
         return fresh.with_traceback(None)
 
@@ -45,11 +45,11 @@ class Misconfigured(ConfigError):
 
 
 class BadRequest(AiosError):
-    """The text or JSON of a request is not one."""
+    """The text or JSON of a request is malformed."""
 
 
 class BadValue(AiosError):
-    """A value or command written to a control file is not one of those it takes."""
+    """A control file does not take the value or command that was written."""
 
 
 class TooBig(AiosError):
@@ -65,23 +65,23 @@ class Exists(AiosError):
 
 
 class NotEmpty(AiosError):
-    """The object cannot be removed while others hold it."""
+    """The object cannot be removed while something else needs it."""
 
 
 class Denied(AiosError):
-    """The mode bits of what a request names do not let this caller use it."""
+    """The permissions of an object do not let this caller use it."""
 
 
 class NotAllowed(AiosError):
-    """The operation makes no sense on this kind of file (rm of a control file, say)."""
+    """This kind of file does not have the operation, for example rm of a control file."""
 
 
 class Busy(AiosError):
-    """A bound that empties by itself is reached: try again later."""
+    """A limit is reached that frees itself: try again later."""
 
 
 class OverQuota(AiosError):
-    """A bound that does not empty by itself is reached: remove something first."""
+    """A limit is reached that does not free itself: remove something first."""
 
 
 class TooLong(AiosError):
@@ -101,15 +101,15 @@ class ModelError(AiosError):
 
 
 class TooManyOpen(AiosError):
-    """A user has as many files of the mount open as he may."""
+    """The user has as many files of the mount open as allowed."""
 
 
 class NoNetwork(AiosError):
-    """The network that a tool was granted cannot be made or reached."""
+    """The network that a tool was granted cannot be built or reached."""
 
 
 class BadSnapshot(AiosError):
-    """A kv file is not one, is damaged, or belongs to another model."""
+    """A kv file is malformed, damaged, or belongs to another model."""
 
 
 class WireError(AiosError):
@@ -121,11 +121,11 @@ class Interrupted(AiosError):
 
 
 class WouldBlock(AiosError):
-    """Nothing to read yet and the file is open with O_NONBLOCK."""
+    """There is nothing to read yet, and the file is open with O_NONBLOCK."""
 
 
 class RequestFailed(AiosError):
-    """The request this read waits for ended without an answer."""
+    """The request that this read waits for ended without an answer."""
 
 
 class ShuttingDown(AiosError):

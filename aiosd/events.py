@@ -1,7 +1,7 @@
-"""What happens, as it happens: the lines of events.jsonl. Bounded; who reads too slowly is told what he lost.
+"""Events: the lines of events.jsonl. Only the newest are kept; a slow reader learns how many he lost.
 
-Any thread may emit, never with the scheduler's lock held: who watches is called at once. Who may see an event
-is decided when it is read, by the modes of the object that it is about.
+Any thread may emit, but not with the scheduler's lock held, because `emit` calls the watchers. When a reader
+reads an event, the modes of the event's object decide whether he sees it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from aiosd.access.permissions import EXECUTE, READ, Permission, Permissions, may
 from aiosd.host.watchers import Unwatch, Watchers
 
 KEPT = 10_000
-AT_ONCE = 64  # of one read
+AT_ONCE = 64  # events per read
 ROOTS = Permission(0, 0, 0)
 Identity = tuple[int, int, frozenset[int]]
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class About:
-    """An object, not the next one of its name."""
+    """The object that an event is about. A later object of the same name has another About."""
 
-    path: str  # whose readers may see it; empty: everybody
-    ended: Permission | None = None  # what it had then
+    path: str  # readers of this path may see the event; empty: everybody may
+    ended: Permission | None = None  # the object's last permission, after its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Event:
     number: int
     facts: dict[str, object]
     about: About
-    uid: int  # whose it is; he sees it too
+    uid: int  # this user always sees the event
 
 
 class Events:
@@ -47,7 +47,7 @@ class Events:
         self._lock = threading.Lock()
         self._kept: deque[Event] = deque(maxlen=KEPT)
         self._watching: dict[Identity, tuple[Caller, Watchers]] = {}
-        self._about = WeakValueDictionary[str, About]()  # by path, as long as an event is kept
+        self._about = WeakValueDictionary[str, About]()  # by path, while an event of the object is kept
         self._next = 0
 
     @property
@@ -69,7 +69,7 @@ class Events:
                 watchers.notify()
 
     def watch(self, callback: Callable[[], None], caller: Caller) -> Unwatch:
-        """Of the events that he may see: thousands may wait for theirs while others' come."""
+        """Call back for each new event that the caller may see. Other users' events do not wake him."""
         who = caller.uid, caller.gid, caller.groups
         with self._lock:
             watching = self._watching.setdefault(who, (caller, Watchers()))
@@ -84,13 +84,13 @@ class Events:
         return end
 
     def forget(self, path: str, last: Permission = ROOTS) -> None:
-        """The object has ended: what happened to it is not for whoever makes the next one of that name."""
+        """Note that the object has ended. The owner of a later one of its name does not see its events."""
         with self._lock:
             if about := self._about.pop(path, None):
                 about.ended = last
 
     def since(self, number: int, caller: Caller) -> tuple[str, int]:
-        """Lines from that event on, and the number to ask for next."""
+        """Return the visible lines from event `number` on, and the number to ask for next."""
         with self._lock:
             first = self._kept[0].number if self._kept else self._next
             found = list(islice(reversed(self._kept), self._next - number))[::-1]

@@ -1,8 +1,8 @@
-"""What the service manager hears while the daemon serves: that it is alive, and a line of how it stands.
+"""The heartbeat: tell the service manager that the daemon is alive, and a line of status.
 
-Alive means that requests get on: the scheduler's lock can be had, a decision is made, its orders go out, and
-the mounted tree answers. What hangs is logged once and not told of as alive: then the watchdog ends the
-daemon, and the next one goes on. One thread of its own, which nothing else runs on.
+The daemon is alive if requests make progress: the scheduler's lock is free in time, a decision is made,
+orders are sent, and the mounted tree answers. If one of these hangs, log it once and stay silent. Then the
+watchdog ends the daemon, and the next one continues. Has its own thread, for nothing else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aiosd.kernel import Kernel
 
 log = logging.getLogger(__name__)
 
-STATUS_S = 2.0  # between two lines that differ
+STATUS_S = 2.0  # between two status lines
 MODELS_SHOWN = 4
 
 
@@ -39,7 +39,7 @@ class Heartbeat:
             self._thread.start()
 
     def stop(self) -> None:
-        """Does not wait for the thread: what it asks may hang."""
+        """Stop soon. Do not wait for the thread, which may hang."""
         self._stopping.set()
 
     def _run(self) -> None:

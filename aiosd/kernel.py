@@ -1,6 +1,6 @@
-"""The daemon's parts, put together, started and stopped in the order in which they depend on each other.
+"""The kernel: build, start and stop the daemon's parts in the order of their dependencies.
 
-Knows no FUSE: the tree (aiosd.fs.layout) shows what is here. What changes at a reload is in aiosd.reload.
+Knows no FUSE: aiosd.fs.layout builds the tree from these parts. aiosd.reload changes them at a reload.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Kernel:
         self.refusals = Refusals()
 
     def _build_cores(self, config: Config, system: System) -> None:
-        """What computes and acts: workers and their KV, tools and their sandboxes."""
+        """Build the parts that compute and act: workers and their KV, tools and their sandboxes."""
         engine, state = config.engine, self.store.folder
         self.pool = Pool(engine, system.launch, system.devices)
         swap = Swap(
@@ -154,7 +154,7 @@ class Kernel:
         self.trust_objects = TrustObjects(self.making, self.trust, self.audit, self.agents)
 
     def _forget_gone(self) -> None:
-        """Forget owners and modes of objects that a killed daemon was about to make, or had just ended."""
+        """Forget owners and modes of objects that do not exist: a killed daemon was making or ending them."""
         there = {
             "/agents": self.agents.names(),
             "/contexts": self.contexts.names(),
@@ -167,7 +167,7 @@ class Kernel:
             folder = object.rpartition("/")[0]
             at = self.permissions.get(path)
             if folder == "/tools" and at and at.uid in (0, identity.uid()):
-                continue  # of a tool that the administrator may put back
+                continue  # the administrator may put this tool back
             if folder in there and object not in known:
                 self.permissions.forget(object)
         self.tool_objects.oust()
@@ -176,7 +176,7 @@ class Kernel:
     # life
 
     def start(self) -> None:
-        """Take up what an earlier daemon accepted and did not end, then run."""
+        """Take up an earlier daemon's unfinished requests, then start all parts."""
         self.admission.take_up()
         self.residency.swap.start(context.id for context in self.contexts.all())
         self.listings.told = self._listed
@@ -192,19 +192,19 @@ class Kernel:
         self.pool.load(*self.models.all())
 
     def _listed(self, server: str, error: str) -> None:
-        """An MCP server has told its tools, or has not."""
+        """Publish that an MCP server has listed its tools, or failed to."""
         facts: dict[str, Any] = {"error": error} if error else {}
         self.events.emit("mcp", server=server, state="failed" if error else "listed", **facts)
         self.tool_objects.cancel_gone()
         self.scheduler.stir()
 
     def drain(self) -> None:
-        """Let nothing new in, and start nothing. What runs goes on."""
+        """Refuse and start nothing more. Running requests go on."""
         self.limits.draining = True
         self.scheduler.drain()
 
     def stop(self, unmount: Callable[[], object] = lambda: None) -> None:
-        """End every wait, then `unmount`, then close the state: what clients do last counts.
+        """End every wait, then `unmount`, then close the state. So clients' last writes are still stored.
 
         Unfinished requests stay in the store and go on after the next start.
         """
@@ -222,7 +222,7 @@ class Kernel:
         self.audit.close()
         self.store.close()
 
-    # who administers
+    # groups of administrators
 
     @property
     def group(self) -> int | None:

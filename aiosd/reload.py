@@ -1,4 +1,4 @@
-"""SIGHUP: the running daemon takes over all of a good configuration, or nothing of a bad one."""
+"""SIGHUP: the running daemon takes over a good configuration whole. A bad one changes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aiosd.tools.manifest import Manifest
 
 
 def reload(kernel: Kernel, config: Config) -> None:
-    """Take over what can change while running. All is read and judged first: if it raises, nothing has
+    """Take over all keys that can change while running. Check everything first: if this raises, nothing has
     changed.
 
     Raises BadValue, ConfigError, ModelError.
@@ -26,7 +26,7 @@ def reload(kernel: Kernel, config: Config) -> None:
     for entry in kernel.models.changed(kernel.config, config).values():
         if entry.devices:
             devices.parse_pin(kernel.pool.places.table, entry.devices)
-    # From here on nothing refuses.
+    # From here on nothing raises.
     old, kernel.config = kernel.config, config
     limits(kernel, config)
     with kernel.permissions.making:
@@ -67,7 +67,7 @@ def models(kernel: Kernel, old: Config, config: Config) -> None:
     for model, entry in kernel.models.reload(old, config):
         if model.path != Path(entry.path):
             model.path = Path(entry.path)
-            kernel.pool.unload(model)  # requests that ran there go on with the new one
+            kernel.pool.unload(model)  # its running requests continue on the new one
         kernel.models.take(model, entry)
         kernel.pool.load(model)
     kernel.model_objects.adopt()

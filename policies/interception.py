@@ -13,7 +13,7 @@ FULL = 0.8  # share of the worker's KV memory in use, below which no other reque
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """An agent whose model has made calls."""
+    """An agent whose tools run."""
 
     expected_s: float  # expected time until its tools answer
     bytes: int  # its KV

@@ -1,4 +1,4 @@
-"""The lowest nice first. Waiting makes nicer: a level every AGEING_S seconds, so that nobody starves."""
+"""The lowest nice first. Every AGEING_S seconds of waiting lower nice by one, so that no job starves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def rank(view: View, job: Job) -> tuple[float, int]:
 
 
 def preempt(view: View) -> int | None:
-    """A better one takes a place at once; one that only aged waits for the end of a quantum."""
+    """A job with a lower nice takes a place at once. A job that only aged waits for the end of a quantum."""
     best = min(view.waiting, key=lambda job: rank(view, job), default=None)
     worst = max(view.running, key=lambda job: (job.nice, job.slice_tokens), default=None)
     if best is None or worst is None:

@@ -1,4 +1,6 @@
-"""Round robin: who waits longest is next; who used up its quantum of tokens yields to a waiting one."""
+"""Round robin: the longest waiting job is next. A job that used its quantum of tokens yields to a waiting
+one.
+"""
 
 from __future__ import annotations
 

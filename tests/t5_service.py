@@ -265,7 +265,10 @@ def test_a_reload_takes_over_everything_or_nothing(
     (tmp_path / "tools.d/greet/tool.toml").write_text(TOOL)
     config.write_text(good + "[daemon]\nmount = '/elsewhere'\n[engine]\nthreads = 1\n")
     said = reload(daemon)
-    assert "configuration reloaded: scheduler.quantum; for workers that start from now on: engine.threads" in said
+    assert (
+        "configuration reloaded: scheduler.quantum; for workers that start from now on: engine.threads"
+        in said
+    )
     assert "after a restart of the daemon" not in said, "the command line named the mount"
     assert daemon.read("scheduler/quantum") == "8\n"
     assert "greet" in os.listdir(daemon.root / "tools")

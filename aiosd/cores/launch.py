@@ -47,7 +47,7 @@ class Child:
                 [sys.executable, "-m", "aiosd.cores.worker", "--fd", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C on the daemon's terminal is the daemon's to handle
+                start_new_session=True,  # Ctrl-C on the terminal must reach only the daemon
                 env={**os.environ, **env},
             )
 

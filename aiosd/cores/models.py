@@ -39,7 +39,7 @@ class ModelState(StrEnum):
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
-    WAITING = "waiting"  # for a device
+    WAITING = "waiting"  # until a device is free
     FAILED = "failed"
 
 

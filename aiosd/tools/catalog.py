@@ -271,6 +271,6 @@ def call(text: str) -> tuple[str, str]:
         or not isinstance(raw.get("name"), str)
         or raw.keys() - {"name", "arguments"}
     ):
-        raise BadRequest("a call is JSON with name and arguments", '{"name":"calc","arguments":{…}}')
+        raise BadRequest("a call must be JSON with name and arguments", '{"name":"calc","arguments":{…}}')
     given = raw.get("arguments", {})
     return raw["name"], given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
