@@ -1,4 +1,4 @@
-"""The sampler is a pure function that does what the naive one does."""
+"""The sampler is a pure function that agrees with the naive sampler."""
 
 from __future__ import annotations
 

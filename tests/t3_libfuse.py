@@ -1,4 +1,4 @@
-"""What the glue to libfuse does with threads that are libfuse's, not Python's."""
+"""The binding to libfuse on threads that libfuse, not Python, has made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ libc = ctypes.CDLL(None)
 
 
 def run_threads(number: int, body: Callable[[object], None]) -> None:
-    """One after the other, started by C."""
+    """Run threads one after the other, started by C."""
     start = BODY(body)
     for _ in range(number):
         thread = ctypes.c_ulong()
@@ -51,4 +51,4 @@ def test_thousands_of_threads_leave_nothing() -> None:
     run_threads(100, body)
     before = psutil.Process().memory_info().rss
     run_threads(5000, body)
-    assert psutil.Process().memory_info().rss - before < 5_000_000  # each would leave 17 kB
+    assert psutil.Process().memory_info().rss - before < 5_000_000  # a leak would be 17 kB for each thread
