@@ -17,14 +17,14 @@ from aiosd.kernel import Kernel
 from tests import random_model
 from tests.running import REPOSITORY, Daemon, Manager, mounts_work
 
-# a slow or busy machine is no fault of the code
+# a slow or busy machine must not fail a test
 settings.register_profile("anywhere", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("anywhere")
 TINY = REPOSITORY / "models" / "tiny"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if "PYTEST_XDIST_WORKER" in os.environ:  # the long files first: the last one runs alone
+    if "PYTEST_XDIST_WORKER" in os.environ:  # start the long files first, because the last one runs alone
         items.sort(key=lambda item: item.path.name, reverse=True)
     if mounts_work():
         return
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def own_pip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files and variables that configure pip on this machine are not for the pip of this test."""
+    """Hide the files and variables that configure pip on this machine from the pip of this test."""
     for name in os.environ:
         if name.startswith("PIP_"):
             monkeypatch.delenv(name)
@@ -45,20 +45,20 @@ def own_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nonsense, but the same nonsense for the same tokens: what exactness is tested with."""
+    """A random model. Its answers are nonsense, but equal for equal tokens, so tests of exactness use it."""
     return random_model.make(tmp_path_factory.mktemp("models") / "random")
 
 
 @pytest.fixture(scope="session")
 def slow_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a millisecond a token: for what is to happen in the middle of an answer."""
+    """The random model with one millisecond for each token, so that a test can act during an answer."""
     folder = tmp_path_factory.mktemp("models") / "slow"
     return random_model.make(folder, hidden=256, layers=6)
 
 
 @pytest.fixture
 def make_kernel(tmp_path: Path, random_llama: Path) -> Iterator[Callable[..., Kernel]]:
-    """Kernels on one state folder; `text` is TOML. Not started."""
+    """Make kernels on one state folder, not started. `text` is TOML."""
     made: list[Kernel] = []
 
     def make(text: str = "", model: Path | None = random_llama) -> Kernel:
@@ -89,9 +89,9 @@ def make_daemon(tmp_path: Path, random_llama: Path) -> Iterator[Callable[..., Da
 
 @pytest.fixture(scope="session")
 def aios(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """One daemon with the built-in model for every test that does not harm it."""
+    """One daemon with the built-in model, shared by all tests that do not harm it."""
     folder = tmp_path_factory.mktemp("aios")
-    folder.parent.chmod(0o755)  # other users have to get through to the mount
+    folder.parent.chmod(0o755)  # other users must reach the mount
     for parent in [folder, *folder.parents][:4]:
         parent.chmod(0o755)
     daemon = Daemon(folder, TINY).start()
@@ -105,7 +105,7 @@ def aios(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture
 def agent(aios: Daemon, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A fresh agent of the shared daemon: its path below the root."""
+    """Make an agent in the shared daemon, and give its path below the root."""
     path = f"agents/{re.sub('[^A-Za-z0-9_]', '-', request.node.name)[:60]}"
     (aios.root / path).mkdir()
     yield path

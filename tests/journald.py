@@ -1,4 +1,4 @@
-"""The systemd journal, as tests read it: the machine's, or one of their own where none runs."""
+"""The systemd journal for tests: the machine's journald, or a private one where none runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ mount --bind "$1/journal" /run/systemd/journal
 mount --bind "$1/log" /run/log/journal
 printf '[Journal]\\nStorage=volatile\\nReadKMsg=no\\nAudit=no\\n' > /run/systemd/journald.conf.d/test.conf
 exec "$2"
-"""  # in a mount namespace of its own: nothing of the machine is touched
+"""  # runs in its own mount namespace, so that it changes nothing on the machine
 
 
 class Journal:
@@ -41,7 +41,7 @@ class Journal:
 
     @contextmanager
     def stands_still(self) -> Iterator[None]:
-        """Stopped, and its socket takes not one entry more."""
+        """Stop journald, and fill its socket so that it takes no more entries."""
         if self._journald is None:
             pytest.skip("the journal is the machine's")
         self._journald.send_signal(signal.SIGSTOP)
@@ -54,7 +54,7 @@ class Journal:
 
 
 def fill(address: str) -> int:
-    """Sends datagrams, as many as one sender may, until it would have to wait."""
+    """Send datagrams until the next one would block."""
     sent = 0
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(BlockingIOError):
         sender.setblocking(False)
@@ -85,7 +85,7 @@ def journal(folder: Path) -> Iterator[Journal]:
 
 
 def connect(daemon: Daemon) -> Daemon:
-    """Has it believe that its standard error is a stream of the journal, as a service manager says it."""
+    """Tell the program that its standard error is a stream of the journal, as a service manager does."""
     daemon.log.touch()
     status = daemon.log.stat()
     daemon.env["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
@@ -93,7 +93,7 @@ def connect(daemon: Daemon) -> Daemon:
 
 
 def program(code: str, stderr: Path, journal: bool = True) -> subprocess.Popen[bytes]:
-    """A Python program whose standard error is the file, and a stream of the journal as far as it is told."""
+    """Start Python with the file as standard error, and tell it that this is a stream of the journal."""
     with stderr.open("wb") as file:
         status = os.fstat(file.fileno())
         told = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"} if journal else {}

@@ -1,4 +1,4 @@
-"""A small Debian machine with systemd as PID 1 in a container, for boot tests: made, booted, used, put away.
+"""A small Debian machine with systemd as PID 1 in a container, for boot tests.
 
     machine = Machine(root); machine.boot(); machine.run("alice", "cat /aios/status")
 
@@ -37,12 +37,12 @@ class Machine:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._nspawn: subprocess.Popen[bytes] | None = None
-        self._init = 0  # PID 1 of the machine, as this one numbers it
+        self._init = 0  # the machine's PID 1, as a pid outside the container
 
     def boot(self) -> None:
         with (self.root.parent / "console").open("ab") as console:
             self._nspawn = subprocess.Popen(
-                # a test run that is killed takes its machine along
+                # so that a killed test run also ends its machine
                 ["setpriv", "--pdeathsig", "KILL", "systemd-nspawn", "--quiet", "-D", str(self.root),
                  f"--machine=aiosd-{os.getpid()}", "--boot", "--register=no", "--keep-unit",
                  "--private-network", "--bind=/dev/fuse", "--console=pipe"],
@@ -61,7 +61,7 @@ class Machine:
             self._nspawn.kill()
             self._nspawn.wait()
             with suppress(ProcessLookupError):
-                os.kill(self._init, signal.SIGKILL)  # it outlives systemd-nspawn, and all else ends with it
+                os.kill(self._init, signal.SIGKILL)  # it outlives systemd-nspawn; all others end with it
         self._nspawn = None
 
     def reboot(self) -> None:
@@ -75,7 +75,8 @@ class Machine:
     def run(
         self, user: str, command: str, *, check: bool = True, timeout_s: float = 60.0
     ) -> subprocess.CompletedProcess[str]:
-        """A shell command as a user of the machine. bash: dash's echo calls every errno "I/O error"."""
+        """Run a shell command as a user of the machine. In bash, as dash's echo says "I/O error" for every
+        errno."""
         done = subprocess.run(
             self._enter(user, command),
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s,
@@ -128,7 +129,7 @@ def _name(pid: str) -> str:
 
 
 def missing() -> str:
-    """Why no machine can be booted here; empty if one can."""
+    """Return why no machine can boot here, or an empty text."""
     if os.geteuid() != 0:
         return "not root"
     if not os.path.exists("/dev/fuse"):
@@ -142,7 +143,7 @@ def missing() -> str:
 
 
 def base_root(packages: list[str]) -> Path:
-    """A tar with a minimal root."""
+    """Make a tar of a minimal root file system."""
     wanted = [*BASE, *packages]
     tar = (
         REPOSITORY
@@ -159,14 +160,14 @@ def base_root(packages: list[str]) -> Path:
         f"--customize-hook={users}", "--aptopt=Acquire::Retries 5", "--dpkgopt=force-unsafe-io",
         "--dpkgopt=path-exclude=/usr/share/locale/*", SUITE, str(new),
     ]  # fmt: skip
-    if subprocess.run(command).returncode:  # a mirror may fail for a moment
+    if subprocess.run(command).returncode:  # a mirror may fail once
         subprocess.run(command, check=True)
     new.replace(tar)
     return tar
 
 
 def depends(package: Path) -> list[str]:
-    """The names that a .deb depends on, of alternatives the first."""
+    """The packages on which a .deb depends; of alternatives the first."""
     field = subprocess.run(["dpkg-deb", "-f", package, "Depends"], check=True, capture_output=True, text=True)
     names = {part.split("|")[0].split("(")[0].strip() for part in field.stdout.split(",")}
     return sorted(names)
@@ -178,10 +179,10 @@ def unpack(tar: Path, root: Path) -> None:
 
 
 def build_package() -> Path:
-    """`make deb`, which makes it for the python3 of this machine's release."""
+    """Run `make deb`, which builds for the python3 of this machine's release."""
     if PACKAGE:
         return Path(PACKAGE).absolute()
-    faulthandler.cancel_dump_traceback_later()  # the first time takes minutes, of a busy machine many
+    faulthandler.cancel_dump_traceback_later()  # the first build takes minutes
     began = time.time()
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     done = subprocess.run(
@@ -196,7 +197,7 @@ def build_package() -> Path:
 
 
 def newer_package(package: Path, folder: Path, version: str) -> Path:
-    """The same with a higher version, in its control file and in what the daemon says of itself."""
+    """The same package with a higher version, in its control file and in `version`."""
     tree = folder / "newer"
     subprocess.run(["dpkg-deb", "-R", package, tree], check=True)
     control = tree / "DEBIAN/control"

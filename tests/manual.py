@@ -1,4 +1,4 @@
-"""The man pages as tests read them: sections, terms of definition lists, fenced blocks."""
+"""Read the man pages for tests: sections, terms of definition lists, fenced blocks."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def picture() -> Image:
 
 @server.tool(annotations=READ, structured_output=False)
 def who() -> str:
-    """Whose process this is, and which."""
+    """The uid and pid of this process."""
     return f"{os.getuid()} {os.getgroups()} {PROCESS} {os.environ.get('KEY')}"
 
 
@@ -63,7 +63,7 @@ def fail(text: str) -> str:
 
 @server.tool(annotations=READ, structured_output=False)
 async def wait(name: str) -> str:
-    """Until it is cancelled."""
+    """Wait until the call is cancelled."""
     (HERE / name).write_text("begun")
     try:
         await anyio.sleep(60)
@@ -75,7 +75,7 @@ async def wait(name: str) -> str:
 
 @server.tool(annotations=READ, structured_output=False)
 async def hang(name: str) -> str:
-    """And answers nothing any more."""
+    """Stop answering."""
     (HERE / name).write_text("begun")
     time.sleep(60)
     return "hung"
@@ -95,7 +95,7 @@ def long(count: int) -> str:
 
 @server.tool(annotations=READ, structured_output=False)
 def hold(count: int) -> str:
-    """In two processes besides this, so many bytes each."""
+    """Use so many bytes in each of two child processes."""
     held = f"held = b'x' * {count}; import time; time.sleep(60)"
     for process in [subprocess.Popen([sys.executable, "-c", held]) for _ in range(2)]:
         process.wait()
@@ -104,7 +104,7 @@ def hold(count: int) -> str:
 
 @server.tool(annotations=READ, structured_output=False)
 def shout(text: str, count: int) -> str:
-    """On the standard output, past the SDK."""
+    """Write to standard output past the SDK."""
     with open(f"/proc/{os.getpid()}/fd/{os.dup(OUT)}", "wb", buffering=0) as out:
         for _ in range(count):
             out.write(text.encode())
@@ -113,7 +113,7 @@ def shout(text: str, count: int) -> str:
 
 @server.tool(annotations=READ, structured_output=False)
 async def change(context: Context[Any, Any]) -> str:
-    """From now on it has another tool."""
+    """Add a tool."""
     (HERE / "more").touch()
     offer_more()
     await context.notify_tools_changed()

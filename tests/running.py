@@ -1,4 +1,4 @@
-"""A real daemon on a private mount, as a test sees it: started, asked through files, killed."""
+"""Start, use and kill a real daemon on a private mount."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 START_S = 120.0
-DAEMON = 60777  # the user of a helped daemon
+DAEMON = 60777  # uid of a daemon with aios-privileged
 SETPRIV = [
     "setpriv", f"--reuid={DAEMON}", f"--regid={DAEMON}", "--clear-groups", "--no-new-privs",
     "--inh-caps=-all,+sys_ptrace", "--ambient-caps=-all,+sys_ptrace", "--bounding-set=-all,+sys_ptrace",
 ]  # fmt: skip
-# The one of a checkout may lie where that user cannot go.
+# That user may not reach the interpreter of a checkout.
 PYTHON = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
 PATHS = {"PYTHONPATH": f"{REPOSITORY}:{sysconfig.get_path('purelib')}"}
 
 
 class Daemon:
-    """`root` is the mount. The log is kept, and read at the end: an unexpected warning fails the test."""
+    """`root` is the mount. At the end, an unexpected warning in the log fails the test."""
 
-    helped = "HELPED" in os.environ  # as the service of systemd: with aios-privileged, as a user of its own
+    helped = "HELPED" in os.environ  # with aios-privileged and a user of its own, as under systemd
 
     def __init__(self, folder: Path, model: Path, config: str = "", state: Path | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ class Daemon:
         return ["--privileged", str(self._config.with_name("privileged"))]
 
     def _start_privileged(self) -> None:
-        """Once: it stays while the daemon is stopped and started."""
+        """Start aios-privileged once. It stays while the daemon stops and starts."""
         self.state.mkdir(parents=True, exist_ok=True)
         os.chown(self.state, DAEMON, DAEMON)
         if self.privileged and self.privileged.poll() is None:
@@ -71,7 +71,7 @@ class Daemon:
         extra.mkdir(exist_ok=True)
         places = f"mount = {toml(self.root)}\nstate = {toml(self.state)}\n"
         (extra / "places.toml").write_text(f"[daemon]\n{places}")
-        Path(self._helper[1]).unlink(missing_ok=True)  # of one that was killed
+        Path(self._helper[1]).unlink(missing_ok=True)  # left by a killed one
         self.privileged = self._run(
             [PYTHON, "-P"], "aiosd.privilege.helper", "--socket", self._helper[1], "--user", str(DAEMON)
         )
@@ -101,7 +101,7 @@ class Daemon:
 
     def clean(self) -> None:
         if self.process and self.process.poll() is None:
-            self.signal(signal.SIGINT)  # and the other that stop() sends: nothing is waited for
+            self.signal(signal.SIGINT)  # with the one from stop() this is the second, which ends the drain
             self.stop()
         if self.privileged:
             self.privileged.terminate()
@@ -125,16 +125,16 @@ class Daemon:
         return [int((w / "pid").read_text()) for w in (self.root / "workers").iterdir()]
 
     def sh(self, script: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """A shell in the mount's root. bash: dash's echo calls every errno "I/O error"."""
+        """Run bash in the mount's root. dash's echo says "I/O error" for every errno."""
         return subprocess.run(
             ["bash", "-c", script], cwd=self.root, capture_output=True, text=True, timeout=120, env=env
         )
 
     def _serves(self) -> bool:
-        """This one: of a mount whose daemon was killed, the kernel still knows the names for a second."""
+        """Whether this daemon serves. After a kill the kernel knows the old names for another second."""
         assert self.process is not None
         if self.helped and f"(pid {self.process.pid})\n" not in self.log.read_text().partition("serves")[2]:
-            return False  # a read waits until it does
+            return False
         return self.table("status")["pid"] == str(self.process.pid)
 
     def _ended(self) -> bool:
@@ -176,7 +176,7 @@ def toml(path: Path) -> str:
 
 
 def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
-    """For states that only polling shows; everything else waits on an event."""
+    """Poll for a state that sends no event."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         try:
@@ -189,7 +189,7 @@ def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 20.0) 
 
 
 def together(*jobs: Callable[[], None]) -> None:
-    """Runs all at once; the first failure is raised."""
+    """Run all at once, and raise the first failure."""
     failures: list[BaseException] = []
 
     def guarded(job: Callable[[], None]) -> None:
@@ -208,7 +208,7 @@ def together(*jobs: Callable[[], None]) -> None:
 
 
 def needs(program: str) -> str:
-    """The path of a program. The test that calls this is skipped where the program is not installed."""
+    """Return the path of a program, or skip the test where it is not installed."""
     if found := shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
         return found
     installs = re.search(rf"\s{re.escape(program)}:", (REPOSITORY / "setup").read_text())

@@ -13,14 +13,14 @@ from aiosd.database.store import Store
 
 
 def caller(uid: int, gid: int) -> Caller:
-    return Caller(uid, gid, pid=1 << 29)  # no such process: only its main group is known
+    return Caller(uid, gid, pid=1 << 29)  # no such process, so only the main group is known
 
 
 @pytest.mark.parametrize(
     ("uid", "gid", "mode", "want", "allowed"),
     [
         (5, 50, 0o400, READ, True),
-        (5, 50, 0o077, READ, False),  # the owner is judged as owner, even if others may more
+        (5, 50, 0o077, READ, False),  # only the owner's bits count for the owner, even if others have more
         (6, 50, 0o040, READ, True),
         (6, 50, 0o407, READ, False),
         (6, 51, 0o004, READ, True),

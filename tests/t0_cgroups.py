@@ -1,4 +1,4 @@
-"""Where control groups of calls are made, on machines of each kind. Plain folders stand for the kernel's."""
+"""Where calls get their control groups, on each kind of machine. Plain folders replace the kernel's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KNOWN = Spent(0.25, 0)
 
 
 def machine(folder: Path, mounts: dict[str, str], own: str) -> Path:
-    """Its /proc/self. `mounts`: by name of the folder type and options."""
+    """Make a /proc/self. `mounts`: folder → (type, options)."""
     for name in mounts:
         (folder / name).mkdir(parents=True, exist_ok=True)
     lines = (f"cgroup {folder / name} {kind} 0 0\n" for name, kind in mounts.items())
@@ -84,7 +84,7 @@ def test_without_any_the_log_says_so_and_calls_have_none(
 def test_groups_of_daemons_that_are_gone_are_removed(tmp_path: Path) -> None:
     proc = machine(tmp_path, {"v2": "cgroup2 rw"}, "0::/\n")
     (tmp_path / "v2/cgroup.controllers").write_text("memory pids\n")
-    gone, mine, other = "4194305.1", f"{os.getpid()}.1", f"{os.getppid()}.1"  # the first is above all pids
+    gone, mine, other = "4194305.1", f"{os.getpid()}.1", f"{os.getppid()}.1"  # 4194305 exceeds all pids
     for name in (gone, mine, other):
         (tmp_path / "v2/aios-tools" / name).mkdir(parents=True)
     made(proc)

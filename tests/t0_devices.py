@@ -1,4 +1,4 @@
-"""Devices: named, chosen, and what a worker's unit gets of them. Pure, and this machine's own table."""
+"""Devices: their names, their choice, and the unit settings for them. Pure, and this machine's own table."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_processor_is_always_a_device() -> None:
 
 
 def test_gpus_are_found_without_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the driver writes it, version 550."""
+    """With the files of /proc as driver version 550 writes them."""
     folder, pci = tmp_path / "gpus/0000:17:00.0", tmp_path / "pci/0000:17:00.0"
     folder.mkdir(parents=True)
     pci.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What man/ and docs/ say exists, and what exists is said there."""
+"""All that man/ and docs/ name exists, and all that exists is in them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def options(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def commands(parser: argparse.ArgumentParser, before: str = "") -> dict[str, argparse.ArgumentParser]:
-    """The leaves: what can be run."""
+    """The commands that can be run."""
     groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     if not groups:
         return {before.strip(): parser}
@@ -126,7 +126,7 @@ KINDS: dict[type[Node], set[str]] = {
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[Kernel]:
-    """One object of each kind, and nothing started. The group root exists everywhere."""
+    """A kernel with one object of each kind, not started. The group root exists everywhere."""
     kernel = Kernel(Config(daemon=DaemonConfig(state=str(tmp_path), group="root")), tmp_path / "NAME")
     caller = Caller(0, 0, 1)
     kernel.agent_objects.add("NAME", caller)
@@ -135,7 +135,7 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
     kernel.trust_objects.add_group("NAME", caller)
     asked = chat.parse(b"Who are you?", chat.Defaults("NAME"))
     agent_id = kernel.agents.get("NAME").id
-    asked = chat.looping(asked, 1)  # at once a loop and a step of one, to have the names of both
+    asked = chat.looping(asked, 1)  # a loop that is also a step, so that the names of both exist
     kernel.store.add_request(Request(kernel.admission.new_id(), 0, "NAME", "/", asked, agent_id, parent=9))
     tool = kernel.handlers["tool"]
     assert isinstance(tool, ToolHandler)
@@ -213,7 +213,7 @@ def module(name: str) -> Path | None:
 
 
 def names_in(body: list[ast.stmt]) -> dict[str, list[ast.stmt]]:
-    """Functions, classes and variables of a module or class, with what is in them."""
+    """All names of a module or class, nested ones too."""
     found: dict[str, list[ast.stmt]] = {}
     for one in body:
         if isinstance(one, ast.ClassDef):
@@ -227,7 +227,7 @@ def names_in(body: list[ast.stmt]) -> dict[str, list[ast.stmt]]:
 
 
 def exists(name: str) -> bool:
-    """By the source: aiosd.cores.engine imports torch."""
+    """Read the source instead of importing it, because aiosd.cores.engine imports torch."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         file = module(".".join(parts[:length]))

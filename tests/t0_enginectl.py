@@ -1,4 +1,4 @@
-"""aiosctl engine: what is installed beside the package's PyTorch, by the real pip from a wheel made here."""
+"""aiosctl engine: the real pip installs a wheel made here beside the package's PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A kind of syscall is a row of one table: one that is added here is judged, queued, run, answered, kept."""
+"""A kind of syscall is a row of one table. This file adds a kind, which is judged, queued, run, answered,
+stored."""
 
 from __future__ import annotations
 

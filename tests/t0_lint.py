@@ -1,4 +1,4 @@
-"""The linters, as tests: ruff, mypy --strict, shellcheck, and the rules they cannot know."""
+"""The linters as tests: ruff, mypy --strict, shellcheck, and further rules."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ SHELL_SCRIPTS = sorted(
     ]
     if path.is_file() and re.match(rb"#!.*\b(sh|bash)\b", path.read_bytes().splitlines()[0] or b"")
 )
-PROGRAMS = [  # of the tools, which have no .py
+PROGRAMS = [  # programs of the tools, whose names lack .py
     (path.parent / path.parent.name).relative_to(ROOT).as_posix()
     for path in sorted(ROOT.glob("aiosd/tools/toolbox/*/tool.toml"))
 ]

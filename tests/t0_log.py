@@ -1,4 +1,4 @@
-"""No thread waits for the place that its messages go to: a journal, a terminal, a service manager."""
+"""No thread waits for the receiver of its log messages: a journal, a terminal, a service manager."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.running import REPOSITORY, wait_until
 
 
 class Slow:
-    """A place for messages, which takes one only while it is open, and none while it is broken."""
+    """A receiver that takes messages only while it is open, and fails while it is broken."""
 
     def __init__(self) -> None:
         self.open, self.broken = threading.Event(), False
@@ -96,7 +96,7 @@ print(signal.sigwait({signal.SIGTERM}).name, flush=True)
 
 
 def test_nobody_waits_for_the_reader_of_standard_error() -> None:
-    """Nor at the exit; and the thread that does takes no signal from the main one."""
+    """Not at the exit either. The writing thread leaves signals to the main thread."""
     code = "import signal; from aiosd.host.backlog import SIGNALS\n" + STANDS_STILL.replace(
         'print("through"', 'signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS); print("through"'
     )

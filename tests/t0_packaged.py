@@ -1,4 +1,4 @@
-"""agent.toml: what it may hold, what is said of a wrong one, and what aios-agent(5) says of it."""
+"""agent.toml: its keys, the errors for a wrong file, and aios-agent(5)."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_ci_calls_nothing_but_make_test() -> None:
         "exec make test </dev/null",
     ]
     dry = ["make", "--no-print-directory", "-n", "test"]
-    env = {"PATH": os.environ["PATH"]}  # without the variables of a make around it
+    env = {"PATH": os.environ["PATH"]}  # without the variables of an outer make
     make = subprocess.run(dry, cwd=ROOT, env=env, check=True, capture_output=True, text=True)
     assert make.stdout.splitlines() == ["./setup --tests", "tests/run "]
 
@@ -112,7 +112,7 @@ PROGRAMS = [
 
 @pytest.fixture
 def copy() -> Iterator[Path]:
-    """A folder where every user can go, with the files that ./setup reads."""
+    """A folder that every user can read, with the files that ./setup reads."""
     with TemporaryDirectory(prefix="aiosd-setup-", dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -128,7 +128,7 @@ def copy() -> Iterator[Path]:
 
 
 def test_a_user_is_told_what_the_tests_need_in_one_line(copy: Path) -> None:
-    """Here with the programs of a machine that has nothing else."""
+    """PATH has only the programs of a minimal machine."""
     programs = copy / "programs"
     programs.mkdir()
     for name in PROGRAMS:

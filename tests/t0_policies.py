@@ -1,4 +1,4 @@
-"""Policies are pure and their answers are checked: whatever one says, nobody is lost."""
+"""Policies are pure, and the scheduler checks their answers, so that no faulty policy loses a request."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Ranks(Protocol):
 
 
 def first(policy: Ranks, seen: View) -> int | None:
-    """Who starts next."""
+    """The id of the job that starts next."""
     best = min(seen.waiting, key=lambda job: policy.rank(seen, job), default=None)
     return best.id if best else None
 

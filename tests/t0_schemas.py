@@ -1,4 +1,4 @@
-"""What an MCP server says of its tools: schemas that would harm who judges by them, and lists that lie."""
+"""Tools that an MCP server describes: schemas that would harm the daemon, and faulty lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests as bytes: what is accepted, what is refused and with which words."""
+"""Requests as bytes: the valid ones, the refused ones and their error texts."""
 
 from __future__ import annotations
 
@@ -141,10 +141,10 @@ def test_any_json_is_a_request_or_a_bad_request(document: dict[str, object]) -> 
 
 @given(st.text(max_size=40), st.integers(0, 200))
 def test_every_beginning_of_a_json_request_is_seen_as_unfinished(text: str, cut: int) -> None:
-    """Else a client that writes in pieces would be refused in the middle."""
+    """Otherwise a client that writes in pieces would fail in the middle."""
     whole = json.dumps({"messages": [{"role": "user", "content": text}]})
     part = whole[: 1 + cut % (len(whole) - 1)]
-    if part[-1] in "}\n":  # only then files.Draft asks
+    if part[-1] in "}\n":  # Draft asks only then
         with pytest.raises(NotJson) as caught:
             parse(part.encode(), DEFAULTS)
         assert caught.value.incomplete

@@ -1,4 +1,4 @@
-"""The built-in tools: each program run as its manifest says, within its limits, but without a sandbox."""
+"""The built-in tools: each program runs with the command and limits of its manifest, without a sandbox."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def use(name: str, cwd: Path, **arguments: str) -> subprocess.CompletedProcess[s
         capture_output=True,
         timeout=tool["timeout_s"],
     )
-    # not by subprocess, which would change line ends
+    # decode here, because subprocess would change line ends
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
@@ -58,7 +58,7 @@ def result(name: str, cwd: Path, **arguments: str) -> str:
 
 
 def error(name: str, cwd: Path, **arguments: str) -> str:
-    """Its one line."""
+    """The single line of the error."""
     done = use(name, cwd, **arguments)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -111,7 +111,7 @@ def test_a_program_is_executable_and_starts_as_its_manifest_says(name: str) -> N
 
 # ---------------------------------------------------------------------------------------------------- calc
 
-# The program's own function: a process for each of hundreds of expressions would take too long.
+# Call the program's function: a process for each of hundreds of expressions would take too long.
 CALC: dict[str, Any] = runpy.run_path(str(TOOLBOX / "calc/calc"))
 evaluate: Callable[[str], str] = CALC["evaluate"]
 CalcError: type[Exception] = CALC["CalcError"]
@@ -243,7 +243,7 @@ def test_calc_says_so_in_one_line(expression: str, tmp_path: Path) -> None:
     ],
 )
 def test_calc_takes_no_longer_than_it_may(expression: str, tmp_path: Path) -> None:
-    """The limits of the manifest hold, of memory and processor time."""
+    """The manifest's limits of memory and CPU time apply."""
     assert result("calc", tmp_path, expression=expression)
 
 
@@ -253,7 +253,7 @@ def test_calc_shows_every_digit_of_a_large_number(tmp_path: Path) -> None:
 
 
 def by_python(node: ast.expr) -> Fraction:
-    """The value of what Python's own parser made of the text."""
+    """The value of the tree from Python's own parser."""
     match node:
         case ast.Constant(value=value):
             return Fraction(str(value))
@@ -287,7 +287,7 @@ LEAVES = (
 
 
 def composed(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    """Without parentheses, too: what binds tighter is tested with the rest."""
+    """Expressions with and without parentheses, to test precedence too."""
     return st.one_of(
         st.builds("{}{}{}".format, inner, st.sampled_from(["+", "-", "*", "/", "//", "%", "**"]), inner),
         inner.map("({})".format),

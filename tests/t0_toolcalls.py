@@ -1,4 +1,5 @@
-"""Tool calls in an answer: what each model family prints, what only looks like it, and hostile text."""
+"""Tool calls in an answer: the syntax of each model family, text that only looks like it, and hostile
+text."""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ MISTRAL = [  # 7B v0.3, Nemo, Large 2407: a list; Small 3.1, Magistral, Devstral
     ('[TOOL_CALLS]add[CALL_ID]abcdefghi[ARGS]{"a": 1}', "", [ADD]),
     ('[TOOL_CALLS]add{"a": 1}', "", [ADD]),
 ]
-QWEN_CODER = [  # Qwen3-Coder; it forgets the first tag at times
+QWEN_CODER = [  # Qwen3-Coder, which sometimes leaves out the first tag
     ("<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>", "", [ADD]),
     ("<tool_call><function=ls></function></tool_call>", "", [LS]),
     ("So:\n<function=add><parameter=a>1</parameter></function></tool_call>", "So:", [ADD]),
@@ -103,7 +104,7 @@ TEXT = [
     "<tool_call><function=add><parameter=a>1",
     "<tool_call><function=add><parameter=a>1</parameter>",  # b may be missing
     f"<tool_call>{A}</tool_call><tool_call>{{bad}}</tool_call>",
-    f"<tool_call><function=put><parameter=text>a page: <tool_call>{A}</tool_call>",  # quoted in a broken one
+    f"<tool_call><function=put><parameter=text>a page: <tool_call>{A}</tool_call>",  # quoted in a broken call
 ]
 
 
@@ -149,8 +150,8 @@ def test_any_text_is_read(text: str) -> None:
     assert calls or prose == text.strip()
     assert all(call.name and isinstance(json.loads(call.arguments), dict) for call in calls)
     rest = iter(text)
-    assert all(character in rest for character in prose)  # what was said, without the calls
-    if calls:  # nothing shown early belongs to a call
+    assert all(character in rest for character in prose)  # the text without the calls
+    if calls:  # no text shown early is part of a call
         assert prose.startswith(text[: hold(text)].strip())
 
 

@@ -1,4 +1,4 @@
-"""What systemd says of units/ where none of them runs: whether they are right, and how much they may do."""
+"""systemd checks units/ without running them: the units are valid, and their privileges are bounded."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
 ALL = sorted(
     path.name for kind in ("service", "slice", "socket", "timer") for path in UNITS.glob(f"*.{kind}")
 )
-EXPOSURE = {  # at most, of 10, by systemd-analyze security
+EXPOSURE = {  # highest allowed exposure of 10, as measured by systemd-analyze security
     "aiosd.service": 2.0,
     "aios-worker@.service": 2.0,
     "aios-agent@.service": 1.5,
-    # It is what acts as root, and makes no mount namespace: the tree is to be seen by everybody.
+    # It acts as root, and has no mount namespace, because all users must see the tree.
     "aios-privileged.service": 7.0,
 }
 
 
 def run(*command: str | Path) -> str:
-    """What it prints. Fails with that."""
+    """Run a command and return its output. Fail with the output."""
     done = subprocess.run(
         [str(part) for part in command], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -45,13 +45,13 @@ def settings(unit: str) -> list[str]:
 
 @pytest.mark.parametrize("unit", ALL)
 def test_systemd_finds_nothing_wrong(unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a copy whose programs are /bin/true: ours are not installed here."""
+    """The test checks a copy with /bin/true as programs, because aiosd is not installed here."""
     for name in ALL:
         text = (UNITS / name).read_text()
         (tmp_path / name).write_text(
             re.sub(r"(?m)^(Exec\w+=[-+!@:]*)/usr/(lib/aios/)?bin/\S+", r"\1/bin/true", text)
         )
-    monkeypatch.setenv("SYSTEMD_UNIT_PATH", f"{tmp_path}:")  # the system's own after it
+    monkeypatch.setenv("SYSTEMD_UNIT_PATH", f"{tmp_path}:")  # then the system's own units
     said = run(needs("systemd-analyze"), "verify", "--man=no", tmp_path / unit)
     assert not [line for line in said.splitlines() if "aios" in line]
 

@@ -1,4 +1,4 @@
-"""The protocol between daemon and worker: round trips, and what is refused."""
+"""The protocol between daemon and worker: round trips and refused frames."""
 
 from __future__ import annotations
 

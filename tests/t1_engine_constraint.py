@@ -93,7 +93,7 @@ TOOLS = [function("find", PERSON), function("count-ä", SMALL[14]), function("no
 
 
 def judged(text: str) -> list[str]:
-    """The names of the calls, which are all right."""
+    """Check all calls of an answer, and return their names."""
     _, calls = toolcalls.parse(text)
     parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
     for call in calls:
@@ -109,7 +109,7 @@ def test_there_are_fifty_schemas() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_what_a_random_model_says_fits_the_schema(schema: dict[str, Any], temperature: float) -> None:
     got = answer(model("llama"), of(schema), dataclasses.replace(WILD, temperature=temperature))
-    if got.finish == "length":  # a recursive one may go on
+    if got.finish == "length":  # a recursive schema may have no end
         assert len(got.tokens) == WILD.max_tokens
         assert "$defs" in json.dumps(schema)
         return
@@ -131,7 +131,7 @@ def test_an_object_of_any_kind_is_one() -> None:
 
 
 def test_an_answer_that_the_model_would_give_anyway_is_not_changed() -> None:
-    """Greedy, a constraint only takes away what is not the likeliest."""
+    """With greedy sampling, the constraint removes only tokens that are not the likeliest."""
     m, calc = tiny(), function("calc", {"type": "object", "properties": {"expression": {"type": "string"}}})
     form, called = grammar.grammar("", [calc], "auto", "hermes", m.vocabulary.silent), 0
     for question in ("What is 12*34?", "Who are you?", "What is in /aios/models?", "Hello!"):
@@ -160,7 +160,7 @@ def test_a_constrained_answer_is_the_same_alone_and_among_others(core: str) -> N
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_being_moved_at_any_token_changes_nothing(keep: bool) -> None:
-    """Preempted and back, with its KV in place or in another engine that has only the tokens."""
+    """The request continues with its KV, or in another engine with only its tokens."""
     m, form = model("llama"), grammar.grammar("", TOOLS, "required", "hermes")
     sampling = dataclasses.replace(WILD, seed=3, max_tokens=90)
     whole = answer(m, form, sampling)
@@ -202,7 +202,7 @@ def test_a_whole_answer_ends_whatever_min_tokens_and_ignore_eos_say() -> None:
         got = answer(model("llama"), of(PERSON), dataclasses.replace(WILD, **more))
         assert got.finish == "stop"
         jsonschema.validate(json.loads(got.text), PERSON)
-    grown = dataclasses.replace(WILD, min_tokens=30, max_tokens=60)  # it may end early, and does not
+    grown = dataclasses.replace(WILD, min_tokens=30, max_tokens=60)  # it could end early, and does not
     form = grammar.grammar("", TOOLS, "required", "hermes")
     assert len(answer(model("llama"), form, grown).tokens) >= 30
 

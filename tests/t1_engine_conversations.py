@@ -1,4 +1,5 @@
-"""KV of conversations: held between turns, forked, snapshotted, restored elsewhere, let go; always exact."""
+"""KV of conversations: hold it between turns, fork, snapshot, restore elsewhere, drop. Tokens never
+change."""
 
 from __future__ import annotations
 
@@ -63,14 +64,14 @@ def test_the_next_turn_and_a_fork_find_the_kv_that_is_held() -> None:
     assert e.conversations.fork(1, 2)
     held = e.pool.held
     for context in (1, 2):
-        e.pool.drop_idle()  # all that is not held
+        e.pool.drop_idle()  # drop all blocks that are not held
         turn = [*prompt(100), *answer.tokens, *prompt(10, context)]
         hits = e.stats["prefix_hit_tokens"]
         e.add(context, turn, TURN, owner="ada", context=context)
         got = drain(e, context)
         assert e.stats["prefix_hit_tokens"] - hits == (100 + 20 - 1) // BLOCK * BLOCK
         assert got.logprobs == alone(m, turn, TURN).logprobs
-    assert e.pool.held < 2 * held + 4  # what the forks share is there once
+    assert e.pool.held < 2 * held + 4  # the forks share blocks
     e.conversations.drop(1)
     e.conversations.drop(2)
     assert e.pool.held == 0
@@ -140,7 +141,7 @@ def test_kv_of_another_shape_is_refused(wrong: str) -> None:
 
 
 def test_those_that_wait_for_room_do_not_wait_for_each_others_conversations() -> None:
-    """Both hold KV, both want more than is free: one of them has to let its own go."""
+    """Both waiting requests hold KV and need more than is free, so one must release its own."""
     m = get("llama", "fused")
     e = engine(m, tokens=28 * BLOCK)
     for context, length in ((1, 100), (2, 180)):
@@ -179,7 +180,7 @@ def test_a_preempted_request_keeps_its_kv_while_nobody_needs_the_room() -> None:
                 answer.take(output)
         e.remove(1)
         assert e.pool.held == 7
-        if pressure:  # another needs all of the room
+        if pressure:  # another request needs the whole memory
             e.add(2, prompt(230), replace(TURN, max_tokens=2), owner="eve")
             drain(e, 2)
         steps = e.stats["steps"]

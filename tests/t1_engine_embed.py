@@ -1,4 +1,4 @@
-"""Embeddings: the direction of the mean final hidden state, the same bits whatever else runs."""
+"""Embeddings: the direction of the mean final hidden state, with the same bits beside any other requests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_neighbours_cuts_a_cached_prefix_and_preemption_change_nothing(name: str
     m, rng, tokens = get(name, core), random.Random(3), prompt(150)
     expected = embed(engine(m), 0, tokens)
     among = engine(m, prefill_tokens=70)
-    among.add(50, tokens, GREEDY, owner="ada")  # leaves the prefix where it could be found
+    among.add(50, tokens, GREEDY, owner="ada")  # its prefix stays in the cache
     for i in range(5):
         among.add(i + 1, prompt(rng.randint(20, 100), seed=i + 1), GREEDY, owner=str(i))
     for _ in range(4):

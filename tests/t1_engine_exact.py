@@ -116,7 +116,7 @@ def test_neighbours_and_the_cutting_of_prefill_change_nothing(
 
 
 def interrupted(m: Model, sampling: Sampling, rng: random.Random, lose_kv: bool, company: int) -> Answer:
-    """Removed and added again several times, in the middle of prefill too, with others running."""
+    """Remove and add the request several times, also during prefill, while others run."""
     e: Engine = engine(m, prefill_tokens=64)
     answer = Answer()
     for i in range(company):

@@ -1,4 +1,4 @@
-"""A folder that cannot be loaded says which file is wrong and what to do; a whole one loads."""
+"""The error for a faulty model folder names the file and the remedy. A good folder loads."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_field_of_the_wrong_type_is_named(tmp_path: Path, changes: dict[str, o
 
 
 def test_the_family_loads_without_most_of_transformers() -> None:
-    """Their import would more than double the time that a worker takes to start."""
+    """Importing all of transformers would more than double a worker's start-up time."""
     load = "from aiosd.cores.engine.model import load; [load(p) for p in sys.argv[1:]]"
     script = f"import sys; {load}; print(*sys.modules)"
     paths = [str(folder(name)) for name in ("llama", "mistral", "qwen2", "qwen3")]

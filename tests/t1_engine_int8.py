@@ -1,4 +1,4 @@
-"""Weights of 8 bits: what they are, and how near the answers stay."""
+"""8-bit weights: their values, and how close the answers stay."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MADE = Sampling(max_tokens=30, ignore_eos=True, logprobs=3)
 
 
 def rounded(weight: torch.Tensor) -> torch.Tensor:
-    """To the nearest of 255 multiples of each output's scale, in another way than ops.cpp does it."""
+    """Round to the nearest of 255 multiples of each output's scale, independently of ops.cpp."""
     scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
     return (weight / scale).round() * scale
 
 
 def test_int8_is_the_float_model_with_rounded_weights(tmp_path: Path) -> None:
-    """Prefill takes the path of large batches, decoding that of small ones."""
+    """Prefill uses the code for large batches, decoding the code for small ones."""
     shutil.copytree(folder("llama-odd"), tmp_path / "m")
     weights = load_file(tmp_path / "m/model.safetensors")
     config = json.loads((tmp_path / "m/config.json").read_text())

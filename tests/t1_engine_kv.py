@@ -1,11 +1,13 @@
-"""The block pool: every block is free, held or idle; content is found by its whole past and owner."""
+"""The block pool: each block is free, held or idle. All earlier tokens and the owner determine a block's
+key."""
 
 from __future__ import annotations
 
-from aiosd.cores.engine.kv import BlockPool, chain, root
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from aiosd.cores.engine.kv import BlockPool, chain, root
 
 
 def test_keys_depend_on_all_tokens_before_on_the_owner_and_on_the_tag() -> None:
@@ -36,13 +38,13 @@ def test_the_least_recently_used_prefix_is_evicted_last_block_first() -> None:
 
 
 class Pool(RuleBasedStateMachine):
-    """Against a model that remembers who holds what."""
+    """Compare the pool with a simple model of its references."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pool = BlockPool(6)
         self.held: list[list[int]] = []
-        self.keys: dict[bytes, int] = {}  # last known place of a content
+        self.keys: dict[bytes, int] = {}  # key → the last known block
 
     @rule()
     def take_one(self) -> None:

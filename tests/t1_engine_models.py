@@ -45,7 +45,7 @@ SHAPE: dict[str, Any] = {
 }
 CONFIGS: dict[str, Any] = {
     "llama": lambda: arch.LlamaConfig(**SHAPE, tie_word_embeddings=True),
-    # 40 is no multiple of 16, 3 heads share one: the odd shapes of the compiled operations
+    # odd shapes for the compiled operations: 40 is no multiple of 16, and 3 heads share one KV head
     "llama-odd": lambda: arch.LlamaConfig(
         **{
             **SHAPE,
@@ -140,14 +140,14 @@ def tokenizer(vocab: int = VOCAB) -> Any:
 
 @functools.cache
 def folder(name: str) -> Path:
-    """A model folder as Hugging Face leaves it. Shared by all tests: copy it to break it."""
+    """A Hugging Face model folder, shared by all tests. A test that changes it must copy it first."""
     path = root() / name
     torch.manual_seed(0)
     config = CONFIGS[name]()
     new: Any = AutoModelForCausalLM
     model = new.from_config(config)
     for key, parameter in model.named_parameters():
-        if "norm" in key or key.endswith("bias"):  # not the ones and zeros they start from
+        if "norm" in key or key.endswith("bias"):  # replace the initial ones and zeros
             parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(path)
     tokenizer().save_pretrained(path)
@@ -156,11 +156,11 @@ def folder(name: str) -> Path:
 
 @functools.cache
 def model(name: str, core: str = "auto") -> Model:
-    """`core`: int8 is the fused one with weights of 8 bits."""
+    """`core`: int8 means the fused core with 8-bit weights."""
     quantization = core if core == "int8" else "none"
     made = load(
         folder(name), core="auto" if core == "int8" else core, threads=2, quantization=quantization
-    )  # the compiled operations keep their two
+    )  # the compiled operations still use two threads
     torch.set_num_threads(1)
     return made
 
@@ -181,7 +181,7 @@ def prompt(length: int, seed: int = 0, vocab: int = VOCAB) -> list[int]:
 
 @dataclass
 class Answer:
-    """The outputs of one request, put together."""
+    """All outputs of one request, joined."""
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""
@@ -199,7 +199,7 @@ class Answer:
 
 
 def run(e: Engine, answers: dict[int, Answer]) -> None:
-    """Steps until everything has ended."""
+    """Step until all requests have ended."""
     steps = 0
     while not e.idle:
         for output in e.step():

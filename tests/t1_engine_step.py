@@ -1,4 +1,4 @@
-"""What Engine.step() does with requests: how they end, share, wait, are pushed out and come back."""
+"""Requests in Engine.step(): they end, share prefixes, wait, lose their place and come back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG = Sampling(max_tokens=40, ignore_eos=True)
 
 
 def common_words(n: int = 200) -> str:
-    """Some text that the model really makes."""
+    """Text from a real answer of the model."""
     return alone(model("llama"), prompt(20), dataclasses.replace(LONG, max_tokens=n)).text
 
 

@@ -1,4 +1,4 @@
-"""Text deltas: whole characters, nothing of a stop string, and together the text of all tokens."""
+"""Text deltas: whole characters, no part of a stop string, and joined the text of all tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Bytes:
 
 
 def words() -> Vocabulary:
-    """SentencePiece's habits: ▁ for spaces, none in front, unknown characters as byte tokens."""
+    """A vocabulary as SentencePiece makes it: ▁ for spaces, no space in front, byte tokens for unknown
+    characters."""
     pieces = ["<unk>", "▁", "▁a", "b", "▁die", "ß", *(f"<0x{i:02X}>" for i in range(256))]
     bare = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [], byte_fallback=True))
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

@@ -1,4 +1,4 @@
-"""The agent loop by itself: what follows from the steps there are."""
+"""The agent loop without a scheduler: the next step follows from the existing steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aiosd.syscall.toolcall import ToolCall
 
 
 class Requests:
-    """Queues what a loop asks for, and runs nothing."""
+    """Queues the steps of loops, and runs none."""
 
     def __init__(self) -> None:
         self.made: list[Request] = []
@@ -35,7 +35,7 @@ class Requests:
 
 
 def test_what_came_before_a_call_is_said_once_also_over_a_restart() -> None:
-    """The loop alone: its reader sees the same, in whatever state its children are found."""
+    """The reader sees the same text, in whatever state a new daemon finds the children."""
     said = ['Let me see. <tool_call>{"name": "calc"}</tool_call>', "It is <b>5</b>."]
 
     def run(known: int) -> str:

@@ -1,4 +1,4 @@
-"""How requests that ended reach the store, by themselves: real store, no worker."""
+"""How ended requests reach the store: a real store, no worker."""
 
 from __future__ import annotations
 

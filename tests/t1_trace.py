@@ -1,4 +1,4 @@
-"""The trace: one span after the other, in a format that Chrome's viewer reads, and its picture."""
+"""The trace: spans that do not overlap, in the format of Chrome's viewer, and the picture of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user or an agent may have at once, and in a minute; and how a queue looks that is long."""
+"""Quotas of users and agents, at one time and per minute; and very long queues."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_users_table_wins_over_his_groups_and_the_most_generous_group_over_the
 
 def test_a_bucket_fills_evenly_and_can_be_overdrawn() -> None:
     buckets = Buckets()
-    buckets.spend("ada", 5)  # nobody asked for her bound yet
+    buckets.spend("ada", 5)  # before the first question about her bound
     assert buckets.left("ada", 60, 0.0) == 60
     buckets.spend("ada", 90)
     assert buckets.left("ada", 60, 10.0) == -20
@@ -106,7 +106,7 @@ def test_the_place_in_a_queue_is_the_policys(make_kernel: MakeKernel) -> None:
 
 
 def test_a_long_queue_is_served_whole_and_new_short_runs_are_seen_at_once(make_kernel: MakeKernel) -> None:
-    """More than a policy is shown at a time."""
+    """The queue is longer than the window that a policy sees."""
     kernel = make_kernel("[scheduler]\npolicy = 'las'\n[engine]\nmax_running = 4\n")
     kernel.start()
     many = [ask(kernel, f"{i}", max_tokens=3) for i in range(150)]

@@ -1,4 +1,4 @@
-"""Contexts over real worker processes: where their KV goes, and that it never changes a token."""
+"""Contexts with real worker processes: the places of their KV, which never change a token."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def test_kv_goes_down_tier_by_tier_and_comes_back_with_the_same_tokens(make_kern
     ("kv_bytes = 80000\nhost_kv_bytes = 0\ndisk_kv_bytes = 0", {"cold"}),
 ])  # fmt: skip
 def test_budgets_move_the_least_recently_used(make_kernel: MakeKernel, engine: str, tiers: set[str]) -> None:
-    """The model's KV takes 512 bytes a token: a worker holds 156 tokens, four conversations more."""
+    """The model's KV takes 512 bytes for each token. A worker holds 156 tokens, four conversations need
+    more."""
 
     def run(kernel: Kernel) -> tuple[list[Context], list[list[int]]]:
         kernel.start()
@@ -160,7 +161,8 @@ def test_who_may_do_what_with_a_context(make_kernel: MakeKernel) -> None:
 
 
 def test_kv_is_shared_within_a_user_and_with_nobody_else(make_kernel: MakeKernel) -> None:
-    """What another could learn by timing is what is computed and what is found: nothing may be found."""
+    """A user could learn from the time of an answer which KV was found, so nothing of another user's is
+    found."""
     kernel = make_kernel()
     kernel.start()
     begin(kernel)
@@ -241,7 +243,7 @@ def test_a_damaged_file_on_disk_costs_time_and_no_token(make_kernel: MakeKernel)
 def test_a_live_context_goes_to_another_machine_in_the_middle_of_an_answer(
     make_kernel: MakeKernel, slow_llama: Path, tmp_path: Path
 ) -> None:
-    """Another state folder and other worker processes are another machine."""
+    """Another state folder and other worker processes stand for another machine."""
     here = make_kernel("", slow_llama)
     here.start()
     context = begin(here)
@@ -320,9 +322,9 @@ def test_hostile_files_are_refused_with_the_reason_and_change_nothing(make_kerne
         (lambda d: d.__delitem__(slice(size - 5, size)), False, "bytes instead of"),
         (lambda d: d.extend(b"more"), False, "bytes instead of"),
         (lambda d: d.__setitem__(size - 9, d[size - 9] ^ 1), False, "checksum"),
-        (swap(b'"model":"', b'"mODEL":"'), True, "no sense"),
-        (swap(b'"prompt":"', b'"prompt":"9e999'), True, "no sense"),
-        (swap(b'"shape":[', b'"shape":[' + b"9" * 50), True, "no sense"),
+        (swap(b'"model":"', b'"mODEL":"'), True, "header of the file is damaged"),
+        (swap(b'"prompt":"', b'"prompt":"9e999'), True, "header of the file is damaged"),
+        (swap(b'"shape":[', b'"shape":[' + b"9" * 50), True, "header of the file is damaged"),
         (swap(identity, b"0" * len(identity)), True, "not loaded here"),
         (swap(b'"layout":"fused', b'"layout":"other'), True, "another layout"),
         (swap(b'"aios_kv":"1"', b'"aios_kv":"9"'), True, "version"),
@@ -346,14 +348,14 @@ def test_hostile_files_are_refused_with_the_reason_and_change_nothing(make_kerne
                 kernel.kv_files.restore(target, bad)
         os.close(bad)
     assert (kernel.contexts.messages(target), state(kernel, target)) == ([], "cold")
-    # what only a worker can find wrong costs the KV and nothing else
+    # a fault that only a worker can find costs only the KV
     poisoned = altered(file, lambda d: d.__setitem__(slice(size - 4, size), b"\xff" * 4), True)
     kernel.kv_files.restore(target, poisoned)
     assert turn(kernel, "well?", "target").tokens == turn(kernel, "well?").tokens
 
 
 def test_kv_from_a_file_stays_with_its_context(make_kernel: MakeKernel) -> None:
-    """A forged file can spoil its own context's answers, and nothing else of even the same user."""
+    """A forged file can spoil the answers of its own context, but of no other, not even the same user's."""
     kernel = make_kernel()
     kernel.start()
     context, target = begin(kernel), begin(kernel, "target")
@@ -438,7 +440,7 @@ def test_a_guests_prompt_is_not_in_the_owners_kv_file(make_kernel: MakeKernel, s
 
 
 def test_a_request_belongs_to_the_context_it_was_made_for(make_kernel: MakeKernel) -> None:
-    """Removed and made again by another, the name is another conversation."""
+    """A context that is removed and made again by another user is another conversation."""
     kernel = make_kernel()
     kernel.start()
     context = begin(kernel)
@@ -446,7 +448,7 @@ def test_a_request_belongs_to_the_context_it_was_made_for(make_kernel: MakeKerne
     kernel.agent_objects.pause(agent, True)
     source = Source("/agents/held/syscall/llm", agent)
     held = kernel.admission.submit(ME, source, b'{"prompt":"mine","context":"talk"}')
-    kernel.contexts.remove("talk")  # as if it crossed the request's admission
+    kernel.contexts.remove("talk")  # as if it happened during the request's admission
     begin(kernel)
     assert turn(kernel, "another's").state is State.DONE, "it does not wait for the old one's turn"
     kernel.agent_objects.pause(agent, False)
@@ -523,7 +525,7 @@ def test_a_state_folder_of_the_first_version_is_taken_over(tmp_path: Path) -> No
 
 
 def test_requests_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
-    """Version 6 had one shape for all kinds, and the name of a tool where others have that of a model."""
+    """Version 6 stored all kinds in one form, with a tool's name in the field of the model."""
     Store(tmp_path, SPECS).close()
     sampling = {**asdict(GREEDY), "stop": []}
     said = [{"role": "user", "content": '{"x": 1}'}]

@@ -1,4 +1,4 @@
-"""The scheduler over real worker processes, without a mount: exactness, fairness, ends."""
+"""The scheduler with real worker processes and without a mount: exact tokens, fairness, ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MakeKernel = Callable[..., Kernel]
 
 
 def ask(kernel: Kernel, text: str, context: str = "", **params: object) -> Request:
-    """Submits through an agent whose params.json are `params`."""
+    """Submit through an agent with `params` in its params.json."""
     name = f"a{len(kernel.agents.names())}"
     agent = kernel.agents.add(name)
     kernel.agents.change(agent, params={"ignore_eos": True, **params}, context=context)
@@ -38,7 +38,7 @@ def ask(kernel: Kernel, text: str, context: str = "", **params: object) -> Reque
 
 
 def ended(request: Request) -> Request:
-    """Waits on the answer itself, as a reader does."""
+    """Wait for the end of the answer, like a reader."""
     changed = threading.Event()
     unwatch = request.answer.watch(changed.set)
     while not request.answer.ended:
@@ -58,7 +58,7 @@ SAMPLINGS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> dict[tuple[int, int], list[int]]:
-    """The tokens of each request when it has the machine to itself."""
+    """The tokens of each request when it runs alone."""
     state = DaemonConfig(state=str(tmp_path_factory.mktemp("alone")))
     kernel = Kernel(Config(daemon=state, engine=EngineConfig(max_running=1)), random_llama)
     kernel.start()
@@ -92,13 +92,13 @@ def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(
 def test_every_policy_ends_every_request_with_the_same_tokens(
     make_kernel: MakeKernel, alone: dict[tuple[int, int], list[int]], policy: str
 ) -> None:
-    """priority and edf preempt at once, also what its worker has not looked at yet."""
+    """priority and edf preempt at once, also a request that its worker has not started yet."""
     kernel = make_kernel(f"[engine]\nmax_running = 2\n[scheduler]\npolicy = '{policy}'\nquantum = 3\n")
     kernel.start()
     asked: dict[tuple[int, int], Request] = {}
     for i, j in list(alone)[:18]:
         text = json.dumps({"prompt": PROMPTS[i], "deadline_s": 600 - 60 * i, "nice": 18 - i})
-        longer = 400 if len(asked) < 2 else 0  # they still run when the others come
+        longer = 400 if len(asked) < 2 else 0  # so that they still run when the others arrive
         asked[i, j] = request = ask(kernel, text, max_tokens=30 + 5 * i + longer, **SAMPLINGS[j])
         if len(asked) == 2:  # both places are taken
             wait_until(lambda r=request: bool(r.tokens), "tokens", LONG_S)  # type: ignore[misc]
@@ -111,7 +111,7 @@ def test_every_policy_ends_every_request_with_the_same_tokens(
 def test_tokens_stay_the_same_when_preemption_loses_the_kv(
     make_kernel: MakeKernel, alone: dict[tuple[int, int], list[int]]
 ) -> None:
-    """So little KV memory that a preempted request's blocks are taken by others."""
+    """There is so little KV memory that others take the blocks of a preempted request."""
     kernel = make_kernel(
         "[engine]\nmax_running = 3\nkv_bytes = 400000\n[scheduler]\npolicy = 'rr'\nquantum = 9\n"
     )
@@ -196,7 +196,8 @@ def test_a_cancelled_turn_leaves_no_trace_and_lets_the_next_one_go(make_kernel: 
 def test_requests_survive_the_daemon(
     make_kernel: MakeKernel, alone: dict[tuple[int, int], list[int]]
 ) -> None:
-    """Some run, some wait when it stops; the next one ends them all, with the right tokens."""
+    """Some requests run and some wait when the daemon stops. The next daemon ends all, with the right
+    tokens."""
     before = make_kernel("[engine]\nmax_running = 2\n")
     before.start()
     ids = {
@@ -219,7 +220,8 @@ def test_requests_survive_the_daemon(
 def test_a_number_that_was_given_is_not_given_again_after_a_kill(
     make_kernel: MakeKernel, tmp_path: Path
 ) -> None:
-    """The state as kill -9 leaves it, of a daemon that had given numbers and stored no request with them."""
+    """The state is as after kill -9 of a daemon that had given out numbers and stored no request with
+    them."""
     before = make_kernel()
     given = [before.admission.allocate("a0") for _ in range(3)]
     left = tmp_path / "left"
@@ -285,7 +287,7 @@ def test_a_model_that_cannot_be_loaded_fails_its_requests_with_the_reason(
 
 
 def test_a_request_no_worker_can_compute_fails_alone(make_kernel: MakeKernel) -> None:
-    """Whatever slips through to the tokenizer or the wire must not end the threads that serve others."""
+    """A request that fails in the tokenizer or on the wire must not end the threads that serve others."""
     kernel = make_kernel()
     kernel.context_objects.add("deep", ME)
     kernel.permissions.set("/contexts/deep", Permission(ME.uid, ME.gid, 0o700))

@@ -1,4 +1,4 @@
-"""What the glue to libfuse does with threads that are libfuse's, not Python's."""
+"""The binding to libfuse on threads that libfuse, not Python, has made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ libc = ctypes.CDLL(None)
 
 
 def run_threads(number: int, body: Callable[[object], None]) -> None:
-    """One after the other, started by C."""
+    """Run threads one after the other, started by C."""
     start = BODY(body)
     for _ in range(number):
         thread = ctypes.c_ulong()

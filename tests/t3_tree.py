@@ -1,4 +1,4 @@
-"""The tree and its files without a mount: what each open, write, read and close does."""
+"""The tree and its files without a mount: the effects of open, write, read and close."""
 
 from __future__ import annotations
 

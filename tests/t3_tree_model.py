@@ -1,4 +1,4 @@
-"""The tree against a model of it: whatever users do in whatever order, also across restarts of the kernel."""
+"""Compare the tree with a simple model of it, for random actions of users and restarts of the kernel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from aiosd.fs.files import File, Opening
 from aiosd.fs.tree import Tree
 from aiosd.kernel import Kernel
 
-MOST = 3  # agents, and contexts, of a user
+MOST = 3  # quota of agents, and of contexts, for each user
 CONFIG = f"[quota]\nagents = {MOST}\ncontexts = {MOST}\n"
 USERS = {uid: Caller(uid, uid + 100, os.getpid()) for uid in (5001, 5002)}
 ROOT = Caller(0, 0, os.getpid())
@@ -157,7 +157,7 @@ class TreeMachine(RuleBasedStateMachine):
             flags = os.O_WRONLY | (os.O_TRUNC if clear else os.O_APPEND)
             try:
                 self.write(f"{path}/messages.jsonl", json.dumps(said) + "\n", 5001, flags)
-            except AiosError:  # a text that a message cannot hold; what was cut stays cut
+            except AiosError:  # a text that no message can hold; the context stays truncated
                 said = {}
             kept = [] if clear else self.model[path].said
             self.model[path].said = [*kept, said] if said else kept

@@ -1,4 +1,4 @@
-"""The real mount with the built-in model: what shells and programs do with the files."""
+"""The real mount with the built-in model, as shells and programs use the files."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SLOW = '{"max_tokens": 1500, "ignore_eos": true}'  # goes on for seconds
 
 
 def blocked(pid: int) -> bool:
-    """Asleep in a read(2) that waits for the daemon's answer."""
+    """Whether the process sleeps in a read(2) that waits for the daemon."""
     return Path(f"/proc/{pid}/wchan").read_text() == "request_wait_answer"
 
 
 def ask(aios: Daemon, agent: str, text: str) -> str:
-    """A private transaction."""
+    """Ask and read on one descriptor, which is a private transaction."""
     fd = os.open(aios.root / agent / "syscall/llm", os.O_RDWR)
     try:
         os.write(fd, text.encode())
@@ -63,7 +63,7 @@ PYTHON = "from pathlib import *; Path('llm').write_text(Path('{}').read_text())"
 def test_the_rest_of_what_was_refused_is_no_request(
     aios: Daemon, agent: str, tmp_path: Path, program: str
 ) -> None:
-    """The kernel makes many writes of a large one: the first of them are taken."""
+    """The kernel splits a large write, and the daemon accepts the first parts."""
     file = tmp_path / "request"
     file.write_text(json.dumps({"prompt": "x" * 150_000, "temprature": 1}))
     done = aios.sh(f"cd {agent}/syscall; {program.format(file)}")
@@ -82,7 +82,7 @@ def test_after_a_refusal_comes_its_rest_until_a_read_has_said_so(aios: Daemon, a
         for wrong in (b"a\0", b'{"prompt": x}'):
             with pytest.raises(OSError, match="Invalid"):
                 os.write(fd, wrong)
-        os.write(fd, b"Repeat: mango")  # nothing of those is left
+        os.write(fd, b"Repeat: mango")  # no byte of the earlier writes is left
         assert whole(fd) == b"mango\n"
         wrong = json.dumps({"prompt": "x" * 150_000, "temprature": 1}).encode()
         assert os.write(fd, wrong) < len(wrong)
@@ -271,7 +271,7 @@ def test_one_asyncio_thread_waits_on_many_requests(aios: Daemon, agent: str) -> 
 
 
 def test_64_shell_clients_at_once_each_get_their_own_answer(aios: Daemon, agent: str) -> None:
-    """The right one is what the same question gets when nobody else asks."""
+    """Each answer must equal the answer to the same question asked alone."""
     words = ["Paris", "London", "Rome", "Berlin", "Madrid", "Oslo", "Lima", "Cairo"]
     questions = [f"Repeat: {one} {other}" for one in words for other in words]
     alone = {i: ask(aios, agent, question) for i, question in enumerate(questions)}
@@ -446,7 +446,7 @@ def test_a_text_is_tokenized_and_embedded(aios: Daemon) -> None:
 
 
 def test_a_crowd_of_readers_gets_the_whole_answer_and_can_be_killed(aios: Daemon, agent: str) -> None:
-    """More threads of one user wait than are woken at once."""
+    """More threads of one user wait than the daemon wakes at once."""
     read = f"""
 import threading
 got = []

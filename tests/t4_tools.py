@@ -49,7 +49,7 @@ def test_programs(aios: Daemon, agent: str, script: str, said: str, tmp_path: Pa
 def test_sendfile_writes_a_request_and_reads_a_stored_answer(
     aios: Daemon, agent: str, tmp_path: Path
 ) -> None:
-    """The kernel gives nothing of a file that says it has no size; the answer in requests/ says its own."""
+    """sendfile reads nothing from a file of size 0, so it reads the answer in requests/, which has a size."""
     (tmp_path / "question").write_text("Repeat: plum")
     with open(tmp_path / "question", "rb") as question, open(tmp_path / "answer", "wb") as answer:
         with open(aios.root / agent / "syscall/llm", "wb", buffering=0) as llm:

@@ -1,4 +1,4 @@
-"""Rules of access, privilege groups and users' own tools, by real users on the real mount."""
+"""Access rules, privilege groups and users' own tools, with real users on the real mount."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROGRAM = "#!/bin/sh\necho hello from $(id -u): $(cat)\n"
 
 @pytest.fixture
 def greet(aios: Daemon, tmp_path: Path) -> Iterator[str]:
-    """Of alice, for all."""
+    """A tool of alice that all users may call."""
     (tmp_path / "tool.toml").write_text(GREET)
     (tmp_path / "greet").write_text(PROGRAM)
     let_in(tmp_path)
@@ -45,7 +45,7 @@ def greet(aios: Daemon, tmp_path: Path) -> Iterator[str]:
 
 
 def let_in(folder: Path) -> None:
-    """Other users than root have to get there."""
+    """A folder that other users can reach."""
     for parent in (folder, *folder.parents[:2]):
         parent.chmod(0o755)
 
@@ -194,7 +194,7 @@ def test_the_administrators_tool_takes_the_place_of_a_users(
 
 
 def test_a_tool_makes_no_tool(aios: Daemon) -> None:
-    """It could else have one run with all that its caller may read."""
+    """Otherwise a tool could make another tool that runs with all rights of the caller."""
     code = "import os; os.mkdir('/aios/tools/evil')"
     done = as_user(aios, ALICE, run("tools/python/call", json.dumps({"code": code})) + "; ls tools")
     assert "evil" not in done.stdout
@@ -266,7 +266,7 @@ def test_where_a_rule_names_a_group_its_members_decide_and_not_the_caller(ruled:
     allow = as_user(ruled, BOB, f"echo allow > access/pending/{id}/decision", groups=games)
     assert allow.stderr == ""
     assert "20" in as_user(ruled, ALICE, "cat agents/al/syscall/tool").stdout
-    assert call(ruled, "tools/clock/call", '{"zone": "UTC"}')[0] == 0  # of others nobody is asked
+    assert call(ruled, "tools/clock/call", '{"zone": "UTC"}')[0] == 0  # no rule asks about other tools
 
 
 def test_a_privilege_group_is_of_agents_and_lasts_no_longer_than_they(ruled: Daemon) -> None:

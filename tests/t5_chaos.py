@@ -58,7 +58,7 @@ class Chaos:
         state = "unknown"
         while not self.stopping.is_set():
             question = rng.randrange(len(QUESTIONS))
-            if state != "new":  # else it was refused, and may be written again
+            if state != "new":  # "new": the write was refused, and may be repeated
                 id = self.patiently(lambda: int(self.daemon.read(f"agents/{agent}/requests/new")))
             path = f"agents/{agent}/requests/{id}"
             try:
@@ -73,7 +73,7 @@ class Chaos:
             with self.lock:
                 self.accepted[agent, id] = question
             if rng.random() < 0.3:
-                time.sleep(rng.random() / 5)  # others go on asking at once
+                time.sleep(rng.random() / 5)  # some clients pause, others do not
 
     def state(self, path: str) -> str:
         if not (self.daemon.root / "status").exists():
@@ -87,7 +87,7 @@ class Chaos:
 
     @staticmethod
     def patiently(action: Callable[[], Any]) -> Any:
-        """Again until it works: the daemon may be dead at any moment, and its queue full."""
+        """Repeat until it works: the daemon may be dead, or its queue full."""
         end = time.monotonic() + 60
         while True:
             try:

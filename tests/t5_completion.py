@@ -1,4 +1,5 @@
-"""Completion of aiosctl's command line: each shell offers what the parser takes, and names of a real tree."""
+"""Completion of aiosctl: each shell offers the parser's commands and options, and the names of a real
+tree."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def shell(request: pytest.FixtureRequest) -> str:
 
 
 def offered(shell: str, lines: list[str], aios: str, programs: Path) -> list[set[str]]:
-    """What it offers where each line ends."""
+    """What the shell offers at the end of each line."""
     program = programs / "aiosctl"
     module = "aiosd.cli.aiosctl"
     program.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -P -m {module} "$@"\n')
@@ -62,7 +63,7 @@ def offered(shell: str, lines: list[str], aios: str, programs: Path) -> list[set
 
 
 def blocks(text: str) -> list[set[str]]:
-    """An empty line ends what belongs to one line."""
+    """Split the output at empty lines, one part for each completed line."""
     found: list[set[str]] = [set()]
     for line in text.splitlines():
         if line:

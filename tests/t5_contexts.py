@@ -1,4 +1,4 @@
-"""Contexts as their users know them: cp, cat, echo and chmod on the real mount, with the built-in model."""
+"""Contexts with cp, cat, echo and chmod on the real mount, with the built-in model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def chat(aios: Daemon) -> Iterator[None]:
 
 
 def test_a_context_is_copied_out_and_in_with_cp(aios: Daemon, chat: None, tmp_path: Path) -> None:
-    """Any safetensors reader opens what cp took."""
+    """Any safetensors reader opens the copied file."""
     file = tmp_path / "chat.kv"
     assert aios.sh(f"cp contexts/chat/kv {file}").stderr == ""
     with safe_open(file, "np") as opened:
@@ -81,7 +81,7 @@ def test_commands(aios: Daemon, chat: None) -> None:
 
 
 def test_sharing_by_mode_bits(aios: Daemon, chat: None) -> None:
-    """r on the folder forks, w continues; the copy is private again."""
+    """r on the folder allows to fork, w to continue. The fork is private."""
     steal = "echo fork mine > contexts/chat/ctl"
     read = "cat contexts/chat/kv > /dev/null"
     for script in (steal, read):
@@ -106,7 +106,7 @@ def test_sharing_by_mode_bits(aios: Daemon, chat: None) -> None:
 def test_a_daemon_restart_in_the_middle_of_an_answer(
     make_daemon: Callable[..., Daemon], slow_llama: Path, tmp_path: Path
 ) -> None:
-    """Taken by cp while it is generated; daemon stopped and state gone; put back into another daemon."""
+    """cp copies the context during an answer. A daemon with a new state then continues from the copy."""
     body = json.dumps({"prompt": "a long story", "max_tokens": 600, "ignore_eos": True, "temperature": 1,
                        "seed": 3, "context": "talk"})  # fmt: skip
     here = make_daemon(model=slow_llama).start()

@@ -1,4 +1,4 @@
-"""make demo as a newcomer runs it: on the real mount with the built-in model, to its end and interrupted."""
+"""make demo on the real mount with the built-in model, run to the end and interrupted."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.mount
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Marks every process of the demo; after the test none may be left, nor a mount, nor a file."""
+    """Mark all processes of the demo. After the test no process, mount or file may be left."""
     value = str(uuid.uuid4())
     had_mount_point = Path("/aios").exists()
     yield dict(os.environ, TMPDIR=str(tmp_path), XDG_RUNTIME_DIR=str(tmp_path), AIOSD_DEMO_TEST=value)
@@ -62,7 +62,7 @@ def test_the_demo_remembers_calculates_and_shows_the_queue(environment: dict[str
 
 
 class Terminal:
-    """The demo on a terminal of its own, so that Ctrl-C reaches the whole foreground group as it would."""
+    """The demo on its own terminal, where Ctrl-C reaches the whole foreground group."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.output = ""
@@ -77,7 +77,7 @@ class Terminal:
             assert time.monotonic() < deadline, self.output
 
     def _read(self) -> bool:
-        """False at the end."""
+        """Read more output. Return False at the end."""
         if not select.select([self._terminal], [], [], 0.2)[0]:
             return True
         try:

@@ -1,4 +1,4 @@
-"""Models on devices, on the real mount: pinned, moved under load, two on one, a failed one drained.
+"""Models on devices, on the real mount: pins, moves under load, shared devices, failed devices.
 
 The devices are of a table, and their workers, real ones, compute on the processor.
 For GPUs there is tests/t6_gpu.py.
@@ -27,7 +27,7 @@ LONG = {"prompt": "Tell me.", "max_tokens": 500, "ignore_eos": True, "seed": 7, 
 
 
 class Machine:
-    """With some of three GPUs."""
+    """Write a table with some of three GPUs."""
 
     def __init__(self, folder: Path) -> None:
         self.table = folder / "devices.toml"
@@ -52,7 +52,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def workers(daemon: Daemon, model: str) -> dict[str, list[str]]:
-    """Devices of each that is ready."""
+    """The devices of each ready worker."""
     numbers = daemon.read(f"models/{model}/workers").split()
     ready = [n for n in numbers if daemon.read(f"workers/{n}/state") == "ready\n"]
     return {n: daemon.read(f"workers/{n}/device").split() for n in ready}
@@ -91,7 +91,7 @@ def progress(daemon: Daemon, model: str) -> list[int]:
 
 
 def meanwhile(daemon: Daemon, model: str, act: Callable[[], None]) -> set[str]:
-    """The answers to requests that follow each other until something has happened in the midst of some."""
+    """Send requests in a row until the event has happened during some answers. Return the answers."""
     answers: list[str] = []
     over = threading.Event()
 

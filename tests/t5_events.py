@@ -1,4 +1,5 @@
-"""events.jsonl and metrics on the real mount: who sees what, and that the official parser agrees."""
+"""events.jsonl and metrics on the real mount: which user sees which event; the official parser reads the
+metrics."""
 
 from __future__ import annotations
 
@@ -33,11 +34,11 @@ def opened(pid: int, name: str) -> bool:
 
 @contextmanager
 def listening(aios: Daemon, uid: int) -> Iterator[list[dict[str, Any]]]:
-    """What a `cat` of that user's prints while the block runs; whole afterwards."""
+    """The lines that a `cat` of this user prints while the block runs; complete after the block."""
     found: list[dict[str, Any]] = []
     command = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", "cat", "events.jsonl"]
     with subprocess.Popen(command, cwd=aios.root, stdout=subprocess.PIPE) as reader:
-        wait_until(lambda: opened(reader.pid, "/events.jsonl"), "the reader")  # what was before is not its
+        wait_until(lambda: opened(reader.pid, "/events.jsonl"), "the reader")  # sees no earlier events
         yield found
         time.sleep(0.5)
         reader.terminate()
@@ -132,7 +133,7 @@ def test_who_may_not_see_an_event_is_not_woken_by_it() -> None:
     events.emit("request", "/agents/a", ALICE, state="done")
     assert woken.count("alice") == 2
     events.watch(lambda: woken.append("again"), alice)
-    unwatch()  # once more: it is nobody's any longer
+    unwatch()  # a second call does nothing
     events.emit("request", "/agents/a", ALICE, state="done")
     assert woken.count("again") == 1
     lines, after = events.since(0, alice)

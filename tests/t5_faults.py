@@ -1,4 +1,4 @@
-"""What goes wrong on real machines: kills, full disks, stale mounts, broken models and configurations."""
+"""Faults of real machines: kills, full disks, stale mounts, broken models and configurations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MakeDaemon = Callable[..., Daemon]
 
 
 def answers(daemon: Daemon, count: int, meanwhile: Callable[[], None] = lambda: None) -> list[str]:
-    """`count` agents ask at once, each its own question; what each got."""
+    """Let `count` agents ask at once, each its own question. Return the answers."""
     got = [""] * count
 
     def client(i: int) -> None:
@@ -84,7 +84,7 @@ def test_a_killed_daemon_leaves_no_worker_and_loses_no_request(make_daemon: Make
 
 
 def test_a_mount_in_the_root_folder_is_seen() -> None:
-    """/aios is one: that of a killed daemon could not be taken away."""
+    """/aios is such a mount. If it is not seen, nobody can remove the mount of a killed daemon."""
     assert mount.is_mounted(Path("/proc"))
     assert not mount.is_mounted(Path("/proc/self"))
 

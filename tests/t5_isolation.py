@@ -28,7 +28,7 @@ TURNS = [
 
 
 def conversation(daemon: Daemon, context: str, between: Callable[[], None] = lambda: None) -> list[Any]:
-    """Tokens and log-probabilities of each turn."""
+    """The tokens and log-probabilities of each turn."""
     (daemon.root / f"contexts/{context}").mkdir()
     found = []
     for turn in TURNS:
@@ -44,7 +44,7 @@ def conversation(daemon: Daemon, context: str, between: Callable[[], None] = lam
 
 
 class Neighbours:
-    """So many others ask for random things until it ends."""
+    """Let so many other agents ask random questions until the block ends."""
 
     def __init__(self, daemon: Daemon, count: int, model: str) -> None:
         self._daemon, self._path = daemon, daemon.root / f"models/{model}/llm"
@@ -95,7 +95,7 @@ def test_the_same_bits_among_neighbours_preempted_swapped_and_moved(
     assert conversation(daemon, "swapped", swap) == expected
 
     def move() -> None:
-        """Out by cp, and in again when another process serves the model."""
+        """Copy the context out with cp, and back in when another process serves the model."""
         daemon.sh(f"cp contexts/moved/kv {tmp_path}/kv")
         pids = daemon.worker_pids()
         for pid in pids:

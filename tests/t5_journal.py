@@ -1,4 +1,4 @@
-"""The journal tells the daemon's story, with fields; a real systemd-journald receives it."""
+"""The daemon's messages and their fields in the journal of a real systemd-journald."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ log = logging.getLogger("test")
 
 
 def test_a_message_is_one_entry_whatever_it_holds(tmp_path: Path) -> None:
-    """A newline makes no field, and one that is too long for a datagram goes by a file."""
+    """A newline in a message makes no field, and a message too long for a datagram travels in a file."""
     code = (
         LOGS
         + r"""
@@ -110,7 +110,7 @@ log.error("x" * 500_000, extra=about(agent="long"))
 
 
 def test_what_is_logged_last_is_in_the_journal(tmp_path: Path) -> None:
-    """At an exit, and where a thread died."""
+    """At an exit, and after the death of a thread."""
     ends = "for number in range(3000): log.info('number %d', number)"
     dies = "import threading; from aiosd.__main__ import die; threading.excepthook = die\n"
     dies += "thread = threading.Thread(target=lambda: 1 / 0, name='t'); thread.start(); thread.join()"

@@ -96,7 +96,8 @@ def test_a_thread_is_no_process(aios: Daemon) -> None:
 
 
 def test_many_agents_end_with_one_process(make_daemon: MakeDaemon, sleeper: subprocess.Popen[bytes]) -> None:
-    """More than 1,024, where select(2) ends; and they take one descriptor, again and again."""
+    """More than 1,024, the limit of select(2). All agents share one descriptor, also when bound
+    repeatedly."""
     daemon = make_daemon().start(ready=False)
     assert daemon.process is not None
     files = Path(f"/proc/{daemon.process.pid}/fd")

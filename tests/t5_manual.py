@@ -1,4 +1,4 @@
-"""The examples of the man pages, run as they are printed: the tree of a real daemon is at /aios.
+"""Run the examples of the man pages as printed, with the tree of a real daemon at /aios.
 
 Each page has one shell for all its examples, in the order of the page, as a reader would type them. The shell
 is in a mount namespace of its own, where the daemon's mount is bound at /aios.
@@ -28,7 +28,7 @@ PROGRAM = re.compile(r"\*(\w+\.(?:c|py))\*:\n\n```\w+\n(.*?)^```$", re.MULTILINE
 
 @dataclass
 class Example:
-    """One command, which may have several lines, and what it prints; `...` stands for anything."""
+    """One command, perhaps of several lines, and its output. `...` stands for any text."""
 
     place: str
     command: str
@@ -36,7 +36,7 @@ class Example:
 
 
 def examples(block: Block) -> Iterator[Example]:
-    """`$ command` or `# command` of root, `> ` before its further lines, then what is printed."""
+    """Parse `$ command`, or `# command` for root, its further lines after `> `, and then the output."""
     now = None
     for number, line in enumerate(block.text.splitlines(), block.line):
         if line.startswith(("$ ", "# ")):
@@ -61,7 +61,7 @@ def fits(expected: str, printed: str) -> bool:
 
 @pytest.fixture(scope="module")
 def shell(aios: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """A command: bash where /aios is the tree, and the programs are those of the checkout."""
+    """The command that starts bash with the tree at /aios and the checkout's programs."""
     folder = tmp_path_factory.mktemp("programs")
     for name, module in {"aiosd": "aiosd", "aiosctl": "aiosd.cli.aiosctl"}.items():
         program = folder / name
@@ -78,11 +78,11 @@ def shell(aios: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[li
 
 @pytest.fixture
 def restored(aios: Daemon) -> Iterator[None]:
-    """What the examples of a page made or set is gone after it."""
+    """Undo all that the examples of a page made or set."""
     values = {name: aios.read(name) for name in ("scheduler/policy", "scheduler/quantum")}
     folders = [aios.root / name for name in ("agents", "contexts", "tools", "access/groups", "models")]
     before = {path for folder in folders for path in folder.iterdir()}
-    aios.write("scheduler/policy", "fair")  # which pages take for granted
+    aios.write("scheduler/policy", "fair")  # the pages assume this policy
     yield
     for path in {path for folder in folders for path in folder.iterdir()} - before:
         path.rmdir()
@@ -110,7 +110,7 @@ def test_the_examples_of_a_page_do_what_it_says(page: str, shell: list[str], tmp
 
 
 def run(shell: list[str], script: str, folder: Path) -> str:
-    """What the script prints, errors too, as an interactive bash words them."""
+    """The output of the script, with errors as an interactive bash prints them."""
     (folder / "script").write_text(f"cd home\n{script}")
     environment = {**os.environ, "HOME": f"{folder}/home", "AIOS": "/aios", "LC_ALL": "C.UTF-8"}
     done = subprocess.run(

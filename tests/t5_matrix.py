@@ -1,4 +1,4 @@
-"""Who may do what: every kind of file, as owner, group, other and root, on the real mount with real uids.
+"""Permissions of every kind of file for owner, group, other and root, on the real mount with real uids.
 
 One table says what the modes of the tree mean for each role; every cell of it is tried.
 """
@@ -37,7 +37,7 @@ REFUSED = {errno.EACCES, errno.EPERM}
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Everything below, requests aside: whose modes are not to be changed."""
+    """All paths below, except requests, whose modes cannot change."""
     yield folder
     for entry in sorted(os.listdir(folder)):
         path = folder / entry
@@ -50,7 +50,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def attempt(action: Any) -> bool:
-    """True: allowed, though it may fail for another reason."""
+    """Whether the call is allowed. It may still fail for another reason."""
     try:
         action()
     except OSError as error:
@@ -65,7 +65,7 @@ def kind(path: Path) -> str:
 
 
 def tried(path: Path, kind: str) -> dict[str, bool]:
-    """What the role that runs this may do with a path."""
+    """The rights of the running role on a path."""
 
     def opened(flags: int) -> bool:
         return attempt(lambda: os.close(os.open(path, flags | os.O_NONBLOCK)))
@@ -81,7 +81,7 @@ def tried(path: Path, kind: str) -> dict[str, bool]:
 
 
 def expected(path: Path, root: Path, role: str) -> dict[str, bool]:
-    """The table: the bits of the path for this role, if every folder above lets it through."""
+    """The expected rights: the path's bits for this role, if it may pass all folders above."""
     _, _, _, shift = ROLES[role]
 
     def bits(of: Path) -> int:
@@ -147,7 +147,7 @@ for act in rmdir mkdir; do $act "$1" 2>/dev/null && echo yes || echo no; done
 
 
 def test_objects_are_made_and_removed_by_who_may(aios: Daemon) -> None:
-    """agents/ and contexts/ are sticky: everybody makes his own, nobody removes another's."""
+    """agents/ and contexts/ are sticky: each user makes objects, and nobody removes another user's."""
     path = aios.root / "agents/sticky"
     path.mkdir()
     os.chown(path, OWNER, GROUP)

@@ -1,4 +1,5 @@
-"""MCP on the real mount: real servers by the official SDK as tools, and its client on what aiosd serves."""
+"""MCP on the real mount: servers of the official SDK as tools, and the SDK's client with `aiosctl mcp
+serve`."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ SERVER = REPOSITORY / "tests" / "mcp_server.py"
 
 
 def python() -> list[str]:
-    """What a server is run with: the interpreter that other users reach."""
+    """The interpreter for servers, which other users can reach."""
     (path, *_), _, env = program()
     return ["/usr/bin/env", f"PYTHONPATH={env['PYTHONPATH']}", path, "-S"]
 
@@ -40,7 +41,7 @@ def table(name: str, command: list[str], **facts: object) -> str:
 
 
 class Host:
-    """A daemon with servers, and a folder that they share with the test."""
+    """A daemon with MCP servers, and a folder that the servers share with the test."""
 
     def __init__(self, folder: Path) -> None:
         for parent in [folder, *folder.parents][:4]:
@@ -55,7 +56,7 @@ class Host:
         self.daemon = Daemon(folder, TINY, "[tools]\noutput_bytes = 100000\n" + config)
 
     def call(self, tool: str, uid: int = ALICE, **arguments: object) -> str:
-        """What it said, or what the shell says of the failure."""
+        """The tool's output, or the shell's error."""
         script = f"exec 3<>tools/{tool}/call; echo '{json.dumps(arguments)}' >&3 && cat <&3"
         done = as_user(self.daemon, uid, script)
         return done.stdout + done.stderr
@@ -396,7 +397,7 @@ def test_what_a_client_cancels_is_cancelled(host: Host) -> None:
 
 
 class Web:
-    """The same server over HTTP on the loopback, started and ended as often as is liked."""
+    """The same server over HTTP on the loopback. A test may start and end it repeatedly."""
 
     def __init__(self, here: Path) -> None:
         with socket.socket() as free:
@@ -429,7 +430,7 @@ def web(tmp_path: Path) -> Iterator[Web]:
 def test_the_host_of_a_session_speaks_streamable_http_and_ends_with_the_server(
     web: Web, tmp_path: Path
 ) -> None:
-    """Without its cage: with what the daemon would tell it."""
+    """The test runs the bridge without its sandbox, and sends the daemon's messages."""
     with subprocess.Popen(
         [sys.executable, "-m", "aiosd.tools.mcp.bridge"], cwd=REPOSITORY,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -461,7 +462,7 @@ def test_the_host_of_a_session_speaks_streamable_http_and_ends_with_the_server(
         web.end()
         web.start()
         tell(id=3, tool="add", arguments={"a": 1, "b": 2})
-        if line := host.stdout.readline():  # a server that keeps no sessions does not miss this one
+        if line := host.stdout.readline():  # a server without sessions does not notice the missing one
             assert json.loads(line) == {"id": 3, "text": "3\n", "error": False}
             web.end()
             tell(id=4, tool="add", arguments={"a": 1, "b": 2})

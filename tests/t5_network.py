@@ -1,4 +1,4 @@
-"""Tools with a network: they reach what they were granted, and nothing else by any way we thought of."""
+"""Tools with a network: they reach the granted addresses, and no other address by any way that we know."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Page(BaseHTTPRequestHandler):
 
 
 class Machines:
-    """Others that the host is wired to. What they serve says by whom it was asked."""
+    """Other machines that are connected to the host. Their servers answer with the client's address."""
 
     def __init__(self, undo: ExitStack) -> None:
         self._undo = undo
@@ -139,7 +139,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, random_llama: Path, machines:
 
 
 def left() -> list[str]:
-    """What such calls need of the host, of what is there now."""
+    """The parts of such calls that exist on the host now."""
     from pyroute2.nftables.main import NFTables
 
     nft = NFTables()
@@ -326,7 +326,7 @@ time.sleep(20)
 
 
 def test_the_host_forwards_nothing_else_meanwhile(host: Host, machines: Machines) -> None:
-    """The far machine would reach what is beyond by this one, as forwarding is on for its answers."""
+    """Forwarding is on for answers to calls. The far machine must not use it to reach other networks."""
     for fd, gateway in ((machines.far, HOST), (machines.beyond, "198.51.100.1")):
         with network.inside(fd):
             subprocess.run(["ip", "route", "add", "default", "via", gateway], check=True)
@@ -393,7 +393,7 @@ def test_after_kill_9_the_pair_goes_by_itself_and_the_rest_with_the_next_start(
 
 
 def test_who_flushes_the_rules_of_the_machine_breaks_no_later_call(host: Host, machines: Machines) -> None:
-    """As a firewall that is loaded again does."""
+    """A firewall flushes the rules when it is loaded again."""
     waiting = host.begin("echo begun; sleep 20", tool="net")
     try:
         nftables.apply(nftables.gone())
@@ -407,7 +407,7 @@ def test_who_flushes_the_rules_of_the_machine_breaks_no_later_call(host: Host, m
 
 
 def get(host: Host, url: str) -> str:
-    """What it said, or why it failed."""
+    """The output of the call, or its error."""
     client = host.client(ALICE, "agents/alice/syscall/tool")
     body = json.dumps({"name": "http_get", "arguments": {"url": url}})
     said, _ = client.communicate(body.encode(), 60)
@@ -464,7 +464,7 @@ def test_a_name_that_is_granted_is_known_inside(monkeypatch: pytest.MonkeyPatch,
 def test_no_name_leads_to_this_machine_or_to_link_local(
     address: str, monkeypatch: pytest.MonkeyPatch, machines: Machines
 ) -> None:
-    """Who answers for it could otherwise point it there."""
+    """Otherwise the owner of a name could point the name there."""
     answers(monkeypatch, evil=address)
     with pytest.raises(NoNetwork, match="cannot be reached"):
         network.open(["evil.example:80"])

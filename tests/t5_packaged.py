@@ -1,4 +1,4 @@
-"""aiosctl agent run, as real users on the real mount: what aios-agent@NAME.service does."""
+"""aiosctl agent run, which aios-agent@NAME.service runs, as real users on the real mount."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN = "description = 'x'\ncommand = ['sleep', '1000']\n"
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """Where alice has her packages and their state."""
+    """The folder of alice's packages and their state."""
     for parent in [tmp_path, *tmp_path.parents][:4]:
         parent.chmod(0o755)
     made = tmp_path / "home"
@@ -160,7 +160,8 @@ def test_one_without_a_process_is_taken_and_ends_with_it(aios: Daemon, home: Pat
 
 
 def test_a_start_right_after_a_kill_gets_an_agent_that_stays(aios: Daemon, home: Path, start: Start) -> None:
-    """The end of the one before is heard of in a moment: it must not take the next one's agent with it."""
+    """aiosd notices the end of the earlier process late. That end must not remove the next process's
+    agent."""
     folder = package(home)
     for _ in range(5):
         process = start(folder)

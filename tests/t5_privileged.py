@@ -1,4 +1,4 @@
-"""A daemon without privileges, and the root process that acts for it: what the units run, without systemd."""
+"""A daemon without privileges and aios-privileged, started as the units start them, but without systemd."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ END
 
 
 class Forger:
-    """A daemon that was taken over: it orders what it likes."""
+    """A compromised daemon, which sends any order."""
 
     def __init__(self, address: Path) -> None:
         sock = socket.socket(socket.AF_UNIX)
@@ -116,7 +116,7 @@ class Forger:
         assert isinstance(self.channel.receive(), orders.Mounted)
 
     def order(self, manifest: Manifest, uid: int = ALICE, folder: str = "") -> tuple[str, str]:
-        """What it said, and why it ended."""
+        """Send an order. Return the output and the error."""
         bounds = Bounds(1 << 20, 1 << 20, 0)
         events = Events(lambda: True, lambda _: None, lambda _: None)
         asked = Call(1, manifest, "{}", uid, (uid,), folder, False, bounds, events)
@@ -140,7 +140,7 @@ def test_a_daemon_that_was_taken_over_gets_no_more_than_the_configuration_grants
     try:
         forger = Forger(tmp_path / "privileged")
         shown = Manifest("x", "", ("/bin/cat", str(secret)), {}, tmp_path)
-        assert forger.order(shown) == ("", "")  # it is not there to be seen
+        assert forger.order(shown) == ("", "")  # the call does not see the path
         for grant in ({"read": (str(tmp_path),)}, {"write": ("/etc",)}, {"network": ("192.0.2.1:80",)}):
             said, why = forger.order(replace(shown, **grant))  # type: ignore[arg-type]
             assert (said, "does not say" in why) == ("", True)

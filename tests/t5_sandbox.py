@@ -1,4 +1,4 @@
-"""Tool calls of real users who try to get out: each way is tried for real, and fails."""
+"""Tool calls of real users that try to leave the sandbox: each test tries a real way, which must fail."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def add_tool(folder: Path, name: str, **facts: object) -> None:
 
 
 class Host:
-    """A daemon with tools, and what there is on the machine around it to be taken."""
+    """A daemon with tools, and secrets on the machine that a tool must not get."""
 
     def __init__(self, folder: Path, model: Path) -> None:
         for parent in [folder, *folder.parents][:4]:
@@ -103,7 +103,7 @@ class Host:
         return self
 
     def client(self, uid: int, path: str) -> subprocess.Popen[bytes]:
-        """Writes what it is given to a file of the mount, then gives its answer."""
+        """Write a request to a file of the mount, and return the answer."""
         script = f"exec 3<>{path} && cat >&3 && exec cat <&3"
         return subprocess.Popen(
             ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", "bash", "-c", script],
@@ -111,7 +111,7 @@ class Host:
         )  # fmt: skip
 
     def begin(self, script: str, uid: int = ALICE, tool: str = "sh", said: str = "begun") -> Any:
-        """A call that goes on; its script is to say that it has begun."""
+        """Start a call that keeps running. Its script must report its start."""
         client = self.client(uid, f"tools/{tool}/call")
         assert client.stdin
         assert client.stdout
@@ -122,7 +122,7 @@ class Host:
         return client
 
     def say(self, script: str, uid: int = ALICE, tool: str = "sh") -> str:
-        """What a call printed, of however many run."""
+        """The output of one call among many running ones."""
         client = self.client(uid, f"tools/{tool}/call")
         said, _ = client.communicate(json.dumps({"script": script}).encode(), 60)
         return said.decode()
@@ -155,7 +155,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> Iterat
 
 
 def running(command: str) -> list[int]:
-    """Processes of the machine with that in their command line."""
+    """The processes of the machine with this text in the command line."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -170,7 +170,7 @@ def python(code: str) -> str:
     return f"python3 -IS - <<'END'\n{code}\nEND"
 
 
-NOTHING = {  # what each is to fail at; a success says GOT
+NOTHING = {  # each script must fail; it prints GOT if it succeeds
     "a file of another user that the tool is shown": "cat {shown}/secret {shown}/key && echo GOT",
     "a file of another user that it is not shown": "cat {secret} && echo GOT",
     "the passwords": "cat /etc/shadow && echo GOT",
@@ -356,21 +356,21 @@ time.sleep(20)
 
 
 def test_memory_is_bounded_before_anybody_looks(host: Host) -> None:
-    """Of processes that would have taken four times as much within a look."""
+    """The processes would take four times as much between two checks of the runner."""
     if "without cgroups" in host.daemon.log.read_text():
         pytest.skip("no cgroups here that the daemon may use")
     facts = host.call(HOLD.format(n=15))
     full = len(list(host.work().iterdir()))
     host.empty_work()
     assert f"more than {MEMORY_BYTES} bytes of memory" in facts["error"]
-    assert full < 15  # of those that the kernel kills others take the place
+    assert full < 15  # other processes take the place of killed ones
 
 
 BURN = "import time; held = bytearray(20_000_000); [0 for _ in iter(lambda: time.process_time() > 0.4, True)]"
 
 
 def test_what_a_call_took_is_told_of_all_its_processes(host: Host) -> None:
-    """Also of those that were killed, where there are control groups: nobody waited for them."""
+    """With control groups, killed processes count too, although no parent waited for them."""
     burn = f"/usr/bin/python3 -c '{BURN}'"
     facts = host.call(f"{burn} & {burn} & wait")
     assert 0.8 <= facts["cpu_seconds"] < 3
@@ -381,11 +381,11 @@ def test_what_a_call_took_is_told_of_all_its_processes(host: Host) -> None:
     assert 40_000_000 <= facts["memory_bytes"] < MEMORY_BYTES
     killed = host.call("while :; do :; done", tool="hurried")
     assert "it took more than 1 s" in killed["error"]
-    assert killed["cpu_seconds"] > 0.1  # of the sandbox itself a hundredth
+    assert killed["cpu_seconds"] > 0.1  # the sandbox itself takes a hundredth of this
 
 
 def groups() -> list[Path]:
-    """Of calls, whatever hierarchies there are."""
+    """The control groups of calls, in all hierarchies."""
     return [
         file for at in Path("/sys/fs/cgroup").glob("**/aios-tools") for file in at.iterdir() if file.is_dir()
     ]
@@ -471,7 +471,7 @@ def test_links_in_the_work_folder_lead_nowhere(host: Host) -> None:
 
 
 def test_nothing_can_be_put_in_the_place_of_a_work_folder(host: Host) -> None:
-    """The daemon would give what it finds there to the user."""
+    """The daemon would change the owner of the replaced folder to the user."""
     host.call("true")
     own = host.work().parent
     for script in (
@@ -486,7 +486,7 @@ def test_nothing_can_be_put_in_the_place_of_a_work_folder(host: Host) -> None:
 
 
 def test_files_left_in_the_work_folder_are_the_callers_and_nothing_more(host: Host) -> None:
-    """A set-uid file of root cannot come about, and what a user makes stays his."""
+    """No tool can make a set-uid file of root, and a user's files stay the user's."""
     host.call("cp /usr/bin/id mine; chmod 6755 mine; chown root mine; echo x > kept")
     status = (host.work() / "mine").stat()
     assert status.st_uid == ALICE
@@ -530,7 +530,7 @@ def test_output_is_cut_at_its_bound(host: Host) -> None:
 
 
 def test_a_process_outside_that_holds_its_output_open_does_not_keep_a_call(host: Host) -> None:
-    """Its caller's own, that got the descriptor through a socket in the work folder."""
+    """It is a process of the caller, which got the descriptor through a socket in the work folder."""
     host.call("true")
     holder = f"""
 import array, os, socket, sys, time
@@ -616,7 +616,7 @@ def test_another_user_sees_nothing_of_a_call(host: Host) -> None:
 
 
 def spans(host: Host, tools: list[str], n: int) -> list[tuple[int, int]]:
-    """When each of `n` calls at once began and ended, as they told it."""
+    """Run `n` calls at once. Return when each began and ended."""
     began: list[tuple[int, int]] = []
     clock = "date +%s%N"
 
@@ -643,7 +643,7 @@ def pending(host: Host, uid: int = ALICE) -> list[str]:
 
 
 def test_no_tool_decides_for_its_caller(host: Host) -> None:
-    """Not by a call from within either: it waits as all do."""
+    """A call from inside a tool cannot decide either: it waits like all calls."""
     call = {"name": "grave", "arguments": {"script": f"touch {host.markers}/acted"}}
     within = f"""
 mkdir /aios/agents/within
@@ -695,14 +695,14 @@ def test_calls_that_were_cancelled_while_they_waited_take_no_memory(host: Host) 
 
 
 def test_the_environment_of_a_tool_is_not_that_of_what_makes_its_cage(host: Host) -> None:
-    """Else its LD_PRELOAD, which its maker chooses, would run as its caller with no cage."""
+    """Otherwise the LD_PRELOAD of a user's tool would run as its caller outside the sandbox."""
     assert "done\n" in host.call("echo done", tool="loaded")["output"]
     assert not list(host.outside.iterdir())
     assert "NUL" in json.dumps(host.call("ls /mnt", tool="optioned"))
 
 
 def test_of_cgroup_v2_the_program_starts_in_its_group(tmp_path: Path) -> None:
-    """Here without its controllers, which the machine may have given to v1."""
+    """The test needs no controllers of v2, because the machine may use them with v1."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     root = next((Path(mount[1]) for mount in mounts if mount[2] == "cgroup2"), None)
     if root is None or not os.access(root, os.W_OK):

@@ -1,4 +1,4 @@
-"""The daemon as a service manager knows it: READY, watchdog, STATUS, reload, drain and stop."""
+"""The daemon under a service manager: READY, watchdog, STATUS, reload, drain and stop."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ask(daemon: Daemon, agent: str, params: str = LONG) -> Path:
 
 
 def runs(daemon: Daemon) -> None:
-    """Waits until a request is in the middle of its answer."""
+    """Wait until a request has a part of its answer."""
     before = daemon.table("scheduler/stats")["tokens"]
     wait_until(lambda: daemon.table("scheduler/stats")["tokens"] != before, "tokens", 60)
 
@@ -79,7 +79,7 @@ def test_a_scheduler_that_hangs_is_not_fed_and_loses_nothing(
     writer = subprocess.Popen(["bash", "-c", f"echo two > {daemon.root}/agents/b/syscall/llm"])
     wait_until(lambda: "the watchdog is not fed" in daemon.log.read_text(), "the hang")
     fed = manager.count("WATCHDOG")
-    time.sleep(2)  # for as long as two would have come in
+    time.sleep(2)  # time for two watchdog messages
     assert manager.count("WATCHDOG") == fed
     daemon.signal(signal.SIGABRT)  # as the service manager does
     assert daemon.process
@@ -159,7 +159,7 @@ def test_a_stop_with_nothing_running_is_immediate(make_daemon: MakeDaemon) -> No
 
 
 def reload(daemon: Daemon) -> str:
-    """What the log says of it."""
+    """The log's words about the reload."""
     before = len(daemon.log.read_text())
 
     def news() -> str:

@@ -1,4 +1,4 @@
-"""The package on a machine that boots: installed, asked, killed, upgraded, purged, as its users see it.
+"""The package on a booted machine: install, use, kill, upgrade and purge it, as its users do.
 
 The tests share one machine and run in the order of this file; the last ones take the package away again.
 """
@@ -33,7 +33,7 @@ def package() -> Path:
 
 @pytest.fixture(scope="module")
 def machine(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """Booted, with nothing of ours on it but the file of the package."""
+    """A booted machine with nothing of aiosd but the .deb file."""
     root = tmp_path_factory.mktemp("machine") / "root"
     machines.unpack(machines.base_root(machines.depends(package)), root)
     machine = Machine(root)
@@ -49,15 +49,15 @@ def machine(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(autouse=True)
 def story(machine: Machine) -> Iterator[None]:
-    """pytest shows it of a test that fails."""
-    machine.run("root", "systemctl reset-failed")  # more starts than units allow in a minute
+    """Print the journal, which pytest shows for a failed test."""
+    machine.run("root", "systemctl reset-failed")  # the tests start units more often than systemd allows
     began = time.time()
     yield
     print(journal(machine, f"--since=@{int(began)}"))
 
 
 def ready(machine: Machine, limit_s: float = 60.0) -> None:
-    """Until the model answers."""
+    """Wait until the model answers."""
     wait_until(lambda: machine.out("root", "cat /aios/models/tiny/state") == "ready", "the model", limit_s)
 
 
@@ -66,7 +66,7 @@ def journal(machine: Machine, *options: str) -> str:
 
 
 class Load:
-    """Requests of one agent that take seconds, put into the queue and left there."""
+    """Queued requests of one agent, each of which takes seconds."""
 
     TOKENS = 350
 
@@ -77,7 +77,7 @@ class Load:
         self.ids: list[int] = []
 
     def add(self, number: int) -> None:
-        """They have been accepted when this returns."""
+        """Queue the requests. All are accepted when this returns."""
         script = f"""cd {self._folder}
             for i in $(seq {number}); do
                 id=$(cat requests/new)
@@ -87,7 +87,7 @@ class Load:
 
     @contextmanager
     def comes(self) -> Iterator[None]:
-        """A few each second as long as the block runs, whether the daemon is there to take them or not."""
+        """Send a few requests each second while the block runs, also while the daemon is down."""
         script = f"""while sleep 0.2 && test ! -e /tmp/enough; do
                 cd {self._folder} && id=$(cat requests/new) &&
                 echo '{self._request}' > requests/$id/request && echo $id
@@ -103,7 +103,7 @@ class Load:
         return sum(state not in ("done", "failed", "cancelled") for state in self._states())
 
     def ends_whole(self) -> None:
-        """Each request is answered, in full, and was counted once."""
+        """Check that each request has its full answer and was counted once."""
         wait_until(lambda: not self.unfinished(), "the end of all requests", 60)
         assert self._states() == ["done"] * len(self.ids)
         lengths = self._each("usage").splitlines()
@@ -165,7 +165,7 @@ def test_the_compiled_operations_are_used(machine: Machine) -> None:
 
 
 def test_of_debians_python_packages_it_sees_systemds_alone(machine: Machine) -> None:
-    """Without it the entries would be lines of standard error, which have no LOGGER and no fields."""
+    """Without that package the journal would get lines of standard error, without LOGGER and other fields."""
     look = "import sys, systemd.journal, systemd.daemon; print(systemd.__file__, *sys.path)"
     file, *path = machine.out("root", f"/usr/lib/aios/bin/python3 -I -c '{look}'").split()
     assert file.startswith("/usr/lib/aios/lib/")
@@ -238,13 +238,13 @@ def test_any_of_its_processes_may_be_killed(machine: Machine, unit: str) -> None
 
 
 def test_who_comes_while_it_restarts_waits(machine: Machine) -> None:
-    """Each of these opens the tree anew."""
+    """Each command opens the tree again."""
     script = "end=$((SECONDS + 8)); while [ $SECONDS -lt $end ]; do cat /aios/version || echo away; done"
     reader = machine.start("bob", script)
     for _ in range(2):
         machine.run("root", "systemctl restart aiosd", timeout_s=60)
     said, _ = reader.communicate(timeout=60)
-    away = said.count("away")  # the moment between two mounts, and what was open
+    away = said.count("away")  # opens between two mounts, and files that were open
     assert said.count("0.1.0") > 50
     assert away <= 6, {line for line in said.splitlines() if line.startswith("cat:")}
 
@@ -302,7 +302,7 @@ def test_the_journal_knows_agents_and_requests(machine: Machine) -> None:
 
 
 def test_the_unit_of_a_worker_has_the_device_that_its_model_is_pinned_to(machine: Machine) -> None:
-    """Of a table: a GPU whose workers compute on the processor, and whose file in /dev is there."""
+    """The table has a GPU whose workers compute on the processor, and whose file in /dev exists."""
     table, extra = "/etc/aios/devices-table", "/etc/aios/conf.d/60-test.toml"
     uuid = "GPU-aaaaaaaa-0000-0000-0000-000000000000"
     facts = f'uuid = "{uuid}"\nbackend = "cpu"\ncpus = "0"\nnuma = 0\npaths = ["/dev/fuse"]\n'
@@ -440,7 +440,7 @@ def test_a_purge_that_is_told_to_removes_the_data_too(machine: Machine) -> None:
 
 
 def files_left(machine: Machine) -> list[str]:
-    """Files of ours, by their names, but for the logs of others and what users have."""
+    """Files with aiosd's names, except logs of other programs and files of users."""
     others = ("/var/lib/dpkg/*", "/var/log/*", "/var/lib/aios/*")
     script = "find /etc /usr /run /var -xdev -path '*aios*' " + " ".join(f"-not -path '{o}'" for o in others)
     return machine.out("root", script).splitlines()

@@ -1,4 +1,4 @@
-"""Two real users on the real mount: what is private, what can be shared, what nobody can take."""
+"""Two real users on the real mount: privacy, sharing, and attempts to take another user's objects."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_queue_shows_that_others_wait_and_not_what_they_ask(aios: Daemon, ad
 
 
 def test_ioctl_gives_nothing_of_the_daemons_memory(aios: Daemon) -> None:
-    """libfuse 2.9 answers an ioctl that nobody handles with a buffer that nobody has written to."""
+    """libfuse 2.9 answers an unhandled ioctl with an uninitialised buffer."""
     with (aios.root / "version").open() as file:
         for size in (8, 512, 4096, 16000):
             for direction in (1, 2, 3):
@@ -150,7 +150,8 @@ def test_ioctl_gives_nothing_of_the_daemons_memory(aios: Daemon) -> None:
 
 
 def test_root_of_a_user_namespace_is_the_user_outside(aios: Daemon, ada: str) -> None:
-    """As in a rootless container: what it makes is the user's, and what is others' stays theirs."""
+    """As in a rootless container: its files belong to the user outside, and other users' files stay
+    protected."""
     script = f"id -u; mkdir agents/boxed && cat agents/boxed/state; cat {ada}/state; chown 5 agents/boxed"
     done = as_user(aios, BOB, f"unshare --user --map-root-user bash -c '{script}'; stat -c %u agents/boxed")
     as_user(aios, BOB, "rmdir agents/boxed")
@@ -164,8 +165,8 @@ import os, sys, time
 fd = os.open(sys.argv[1], os.O_RDONLY)
 print("held", flush=True)
 sys.stdin.readline()
-time.sleep(1.1)  # what the kernel knows is old
-os.lseek(fd, 0, os.SEEK_END)  # it asks again, about this descriptor
+time.sleep(1.1)  # until the kernel's cached attributes expire
+os.lseek(fd, 0, os.SEEK_END)  # the kernel asks again, about this descriptor
 print(oct(os.fstat(fd).st_mode & 0o777), flush=True)
 try:
     again = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
@@ -177,7 +178,8 @@ except OSError as error:
 
 @contextmanager
 def holding(aios: Daemon, path: str) -> Iterator[list[str]]:
-    """Bob holds it open; what he sees of it afterwards, and gets through his descriptor."""
+    """Bob keeps a file open. Return what he sees and gets through the descriptor after the object has
+    ended."""
     said: list[str] = []
     who = ["setpriv", "--reuid", str(BOB), "--regid", str(BOB), "--clear-groups"]
     with subprocess.Popen(
@@ -208,12 +210,12 @@ def test_a_descriptor_from_before_does_not_outlast_what_it_was_opened_by(
 
 @pytest.mark.parametrize("file", ["syscall/llm", "system", "log.jsonl"])
 def test_a_descriptor_of_an_agent_that_ended_is_none_of_the_next_of_its_name(aios: Daemon, file: str) -> None:
-    """The daemon ends it by itself, and the kernel does not hear of that: it keeps the inode."""
+    """The daemon ends the agent without a system call, so the kernel keeps the inode."""
     assert as_user(aios, BOB, "mkdir agents/reused").returncode == 0
     with holding(aios, f"agents/reused/{file}") as said:
         as_user(aios, BOB, "sleep 60 & echo $! > agents/reused/pid; kill $!")
         wait_until(lambda: "reused" not in os.listdir(aios.root / "agents"), "its end")
-        # when what the kernel knows is old
+        # after the kernel's cached attributes have expired
         make = "sleep 1.1; mkdir agents/reused && echo secret > agents/reused/system"
         made = as_user(
             aios, ALICE, f"{make}; chmod 644 agents/reused/log.jsonl; stat -c %u agents/reused/{file}"

@@ -1,4 +1,4 @@
-"""A fuzzer over raw system calls, as three users at once; afterwards the daemon is whole and leaks nothing.
+"""Fuzz raw system calls as three users at once. Afterwards the daemon works and leaks nothing.
 
 In the suite 20,000 calls; for longer: .venv/bin/python -m tests.t6_fuzz --calls 1000000
 """
@@ -107,7 +107,7 @@ cancel all|evict|evict disk|fork cx2|truncate 0|pin|cx1|cy1|cz1|5|-20|random|{"r
 WORDS = [line.strip("\n").encode() + b"\n" for line in LINES.split("|")]
 WORDS += [b"", b"{", b'{"prompt":"x","max_tokens":2}', b"\0" * 100, b"\xff\xfe", b"x" * 70_000]
 FLAGS = (os.O_NONBLOCK, os.O_APPEND, os.O_TRUNC, os.O_CREAT, os.O_EXCL, os.O_DIRECTORY, os.O_SYNC)
-CALL_S = 2.0  # no call may take longer; an alarm breaks those that wait
+CALL_S = 2.0  # no call may take longer; an alarm interrupts waiting calls
 
 
 class Slow(Exception):
@@ -115,7 +115,7 @@ class Slow(Exception):
 
 
 class User:
-    """One process, one uid, a random walk over the system calls."""
+    """One process with one uid, which makes random system calls."""
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.rng, self.me = root, random.Random(seed), "xyz"[seed % 3]
@@ -140,12 +140,12 @@ class User:
         return str(self.root / tail.lstrip("/"))
 
     def number(self) -> str:
-        """Mostly of an object of its own."""
+        """Choose a path, mostly of the process's own objects."""
         return f"{self.me if self.rng.random() < 0.8 else self.rng.choice('xyz')}{self.rng.randrange(3)}"
 
     def fd(self) -> int:
         if not self.fds or self.rng.random() < 0.02:
-            return self.rng.randrange(200, 400)  # not one of ours
+            return self.rng.randrange(200, 400)  # a descriptor that is not open
         return self.rng.choice(self.fds)
 
     def data(self) -> bytes:
@@ -183,7 +183,7 @@ class User:
     do_write2 = do_write3 = do_write
 
     def do_whole(self) -> None:
-        """Whole files get further than single calls do."""
+        """Use a whole file, which reaches more code than single calls."""
         with open(self.path(), "wb", buffering=0) as file:
             file.write(self.data())
 
@@ -275,7 +275,7 @@ class User:
         )(self.path())
 
     def do_ioctl(self) -> None:
-        """The kernel writes as many bytes as the command's number says."""
+        """Make an ioctl. The kernel writes as many bytes as the command's number says."""
         fcntl.ioctl(self.fd(), self.rng.getrandbits(32), bytearray(1 << 14), True)
 
     def do_fcntl(self) -> None:
@@ -319,8 +319,8 @@ class User:
     def do_fork(self) -> None:
         if self.rng.random() < 0.1:
             pid = os.fork()
-            if pid == 0:  # an alarm is not inherited
-                os._exit(0)  # closes copies of everything
+            if pid == 0:  # the child does not inherit the alarm
+                os._exit(0)  # closes its copies of all descriptors
             os.waitpid(pid, 0)
 
     def run(self, calls: int) -> None:
@@ -331,7 +331,7 @@ class User:
                 raise Slow
 
         signal.signal(signal.SIGALRM, alarm)
-        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)  # breaks a call that waits
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)  # interrupts a waiting call
         for _ in range(calls):
             if len(self.fds) > 40:
                 os.close(self.fds.pop(0))
@@ -379,7 +379,7 @@ def fuzz(folder: Path, model: Path, calls: int, seed: int) -> dict[str, Any]:
         assert [user.returncode for user in users] == [0] * len(USERS)
         for agent in (daemon.root / "agents").iterdir():
             daemon.write(f"agents/{agent.name}/ctl", "cancel all")
-        for waiting in (daemon.root / "access/pending").iterdir():  # calls of `shell`, for a decision
+        for waiting in (daemon.root / "access/pending").iterdir():  # waiting calls of `shell`
             with suppress(OSError):  # it was decided meanwhile
                 daemon.write(f"access/pending/{waiting.name}/decision", "deny")
         wait_until(lambda: daemon.read("scheduler/queue").count("\n") == 1, "the queue to be empty", 60)

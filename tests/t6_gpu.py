@@ -1,4 +1,4 @@
-"""Devices on a machine that has NVIDIA GPUs: found, pinned, shared. Skipped, loudly, where there is none."""
+"""NVIDIA GPUs: find, pin and share them. Skipped with a clear message on machines without GPUs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_model_is_pinned_and_computes_there(make_daemon: MakeDaemon) -> None:
     [pid] = daemon.worker_pids()
     query = ["nvidia-smi", "--query-compute-apps=pid,gpu_uuid", "--format=csv,noheader"]
     using = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-    # in a container the driver may not know our process numbers
+    # in a container the driver may not know this container's pids
     assert f"{pid}, {GPUS[0].uuid}" in using or str(pid) not in using
     assert ask(daemon, "random")
 
@@ -47,7 +47,7 @@ def test_a_model_is_pinned_and_computes_there(make_daemon: MakeDaemon) -> None:
 def test_a_model_moves_from_the_gpu_to_the_processor_while_it_answers(
     make_daemon: MakeDaemon, slow_llama: Path
 ) -> None:
-    """Its tokens are not the same then: the devices round differently."""
+    """The test compares no tokens, because the devices round differently."""
     daemon = make_daemon("", slow_llama).start()
     daemon.write("models/slow/ctl", "pin gpu0\n")
     wait_until(lambda: on(daemon, "slow") == [[GPUS[0].uuid]], "the GPU", 120)
