@@ -2,6 +2,8 @@
 
 Thin on purpose: another FUSE library would replace this file and libfuse.py. Every method runs on a thread
 of libfuse's and may block only in `_wait`.
+
+Large: one method for each operation of FUSE.
 """
 
 from __future__ import annotations

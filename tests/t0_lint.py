@@ -1,5 +1,6 @@
 """The linters as tests: ruff, mypy --strict, shellcheck, and further rules."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -81,3 +82,25 @@ def test_git_links_make_one_package() -> None:
         link = ROOT / "aiosd" / name
         assert link.is_symlink()
         assert link.readlink() == Path("..") / name
+
+
+LINES_MOST, CLASS_LINES_MOST, METHODS_MOST = 400, 300, 25
+
+
+def test_what_is_large_says_why() -> None:
+    """A long module, or a class with many methods, has a sentence that begins with "Large:" in its docstring."""
+    silent = []
+    for file in sorted(ROOT.glob("aiosd/**/*.py")) + sorted(ROOT.glob("fs/*.py")):
+        text = file.read_text()
+        tree = ast.parse(text)
+        about = ast.get_docstring(tree) or ""
+        large = text.count("\n") > LINES_MOST
+        for one in tree.body:
+            if isinstance(one, ast.ClassDef):
+                methods = sum(isinstance(part, ast.FunctionDef) for part in one.body)
+                long = (one.end_lineno or 0) - one.lineno > CLASS_LINES_MOST
+                large = large or methods > METHODS_MOST or long
+                about += ast.get_docstring(one) or ""
+        if large and "Large:" not in about:
+            silent.append(file.relative_to(ROOT).as_posix())
+    assert not silent

@@ -1,6 +1,8 @@
 """Contexts: conversations that outlive requests. The table is here; the messages are in the store.
 
 A context grows by a whole turn when its request is done, never by a part of one. Any thread may call.
+
+Large: one short method for each fact and change of a context.
 """
 
 from __future__ import annotations

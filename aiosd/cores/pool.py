@@ -2,6 +2,8 @@
 
 Each worker has one listening thread, which calls `events` (the scheduler). Only one thread at a time sends
 the scheduler's orders, so a worker gets Submit and Remove in the order of the decisions.
+
+Large: a worker has many ways to start, end and be replaced, and one lock orders them all.
 """
 
 from __future__ import annotations

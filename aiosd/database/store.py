@@ -1,7 +1,8 @@
 """The store: agents, contexts, messages, requests, models and permissions, in the tables of schema.py.
 
-Only this package uses SQL. The class has one method for each transaction, and so more methods than others.
-Any thread may call.
+Only this package uses SQL. Any thread may call.
+
+Large: one method for each transaction.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Mechanism only. One lock guards the queue. A thread changes the queue inside `deciding()`, which then decides
 what starts and sends the orders. No thread uses the store or a socket with the lock held.
+
+Large: the questions about the queue need its lock, and so they stand beside the decisions.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A request's tokens depend only on the model, the prompt and the sampling. Neighbours in the batch, the prefix
 cache, and a removal followed by a new `add` change nothing. One thread; knows no files, users or clock.
+
+Large: one step touches sequences, blocks and outputs together.
 """
 
 from __future__ import annotations
