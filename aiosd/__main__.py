@@ -29,7 +29,7 @@ from aiosd.config.doubts import doubts
 from aiosd.cores.models import check_path
 from aiosd.errors import AiosError, BadValue, ConfigError, Misconfigured
 from aiosd.fs import layout
-from aiosd.fs.libfuse import Server
+from aiosd.fs.libfuse import FuseServer
 from aiosd.fs.ops import Ops
 from aiosd.heartbeat import Heartbeat
 from aiosd.host import identity, journal
@@ -140,7 +140,7 @@ def serve(config: Config, options: argparse.Namespace) -> int:
         with misconfigured():
             kernel = Kernel(config, options.model, system)
         express(config)
-        server = Server(Ops(layout.build(kernel)), {"hard_remove": True, "big_writes": True})
+        server = FuseServer(Ops(layout.build(kernel)), {"hard_remove": True, "big_writes": True})
         undo.callback(finish, kernel, server, system)
         kernel.start()  # takes up the requests of an earlier daemon before `serve` lets in new ones
         server.serve(fd)
@@ -156,7 +156,7 @@ def serve(config: Config, options: argparse.Namespace) -> int:
 
 
 def wait(
-    signals: set[signal.Signals], server: Server, reload: Callable[[], None], look: Callable[[], None]
+    signals: set[signal.Signals], server: FuseServer, reload: Callable[[], None], look: Callable[[], None]
 ) -> int:
     """Until SIGTERM, SIGINT, or the tree was unmounted from outside; the exit status. `look` runs every
     second."""
@@ -225,7 +225,7 @@ def drain(kernel: Kernel, signals: set[signal.Signals]) -> None:
     notify(STATUS="stopping")
 
 
-def finish(kernel: Kernel, server: Server, system: System) -> None:
+def finish(kernel: Kernel, server: FuseServer, system: System) -> None:
     def leave() -> None:
         system.unmount(Path(kernel.config.daemon.mount))
         ended.append(server.join(JOIN_S))

@@ -20,7 +20,7 @@ CROWD = 100  # waiting threads of one user that may be woken without delay
 PAUSE_S = 0.0005  # delay for each waiting thread: waking a crowd for every token would starve other users
 
 
-class Open(Protocol):
+class Counted(Protocol):
     handle: Handle
     opening: Opening
     held: int  # bytes that Burden has counted
@@ -43,12 +43,12 @@ class Burden:
             words = f"the files you have open hold {quota.open_bytes} bytes or more"
             raise OverQuota(words, "close some of them")
 
-    def opened(self, file: Open) -> None:
+    def opened(self, file: Counted) -> None:
         with self._lock:
             add(self._files, file.opening.caller.uid, 1)
         self.changed(file)
 
-    def changed(self, file: Open) -> None:
+    def changed(self, file: Counted) -> None:
         """Count the handle's bytes again. Call this after each call that may change them."""
         if file.handle.held != file.held:
             with self._lock:
@@ -56,7 +56,7 @@ class Burden:
                 file.held += change
                 add(self._bytes, file.opening.caller.uid, change)
 
-    def closed(self, file: Open) -> None:
+    def closed(self, file: Counted) -> None:
         with self._lock:
             add(self._files, file.opening.caller.uid, -1)
             add(self._bytes, file.opening.caller.uid, -file.held)

@@ -45,7 +45,7 @@ class fuse_operations(ctypes.Structure):
     )  # fmt: skip
 
 
-class Context(ctypes.Structure):
+class FuseContext(ctypes.Structure):
     """struct fuse_context_i: what stands behind fuse_get_context()."""
 
     _fields_ = (
@@ -59,7 +59,7 @@ class Context(ctypes.Structure):
     )
 
 
-def context() -> Context:
+def context() -> FuseContext:
     """Of the call that this thread is in."""
     return get_context().contents  # type: ignore[no-any-return]  # untyped
 
@@ -75,7 +75,7 @@ class Args(ctypes.Structure):
 
 
 get_context = ctypes.PyDLL(lib._name).fuse_get_context  # only looks: no reason to give up the GIL
-get_context.restype = ctypes.POINTER(Context)
+get_context.restype = ctypes.POINTER(FuseContext)
 lib.fuse_kern_chan_new.restype = ctypes.c_void_p
 lib.fuse_kern_chan_new.argtypes = [ctypes.c_int]
 libc = ctypes.CDLL(None)
@@ -167,7 +167,7 @@ class PollHandle:
                 lib.fuse_pollhandle_destroy(pointer)
 
 
-class Server(fuse.FUSE):  # type: ignore[misc]
+class FuseServer(fuse.FUSE):  # type: ignore[misc]
     """fusepy's glue over a descriptor that is already mounted."""
 
     def __init__(self, operations: Callable[..., Any], options: dict[str, str | bool]) -> None:

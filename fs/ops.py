@@ -53,7 +53,7 @@ from aiosd.fs import libfuse
 from aiosd.fs.burden import Burden
 from aiosd.fs.files import File, Handle, Opening
 from aiosd.fs.libfuse import Interrupts, PollHandle
-from aiosd.fs.tree import Folder, Found, Link, Tree
+from aiosd.fs.tree import Folder, FoundNode, Link, Tree
 from aiosd.host.watchers import Unwatch
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Open:
 
     __slots__ = ("found", "handle", "held", "opening", "polled", "watch")
 
-    def __init__(self, found: Found, handle: Handle, opening: Opening) -> None:
+    def __init__(self, found: FoundNode, handle: Handle, opening: Opening) -> None:
         self.found, self.handle, self.opening = found, handle, opening
         self.held = 0  # bytes, as the burden has them
         self.polled: PollHandle | None = None
@@ -351,7 +351,7 @@ class Ops:
 
     # helpers of the above
 
-    def _find(self, path: str) -> Found:
+    def _find(self, path: str) -> FoundNode:
         """A file that is open can be asked for (fstat) after its object was removed."""
         try:
             return self._tree.find(path)
@@ -361,6 +361,6 @@ class Ops:
                     return next(iter(opened.values())).found
             raise
 
-    def _parent(self, path: str) -> tuple[Found, str]:
+    def _parent(self, path: str) -> tuple[FoundNode, str]:
         parent, _, name = path.rpartition("/")
         return self._tree.find(parent or "/"), name

@@ -109,7 +109,7 @@ class Collection(Folder):
         self._remove(name)
 
 
-class Found(NamedTuple):
+class FoundNode(NamedTuple):
     path: str
     node: Node
     permission: Permission
@@ -132,7 +132,7 @@ class Tree:
         self._born_s = time.time()
         self._owner = Permission(identity.uid(), identity.gid(), 0)
 
-    def find(self, path: str) -> Found:
+    def find(self, path: str) -> FoundNode:
         """Walk a path, which begins with a slash. Raises NotFound."""
         node: Node = self._root
         folder: Folder | None = self._root
@@ -159,9 +159,9 @@ class Tree:
         if admins is not None and isinstance(node, File):
             gid, mode = admins, mode | mode >> 3 & 0o060
         permission = explicit or Permission(owner.uid, gid, mode)
-        return Found(path, node, permission, int(changed_s * 1e9))
+        return FoundNode(path, node, permission, int(changed_s * 1e9))
 
-    def check(self, found: Found, caller: Caller, want: int) -> Caller:
+    def check(self, found: FoundNode, caller: Caller, want: int) -> Caller:
         """Check that the caller may open this path, and return the caller, with groups if they decide.
 
         The kernel has checked the permissions of an inode. That inode may belong to an earlier object of the
@@ -180,7 +180,7 @@ class Tree:
             at, want = at.rpartition("/")[0], EXECUTE
             permission = self.find(at or "/").permission
 
-    def make(self, parent: Found, name: str, caller: Caller, mode: int) -> None:
+    def make(self, parent: FoundNode, name: str, caller: Caller, mode: int) -> None:
         """mkdir: only the caller has access to the new object, until chmod."""
         if not isinstance(parent.node, Folder):
             raise NotFound(f"{parent.path}: not a folder")
@@ -188,7 +188,7 @@ class Tree:
             raise Exists(f"{name} exists")
         parent.node.make(name, caller, mode & 0o700)
 
-    def remove(self, parent: Found, name: str) -> None:
+    def remove(self, parent: FoundNode, name: str) -> None:
         if not isinstance(parent.node, Folder):
             raise NotFound(f"{parent.path}: not a folder")
         if not isinstance(parent.node.child(name), Folder):

@@ -13,7 +13,7 @@ import pytest
 
 from aiosd.config.config import EngineConfig
 from aiosd.cores import devices, nvidia
-from aiosd.cores.assignment import Place, Places
+from aiosd.cores.assignment import Assignment, Place
 from aiosd.cores.devices import CPU, Device
 from aiosd.cores.models import Model
 from aiosd.errors import BadValue, ConfigError
@@ -127,7 +127,7 @@ def test_a_driver_that_does_not_answer_is_told_with_the_remedy(
     [cpu] = devices.probe()
     assert cpu.trouble.startswith("NVML: NVML Shared Library Not Found; install the driver's libraries")
     assert devices.received(asdict(cpu)) == cpu, "as aios-privileged tells it"
-    places = Places(EngineConfig(), devices.probe)
+    places = Assignment(EngineConfig(), devices.probe)
     places.look()
     places.look()
     assert places.warnings == {CPU: cpu.trouble}
@@ -144,7 +144,7 @@ def test_an_error_of_nvml_has_a_remedy(number: int, remedy: str) -> None:
 
 
 def test_what_a_worker_says_of_its_device_holds_until_another_is_well_there() -> None:
-    places = Places(EngineConfig(), lambda table: TABLE)
+    places = Assignment(EngineConfig(), lambda table: TABLE)
     places.heard(Place((A, B), 1.0), "no CUDA")
     assert places.warnings == {A: "no CUDA", B: "no CUDA"}
     places.heard(Place((A,), 1.0), "")
@@ -200,8 +200,8 @@ def test_fractions_that_add_up_to_more_than_one_are_found() -> None:
     assert not sums(ROOMS, thirds, spread(ROOMS, thirds))
 
 
-def places(device: str = "auto", table: list[Device] = TABLE) -> Places:
-    return Places(EngineConfig(device=device), lambda _: list(table))
+def places(device: str = "auto", table: list[Device] = TABLE) -> Assignment:
+    return Assignment(EngineConfig(device=device), lambda _: list(table))
 
 
 def model(*pins: str, fraction: float = 1.0, name: str = "m") -> Model:
@@ -229,7 +229,7 @@ def test_a_pin_that_does_not_fit_is_refused_with_the_sum() -> None:
 
 def test_a_device_that_is_gone_has_failed_and_comes_back_when_it_is_asked_for() -> None:
     table = list(TABLE)
-    p = Places(EngineConfig(), lambda _: list(table))
+    p = Assignment(EngineConfig(), lambda _: list(table))
     m = model("gpu0")
     assert p.plan([m], {})["m"] == [Place((A,), 1.0)]
     m.pins = (A,)

@@ -88,7 +88,9 @@ LINES_MOST, CLASS_LINES_MOST, METHODS_MOST = 400, 300, 25
 
 
 def test_what_is_large_says_why() -> None:
-    """A long module, or a class with many methods, has a sentence that begins with "Large:" in its docstring."""
+    """A long module, or a class with many methods, has a sentence that begins with "Large:" in its
+    docstring.
+    """
     silent = []
     for file in sorted(ROOT.glob("aiosd/**/*.py")) + sorted(ROOT.glob("fs/*.py")):
         text = file.read_text()

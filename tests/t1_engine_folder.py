@@ -18,7 +18,7 @@ from transformers import AutoConfig, LlamaConfig
 from aiosd.cores.engine import build, config, fused, ops
 from aiosd.cores.engine import model as model_module
 from aiosd.cores.engine.family import spec_of
-from aiosd.cores.engine.folder import Folder
+from aiosd.cores.engine.folder import ModelFolder
 from aiosd.cores.engine.model import load
 from aiosd.errors import ModelError
 from aiosd.syscall.sampling import Sampling
@@ -123,7 +123,7 @@ def test_our_reader_of_llama_agrees_with_that_of_transformers(
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
     path = broken(tmp_path, "llama", edit_config(**changes))
-    ours, theirs = config.read(Folder(path)), AutoConfig.from_pretrained(path)
+    ours, theirs = config.read(ModelFolder(path)), AutoConfig.from_pretrained(path)
     assert isinstance(ours, config.LlamaConfig)
     for name in [*config.LlamaConfig.__annotations__, "dtype", "architectures", "model_type"]:
         assert getattr(ours, name) == getattr(theirs, name), name

@@ -55,7 +55,7 @@ SCHEMA = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CallFacts:
     """A call, as rules see it. A rule looks up only the names that it compares."""
 
     tool: str
@@ -90,7 +90,7 @@ class Rule:
     by: str = ""  # the group that decides; empty: the caller
     why: str = ""  # shown with the decision
 
-    def fits(self, asked: Asked) -> bool:
+    def fits(self, asked: CallFacts) -> bool:
         if self.irreversible not in (None, asked.irreversible):
             return False
         if not all(any_fits(globs, asked.names(key)) for key, globs in self.names.items()):
@@ -111,7 +111,7 @@ class Rules:
         self.text = "\n".join(f"# {file}\n{text}" for file, text in texts.items())
         self._rules = [rule for file, text in texts.items() for rule in parse(file, text)]
 
-    def judge(self, asked: Asked) -> Rule:
+    def judge(self, asked: CallFacts) -> Rule:
         # the last built-in rule fits every call
         return next(rule for rule in self._rules if rule.fits(asked))
 

@@ -32,7 +32,7 @@ class Place:
     fraction: float
 
 
-class Places:
+class Assignment:
     def __init__(self, engine: EngineConfig, probe: Probe) -> None:
         self.engine, self._probe = engine, probe
         self._table: list[Device] | None = None

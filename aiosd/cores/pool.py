@@ -18,7 +18,7 @@ from typing import Protocol
 
 from aiosd.config.config import EngineConfig
 from aiosd.cores import devices, wire
-from aiosd.cores.assignment import Place, Places, Probe
+from aiosd.cores.assignment import Assignment, Place, Probe
 from aiosd.cores.launch import Launcher, Process
 from aiosd.cores.models import Model, ModelState
 from aiosd.errors import WireError
@@ -64,7 +64,7 @@ class Events(Protocol):
 
 class Pool:
     def __init__(self, engine: EngineConfig, launch: Launcher, probe: Probe) -> None:
-        self.places = Places(engine, probe)
+        self.places = Assignment(engine, probe)
         self._launch = launch
         self._events: Events
         self._lock = threading.Lock()

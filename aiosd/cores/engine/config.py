@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from aiosd.cores.engine.folder import Folder
+from aiosd.cores.engine.folder import ModelFolder
 from aiosd.errors import ModelError
 
 
@@ -38,7 +38,7 @@ class LlamaConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
 
-def read(folder: Folder) -> PreTrainedConfig:
+def read(folder: ModelFolder) -> PreTrainedConfig:
     """Raises ModelError."""
     reader = LlamaConfig if folder.config["model_type"] == "llama" else AutoConfig
     try:

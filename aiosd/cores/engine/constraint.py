@@ -51,7 +51,7 @@ class Constraints:
 
     def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        tokens = Tokens(vocabulary, max(vocab_size, len(vocabulary)))
+        tokens = TokenBytes(vocabulary, max(vocab_size, len(vocabulary)))
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(tokens), eos_token=tokens.eos_tokens or None
         )
@@ -71,7 +71,7 @@ class Constraints:
         return matcher
 
 
-class Tokens:
+class TokenBytes:
     """What llguidance wants to know of a vocabulary: the bytes of each token, none of a special one."""
 
     def __init__(self, vocabulary: Vocabulary, size: int) -> None:

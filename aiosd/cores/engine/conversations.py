@@ -30,7 +30,7 @@ class Held:
 
 
 @dataclass(slots=True)
-class Snapshot:
+class KvCopy:
     """Tokens and the blocks with the KV of the first tokens. Shapes as from a core's `reserve`, for so many
     blocks."""
 
@@ -87,16 +87,16 @@ class Conversations:
             self.drop(chosen)
             del free[chosen]
 
-    def snapshot(self, context: int) -> Snapshot | None:
+    def snapshot(self, context: int) -> KvCopy | None:
         held = self._held.get(context)
         if held is None:
             return None
         dim = self._core.kv_block_dim
         shapes = [(*t.shape[:dim], len(held.blocks), *t.shape[dim + 1 :]) for t in self._kv]
         blocks = torch.tensor(held.blocks, dtype=torch.long)
-        return Snapshot(held.tokens, held.prompt, blocks, shapes, [t.dtype for t in self._kv])
+        return KvCopy(held.tokens, held.prompt, blocks, shapes, [t.dtype for t in self._kv])
 
-    def copy(self, snapshot: Snapshot, into: list[torch.Tensor]) -> None:
+    def copy(self, snapshot: KvCopy, into: list[torch.Tensor]) -> None:
         """Copy the snapshot's KV into tensors of its shapes and dtypes. Call it before the next step: the
         blocks may change then."""
         for tensor, out in zip(self._kv, into, strict=True):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aiosd.cores.engine import sampler
-from aiosd.cores.engine.conversations import Conversations, Snapshot
+from aiosd.cores.engine.conversations import Conversations, KvCopy
 from aiosd.cores.engine.core import KV, Batch, Segment
 from aiosd.cores.engine.kv import BLOCK, BlockPool, root
 from aiosd.cores.engine.model import Model
@@ -137,7 +137,7 @@ class Engine:
         rows, states = self.core.forward(self._batch(plan), self._kv)
         return ended + self._advance(plan, rows.numpy(), states.numpy())
 
-    def snapshot(self, context: int) -> Snapshot | None:
+    def snapshot(self, context: int) -> KvCopy | None:
         """The KV computed so far of a conversation, also during its turn. None: there is none."""
         for seq in self._running:
             if seq.context == context:

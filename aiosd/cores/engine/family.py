@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from aiosd.cores.engine.folder import Folder
+from aiosd.cores.engine.folder import ModelFolder
 
 FAMILY = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 ROPE = {"default", "linear", "llama3", "yarn"}  # kinds whose frequencies do not depend on the length
 
 
 @dataclass(frozen=True)
-class Spec:
+class DecoderSpec:
     layers: int
     hidden: int
     heads: int
@@ -47,7 +47,7 @@ class Weights:
     layers: Iterator[dict[str, torch.Tensor | None]]  # one at a time: memory holds them once
 
 
-def spec_of(config: Any) -> Spec | None:
+def spec_of(config: Any) -> DecoderSpec | None:
     """None when llama.py and fused.py lack some property of the model."""
     if (config.architectures or [None])[0] not in FAMILY or config.hidden_act != "silu":
         return None
@@ -61,7 +61,7 @@ def spec_of(config: Any) -> Spec | None:
     if rope is None or head_dim % 2 or getattr(config, "quantization_config", None) is not None:
         return None
     attention_bias = bool(getattr(config, "attention_bias", False))
-    return Spec(
+    return DecoderSpec(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
@@ -94,7 +94,7 @@ def _rope(config: Any) -> tuple[torch.Tensor, float] | None:
     return inv_freq.float(), float(scale)
 
 
-def read_weights(folder: Folder, spec: Spec, device: torch.device, dtype: torch.dtype) -> Weights:
+def read_weights(folder: ModelFolder, spec: DecoderSpec, device: torch.device, dtype: torch.dtype) -> Weights:
     def get(name: str, *shape: int) -> torch.Tensor:
         return folder.tensor(name, shape).to(device, dtype)
 
@@ -107,7 +107,7 @@ def read_weights(folder: Folder, spec: Spec, device: torch.device, dtype: torch.
 
 
 def _layer(
-    folder: Folder, spec: Spec, i: int, device: torch.device, dtype: torch.dtype
+    folder: ModelFolder, spec: DecoderSpec, i: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, torch.Tensor | None]:
     def get(name: str, *shape: int) -> torch.Tensor:
         return folder.tensor(f"model.layers.{i}.{name}", shape).to(device, dtype)

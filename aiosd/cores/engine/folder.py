@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-class Folder:
+class ModelFolder:
     """The files of one checkpoint. The constructor checks that all are there and complete."""
 
     def __init__(self, path: Path) -> None:

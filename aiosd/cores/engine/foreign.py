@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from aiosd.cores.engine.core import CHUNK, KV, Batch, Segment
-from aiosd.cores.engine.folder import COPY_AGAIN, Folder
+from aiosd.cores.engine.folder import COPY_AGAIN, ModelFolder
 from aiosd.cores.engine.kv import BLOCK
-from aiosd.cores.engine.paged import NAME, TRIED_BLOCKS, UNKNOWN, Layer, Step, running
+from aiosd.cores.engine.paged import NAME, TRIED_BLOCKS, UNKNOWN, Layer, PagedPass, running
 from aiosd.cores.engine.rowwise import make_rowwise
 from aiosd.errors import ModelError
 
@@ -33,7 +33,7 @@ class Foreign:
     kv_block_dim = 0
 
     def __init__(
-        self, folder: Folder, config: Any, device: str, dtype: torch.dtype, deterministic: bool
+        self, folder: ModelFolder, config: Any, device: str, dtype: torch.dtype, deterministic: bool
     ) -> None:
         _refuse_unsupported(folder, config)
         self.layers: dict[int, Layer] = {}
@@ -107,7 +107,9 @@ class Foreign:
         rows = torch.tensor(batch.rows, dtype=torch.long, device=self.device)
         # Some heads fail on zero rows. So a prefill that needs no logits computes one row.
         keep = {"logits_to_keep": rows if batch.rows else 1} if self._keeps else {}
-        step = Step(self.layers, kv, batch.segments, slots, [s.units(self.chunk) for s in batch.segments])
+        step = PagedPass(
+            self.layers, kv, batch.segments, slots, [s.units(self.chunk) for s in batch.segments]
+        )
         with running(step):
             logits: torch.Tensor = self.model(
                 tokens, position_ids=positions[None], use_cache=False, **keep
@@ -161,7 +163,7 @@ class Foreign:
         return True
 
 
-def _load(folder: Folder, device: str, dtype: torch.dtype) -> Any:
+def _load(folder: ModelFolder, device: str, dtype: torch.dtype) -> Any:
     where = None if device == "cpu" else device
     try:
         model: Any
@@ -188,7 +190,7 @@ def _load(folder: Folder, device: str, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _refuse_unsupported(folder: Folder, config: Any) -> None:
+def _refuse_unsupported(folder: ModelFolder, config: Any) -> None:
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ())
     why = ""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from aiosd.cores.engine.core import KV, Batch, zeros
-from aiosd.cores.engine.family import Spec, Weights
+from aiosd.cores.engine.family import DecoderSpec, Weights
 from aiosd.cores.engine.kv import BLOCK
 
 LINEARS = ("qkv", "out", "gate_up", "down")
@@ -26,7 +26,7 @@ class FusedLlama:
     kv_block_dim = 1
 
     def __init__(
-        self, spec: Spec, weights: Weights, lib: ctypes.CDLL, threads: int, quantization: str
+        self, spec: DecoderSpec, weights: Weights, lib: ctypes.CDLL, threads: int, quantization: str
     ) -> None:
         self._lib = lib
         self.spec = spec

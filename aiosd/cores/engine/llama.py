@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
 from aiosd.cores.engine.core import CHUNK, KV, Batch, Segment, zeros
-from aiosd.cores.engine.family import Spec, Weights
+from aiosd.cores.engine.family import DecoderSpec, Weights
 from aiosd.cores.engine.kv import BLOCK
 from aiosd.cores.engine.linear import Linear
 
@@ -37,7 +37,7 @@ def lanewise_silu(x: torch.Tensor) -> torch.Tensor:
 class TorchLlama:
     kv_block_dim = 1
 
-    def __init__(self, spec: Spec, weights: Weights, deterministic: bool) -> None:
+    def __init__(self, spec: DecoderSpec, weights: Weights, deterministic: bool) -> None:
         self.spec = spec
         self.embedding = weights.embedding
         self.norm = weights.norm
@@ -106,7 +106,7 @@ class TorchLlama:
 
 
 class _Layer:
-    def __init__(self, spec: Spec, weights: dict[str, torch.Tensor | None]) -> None:
+    def __init__(self, spec: DecoderSpec, weights: dict[str, torch.Tensor | None]) -> None:
         w: Any = weights
         self.spec = spec
         self.qkv = Linear(w["qkv"], w["qkv_bias"])

@@ -18,7 +18,7 @@ from aiosd.cores.engine.config import read
 from aiosd.cores.engine.constraint import Constraints
 from aiosd.cores.engine.core import Core
 from aiosd.cores.engine.family import read_weights, spec_of
-from aiosd.cores.engine.folder import Folder
+from aiosd.cores.engine.folder import ModelFolder
 from aiosd.cores.engine.fused import FusedLlama
 from aiosd.cores.engine.kv import BLOCK
 from aiosd.cores.engine.llama import TorchLlama
@@ -104,7 +104,7 @@ def load(
     if threads is not None:
         torch.set_num_threads(threads)
     _check_device(device)
-    folder = Folder(Path(path))
+    folder = ModelFolder(Path(path))
     config = read(folder)
     vocabulary = Vocabulary(folder.path, folder.config, config)
     made = _core(folder, config, device, _dtype(dtype, device, config), core, deterministic, quantization)
@@ -146,7 +146,7 @@ def _dtype(name: str, device: str, config: Any) -> torch.dtype:
 
 
 def _core(
-    folder: Folder,
+    folder: ModelFolder,
     config: Any,
     device: str,
     dtype: torch.dtype,

@@ -1,7 +1,7 @@
 """The attention function that replaces the one of transformers' modules: paged, sequence by sequence.
 
-Registered once under NAME. The modules do not pass the batch on to it, so a forward pass sets its Step with
-`running()`. Only one forward pass runs at a time.
+Registered once under NAME. The modules do not pass the batch on to it, so a forward pass sets its PagedPass
+with `running()`. Only one forward pass runs at a time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Layer:
 
 
 @dataclass
-class Step:
+class PagedPass:
     """One forward pass. The first forward pass of a model fills `layers`."""
 
     layers: dict[int, Layer]
@@ -80,11 +80,11 @@ class Step:
         return out
 
 
-_steps: list[Step] = []
+_steps: list[PagedPass] = []
 
 
 @contextmanager
-def running(step: Step) -> Iterator[None]:
+def running(step: PagedPass) -> Iterator[None]:
     _steps.append(step)
     try:
         yield

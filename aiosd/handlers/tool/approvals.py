@@ -21,7 +21,7 @@ from typing import Any
 from aiosd.access.audit import Audit
 from aiosd.access.caller import Caller
 from aiosd.access.permissions import Permissions
-from aiosd.access.rules import Asked, Rule, Rules
+from aiosd.access.rules import CallFacts, Rule, Rules
 from aiosd.access.trust import Trust
 from aiosd.agents.agents import Agent, Agents
 from aiosd.config.config import Config
@@ -100,14 +100,14 @@ class Approvals:
         if rule.decision == "ask":
             request.decide_by_s = time.time() + self.pending_s
 
-    def _asked(self, request: Request, call: ToolCall, tool: Tool) -> Asked:
+    def _asked(self, request: Request, call: ToolCall, tool: Tool) -> CallFacts:
         gid, *more = call.groups
         asks = self._scheduler.find(request.parent) if request.parent else None
 
         def arguments() -> dict[str, Any]:
             return dict(json.loads(call.arguments))
 
-        return Asked(
+        return CallFacts(
             call.tool,
             tool.manifest.irreversible,
             arguments,
