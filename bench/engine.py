@@ -48,7 +48,7 @@ Side = Callable[[Prompts], float]  # seconds
 def ours(
     path: Path, core: str, quantization: str = "none", deterministic: bool = True, schema: str = ""
 ) -> Side:
-    form = grammar.grammar(schema, [], "auto", "")
+    form = grammar.grammar(grammar.Form(schema), grammar.Voice())
     model = load(path, core=core, quantization=quantization, deterministic=deterministic)
     sampling = Sampling(max_tokens=NEW, ignore_eos=True)
 

@@ -74,7 +74,7 @@ class EchoHandler(Handler):
     def answer(self, request: Request) -> None:
         assert isinstance(request.spec, Echo)
         request.text = request.spec.words.upper()
-        response.grow(request, request.text, [])
+        response.grow(request, [])
         self._ending.finish(request, State.DONE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -269,3 +270,41 @@ def test_blanks_and_a_byte_order_mark_before_json_leave_it_json(before: bytes) -
 
 def test_a_byte_order_mark_is_no_part_of_a_text() -> None:
     assert parse("\ufeffhello".encode(), DEFAULTS).messages[0]["content"] == "hello"
+
+
+def test_variables_of_the_chat_template_are_taken_and_kept() -> None:
+    base = Defaults("tiny", template={"enable_thinking": True, "tone": "dry"}, parallel=False)
+    body = {
+        "prompt": "x",
+        "chat_template_kwargs": {"tone": "warm", "n": 1},
+        "enable_thinking": False,
+        "reasoning_effort": "low",
+    }
+    spec = parse(json.dumps(body).encode(), base)
+    assert spec.template == {"tone": "warm", "n": 1, "enable_thinking": False, "reasoning_effort": "low"}
+    assert not spec.parallel
+    raw = json.loads(spec.dump())
+    assert raw.pop("kind") == "llm"
+    assert Chat.load(raw) == spec
+    again = parse(json.dumps(as_asked(spec)).encode(), Defaults("tiny"))
+    assert (again.template, again.parallel) == (spec.template, False)
+    assert parse(b'{"prompt": "x", "parallel_tool_calls": true}', base).parallel
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"chat_template_kwargs": []},
+        {"chat_template_kwargs": {"messages": []}},
+        {"chat_template_kwargs": {"chat_template": "x"}},
+        {"chat_template_kwargs": {"add_generation_prompt": False}},
+        {"enable_thinking": "no"},
+        {"reasoning_effort": "much"},
+        {"parallel_tool_calls": 1},
+        {"messages": [{"role": "assistant", "content": "x", "reasoning_content": 5}]},
+        {"messages": [{"role": "tool", "content": "x", "name": {}}]},
+    ],
+)
+def test_wrong_values_of_them_are_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest):
+        parse(json.dumps({"messages": [{"role": "user", "content": "x"}], **more}).encode(), Defaults("tiny"))

@@ -1,5 +1,4 @@
-"""Tool calls in an answer: the syntax of each model family, text that only looks like it, and hostile
-text."""
+"""Tool calls in an answer: what each model family prints, what only looks like it, and hostile text."""
 
 from __future__ import annotations
 
@@ -10,14 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosd.syscall import chat, completion, response
+from aiosd.syscall import answers, chat, families, response, toolcalls
+from aiosd.syscall.families import FAMILIES, THINKING
+from aiosd.syscall.reading import Reading
 from aiosd.syscall.request import Request, State
-from aiosd.syscall.toolcalls import CALLS_MAX, Call, hold, parse
+from aiosd.syscall.toolcalls import CALLS_MAX, Call, Offer, Said, parse
 
 A = '{"name": "add", "arguments": {"a": 1}}'
 P = '{"name": "add", "parameters": {"a": 1}}'
 ADD: tuple[str, dict[str, Any]] = ("add", {"a": 1})
 LS: tuple[str, dict[str, Any]] = ("ls", {})
+KEYS: dict[str, Any] = {
+    "a": {"type": "integer"}, "text": {"type": "string"}, "on": {"type": "boolean"}, "any": {}
+}  # fmt: skip
+SCHEMA = {"type": "object", "properties": KEYS}
+OFFER = Offer(dict.fromkeys(("add", "ls", "say", "put", "f"), SCHEMA))
+NAMES = [family.name for family in FAMILIES] + [families.UNKNOWN]
 MARKERS = ("<tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "<function=")
 
 HERMES = [  # Hermes 2 and 3, Qwen 2.5 and 3, and models/tiny
@@ -46,6 +53,8 @@ LLAMA = [  # Llama 3.1, 3.2 and 3.3: built-in tools' mark, the template's bare o
     (P, "", [ADD]),
     (f'{{"type": "function", "name": "add", "parameters": {{"a": 1}}}}; {P}', "", [ADD, ADD]),
     (f"\n{A}\n", "", [ADD]),
+]
+FUNCTION = [  # Functionary 3.1, and Llama 3 prompted so
     ('<function=add>{"a": 1}</function>', "", [ADD]),
     ('I add.<function=add>{"a": 1}</function>\n<function=ls>{}</function>', "I add.", [ADD, LS]),
     ('<function=add>{"a": 1}', "", [ADD]),
@@ -59,7 +68,7 @@ MISTRAL = [  # 7B v0.3, Nemo, Large 2407: a list; Small 3.1, Magistral, Devstral
     ('[TOOL_CALLS]add[CALL_ID]abcdefghi[ARGS]{"a": 1}', "", [ADD]),
     ('[TOOL_CALLS]add{"a": 1}', "", [ADD]),
 ]
-QWEN_CODER = [  # Qwen3-Coder, which sometimes leaves out the first tag
+QWEN_CODER = [  # Qwen3-Coder; it forgets the first tag at times
     ("<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>", "", [ADD]),
     ("<tool_call><function=ls></function></tool_call>", "", [LS]),
     ("So:\n<function=add><parameter=a>1</parameter></function></tool_call>", "So:", [ADD]),
@@ -104,102 +113,258 @@ TEXT = [
     "<tool_call><function=add><parameter=a>1",
     "<tool_call><function=add><parameter=a>1</parameter>",  # b may be missing
     f"<tool_call>{A}</tool_call><tool_call>{{bad}}</tool_call>",
-    f"<tool_call><function=put><parameter=text>a page: <tool_call>{A}</tool_call>",  # quoted in a broken call
+    f"<tool_call><function=put><parameter=text>a page: <tool_call>{A}</tool_call>",  # quoted in a broken one
 ]
 
 
-@pytest.mark.parametrize(("text", "prose", "calls"), HERMES + LLAMA + MISTRAL + QWEN_CODER)
-def test_what_the_families_print(text: str, prose: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
-    said, found = parse(text)
-    assert (said, [(call.name, json.loads(call.arguments)) for call in found]) == (prose, calls)
-    assert prose.startswith(text[: hold(text)].strip())
+def read(text: str, family: str = "hermes", offered: Offer = OFFER) -> Said:
+    """The answer taken apart; what its readers had while it grew is the beginning of that."""
+    said = parse(text, family, offered)
+    growing, thought, answer = Reading(family, True), "", ""
+    for character in text:
+        more = growing.push(character)
+        thought, answer = thought + more[0], answer + more[1]
+    assert said.reasoning.startswith(thought)
+    assert said.content.startswith(answer)
+    return said
+
+
+def arguments(calls: list[Call]) -> list[tuple[str, Any]]:
+    return [(call.name, json.loads(call.arguments)) for call in calls]
+
+
+PRINTED = [
+    *(("hermes", *one) for one in HERMES),
+    *(("llama", *one) for one in LLAMA),
+    *(("function", *one) for one in FUNCTION),
+    *(("mistral-args", *one) for one in MISTRAL),
+    *(("qwen-coder", *one) for one in QWEN_CODER),
+    *((families.UNKNOWN, *one) for one in HERMES + FUNCTION + MISTRAL),
+]
+
+
+@pytest.mark.parametrize(("family", "text", "prose", "calls"), PRINTED)
+def test_what_the_families_print(
+    family: str, text: str, prose: str, calls: list[tuple[str, dict[str, Any]]]
+) -> None:
+    said = read(text, family)
+    assert (said.content.strip(), arguments(said.calls)) == (prose, calls)
 
 
 @pytest.mark.parametrize("text", TEXT)
-def test_what_is_no_call_stays_text(text: str) -> None:
-    assert parse(f" {text}\n") == (text, [])
+@pytest.mark.parametrize("family", ["hermes", "llama", "mistral-args", "qwen-coder", families.UNKNOWN])
+def test_what_is_no_call_stays_text(text: str, family: str) -> None:
+    assert read(f" {text}\n", family) == Said("", f" {text}\n", [])
 
 
-def test_arguments_are_json_with_the_letters_as_they_are() -> None:
-    assert parse('<tool_call>{"name":"f","arguments":{"x":"ß"}}')[1] == [Call("f", '{"x": "ß"}')]
+# thinking is not acting
+
+CALL = f"<tool_call>{A}</tool_call>"
 
 
-def test_a_value_in_tags_that_is_no_json_is_text() -> None:
-    values = {"7": 7, "[1]": [1], "7a": "7a", "NaN": "NaN", "1e999": "1e999", "True": "True", "": ""}
-    for said, meant in values.items():
-        _, (call,) = parse(f"<function=f><parameter=x>{said}</parameter></function>")
-        assert json.loads(call.arguments) == {"x": meant}
+@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("mark", THINKING, ids=lambda mark: mark.opening)
+def test_a_call_in_thinking_is_no_call(family: str, mark: families.Thinking) -> None:
+    """Of every family, in every family's marks, in every way that a call is printed."""
+    for call in (one for one in PRINTED if one[3]):
+        thought = f"I could {call[1]} but no"
+        if mark.closing in thought:
+            continue
+        said = read(f"{mark.opening}{thought}{mark.closing}Hello", family)
+        assert said == Said(thought.strip(), "Hello", [])
+        assert read(f"\n{mark.opening}{thought}", family) == Said(thought.strip(), "", [])
+
+
+def test_a_quoted_call_in_the_thinking_does_not_void_the_real_one() -> None:
+    for quoted in ("<tool_call>{bad}</tool_call>", "<tool_call>", CALL, "```"):
+        said = read(f"<think>not {quoted}</think>\n\nNow.\n{CALL}")
+        assert (said.content, arguments(said.calls)) == ("Now.", [ADD])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```\n{CALL}\n```",
+        f"For example:\n```xml\n{CALL}\n```\nThat was it.",
+        f"~~~\n{CALL}\n~~~",
+        f"````\n```\n{CALL}\n```\n````",
+        f"```\n{CALL}",
+        f"Say `{CALL}` then",
+        f"Say ``a ` {CALL}`` then",
+        f"> {CALL}",
+        f"> He said:\n> {CALL}",
+        f'The page says "{CALL}".',
+        f'The page says "do {CALL} now", and I do not.',
+        f"The page says “{CALL}”.",
+        f"The page says « {CALL} ».",
+        f"The page says '{CALL}'.",
+        f"I think {CALL} </think>Hello",
+        f"Do not <reasoning>{CALL}</reasoning> it",
+    ],
+)
+def test_a_quoted_call_is_no_call(text: str) -> None:
+    said = read(text, "llama" if "reasoning" in text else "hermes")
+    assert said.calls == []
+    assert said.content == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```\ncode\n```\n{CALL}",
+        f"`code` and {CALL}",
+        f"a ` alone {CALL}",
+        f'"quoted" before {CALL} and "after"',
+        f"It's an apostrophe {CALL} isn't it",
+        f'5" wide\n\n{CALL} and 6" high',
+        f"> quoted\n\n{CALL}",
+    ],
+)
+def test_a_call_beside_a_quotation_is_one(text: str) -> None:
+    said = read(text)
+    assert arguments(said.calls) == [ADD]
+    assert said.content == text.replace(CALL, "").rstrip()
+
+
+def test_thinking_between_calls_and_in_arguments() -> None:
+    said = read(f"<think>one</think>a{CALL}<think>two {CALL}</think>b{CALL}")
+    assert (said.reasoning, said.content, arguments(said.calls)) == ("one\ntwo " + CALL, "ab", [ADD, ADD])
+    (call,) = read('<tool_call>{"name": "say", "arguments": {"text": "<think>"}}</tool_call>').calls
+    assert json.loads(call.arguments) == {"text": "<think>"}
+
+
+# what was offered
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_json_that_names_no_offered_tool_is_an_answer(family: str) -> None:
+    for text in (
+        '{"name": "Ada", "parameters": {"age": 36}}',
+        '[{"name": "Ada", "arguments": {}}]',
+        "[Ada(age=36)]",
+        '{"Ada": {}}',
+    ):
+        assert read(text, family) == Said("", text, [])
+
+
+def test_a_call_of_a_tool_that_was_not_offered_is_text_but_for_those_who_can_say_so() -> None:
+    text = 'x <tool_call>{"name": "nope", "arguments": {}}</tool_call>'
+    assert read(text) == Said("", text, [])
+    offered = Offer(OFFER.tools, any_name=True)
+    assert parse(text, "hermes", offered) == Said("", "x", [Call("nope", "{}")])
+    bare = '{"name": "nope", "parameters": {}}'
+    assert parse(bare, "llama", offered) == Said("", bare, [])
+
+
+@pytest.mark.parametrize(
+    ("schema", "said", "meant"),
+    [
+        ({"type": "string"}, "1.10", "1.10"),
+        ({"type": "string"}, "5551234567", "5551234567"),
+        ({"type": "string"}, "null", "null"),
+        ({"type": "string"}, "true", "true"),
+        ({"type": "string"}, '{"a": 1.10,   "b": [1,2]}', '{"a": 1.10,   "b": [1,2]}'),
+        ({"type": "string"}, "  indented\n", "  indented\n"),
+        ({"type": ["string", "null"]}, "null", None),
+        ({"type": ["string", "integer"]}, "007", "007"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "12", "12"),
+        ({"$ref": "#/$defs/word"}, "12", "12"),
+        ({"enum": ["1", "2"]}, "1", "1"),
+        ({"enum": [1, 2]}, "1", 1),
+        ({"const": "1"}, "1", "1"),
+        ({"type": "string", "nullable": True}, "null", None),
+        ({"type": "integer"}, "12", 12),
+        ({"type": "number"}, "1.10", 1.1),
+        ({"type": "boolean"}, "true", True),
+        ({"type": "boolean"}, "True", True),
+        ({"type": "array"}, "[1, 2]", [1, 2]),
+        ({"type": "object"}, '{"a": 1}', {"a": 1}),
+        ({"type": "integer"}, "many", "many"),
+        ({}, "1.10", "1.10"),
+        ({}, "12", 12),
+        ({}, "007", "007"),
+        ({}, "NaN", "NaN"),
+        (None, "7a", "7a"),
+    ],
+)
+def test_a_value_in_tags_has_the_type_of_its_parameter(schema: Any, said: str, meant: Any) -> None:
+    parameters = {"properties": {"v": schema}, "$defs": {"word": {"type": "string"}}}
+    function = f"<function=f>\n<parameter=v>NL{said}NL</parameter>\n</function>\n"
+    printed = {
+        "qwen-coder": f"<tool_call>\n{function}</tool_call>".replace("NL", "\n"),
+        "seed": f"<seed:tool_call>\n{function}</seed:tool_call>".replace("NL", ""),
+        "glm": f"<tool_call>f\n<arg_key>v</arg_key>\n<arg_value>{said}</arg_value>\n</tool_call>",
+        "minimax": f'<minimax:tool_call>\n<invoke name="f">\n<parameter name="v">{said}</parameter>\n'
+        "</invoke>\n</minimax:tool_call>",
+    }
+    for family, text in printed.items():
+        if family == "seed" and said.endswith("\n"):
+            continue  # one newline at either end is the family's own
+        (call,) = parse(text, family, Offer({"f": parameters})).calls
+        assert json.loads(call.arguments) == {"v": meant}
+        assert type(json.loads(call.arguments)["v"]) is type(meant)
+
+
+def test_arguments_are_as_they_were_said() -> None:
+    said = '{"x":"ß", "n": 1.10, "m": 1e2, "y": "\\u00e9"}'
+    assert parse(f'<tool_call>{{"name":"f","arguments":{said}}}', "hermes", OFFER).calls == [Call("f", said)]
+
+
+def test_half_a_surrogate_pair_is_no_argument() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"q": "half \\ud83d"}}</tool_call>'
+    assert read(text) == Said("", text, [])
+
+
+def test_a_key_that_comes_twice_counts_once() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"q": 1, "q": 2}}</tool_call>'
+    assert read(text).calls == [Call("f", '{"q": 2}')]
+
+
+def test_brackets_and_tags_before_a_call_are_text() -> None:
+    said = read(f"I looked at [1] and <b>it</b>, now I call.\n{CALL}")
+    assert said.content == "I looked at [1] and <b>it</b>, now I call."
+
+
+def test_without_parallel_calls_the_first_counts() -> None:
+    one = toolcalls.offer([{"function": {"name": "add"}}], one=True)
+    assert len(parse(CALL * 3, "hermes", one).calls) == 1
 
 
 def test_more_calls_than_anybody_means_stay_text() -> None:
-    one = f"<tool_call>{A}</tool_call>"
-    assert len(parse(one * CALLS_MAX)[1]) == CALLS_MAX
-    text = one * (CALLS_MAX + 1)
-    assert parse(text) == (text, [])
+    assert len(read(CALL * CALLS_MAX).calls) == CALLS_MAX
+    text = CALL * (CALLS_MAX + 1)
+    assert read(text) == Said("", text, [])
 
+
+# any text
 
 FRAGMENTS = st.sampled_from(
-    [*MARKERS, "</tool_call>", "<function=f>", "</function>", "<parameter=k>", "</parameter>", "[ARGS]",
-     "[CALL_ID]", "```json", "```", A, P, "{", "}", "[", "]", '"', "\\", ";", ",", " ", "\n", "f", "1"]
+    [*{mark for family in FAMILIES for mark in family.marks}, "</tool_call>", "<function=f>", "</function>",
+     "<parameter=k>", "</parameter>", "[ARGS]", "[CALL_ID]", "```json", "```", "`", '"', "\n\n", "\n> ", A, P,
+     "{", "}", "[", "]", '"', "\\", ";", ",", " ", "\n", "f", "1", "f(a=1)", "call:f{", "<｜tool▁sep｜>",
+     *(mark for one in THINKING for mark in (one.opening, one.closing))]
 )  # fmt: skip
 
 
-@given(st.lists(FRAGMENTS | st.text(max_size=3), max_size=12).map("".join))
-def test_any_text_is_read(text: str) -> None:
-    prose, calls = parse(text)
-    assert calls or prose == text.strip()
-    assert all(call.name and isinstance(json.loads(call.arguments), dict) for call in calls)
+@given(st.sampled_from(NAMES), st.lists(FRAGMENTS | st.text(max_size=3), max_size=12).map("".join))
+def test_any_text_is_read(family: str, text: str) -> None:
+    said = read(text, family)
+    assert all(
+        call.name in OFFER.tools and isinstance(json.loads(call.arguments), dict) for call in said.calls
+    )
     rest = iter(text)
-    assert all(character in rest for character in prose)  # the text without the calls
-    if calls:  # no text shown early is part of a call
-        assert prose.startswith(text[: hold(text)].strip())
+    assert all(character in rest for character in said.content)  # what was said, without the calls
+    if not said.calls and not said.reasoning and not families.of(family).dropped:
+        assert any(one.opening in text for one in THINKING) or said.content == text
 
 
-@given(st.text())
-def test_text_without_markers_is_only_stripped(text: str) -> None:
-    if not any(marker in text for marker in MARKERS):
-        assert parse(text) == (text.strip(), [])
+@given(st.text(), st.sampled_from(NAMES))
+def test_text_without_marks_stays_as_it_is(text: str, family: str) -> None:
+    if not any(sign in text for sign in "<[{>:"):
+        assert read(text, family) == Said("", text, [])
 
 
-@given(st.text(), st.text())
-def test_what_is_shown_early_stays_so(text: str, more: str) -> None:
-    shown = hold(text)
-    assert shown <= hold(text + more)
-    assert shown == len(text) or text[shown] in "<[{"
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-@given(
-    st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", fullmatch=True),
-    st.dictionaries(st.text(), JSON, max_size=4),
-    st.booleans(),
-)
-def test_a_rendered_call_is_read_again(name: str, arguments: dict[str, Any], ascii: bool) -> None:
-    said = json.dumps(arguments, ensure_ascii=ascii)
-    call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=ascii)
-    text = json.dumps({"name": name, "parameters": said})
-    want = Call(name, json.dumps(arguments, ensure_ascii=False))
-    for rendered in (
-        f"<tool_call>{call}</tool_call>",
-        f"<tool_call>\n{text}\n</tool_call>",
-        f"<|python_tag|>{call}",
-        call,
-        f"<function={name}>{said}</function>",
-        f"[TOOL_CALLS] [{call}]",
-        f"[TOOL_CALLS]{name}[ARGS]{said}",
-    ):
-        assert parse(rendered) == ("", [want])
-    two = f"[TOOL_CALLS]{name}[ARGS]{said}" * 2
-    assert parse(f"Now.{two}") == ("Now.", [want, want])
-
-
-MB = 1 << 20
+LONG = 1 << 18
 
 
 @pytest.mark.parametrize(
@@ -207,39 +372,53 @@ MB = 1 << 20
     [*MARKERS, "{", "[", "<", " ", "\n<", "<tool_call>{", '<tool_call>{"', "<tool_call> ",
      "<tool_call>```json\n", "[TOOL_CALLS]a", "[TOOL_CALLS]a[ARGS]", "[TOOL_CALLS]a[CALL_ID]b",
      "<function=a>", "<function=a><parameter=b>", "<tool_call><function=a>", "<function=a></function>",
-     '{"a":', '<tool_call>{"a":', f"<tool_call>{A}", f"{A};"],
+     '{"a":', '<tool_call>{"a":', f"<tool_call>{A}", f"{A};", "<think>", "</think>", "<think></think>",
+     "<thinking>", "`", "``` ", "```\n", '"', "` <tool_call>", '" <tool_call>', "\n> <tool_call>",
+     f"`{CALL}` ", "[f(", "[f(a=", "<arg_key>",
+     "<tool_call>a<arg_key>b</arg_key><arg_value>"],
 )  # fmt: skip
-@pytest.mark.parametrize("head", ["", "[TOOL_CALLS]a", '{"name": "'])
-def test_a_megabyte_of_anything_is_read(unit: str, head: str) -> None:
-    text = head + unit * (MB // len(unit))
-    prose, calls = parse(text)
-    assert len(calls) <= 1
-    assert calls or prose == text.strip()
-    assert hold(text) <= len(text)
+@pytest.mark.parametrize("family", ["hermes", "qwen-coder", "llama", "mistral-args", "pythonic"])
+def test_a_long_text_of_anything_is_read(unit: str, family: str) -> None:
+    text = unit * (LONG // len(unit))
+    said = parse(text, family, OFFER)
+    assert len(said.calls) <= 1
+    assert said.calls or said.reasoning or said.content == text or text.startswith("<think></think>")
 
 
 @pytest.mark.parametrize("deep", [10**3, 10**5])
 def test_depth_is_no_way_out(deep: int) -> None:
     nested = '{"name": "f", "arguments": {"x": ' + "[" * deep + "]" * deep + "}}"
-    for text in (nested, f"<tool_call>{nested}</tool_call>", f"[TOOL_CALLS] [{nested}]"):
-        assert parse(text) == (text, [])
+    python = "f(x=" + "[" * deep + "]" * deep + ")"
+    for family, text in (
+        ("llama", nested),
+        ("hermes", f"<tool_call>{nested}</tool_call>"),
+        ("mistral", f"[TOOL_CALLS] [{nested}]"),
+        ("pythonic", f"[{python}]"),
+        ("olmo", f"<function_calls>{python}</function_calls>"),
+    ):
+        assert parse(text, family, OFFER) == Said("", text, [])
 
 
-def request(text: str, tools: bool = True) -> Request:
-    body: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
+# answers
+
+
+def request(text: str, tools: bool = True, **more: Any) -> Request:
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], **more}
     if tools:
         body["tools"] = [{"type": "function", "function": {"name": "add"}}]
     made = chat.parse(json.dumps(body).encode(), chat.Defaults("tiny"))
-    return Request(7, 0, "ada", "/x", made, state=State.DONE, text=text, finish_reason="stop")
+    return Request(
+        7, 0, "ada", "/x", made, state=State.DONE, text=text, finish_reason="stop", family="hermes"
+    )
 
 
-def tool_calls(request: Request) -> tuple[str | None, list[dict[str, Any]]]:
+def message(request: Request) -> dict[str, Any]:
     assert isinstance(request.spec, chat.Chat)
-    return completion.tool_calls(request, request.spec)
+    return answers.message(request, request.spec)
 
 
 def test_calls_have_the_shape_of_openai() -> None:
-    said = f"Now.\n<tool_call>{A}</tool_call><tool_call>{A}</tool_call>"
+    said = f"Now.\n{CALL}{CALL}"
     (choice,) = json.loads(response.document(request(said)))["choices"]
     function = {"name": "add", "arguments": '{"a": 1}'}
     calls = [{"id": f"call_7_{i}", "type": "function", "function": function} for i in range(2)]
@@ -247,14 +426,63 @@ def test_calls_have_the_shape_of_openai() -> None:
     assert choice["finish_reason"] == "tool_calls"
 
 
+def test_with_parallel_tool_calls_false_there_is_one() -> None:
+    (choice,) = json.loads(response.document(request(CALL * 3, parallel_tool_calls=False)))["choices"]
+    assert len(choice["message"]["tool_calls"]) == 1
+
+
+def test_thinking_has_a_key_of_its_own() -> None:
+    (choice,) = json.loads(response.document(request(f"<think>hm {CALL}</think>\n4", tools=False)))["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "4", "reasoning_content": f"hm {CALL}"}
+
+
 def test_an_answer_that_is_all_calls_has_no_content() -> None:
-    assert tool_calls(request(P))[0] is None
+    assert message(request(CALL))["content"] is None
 
 
 @pytest.mark.parametrize("said", [" no call\n", "<tool_call>{bad}</tool_call>\n"])
 def test_an_answer_without_calls_is_as_the_model_said_it(said: str) -> None:
-    assert tool_calls(request(said)) == (said, [])
+    assert message(request(said)) == {"role": "assistant", "content": said}
 
 
 def test_without_tools_nothing_is_a_call() -> None:
-    assert tool_calls(request(P, tools=False)) == (P, [])
+    assert message(request(CALL, tools=False)) == {"role": "assistant", "content": CALL}
+
+
+def streamed(request: Request, text: str, step: int = 1) -> str:
+    """What a reader gets of an answer that comes piece by piece."""
+    request.text, request.state = "", State.RUNNING
+    for at in range(0, len(text), step):
+        request.text = text[: at + step]
+        response.grow(request, [], at + step >= len(text))
+    request.state = State.DONE
+    response.end(request)
+    return request.answer.text
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_chunks_are_thinking_then_text_then_calls(step: int) -> None:
+    text = f"<think>\nI ponder.\n</think>\n\nThe answer [1] is 4.\n{CALL}"
+    chunks = [json.loads(line) for line in streamed(request("", stream=True), text, step).splitlines()]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "I ponder."
+    assert "".join(delta.get("content", "") for delta in deltas) == "The answer [1] is 4."
+    assert deltas[-1]["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
+    if step == 1:
+        assert len(deltas) > 20  # as it is made
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_a_reader_of_text_gets_the_answer_without_the_thinking(step: int) -> None:
+    made = chat.parse(b"hi", chat.Defaults("tiny"))
+    for text, seen in (
+        ("<think>hm</think>\n\nHello", "Hello\n"),
+        ("Hello <b>you</b>\n", "Hello <b>you</b>\n"),
+        (f"a {CALL} b", f"a {CALL} b\n"),
+        ("<think>hm", "\n"),
+        ("", "\n"),
+        (" x ", " x \n"),
+    ):
+        asked = Request(7, 0, "ada", "/x", made, family="hermes")
+        if text:
+            assert streamed(asked, text, step) == seen

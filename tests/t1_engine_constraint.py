@@ -17,7 +17,8 @@ from aiosd.cores.engine.engine import Engine
 from aiosd.cores.engine.model import Model, load
 from aiosd.cores.engine.vocabulary import Vocabulary
 from aiosd.errors import BadRequest
-from aiosd.syscall import grammar, toolcalls
+from aiosd.syscall import families, grammar, toolcalls
+from aiosd.syscall.grammar import Form, Voice
 from aiosd.syscall.sampling import Sampling
 from tests.conftest import TINY
 from tests.t1_engine_models import Answer, alone, engine, model, prompt, run
@@ -71,9 +72,21 @@ SCHEMAS = [
 ]
 
 
+STYLED = [family.name for family in families.FAMILIES if family.style]
+
+
+def called_by(
+    tools: list[dict[str, Any]], choice: str, family: str, m: Model | None = None, parallel: bool = True
+) -> str:
+    """The grammar of an answer of a model of that family."""
+    silent = m.vocabulary.silent if m else []
+    form = Form(functions=tools, choice=choice, parallel=parallel)
+    return grammar.grammar(form, Voice(family, silent=silent))
+
+
 def of(schema: dict[str, Any]) -> str:
     grammar.check(json.dumps(schema))
-    return grammar.grammar(json.dumps(schema), [], "auto", "")
+    return grammar.grammar(Form(json.dumps(schema)), Voice())
 
 
 def answer(m: Model, form: str, sampling: Sampling = WILD, asked: list[int] | None = None) -> Answer:
@@ -92,9 +105,9 @@ def function(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
 TOOLS = [function("find", PERSON), function("count-ä", SMALL[14]), function("now", {})]
 
 
-def judged(text: str) -> list[str]:
+def judged(text: str, family: str = "hermes") -> list[str]:
     """Check all calls of an answer, and return their names."""
-    _, calls = toolcalls.parse(text)
+    calls = toolcalls.parse(text, family, toolcalls.offer(TOOLS)).calls
     parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
     for call in calls:
         jsonschema.validate(json.loads(call.arguments), parameters[call.name])
@@ -133,7 +146,7 @@ def test_an_object_of_any_kind_is_one() -> None:
 def test_an_answer_that_the_model_would_give_anyway_is_not_changed() -> None:
     """With greedy sampling, the constraint removes only tokens that are not the likeliest."""
     m, calc = tiny(), function("calc", {"type": "object", "properties": {"expression": {"type": "string"}}})
-    form, called = grammar.grammar("", [calc], "auto", "hermes", m.vocabulary.silent), 0
+    form, called = called_by([calc], "auto", "hermes", m), 0
     for question in ("What is 12*34?", "Who are you?", "What is in /aios/models?", "Hello!"):
         asked = m.render([{"role": "user", "content": question}], [calc])
         free = alone(m, asked, Sampling(max_tokens=60))
@@ -145,7 +158,7 @@ def test_an_answer_that_the_model_would_give_anyway_is_not_changed() -> None:
 @pytest.mark.parametrize("core", ["llama", "gemma3"])
 def test_a_constrained_answer_is_the_same_alone_and_among_others(core: str) -> None:
     m = model(core)
-    forms = [of(PERSON), "", of(SMALL[12]), "", grammar.grammar("", TOOLS, "required", "hermes")]
+    forms = [of(PERSON), "", of(SMALL[12]), "", called_by(TOOLS, "required", "hermes")]
     samplings = [dataclasses.replace(WILD, seed=i, max_tokens=60) for i in range(5)]
     expected = [
         alone(m, prompt(21 + i), s, grammar=f) for i, (f, s) in enumerate(zip(forms, samplings, strict=True))
@@ -161,7 +174,7 @@ def test_a_constrained_answer_is_the_same_alone_and_among_others(core: str) -> N
 @pytest.mark.parametrize("keep", [True, False])
 def test_being_moved_at_any_token_changes_nothing(keep: bool) -> None:
     """The request continues with its KV, or in another engine with only its tokens."""
-    m, form = model("llama"), grammar.grammar("", TOOLS, "required", "hermes")
+    m, form = model("llama"), called_by(TOOLS, "required", "hermes")
     sampling = dataclasses.replace(WILD, seed=3, max_tokens=90)
     whole = answer(m, form, sampling)
     assert len(whole.tokens) > 40
@@ -203,7 +216,7 @@ def test_a_whole_answer_ends_whatever_min_tokens_and_ignore_eos_say() -> None:
         assert got.finish == "stop"
         jsonschema.validate(json.loads(got.text), PERSON)
     grown = dataclasses.replace(WILD, min_tokens=30, max_tokens=60)  # it could end early, and does not
-    form = grammar.grammar("", TOOLS, "required", "hermes")
+    form = called_by(TOOLS, "required", "hermes")
     assert len(answer(model("llama"), form, grown).tokens) >= 30
 
 
@@ -229,83 +242,100 @@ def test_logprobs_are_the_models_own() -> None:
 # calls
 
 
-@pytest.mark.parametrize("family", list(grammar.STYLES))
+@pytest.mark.parametrize("family", STYLED)
 @pytest.mark.parametrize("choice", ["required", f"{grammar.FUNCTION}count-ä", f"{grammar.FUNCTION}find"])
 def test_an_answer_that_is_to_be_a_call_is_one(family: str, choice: str) -> None:
-    form = grammar.grammar("", TOOLS, choice, family)
+    form = called_by(TOOLS, choice, family)
     for seed in range(5):
         got = answer(model("llama"), form, dataclasses.replace(WILD, seed=seed, max_tokens=500))
         if got.finish == "length":
             continue  # `now` takes any object
         if family == "mistral-args" and "count-ä" in got.text:
             continue  # the family has no such names
-        names = judged(got.text)
+        names = judged(got.text, family)
         assert names
         assert choice == "required" or names == [choice.removeprefix(grammar.FUNCTION)]
 
 
-OPENED = {
-    "hermes": 'Let me see. <tool_call>\n{"name": ',
-    "llama": ' {"name": ',
-    "mistral": 'So: [TOOL_CALLS] [{"name": ',
-    "mistral-args": "So: [TOOL_CALLS]",
-}
+OPENED = {family.name: f"Let me see. {family.marks[0]}" for family in families.FAMILIES if family.style}
+OPENED["llama"] = ' {"name": '
+OPENED["mistral"] += ' [{"name": '
+OPENED["hermes"] += '\n{"name": '
 
 
-@pytest.mark.parametrize("family", list(grammar.STYLES))
+@pytest.mark.parametrize("family", STYLED)
 def test_a_call_that_the_model_has_begun_will_be_right(family: str) -> None:
     m, tools = model("llama"), TOOLS[:1]
-    form = grammar.grammar("", tools, "auto", family, m.vocabulary.silent)
+    form = called_by(tools, "auto", family, m, parallel=family == "hermes")  # nonsense ends sooner with one
     begun = m.encode(OPENED[family])
     ended = 0
     for seed in range(8):
-        e, sampling, got = engine(m), dataclasses.replace(WILD, seed=seed), Answer()
+        e, sampling, got = engine(m), dataclasses.replace(WILD, seed=seed, max_tokens=900), Answer()
         e.add(1, prompt(20), sampling, owner="ada", resume=begun, grammar=form)
+        if ended:
+            break
         run(e, {1: got})
         text = m.decode([*begun, *got.tokens])
-        ended += judged(text)[:1] == ["find"]
+        ended += judged(text, family)[:1] == ["find"]
         assert ended or got.finish == "length", text
     assert ended
 
 
-@pytest.mark.parametrize("family", list(grammar.STYLES))
+@pytest.mark.parametrize("family", STYLED)
 def test_what_is_no_call_may_be_said(family: str) -> None:
     m = model("llama")
-    constraint = m.constraints.make(grammar.grammar("", TOOLS, "auto", family, m.vocabulary.silent))
+    constraint = m.constraints.make(called_by(TOOLS, "auto", family, m))
     for token in [*m.encode("An <answer> with [brackets] and {braces}, größer. "), *m.vocabulary.silent]:
         assert constraint.allowed()[token]
         assert not constraint.accept(token)
     assert constraint.allowed()[sorted(m.eos)].all()
 
 
+def test_without_parallel_calls_an_answer_ends_behind_the_first() -> None:
+    m = model("llama")
+    for family in STYLED:
+        for choice in ("auto", "required"):
+            form = called_by(TOOLS[:1], choice, family, m, parallel=False)
+            begun = m.encode(OPENED[family]) if choice == "auto" else []
+            for seed in range(3):
+                e, got = engine(m), Answer()
+                sampling = dataclasses.replace(WILD, seed=seed, max_tokens=300)
+                e.add(1, prompt(20), sampling, owner="ada", resume=begun, grammar=form)
+                run(e, {1: got})
+                text = m.decode([*begun, *got.tokens])
+                assert got.finish == "length" or judged(text, family) == ["find"], (family, text)
+
+
+THOUGHT = "Maybe <tool_call> or {not}</think>"
+
+
+@pytest.mark.parametrize("opened", ["", "<think>"])
+@pytest.mark.parametrize("form", [Form(json.dumps(SMALL[2])), Form(functions=TOOLS[:1], choice="required")])
+def test_a_model_may_think_before_an_answer_of_a_form(opened: str, form: Form) -> None:
+    m = model("llama")
+    constraint = m.constraints.make(grammar.grammar(form, Voice("hermes", True, opened)))
+    for token in m.encode(THOUGHT if opened else "<think>" + THOUGHT):
+        assert constraint.allowed()[token]
+        assert not constraint.accept(token)
+    for wrong in ("Hello", "<function"):
+        assert not constraint.allowed()[m.encode(wrong)[0]] or wrong[0] == "<"
+    plain = m.constraints.make(grammar.grammar(form, Voice("hermes", False)))
+    assert not plain.allowed()[m.encode("M")[0]]
+
+
 def test_with_a_schema_beside_tools_the_answer_is_calls_or_json() -> None:
     seen = set()
-    for family in (*grammar.STYLES, ""):
-        form = grammar.grammar(json.dumps(SMALL[12]), TOOLS[:1], "auto", family)
+    for family in (*STYLED, ""):
+        form = grammar.grammar(Form(json.dumps(SMALL[12]), TOOLS[:1]), Voice(family))
         for seed in range(6):
             got = answer(model("llama"), form, dataclasses.replace(WILD, seed=seed, temperature=3.0))
             if got.finish == "stop":
-                calls = judged(got.text)
+                calls = judged(got.text, family)
                 seen.add(bool(calls))
                 if not calls:
-                    jsonschema.validate(json.loads(got.text), SMALL[12])
+                    said = toolcalls.parse(got.text, family, toolcalls.NOTHING).content
+                    jsonschema.validate(json.loads(said), SMALL[12])
     assert seen == {True, False}
-
-
-@pytest.mark.parametrize(
-    ("template", "family"),
-    [
-        ("{{- '\\n<tool_call>\\n{\"name\": \"' }}{{ tool_call.name }}", "hermes"),
-        ("<tool_call>\\n<function=' + tool_call.name", ""),
-        ("{{ '<tool_call>' + tc.name }}<arg_key>{{ k }}", ""),
-        ("Environment: ipython {{ '{\"name\": \"' + call.name + '\", ' }}{{ '\"parameters\": ' }}", "llama"),
-        ("{{- \"[TOOL_CALLS] [\" }}{{ tool_call.function|tojson }}", "mistral"),
-        ("{{- '[TOOL_CALLS]' + tool['function']['name'] + '[ARGS]' + arguments }}", "mistral-args"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", ""),
-    ],
-)  # fmt: skip
-def test_the_chat_template_tells_the_family(template: str, family: str) -> None:
-    assert grammar.style(template) == family
 
 
 def test_the_built_in_models_calls_are_right() -> None:
@@ -313,7 +343,7 @@ def test_the_built_in_models_calls_are_right() -> None:
     assert m.info["tool_calls"] == "hermes"
     asked = m.render([{"role": "user", "content": "Who is there?"}], TOOLS)
     for choice in ("required", f"{grammar.FUNCTION}find"):
-        got = answer(m, grammar.grammar("", TOOLS[:1], choice, "hermes"), Sampling(max_tokens=200), asked)
+        got = answer(m, called_by(TOOLS[:1], choice, "hermes"), Sampling(max_tokens=200), asked)
         assert judged(got.text) == ["find"]
 
 

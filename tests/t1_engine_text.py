@@ -37,7 +37,7 @@ def words() -> Vocabulary:
     bare.decoder = decoders.Sequence(steps)
     new: Any = PreTrainedTokenizerFast
     made = Vocabulary.__new__(Vocabulary)
-    made.hf, made._byte_level, made._special = new(tokenizer_object=bare), False, None
+    made.hf, made._byte_level = new(tokenizer_object=bare), False
     made._added, made.eos = {}, frozenset()
     return made
 

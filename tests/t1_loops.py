@@ -59,7 +59,7 @@ def test_what_came_before_a_call_is_said_once_also_over_a_restart() -> None:
             loops.child_ended(child)
         return request.text
 
-    assert {run(known) for known in range(4)} == {"Let me see. \nIt is <b>5</b>."}
+    assert {run(known) for known in range(4)} == {"Let me see.\nIt is <b>5</b>."}
 
 
 def test_the_steps_of_a_loop_that_goes_on_are_not_forgotten(tmp_path: Path) -> None:

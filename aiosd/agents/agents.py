@@ -17,8 +17,9 @@ from typing import Any
 
 from aiosd.database.store import Store
 from aiosd.errors import BadRequest, BadValue, Exists, NotFound
-from aiosd.syscall.chat import SAMPLING_KEYS, sampling
+from aiosd.syscall.chat import SAMPLING_KEYS, TEMPLATE_KEYS, sampling, variables
 from aiosd.syscall.foreign import read_json
+from aiosd.syscall.keys import boolean
 from aiosd.syscall.number import whole
 from aiosd.syscall.request import Request, Usage
 from aiosd.syscall.sampling import Sampling
@@ -39,14 +40,25 @@ class Settings:
     tools: Sequence[str] = ()  # names of the tools that the model is offered
     max_steps: int = 8  # how often a loop asks the model; 0: the model's calls are not run
     allowed: Sequence[str] = ()  # irreversible tools that the owner may call without a decision
-    params: dict[str, Any] = field(default_factory=dict)  # sampling keys of the chat-completion API
+    params: dict[str, Any] = field(default_factory=dict)  # keys of the chat-completion API
 
     @cached_property
     def sampling(self) -> Sampling:
         return sampling(self.params, Sampling())
 
+    @cached_property
+    def template(self) -> dict[str, Any]:
+        """Return the variables for the model's chat template."""
+        return variables(self.params, {})
+
+    @property
+    def parallel(self) -> bool:
+        """Whether an answer may have several calls."""
+        return boolean(self.params, "parallel_tool_calls", True)
+
 
 DEFAULTS = Settings()
+PARAMETERS = (*SAMPLING_KEYS, "parallel_tool_calls", *TEMPLATE_KEYS)
 
 
 @dataclass(slots=True, eq=False)
@@ -147,11 +159,12 @@ def params(text: str) -> dict[str, Any]:
         raise BadValue(str(error)) from None
     if not isinstance(raw, dict):
         raise BadValue("params.json takes one JSON object", '{"temperature": 0.7}')
-    unknown = set(raw).difference(SAMPLING_KEYS)
+    unknown = set(raw).difference(PARAMETERS)
     if unknown:
-        raise BadValue(f"unknown key {min(unknown)!r}; keys are {', '.join(sorted(SAMPLING_KEYS))}")
+        raise BadValue(f"unknown key {min(unknown)!r}; keys are {', '.join(sorted(PARAMETERS))}")
     try:
-        sampling(raw, Sampling())
+        made = Settings(params=raw)
+        _ = made.sampling, made.template, made.parallel  # raise if a value is wrong
     except BadRequest as error:
         raise BadValue(error.explanation) from None
     return raw

@@ -62,6 +62,11 @@ class Model:
     completion_tokens: int = 0
 
     @property
+    def family(self) -> str:
+        """Return the family by which its answers are parsed (aiosd.syscall.families)."""
+        return str(self.info.get("tool_calls", ""))
+
+    @property
     def shown_state(self) -> ModelState:
         return ModelState.DRAINING if self.leaving else self.state
 

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, get_args
 
@@ -60,6 +60,8 @@ class Submit:
     operation: str = "llm"  # embed and tokenize take the last message's text, without a template
     schema: str = ""  # JSON Schema of the answer; empty: none
     tool_choice: str = "auto"  # see aiosd.syscall.spec.Spec
+    parallel: bool = True  # the answer may have several calls
+    template: dict[str, Any] = field(default_factory=dict)  # more variables of the chat template
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class Started:
 
     id: int
     prompt_tokens: int
+    opened: str = ""  # the mark of thinking that the prompt ends with: the answer goes on behind it
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ class Loop:
                 resume=message.resume,
                 context=message.context,
                 embed=message.operation == "embed",
-                grammar=grammar_of(message, model) if message.operation == "llm" else "",
+                grammar=grammar_of(message, model, prompt) if message.operation == "llm" else "",
             )
         except AiosError as error:
             self._channel.send(wire.Refused(message.id, str(error), error.hint))
@@ -197,7 +197,8 @@ class Loop:
         else:
             self._live.add(message.id)
             self._prompts[message.id] = prompt
-            self._channel.send(wire.Started(message.id, len(prompt)))
+            opened = model.vocabulary.opened(prompt) if message.operation == "llm" else ""
+            self._channel.send(wire.Started(message.id, len(prompt), opened))
 
     def _tokenize(self, message: wire.Submit) -> None:
         tokens = self._engine.model.encode(message.messages[-1]["content"])
@@ -281,19 +282,21 @@ class Inbox(queue.SimpleQueue[wire.Message]):
 
 
 def render(message: wire.Submit, model: Model) -> list[int]:
-    """The prompt; with truncation the oldest turns go, never the system message, until an answer fits."""
+    """The prompt; with truncation the oldest turns go, never a system message, until an answer fits."""
     if message.operation == "embed":
         return model.encode(message.messages[-1]["content"])
     tools = message.tools or None
-    prompt = model.render(message.messages, tools)
+    prompt = model.render(message.messages, tools, message.template)
     if message.sampling["truncation"] != "auto":
         return prompt
     room = model.context_length - min(message.sampling["max_tokens"], model.context_length // 4)
-    head = [m for m in message.messages[:1] if m["role"] == "system"]
-    turns = [i for i, m in enumerate(message.messages) if m["role"] == "user" and i > len(head)]
+    turns = [i for i, m in enumerate(message.messages) if m["role"] == "user"]
+    if turns and all(m["role"] == "system" for m in message.messages[: turns[0]]):
+        turns = turns[1:]  # without the first one it would be the whole conversation
 
     def since(turn: int) -> list[int]:
-        return model.render([*head, *message.messages[turn:]], tools)
+        head = [m for m in message.messages[:turn] if m["role"] == "system"]
+        return model.render([*head, *message.messages[turn:]], tools, message.template)
 
     if len(prompt) <= room or not turns:
         return prompt
@@ -301,12 +304,12 @@ def render(message: wire.Submit, model: Model) -> list[int]:
     return since(turns[min(fits, len(turns) - 1)])
 
 
-def grammar_of(message: wire.Submit, model: Model) -> str:
+def grammar_of(message: wire.Submit, model: Model, prompt: list[int]) -> str:
     """Of the answer; empty where it may be any text. Raises BadRequest."""
-    family, silent = str(model.info["tool_calls"]), model.vocabulary.silent
-    return grammar.grammar(
-        message.schema, message.tools, message.tool_choice, family, silent, message.decoded
-    )
+    vocabulary = model.vocabulary
+    form = grammar.Form(message.schema, message.tools, message.decoded, message.tool_choice, message.parallel)
+    family, opened = str(model.info["tool_calls"]), vocabulary.opened(prompt)
+    return grammar.grammar(form, grammar.Voice(family, vocabulary.thinks, opened, vocabulary.silent))
 
 
 def check_length(message: wire.Submit, model: Model) -> None:

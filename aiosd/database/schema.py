@@ -18,7 +18,7 @@ CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, uid INTEGER NOT NUL
     error TEXT NOT NULL DEFAULT '', started_s REAL, preemptions INTEGER NOT NULL DEFAULT 0,
     prompt_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
     completion_tokens INTEGER NOT NULL DEFAULT 0, parent INTEGER NOT NULL DEFAULT 0,
-    parked TEXT NOT NULL DEFAULT '');
+    parked TEXT NOT NULL DEFAULT '', family TEXT NOT NULL DEFAULT '');
 CREATE INDEX requests_by_agent ON requests (agent_id, id);
 CREATE INDEX requests_by_parent ON requests (parent) WHERE parent<>0;
 CREATE TABLE permissions (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
@@ -47,6 +47,7 @@ CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, 
     5: "CREATE TABLE pins (model TEXT PRIMARY KEY, devices TEXT NOT NULL);",
     6: """
 CREATE TABLE counters (name TEXT PRIMARY KEY, next INTEGER NOT NULL);
+ALTER TABLE requests ADD COLUMN family TEXT NOT NULL DEFAULT '';
 UPDATE requests SET spec = CASE coalesce(json_extract(spec,'$.operation'),'llm')
 WHEN 'llm' THEN iif(coalesce(json_extract(spec,'$.steps'),0) > 0,
     json_set(json_remove(spec,'$.operation'),'$.kind','loop'),

@@ -253,11 +253,11 @@ class Store(Connection):
         text = request.text if request.spec.keeps_text else ""
         ended = db.execute(
             "UPDATE requests SET state=?, finished_s=?, text=?, response=?, finish_reason=?, error=?,"
-            " started_s=?, preemptions=?, prompt_tokens=?, cached_tokens=?, completion_tokens=?, parked=''"
-            " WHERE id=? AND finished_s IS NULL",
+            " started_s=?, preemptions=?, prompt_tokens=?, cached_tokens=?, completion_tokens=?, family=?,"
+            " parked='' WHERE id=? AND finished_s IS NULL",
             (request.state, request.finished_s, text, request.document, request.finish_reason, request.error,
              request.started_s, request.preemptions, usage.prompt_tokens,
-             usage.cached_tokens, usage.completion_tokens, request.id),
+             usage.cached_tokens, usage.completion_tokens, request.family, request.id),
         )  # fmt: skip
         return ended.rowcount > 0
 
@@ -314,20 +314,21 @@ class Store(Connection):
     def _select(self, where: str, *arguments: object) -> list[tuple[Any, ...]]:
         return self._rows(
             "SELECT id, uid, agent, agent_id, file, state, spec, submitted_s, text, response, finish_reason,"
-            " error, finished_s, started_s, preemptions, parent, parked, prompt_tokens, cached_tokens,"
-            " completion_tokens"
+            " error, finished_s, started_s, preemptions, parent, parked, family, prompt_tokens,"
+            " cached_tokens, completion_tokens"
             f" FROM requests WHERE {where} ORDER BY id",
             *arguments,
         )
 
     def _request(self, row: tuple[Any, ...]) -> Request:
         (id, uid, agent, agent_id, file, state, spec, submitted_s, text, document, finish_reason, error,
-         finished_s, started_s, preemptions, parent, parked, *usage) = row  # fmt: skip
+         finished_s, started_s, preemptions, parent, parked, family, *usage) = row  # fmt: skip
         raw = json.loads(spec)
         asked = self._kinds[raw.pop("kind")].load(raw)
         return Request(
             id, uid, agent, file, asked, agent_id=agent_id, parent=parent, submitted_s=submitted_s,
             state=State(state), text=text, document=document,
             finish_reason=finish_reason, error=error, finished_s=finished_s,
-            started_s=started_s, preemptions=preemptions, parked=parked, usage=Usage(*usage),
+            started_s=started_s, preemptions=preemptions, parked=parked, family=family,
+            usage=Usage(*usage),
         )  # fmt: skip

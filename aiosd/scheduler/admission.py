@@ -261,6 +261,6 @@ class Admission:
 
 def ended(request: Request) -> Request:
     """Rebuild the answer of an ended request from the stored text, for its readers."""
-    response.grow(request, request.text, [])
+    response.grow(request, [])
     response.end(request)
     return request

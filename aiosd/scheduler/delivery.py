@@ -68,7 +68,7 @@ class Delivery:
                     self._deliver(request, message)
             case wire.Started():
                 if request := mine(worker, message.id):
-                    self._started(request, message.prompt_tokens)
+                    self._started(request, message)
             case wire.Refused():
                 if request := mine(worker, message.id):
                     reason = f"{message.reason}; {message.hint}" if message.hint else message.reason
@@ -82,8 +82,11 @@ class Delivery:
                 words = worker.id, type(message).__name__
                 log.error("worker %d sent a %s", *words, extra=about(worker=worker.id))
 
-    def _started(self, request: Request, prompt_tokens: int) -> None:
+    def _started(self, request: Request, begun: wire.Started) -> None:
+        prompt_tokens = begun.prompt_tokens
         with self._scheduler.lock:
+            if not request.tokens:
+                request.text = begun.opened
             if request.started_s is None:
                 request.started_s = time.time()
                 self._scheduler.queue.ledger.charge(request, input_tokens=prompt_tokens)
@@ -106,7 +109,7 @@ class Delivery:
             scheduler.counters["tokens"] += len(made.tokens)
             scheduler.queue.ledger.charge(request, output_tokens=len(made.tokens))
         over = made.finish not in ("", "preempted")
-        response.grow(request, made.text, made.logprobs, over)
+        response.grow(request, made.logprobs, over)
         if over:
             request.finish_reason = made.finish
             self._ending.finish(request, State.DONE)

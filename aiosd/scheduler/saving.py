@@ -76,7 +76,14 @@ class Saving:
         """Return the messages by which the request's conversation grows."""
         if request.state is not State.DONE or not self._contexts.of(request.spec):
             return []
-        return request.spec.turn(request)
+        turn = request.spec.turn(request)
+        return self._new(request, turn) if any(m["role"] == "system" for m in turn) else turn
+
+    def _new(self, request: Request, turn: list[Message]) -> list[Message]:
+        """Leave out system messages that the conversation has. Some clients send theirs in each turn."""
+        context = self._contexts.of(request.spec)
+        known = self._contexts.messages(context) if context else []
+        return [m for m in turn if m["role"] != "system" or m not in known]
 
     def _run(self) -> None:
         while not self._stopping.is_set():

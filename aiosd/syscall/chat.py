@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from aiosd.config.config import STEPS_MAX
 from aiosd.errors import BadRequest
-from aiosd.syscall import completion, grammar
+from aiosd.syscall import answers, completion, grammar
 from aiosd.syscall.foreign import decode, is_object, prose, read_json
 from aiosd.syscall.keys import boolean, choice, integer, number, string
 from aiosd.syscall.sampling import Sampling
 from aiosd.syscall.spec import Message, Spec, with_tuples
+from aiosd.syscall.toolcalls import Said
 
 if TYPE_CHECKING:
     from aiosd.syscall.request import Request
@@ -38,6 +39,8 @@ class Chat(Spec):
     tools: tuple[Message, ...] = ()
     decoded: tuple[str, ...] = ()  # for each tool, the grammar that decodes its arguments
     tool_choice: str = "auto"  # auto, required, or grammar.FUNCTION + the name of a tool
+    parallel: bool = True  # False: an answer has at most one call
+    template: Message = field(default_factory=dict)  # more variables for the model's chat template
     schema: str = ""  # JSON Schema of the answer, as JSON; empty: the answer may be any text
     stream: bool = False  # JSON only: each chunk is a line, sent when it is made
     resume: bool = False  # JSON only: continue the unfinished answer of the context's kv file
@@ -58,10 +61,20 @@ class Chat(Spec):
     def understood(self) -> bool:
         return not self.refused and bool(self.messages)
 
-    @property
-    def calls_are_answers(self) -> bool:
-        """Whether tool calls are part of the answer. False: the daemon runs them, or there are no tools."""
-        return bool(self.tools)
+    def state(self) -> object:
+        return answers.Heard()
+
+    def said(self, request: Request) -> Said:
+        """Return the thinking, the text and the calls of everything that the model has said."""
+        return answers.said(request, self)
+
+    def grown(self, request: Request, text: str) -> tuple[str, str]:
+        """Return the thinking and the text that are new to readers."""
+        return answers.grown(request, self, text)
+
+    def held(self, request: Request) -> tuple[str, str]:
+        """Return the thinking and the text that were held back until the end."""
+        return answers.held(request, self)
 
     def text(self) -> str:
         if self.json or len(self.messages) > 1:  # a step of an agent's loop has many messages
@@ -72,12 +85,15 @@ class Chat(Spec):
         return True
 
     def part(self, request: Request, text: str, logprobs: list[Any]) -> bytes:
+        thought, answer = self.grown(request, text)
         if not self.json:
-            return text.encode()
-        # With tools, text may still become a call. So it is held back until the end.
-        if self.stream and (text or logprobs) and not self.calls_are_answers:
-            return completion.chunk(request, self, text, logprobs).encode()
+            return answer.encode()
+        if self.stream and (thought or answer or logprobs):
+            return completion.chunk(request, self, thought, answer, logprobs).encode()
         return b""
+
+    def left(self, request: Request) -> bytes:
+        return self.held(request)[1].encode()
 
     def rest(self, request: Request) -> str | None:
         return completion.rest(request, self) if self.stream else None
@@ -86,7 +102,7 @@ class Chat(Spec):
         return completion.whole(request, self)
 
     def turn(self, request: Request) -> list[Message]:
-        return [*self.messages, {"role": "assistant", "content": request.text}]
+        return answers.turn(request, self)
 
     @classmethod
     def load(cls, raw: dict[str, Any]) -> Self:
@@ -108,15 +124,21 @@ class Loop(Chat):
     def queue(self) -> str:
         return LOOPS
 
-    @property
-    def calls_are_answers(self) -> bool:
-        return False
-
     def state(self) -> object:
         return Between()
 
+    def said(self, request: Request) -> Said:
+        """Return the text as it is: it was parsed step by step."""
+        return Said("", request.text, [])
+
+    def grown(self, request: Request, text: str) -> tuple[str, str]:
+        return "", text
+
+    def held(self, request: Request) -> tuple[str, str]:
+        return "", ""
+
     def turn(self, request: Request) -> list[Message]:
-        return [*self.messages, *between(request), {"role": "assistant", "content": request.text}]
+        return answers.turn(request, self, between(request))
 
 
 @dataclass(slots=True, eq=False)
@@ -134,6 +156,11 @@ def between(request: Request) -> list[Message]:
 LOOPS = "loops"  # the queue of all loops, which start at once
 ROLES = ("system", "user", "assistant", "tool", "developer")
 SAMPLING_KEYS = tuple(f.name for f in fields(Sampling))
+TEMPLATE_KEYS = ("chat_template_kwargs", "enable_thinking", "reasoning_effort")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+# variables of a chat template that the daemon sets
+TEMPLATE_OWN = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+TEMPLATE_OWN |= {"chat_template", "tokenize", "bos_token", "eos_token"}
 KEYS = {
     "messages",
     "model",
@@ -146,6 +173,8 @@ KEYS = {
     "n",
     "user",
     "steps",
+    "parallel_tool_calls",
+    *TEMPLATE_KEYS,
 } | ({*SAMPLING_KEYS} | {"max_completion_tokens", "top_logprobs", "tool_choice", "response_format", "prompt"})
 
 
@@ -160,6 +189,8 @@ class Defaults:
     sampling: Sampling = GREEDY
     tools: tuple[Message, ...] = ()
     decoded: tuple[str, ...] = ()
+    parallel: bool = True
+    template: Message = field(default_factory=dict)
     steps: int = 0
 
 
@@ -176,6 +207,7 @@ def begin(d: Defaults, *messages: Message) -> Chat:
     chat = Chat(
         messages, d.sampling, d.model, d.context,
         system=d.system, nice=d.nice, tools=d.tools, decoded=d.decoded,
+        parallel=d.parallel, template=d.template,
     )  # fmt: skip
     return looping(chat, d.steps if d.tools else 0)
 
@@ -205,6 +237,8 @@ def parse_json(text: str, d: Defaults) -> Chat:
         tools=offered,
         decoded=tuple(grammar.arguments(grammar.parameters(f)) for f in own) if given else d.decoded,
         tool_choice=tool_choice(raw, offered),
+        parallel=boolean(raw, "parallel_tool_calls", d.parallel),
+        template=variables(raw, d.template),
         schema=schema(raw),
         sampling=sampling(raw, d.sampling),
         model=string(raw, "model", d.model),
@@ -231,6 +265,10 @@ def as_asked(spec: Chat) -> Message:
         asked["tool_choice"] = {"type": "function", "function": function}
     elif spec.tool_choice != "auto":
         asked["tool_choice"] = spec.tool_choice
+    if not spec.parallel:
+        asked["parallel_tool_calls"] = False
+    if spec.template:
+        asked["chat_template_kwargs"] = spec.template
     if spec.schema:
         wanted = {"name": "answer", "schema": json.loads(spec.schema)}
         asked["response_format"] = {"type": "json_schema", "json_schema": wanted}
@@ -260,11 +298,14 @@ def message(raw: object, where: str) -> Message:
     clean = {"role": raw["role"], "content": content or ""}
     if raw["role"] == "developer":  # OpenAI's newer name of role system
         clean["role"] = "system"
-    for key in ("tool_calls", "tool_call_id", "name"):
+    for key in ("tool_calls", "tool_call_id", "name", "reasoning_content"):
         if raw.get(key) is not None:
             clean[key] = raw[key]
     if not isinstance(clean.get("tool_calls", []), list):
         raise BadRequest(f"{where}: tool_calls must be a list")
+    for key in ("tool_call_id", "name", "reasoning_content"):
+        if not isinstance(clean.get(key, ""), str):
+            raise BadRequest(f"{where}: {key} must be text")
     return clean
 
 
@@ -299,6 +340,22 @@ def tool_choice(raw: Message, offered: tuple[Message, ...]) -> str:
             '{"type":"function","function":{"name":…}}',
         )
     return f"{grammar.FUNCTION}{name}"
+
+
+def variables(raw: Message, base: Message) -> Message:
+    """Parse the variables for a chat template in a request, or in an agent's params.json."""
+    given = raw.get("chat_template_kwargs")
+    if not isinstance(given, (dict, type(None))):
+        raise BadRequest("chat_template_kwargs must be an object", '{"enable_thinking":false}')
+    made = {**base, **(given or {})}
+    if taken := sorted(made.keys() & TEMPLATE_OWN):
+        why = f"chat_template_kwargs: the daemon sets {taken[0]} itself"
+        raise BadRequest(why, "leave it out, and use the keys of the request")
+    if raw.get("enable_thinking") is not None:
+        made["enable_thinking"] = boolean(raw, "enable_thinking", True)
+    if raw.get("reasoning_effort") is not None:
+        made["reasoning_effort"] = choice(raw, "reasoning_effort", "medium", *EFFORTS)
+    return made
 
 
 def schema(raw: Message) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aiosd.syscall import toolcalls
+from aiosd.syscall import answers
 from aiosd.syscall.response import line
 
 if TYPE_CHECKING:
@@ -14,18 +14,17 @@ if TYPE_CHECKING:
 
 def whole(request: Request, chat: Chat) -> str:
     """Return one `chat.completion` document and a newline."""
-    content, calls = tool_calls(request, chat)
-    message: dict[str, Any] = {"role": "assistant", "content": content}
-    if calls:
-        message["tool_calls"] = calls
+    message = answers.message(request, chat)
+    calls = message.get("tool_calls", [])
     choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish_reason(request, calls)}
     if chat.sampling.logprobs is not None:
         choice["logprobs"] = {"content": request.logprobs}
     return line({**header(request, chat, "chat.completion"), "choices": [choice], "usage": usage(request)})
 
 
-def chunk(request: Request, chat: Chat, text: str, logprobs: list[Any]) -> str:
-    delta = {"role": "assistant", "content": text}
+def chunk(request: Request, chat: Chat, thought: str, answer: str, logprobs: list[Any]) -> str:
+    delta = {"role": "assistant"} | ({"reasoning_content": thought} if thought else {})
+    delta |= {"content": answer} if answer or not thought else {}
     choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": None}
     if logprobs:
         choice["logprobs"] = {"content": logprobs}
@@ -34,8 +33,9 @@ def chunk(request: Request, chat: Chat, text: str, logprobs: list[Any]) -> str:
 
 def rest(request: Request, chat: Chat) -> str:
     """Return the last chunks of a stream: text held back, the calls, the finish reason and the usage."""
-    content, calls = tool_calls(request, chat)
-    held_back = chunk(request, chat, content, []) if chat.calls_are_answers and content else ""
+    thought, answer = chat.held(request)
+    held_back = chunk(request, chat, thought, answer, []) if thought or answer else ""
+    calls = answers.message(request, chat).get("tool_calls", [])
     choice = {
         "index": 0,
         "delta": {"tool_calls": calls} if calls else {},
@@ -47,20 +47,6 @@ def rest(request: Request, chat: Chat) -> str:
 
 def finish_reason(request: Request, calls: list[dict[str, Any]]) -> str:
     return "tool_calls" if calls else request.finish_reason
-
-
-def tool_calls(request: Request, chat: Chat) -> tuple[str | None, list[dict[str, Any]]]:
-    """Return (text, calls) of an answer. A call that is not valid JSON stays in the text."""
-    if not chat.calls_are_answers:
-        return request.text, []
-    prose, found = toolcalls.parse(request.text)
-    if not found:
-        return request.text, []
-    calls = []
-    for i, call in enumerate(found):
-        function = {"name": call.name, "arguments": call.arguments}
-        calls.append({"id": f"call_{request.id}_{i}", "type": "function", "function": function})
-    return prose or None, calls
 
 
 def header(request: Request, chat: Chat, kind: str) -> dict[str, Any]:

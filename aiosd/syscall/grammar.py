@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiosd.errors import BadRequest
+from aiosd.syscall import argument_types, families
+from aiosd.syscall.families import THINKING, Family, Style
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
@@ -39,6 +41,8 @@ ALONE = {
     "PYTHONPATH": ":".join(filter(None, [str(Path(__file__).parents[2]), *sys.path])),
     "RAYON_NUM_THREADS": "1",
 }
+LENGTH_MAX = 2000  # a text whose bound is higher has none here
+ANY_KEY = r"/[^<>\s\"]{1,64}/"
 SPACE = r" |\n{1,2}[ \t]{0,20}"  # bounded: a model that has lost its way would say nothing else
 FUNCTION = "function "  # with a name behind it, the tool_choice of that one
 HEAD = '%llguidance {"no_forcing": true, "ignore_once": true}\n'  # forcing would need the tokenizer's say
@@ -46,114 +50,154 @@ IGNORE = f"%ignore /{SPACE}/\n"  # as in the JSON: then what is outside and insi
 
 
 @dataclass(frozen=True, slots=True)
-class Style:
-    """How a family prints calls, as pieces of a grammar; QUOTED, NAME and ARGUMENTS are a function's."""
+class Form:
+    """What an answer is to be."""
 
-    opening: str  # what makes a text a call
-    call: str
-    before: str = ""  # the first of the calls behind one opening
-    between: str = ""  # empty: each call has its own opening
-    after: str = ""
-    head: str = ""  # of a call, as one terminal: no space in it
-    bare: bool = False  # an answer that begins with { is a call too
+    schema: str = ""  # JSON Schema of an answer that is no call, as JSON; empty: it may be any text
+    functions: Sequence[dict[str, Any]] = ()  # OpenAI tools
+    decoded: Sequence[str] = ()  # of each what arguments() made of its parameters
+    choice: str = "auto"  # or required, or FUNCTION and a name
+    parallel: bool = True  # False: it has one call at the most
 
 
-OBJECT = r'"{" "\"name\"" ":" QUOTED "," "\"KEY\"" ":" ARGUMENTS'
-STYLES = {
-    "hermes": Style("<tool_call>", OBJECT.replace("KEY", "arguments") + ' "}"', after='"</tool_call>"'),
-    "llama": Style("<|python_tag|>", OBJECT.replace("KEY", "parameters") + ' "}"', between='";"', bare=True),
-    "mistral": Style(
-        "[TOOL_CALLS]",
-        OBJECT.replace("KEY", "arguments") + r' ("," "\"id\"" ":" /"[A-Za-z0-9]{1,64}"/)? "}"',
-        before='"["',
-        between='","',
-        after='"]"',
-    ),
-    "mistral-args": Style(
-        "[TOOL_CALLS]", "HEAD ARGUMENTS", head='NAME ("[CALL_ID]" /[A-Za-z0-9]{9}/)? "[ARGS]"'
-    ),
-}
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How the model says it."""
+
+    family: str = ""  # the name in aiosd.syscall.families
+    thinks: bool = False  # it may think before it answers
+    opened: str = ""  # the mark of thinking that the prompt ends with
+    silent: Sequence[int] = ()  # special tokens, not of the end, that may come in a text
 
 
-def style(template: str) -> str:
-    """Which of STYLES a chat template prints calls in; empty: none of them."""
-    if "[TOOL_CALLS]" in template:
-        listed = re.search(r"\[TOOL_CALLS\]\s*\[", template)
-        return "mistral-args" if "[ARGS]" in template else "mistral" if listed else ""
-    named = '"name":' in template
-    if "<tool_call>" in template:
-        return "hermes" if named and not re.search("<function=|<arg_key>", template) else ""
-    return "llama" if named and '"parameters":' in template and "ipython" in template else ""
-
-
-def grammar(
-    schema: str,
-    functions: Sequence[dict[str, Any]],
-    choice: str,
-    family: str,
-    silent: Sequence[int] = (),
-    decoded: Sequence[str] = (),
-) -> str:
-    """Of an answer; empty where anything goes, also for functions that are too many. Raises BadRequest.
-
-    `schema`: of an answer that is no call, as JSON, or empty. `functions`: OpenAI tools; `decoded`: what
-    arguments() made of the parameters of each. `choice`: auto,
-    required, or FUNCTION and a name. `family`: of STYLES, or empty. `silent`: special tokens, not of the end,
-    that may come in a text.
-    """
-    how = STYLES.get(family)
-    if choice != "auto" and how is None:
+def grammar(form: Form, voice: Voice) -> str:
+    """Of an answer; empty where anything goes, also for functions that are too many. Raises BadRequest."""
+    family = families.of(voice.family)
+    how = family.style
+    if form.choice != "auto" and how is None:
         raise BadRequest("how this model prints tool calls is not known here", "leave tool_choice at auto")
-    if not functions or how is None:
-        return f"{HEAD}start: %json {with_options(schema)}\n" if schema else ""
-    one = choice.startswith(FUNCTION)
-    each = decoded or [arguments(parameters(f)) for f in functions]
-    named = [
-        (f["function"]["name"], schema_)
-        for f, schema_ in zip(functions, each, strict=True)
-        if not one or f["function"]["name"] == choice[len(FUNCTION) :]
-    ]
-    call = calls_of(how, named)
-    opening = json.dumps(how.opening)
-    opened = f"{opening}?" if how.bare else opening
-    turn = f"{how.before} call {how.after}"
-    if how.between and not one:
-        turn = f"{how.before} call ({how.between} call){{0,{CALLS_MAX - 1}}} {how.after}"
-    calls = f"{opened} {turn}" if how.between or one else f"({opened} {turn}){{1,{CALLS_MAX}}}"
-    if choice == "auto" and not schema:
-        made = HEAD + IGNORE + free(how, turn, opening, silent) + call
+    thought, rule = thinking(family, voice)
+    if not form.functions or how is None:
+        if not form.schema:
+            return ""
+        return f"{HEAD}start: {thought} {family.answers} %json {with_options(form.schema)}\n{rule}"
+    call = calls_of(how, _offered(form))
+    if form.choice == "auto" and not form.schema:
+        made = HEAD + IGNORE + free(family, form, voice, thought) + call + rule
         return made if len(made) <= GRAMMAR_CHARS else ""
-    otherwise = f" | %json {with_options(schema)}" if choice == "auto" else ""
-    made = f"{HEAD}{IGNORE}start: {calls}{otherwise}\n{call}"
+    calls = " | ".join(_calls(how, mark, form) for mark in family.marks[:1])
+    otherwise = f" | {family.answers} %json {with_options(form.schema)}" if form.choice == "auto" else ""
+    made = f"{HEAD}{IGNORE}start: {thought} ({calls}{otherwise})\n{call}{rule}"
     if len(made) > GRAMMAR_CHARS:
         raise BadRequest(f"the schemas of the tools have more than {GRAMMAR_CHARS} characters")
     return made
 
 
-def free(how: Style, turn: str, opening: str, silent: Sequence[int]) -> str:
+def _offered(form: Form) -> list[tuple[str, str]]:
+    """The functions that may be called: names, and what their arguments are decoded by."""
+    each = form.decoded or [arguments(parameters(f)) for f in form.functions]
+    named = [(f["function"]["name"], one) for f, one in zip(form.functions, each, strict=True)]
+    if not form.choice.startswith(FUNCTION):
+        return named
+    return [(name, one) for name, one in named if name == form.choice.removeprefix(FUNCTION)]
+
+
+def _calls(how: Style, mark: str, form: Form) -> str:
+    opening, one = json.dumps(mark, ensure_ascii=False), single(form)
+    opened = f"{opening}?" if how.bare else opening
+    turn = _turn(how, one)
+    return f"{opened} {turn}" if how.between or one else f"({opened} {turn}){{1,{CALLS_MAX}}}"
+
+
+def _turn(how: Style, one: bool) -> str:
+    """The calls behind one opening."""
+    more = f"({how.between} call){{0,{CALLS_MAX - 1}}}" if how.between and not one else ""
+    return f"{how.before} call {more} {how.after}"
+
+
+def single(form: Form) -> bool:
+    return not form.parallel or form.choice.startswith(FUNCTION)
+
+
+def thinking(family: Family, voice: Voice) -> tuple[str, str]:
+    """What comes before an answer, and the rule for it; nothing where the model does not think."""
+    marks = {one.opening: one.closing for one in (*THINKING, *family.thinking)}
+    opening = voice.opened or family.thinking[0].opening
+    if not (voice.opened or voice.thinks):
+        return "", ""
+    rule = f"thought[lazy]: /(?s:.*)/ {quoted(marks[opening])}\n"
+    return ("thought" if voice.opened else f"({quoted(opening)} thought)?"), rule
+
+
+def free(family: Family, form: Form, voice: Voice, thought: str) -> str:
     """Text until a call begins, and between calls."""
-    noise = f" | TEXT <[{','.join(map(str, silent))}]>" if silent else ""
-    rules = f"(head {turn}{noise})* TEXT\nhead[lazy]: TEXT {opening}\n"
+    how, one = family.style, not form.parallel
+    assert how is not None
+    turn, opening = _turn(how, one), quoted(family.marks[0])
+    silent = f"<[{','.join(map(str, voice.silent))}]>" if voice.silent else ""
+    noise = f" | TEXT {silent}" if silent else ""
+    rest = f"(TEXT {silent})* (head {turn} | TEXT)" if silent else f"(head {turn} | TEXT)"
+    said = rest if one else f"(head {turn}{noise})* TEXT"
+    rules = f"{thought} {said}\nhead[lazy]: TEXT {opening}\n"
     if how.bare:
-        return f"start: GAP? {turn} | {rules}GAP: /\\s+/\nTEXT: /(\\s*[^{{\\s](?s:.*))?/\n"
+        return f"start: {thought} GAP? {turn} | {rules}GAP: /\\s+/\nTEXT: /(\\s*[^{{\\s](?s:.*))?/\n"
     return f"start: {rules}TEXT: /(?s:.*)/\n"
 
 
 def calls_of(how: Style, functions: Sequence[tuple[str, str]]) -> str:
     """`functions`: names, and what arguments() made of their parameters."""
-    calls = "\n    | ".join(call_of(how, i, *function) for i, function in enumerate(functions))
+    calls = "\n    | ".join(call_of(how, i, name) for i, (name, _) in enumerate(functions))
     heads = (how.head.replace("NAME", quoted(name)) for name, _ in functions)
-    named = "".join(f"HEAD{i}: {head}\n" for i, head in enumerate(heads) if head)
-    return f"call: {calls}\n{named}"
+    rules = "".join(f"HEAD{i}: {head}\n" for i, head in enumerate(heads) if head)
+    for i, (_, decoded) in enumerate(functions):
+        rules += fields(how, i, decoded) if how.field else f"arguments{i}: %json {decoded}\n"
+    return f"call: {calls}\n{rules}"
 
 
-def call_of(how: Style, i: int, name: str, decoded: str) -> str:
+def call_of(how: Style, i: int, name: str) -> str:
     pieces = {
         "QUOTED": quoted(quoted(name)),
         "HEAD": f"HEAD{i}",
-        "ARGUMENTS": "%json " + decoded,
+        "ARGUMENTS": f"arguments{i}",
+        "FIELDS": f"fields{i}",
     }
     return re.sub("|".join(pieces), lambda piece: pieces[piece[0]], how.call)
+
+
+def fields(how: Style, i: int, decoded: str) -> str:
+    """The rules of a call whose arguments stand one by one between tags: those known, in their order."""
+    schema = json.loads(decoded)
+    known, needed = schema.get("properties") or {}, schema.get("required") or []
+    if not known:
+        return f"fields{i}: any{i}*\n" + _text(how, f"any{i}", _tag(how, ANY_KEY, True), {})
+    shared = {key: schema[key] for key in ("$defs", "definitions", "x-guidance") if key in schema}
+    made, rules = list[str](), ""
+    for n, (key, one) in enumerate(known.items()):
+        name, is_text = f"field{i}_{n}", argument_types.types(one, schema) == {"string"}
+        made.append(name if key in needed else f"{name}?")
+        whole = {**shared, **(one if isinstance(one, dict) else {})}
+        rules += (_text if is_text else _value)(how, name, _tag(how, quoted(key), is_text), whole)
+    return f"fields{i}: {' '.join(made)}\n{rules}"
+
+
+def _tag(how: Style, key: str, is_text: bool) -> str:
+    """What stands before a value."""
+    pieces = {"KEY": key, "STRING": "true" if is_text else "false"}
+    return re.sub(r"\b(?:KEY|STRING)\b", lambda piece: pieces[piece[0]], how.field)
+
+
+def _value(how: Style, name: str, tag: str, schema: Any) -> str:
+    """The tag is a terminal, so that no white space comes between its parts."""
+    return f'{name}: {name.upper()} %json {json.dumps(schema)} "{how.field_end}"\n{name.upper()}: {tag}\n'
+
+
+def _text(how: Style, name: str, tag: str, schema: Any) -> str:
+    """A text between its tags; the rest of its schema is for the judge of the call."""
+    options = [one for one in schema.get("enum", [schema.get("const")]) if isinstance(one, str)]
+    least, most = schema.get("minLength", 0), schema.get("maxLength", LENGTH_MAX)
+    bounds = f"{{{least},{most}}}" if least <= most < LENGTH_MAX else "*"
+    text = f"({' | '.join(map(quoted, options))})" if options else f"/(?s:.{bounds})/"
+    return f'{name}[lazy]: {tag} {text} "{how.field_end}"\n'
 
 
 def quoted(text: str) -> str:

@@ -120,6 +120,8 @@ class Request:
     tokens: list[int] = field(default_factory=list)
     parked: str = ""  # an earlier daemon's partial answer (aiosd.scheduler.parking), until the start
     text: str = ""
+    read: int = 0  # characters of `text` that were rendered for readers
+    family: str = ""  # of the model that answers (aiosd.syscall.families); its answer is parsed by it
     logprobs: list[Any] = field(default_factory=list)
     finish_reason: str = ""
     error: str = ""

@@ -15,11 +15,13 @@ from aiosd.syscall.request import Request, State
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
-def grow(request: Request, text: str, logprobs: list[Any], last: bool = False) -> None:
-    """Append new text, which may lag behind its tokens. With `last`, the request ends at once."""
+def grow(request: Request, logprobs: list[Any], last: bool = False) -> None:
+    """Append the new text, which may lag behind its tokens. With `last`, the request ends at once."""
+    text, request.read = request.text[request.read :], len(request.text)
     data = request.spec.part(request, text, logprobs)
-    if last and not request.spec.json and not request.text.endswith("\n"):
-        data += b"\n"
+    if last and not request.spec.json:
+        data += request.spec.left(request)
+        data += b"" if ends_line(request, data) else b"\n"
     request.answer.append(data, last)
 
 
@@ -27,12 +29,18 @@ def end(request: Request) -> None:
     """Complete the answer of a request that has ended."""
     done, spec = request.state is State.DONE, request.spec
     if not spec.json:
-        lacks = done and spec.ends_line() and not request.answer.ends_line
+        left = spec.left(request)
+        lacks = done and spec.ends_line() and not ends_line(request, left)
         reason = f"request {request.id} {request.state}: {request.error}"
-        request.answer.end(b"\n" if lacks else b"", None if done else RequestFailed(reason))
+        request.answer.end(left + (b"\n" if lacks else b""), None if done else RequestFailed(reason))
         return
     rest = spec.rest(request) if done else None
     request.answer.end((document(request) if rest is None else rest).encode())
+
+
+def ends_line(request: Request, data: bytes) -> bool:
+    """Whether the answer ends in a newline once `data` is appended."""
+    return data.endswith(b"\n") if data else request.answer.ends_line
 
 
 def document(request: Request) -> str:

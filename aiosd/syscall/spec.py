@@ -72,6 +72,10 @@ class Spec:
         """Return the bytes that readers see for new text before the end."""
         return b"" if self.json else text.encode()
 
+    def left(self, request: Request) -> bytes:
+        """Return the bytes of a text answer that `part` held back until the end."""
+        return b""
+
     def rest(self, request: Request) -> str | None:
         """Return the text that completes a streamed answer; None: the document completes it."""
         return None

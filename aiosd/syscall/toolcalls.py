@@ -1,187 +1,219 @@
-"""The tool calls in what a model said, in the ways that the model families print them.
+"""What a model said, taken apart: its thinking, the text of its answer, and its tool calls.
 
-Hermes and Qwen, Llama 3, Mistral, and the XML of Qwen3-Coder; which of them it is, the text tells. All or
-nothing: where a call is broken, the whole text stays text. A call that a broken one quotes (a web page, a
-file it was to write) must not become a call of its own. Linear in the text. Pure.
+Thinking comes off first: a model does not do what it only thinks of. A call counts when it is printed in the
+way of the model's family, names a tool that was offered, and is not quoted (aiosd.syscall.quotation). One
+broken call makes all of them text: a call that a broken one quotes, from a web page or a file that it was to
+write, must not become a call of its own. What is no call stays text. Linear in the text. Pure.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-CALLS_MAX = 64  # a model that says more than these goes in circles
+from aiosd.syscall import argument_types, families
+from aiosd.syscall.call_syntax import Reader, Spoken
+from aiosd.syscall.families import THINKING, Family
+from aiosd.syscall.quotation import Quotation
 
-MARKER = re.compile(r"<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|<function=")
-# A quantifier never stands beside another that matches the same: the patterns would be quadratic.
-OPENED = re.compile(r"\s*(?:```(?:json)?\s*)?")  # what may be between <tool_call> and its call: a fence
-CLOSED = re.compile(r"\s*(?:```\s*)?(?:</tool_call>|(?=<tool_call>)|\Z)")
-BETWEEN = re.compile(r"[\s;]*")  # two objects of Llama
-NAMED = re.compile(r"\s*([\w.:/-]{1,256})(?:\[CALL_ID\]\w{1,64})?(?:\[ARGS\])?\s*(?=\{)")  # Mistral
-FUNCTION = re.compile(r"<function=([^<>\s]{1,256})>\s*")
-FUNCTION_CLOSED = re.compile(r"\s*</function>(?:\s*</tool_call>)?")
-PARAMETER = re.compile(r"\s*<parameter=([^<>\s]{1,256})>")
-PARAMETER_CLOSED = "</parameter>"
+CALLS_MAX = 64  # a model that says more than these goes in circles
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     name: str
-    arguments: str  # JSON of an object
+    arguments: str  # JSON of an object, as it was said
 
 
-def parse(text: str) -> tuple[str, list[Call]]:
-    """(prose, calls): the stripped text without the calls, and those in their order."""
-    try:
-        return _split(text.strip())
-    except (ValueError, RecursionError):  # broken; or nested deeper than the decoder goes
-        return text.strip(), []
+@dataclass(frozen=True, slots=True)
+class Said:
+    reasoning: str
+    content: str  # the text of the answer without thinking and calls
+    calls: list[Call]
 
 
-def hold(text: str) -> int:
-    """How many characters of a growing text are surely no part of a call, whatever follows."""
-    begin = re.search(r"[<\[]|\A\s*\{", text)
-    return begin.end() - 1 if begin else len(text)
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The tools that a model was offered: names, and the JSON Schema of the parameters of each."""
+
+    tools: Mapping[str, Any] = field(default_factory=dict)
+    any_name: bool = False  # a marked call of another tool counts too: its caller answers that there is none
+    one: bool = False  # the first call counts alone
 
 
-def _split(text: str) -> tuple[str, list[Call]]:
-    calls, end = _bare(text)
-    if end == len(text):
-        return ("", calls) if calls else (text, [])
-    prose, calls, at = "", [], 0
-    marker = MARKER.search(text, end)
-    while marker:
-        found, end = _read(text, marker)
-        if found:
-            prose, at = prose + text[at : marker.start()], end
-            calls += found
-            if len(calls) > CALLS_MAX:
-                raise ValueError("too many calls")
-        marker = MARKER.search(text, end)
-    return (prose + text[at:]).strip(), calls
+def offer(functions: Iterable[dict[str, Any]], *, any_name: bool = False, one: bool = False) -> Offer:
+    """`functions`: in OpenAI's shape."""
+    named = (one["function"] for one in functions)
+    return Offer({f["name"]: f.get("parameters") for f in named}, any_name, one)
 
 
-def _bare(text: str) -> tuple[list[Call], int]:
-    """Llama's calls without a mark, and where the objects end that the text begins with. Others among them
-    are an answer in JSON: then there are no calls, also none that it quotes."""
-    calls, others, end = list[Call](), 0, 0
-    while text.startswith("{", end):
+NOTHING = Offer()
+
+
+def parse(text: str, family: str, offered: Offer) -> Said:
+    """`family`: the name in aiosd.syscall.families. Without an offer nothing is a call."""
+    scan = Scan(text, families.of(family), offered)
+    if offered.tools or offered.any_name:
         try:
-            said, at = DECODER.raw_decode(text, end)
-        except ValueError:
-            break
-        if said.keys() - {"type"} in ({"name", "arguments"}, {"name", "parameters"}):
-            calls.append(_call(said))
-        else:
-            others += 1
-        end = _skip(BETWEEN, text, at)
-    return calls if not others and len(calls) <= CALLS_MAX else [], end
+            return scan.run()
+        except (ValueError, RecursionError):  # a call is broken, or nested deeper than the decoder goes
+            pass
+    return Scan(text, scan.family, NOTHING).run()
 
 
-def _read(text: str, marker: re.Match[str]) -> tuple[list[Call], int]:
-    """The calls behind a marker and where they end; none where it is only mentioned. Raises ValueError."""
-    at = marker.end()
-    if marker[0] == "<function=":
-        return _function(text, marker.start(), at)
-    if marker[0] == "<|python_tag|>":
-        return _objects(text, _skip(BETWEEN, text, at), at)
-    if marker[0] == "[TOOL_CALLS]":
-        if named := NAMED.match(text, at):
-            arguments, end = DECODER.raw_decode(text, named.end())
-            return [_made(named[1], arguments)], end
-        return _objects(text, _skip(OPENED, text, at), at)
-    begin = _skip(OPENED, text, at)
-    if text.startswith("<function=", begin):
-        return _function(text, begin, at)
-    calls, end = _objects(text, begin, at)
-    if calls:
-        closed = CLOSED.match(text, end)
-        if closed is None:
-            raise ValueError("more than a call in a call")
-        end = closed.end()
-    return calls, end
+class Scan:
+    """One way through a text. `at` is the place up to which it is taken apart."""
+
+    def __init__(self, text: str, family: Family, offered: Offer) -> None:
+        self.text, self.family, self.offered = text, family, offered
+        self.at = 0
+        self.quotation = Quotation(text)
+        self.prose = list[str]()
+        self.thoughts = list[str]()
+        self.calls = list[Call]()
+        self.blank = True  # the answer has no text so far
+        self.dropped = False  # something was taken out of the text
+        self.doubtful = 0  # before this place a mark that is not the family's opened thinking
+
+    def run(self) -> Said:
+        self._begin()
+        marks = marks_of(self.family)
+        mark = marks.search(self.text, self.at)
+        while mark:
+            self.at = self._meet(mark)
+            mark = marks.search(self.text, self.at)
+        self._keep(len(self.text))
+        return self._said()
+
+    def _said(self) -> Said:
+        content = "".join(self.prose)
+        if self.calls or self.dropped:
+            content = content.rstrip()
+        reasoning = "\n".join(filter(None, (thought.strip() for thought in self.thoughts)))
+        return Said(reasoning, content, self.calls[:1] if self.offered.one else self.calls)
+
+    def _begin(self) -> None:
+        """An answer may begin with anybody's mark of thinking, or with a call that has no mark."""
+        begin = len(self.text) - len(self.text.lstrip())
+        for one in THINKING:
+            if self.text.startswith(one.opening, begin):
+                self._think(begin + len(one.opening), one.closing)
+                begin = self.at
+                break
+        if self.family.bare and self.offered is not NOTHING:
+            self._bare(self.family.bare, begin)
+
+    def _bare(self, read: Reader, begin: int) -> None:
+        """Calls without a mark, when the text is nothing else."""
+        try:
+            found, end = read(self.text, begin)
+        except (ValueError, RecursionError):
+            return
+        calls = [self._call(one) for one in found]
+        rest = self.text[end:].strip("; \t\r\n")
+        if calls and not rest and all(call.name in self.offered.tools for call in calls):
+            self._add(calls)
+            self.at = len(self.text)
+
+    def _meet(self, mark: re.Match[str]) -> int:
+        """What a mark means; gives the place behind it."""
+        begin, end = mark.span()
+        code = self.quotation.code(begin)
+        if code:
+            return self._keep(max(code, end))
+        if mark.lastgroup == "dropped":
+            self._keep(begin)
+            self.dropped = True
+            self.at = end
+            self.quotation.leave_out(end)
+            return end
+        if closing := _closing(self.family, mark[0]):
+            self._keep(begin)
+            return self._think(end, closing)
+        if mark.lastgroup == "closing":
+            if self.calls:
+                raise ValueError("a call stands in thinking")
+            return self._keep(end)
+        if mark.lastgroup == "foreign":
+            if begin >= self.doubtful:
+                self.doubtful = self._closed(mark[0], end)
+            return self._keep(end)
+        return self._act(mark)
+
+    def _act(self, mark: re.Match[str]) -> int:
+        """What stands behind a mark that opens calls."""
+        begin, end = mark.span()
+        if self.offered is NOTHING:
+            return self._keep(end)
+        read = dict(self.family.by_mark).get(mark[0], self.family.read)
+        found, behind = read(self.text, end)
+        if not found:
+            return self._keep(max(behind, end))
+        calls = [self._call(one) for one in found]
+        known = self.offered.any_name or all(call.name in self.offered.tools for call in calls)
+        if not known or begin < self.doubtful or self.quotation.quoted(begin, behind):
+            self.quotation.leave_out(behind)
+            return self._keep(behind)
+        self._keep(begin)
+        self._add(calls)
+        self.at = behind
+        self.quotation.leave_out(behind)
+        return behind
+
+    def _call(self, said: Spoken) -> Call:
+        return Call(said.name, argument_types.arguments(said, self.offered.tools.get(said.name)))
+
+    def _add(self, calls: list[Call]) -> None:
+        self.calls += calls
+        if len(self.calls) > CALLS_MAX:
+            raise ValueError("too many calls")
+
+    def _think(self, begin: int, closing: str) -> int:
+        """Take out thinking up to its mark or the text's end; at the beginning with the blanks behind it."""
+        end = self.text.find(closing, begin)
+        self.thoughts.append(self.text[begin : end if end >= 0 else len(self.text)])
+        self.at = end + len(closing) if end >= 0 else len(self.text)
+        if self.blank:
+            self.prose.clear()
+            rest = re.compile(r"\s*").match(self.text, self.at)
+            self.at = rest.end() if rest else self.at
+        self.dropped = True
+        self.quotation.leave_out(self.at)
+        return self.at
+
+    def _closed(self, opening: str, begin: int) -> int:
+        closing = next(one.closing for one in THINKING if one.opening == opening)
+        end = self.text.find(closing, begin)
+        return end if end >= 0 else len(self.text)
+
+    def _keep(self, end: int) -> int:
+        """The text up to this place is part of the answer."""
+        new = self.text[self.at : end]
+        self.prose.append(new)
+        self.blank = self.blank and not new.strip()
+        self.at = max(self.at, end)
+        return self.at
 
 
-def _objects(text: str, begin: int, nothing: int) -> tuple[list[Call], int]:
-    """One call or more as JSON objects, or as a list of them. `nothing` is the end where there is none."""
-    if not text.startswith(("{", "["), begin):
-        return [], nothing
-    calls = []
-    while True:
-        said, end = DECODER.raw_decode(text, begin)
-        calls += [_call(one) for one in (said if isinstance(said, list) else [said])]
-        begin = _skip(BETWEEN, text, end)
-        if not text.startswith("{", begin):
-            return calls, end
+def _closing(family: Family, mark: str) -> str:
+    return next((one.closing for one in family.thinking if one.opening == mark), "")
 
 
-def _function(text: str, begin: int, nothing: int) -> tuple[list[Call], int]:
-    """<function=NAME> with JSON behind it (Llama), or with <parameter=KEY> tags (Qwen3-Coder)."""
-    head = FUNCTION.match(text, begin)
-    if head is None:
-        return [], nothing
-    at = head.end()
-    if text.startswith("{", at):
-        arguments, at = DECODER.raw_decode(text, at)
-        closed = FUNCTION_CLOSED.match(text, at)
-        if closed is None and text[at:].strip():
-            raise ValueError("more than an object in a function")
-    elif text.startswith(("<parameter=", "</function>"), at):
-        arguments, at = _parameters(text, at)
-        closed = FUNCTION_CLOSED.match(text, at)
-        if closed is None:  # cut off: an argument may be missing
-            raise ValueError("no end of the function")
-    else:
-        return [], nothing
-    return [_made(head[1], arguments)], closed.end() if closed else len(text)
+@cache
+def marks_of(family: Family) -> re.Pattern[str]:
+    """What in a text is not simply text. The group of a match tells what the mark does."""
+    own = [one.opening for one in family.thinking]
+    foreign = [one.opening for one in THINKING if one.opening not in own]
+    closing = [one.closing for one in family.thinking]
+    groups = {"own": own, "call": family.marks, "closing": closing, "foreign": foreign}
+    parts = [f"(?P<{name}>{_any(literals)})" for name, literals in groups.items() if literals]
+    if family.dropped:
+        parts.insert(2, f"(?P<dropped>{family.dropped})")
+    return re.compile("|".join(parts))
 
 
-def _parameters(text: str, at: int) -> tuple[dict[str, Any], int]:
-    arguments = {}
-    while key := PARAMETER.match(text, at):
-        end = text.index(PARAMETER_CLOSED, key.end())
-        arguments[key[1]] = _value(text[key.end() : end].removeprefix("\n").removesuffix("\n"))
-        at = end + len(PARAMETER_CLOSED)
-    return arguments, at
-
-
-def _value(text: str) -> Any:
-    """Nothing here tells a number from a text of digits: what can be JSON is meant so."""
-    try:
-        return DECODER.decode(text)
-    except ValueError:
-        return text
-
-
-def _call(said: Any) -> Call:
-    if not isinstance(said, dict):
-        raise ValueError("a call is not an object")
-    return _made(said.get("name"), said.get("arguments", said.get("parameters")))
-
-
-def _made(name: Any, arguments: Any) -> Call:
-    if arguments is None or arguments == "":
-        arguments = {}
-    elif isinstance(arguments, str):
-        arguments = DECODER.decode(arguments)
-    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-        raise ValueError("a call has a name and an object")
-    return Call(name, json.dumps(arguments, ensure_ascii=False))
-
-
-def _skip(pattern: re.Pattern[str], text: str, at: int) -> int:
-    found = pattern.match(text, at)
-    return found.end() if found else at
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError("JSON could not say it again")
-    return number
-
-
-DECODER = json.JSONDecoder(parse_float=_number, parse_constant=_number)  # no NaN, no Infinity
+def _any(literals: Iterable[str]) -> str:
+    return "|".join(map(re.escape, sorted(literals, key=len, reverse=True)))

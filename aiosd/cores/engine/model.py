@@ -24,8 +24,7 @@ from aiosd.cores.engine.kv import BLOCK
 from aiosd.cores.engine.llama import TorchLlama
 from aiosd.cores.engine.ops import library
 from aiosd.cores.engine.vocabulary import Vocabulary
-from aiosd.errors import ModelError
-from aiosd.syscall import grammar
+from aiosd.errors import BadRequest, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +72,13 @@ class Model:
     def constraints(self) -> Constraints:
         return Constraints(self.vocabulary, self.vocab_size)
 
-    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
-        return self.vocabulary.render(messages, tools)
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        variables: dict[str, Any] | None = None,
+    ) -> list[int]:
+        return self.vocabulary.render(messages, tools, variables)
 
     def encode(self, text: str) -> list[int]:
         return self.vocabulary.encode(text)
@@ -113,7 +117,7 @@ def load(
         "architecture": (config.architectures or [config.model_type])[0],
         "parameters": folder.parameters,
         **made.info,
-        "tool_calls": grammar.style(str(vocabulary.template)) or "unknown",
+        **facts(vocabulary),
     }
     return Model(
         folder.path.resolve().name,
@@ -124,6 +128,21 @@ def load(
         made,
         info,
     )
+
+
+def facts(vocabulary: Vocabulary) -> dict[str, Any]:
+    """What the chat template shows of the model, by a probe of each kind of message. Raises ModelError when
+    the template cannot even print a user's message."""
+    try:
+        habits = vocabulary.habits
+    except BadRequest as error:
+        hint = "give its folder another chat_template.jinja"
+        raise ModelError(f"the model cannot be asked anything: {error}", hint) from None
+    thinking = [[one.opening, one.closing] for one in habits.family.thinking] if vocabulary.thinks else []
+    lacks = habits.lacks
+    if lacks:
+        log.warning("the chat template does not take %s as they are; they are rewritten", ", ".join(lacks))
+    return {"tool_calls": habits.family.name, "thinking": thinking, "template_lacks": lacks}
 
 
 def _check_device(device: str) -> None:

@@ -1,7 +1,7 @@
 """The tokenizer of a model: text to tokens, messages to a prompt, tokens to bytes.
 
-Wraps the fast tokenizer in a model's folder. What a message says can never become a special token:
-only the chat template may open or close a turn. Knows no weights.
+Wraps the fast tokenizer in a model's folder. What a message says can never become a special token
+(aiosd.cores.engine.prompt): only the chat template may open or close a turn. Knows no weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from aiosd.cores.engine.folder import COPY_AGAIN, read_json
+from aiosd.cores.engine.habits import Habits, probe
+from aiosd.cores.engine.prompt import Marks
 from aiosd.errors import BadRequest, ModelError
+from aiosd.syscall import families
+from aiosd.syscall.families import Family
 
 # For a model without a chat template (a base model): roles as words, a blank line between turns.
 PLAIN_TEMPLATE = """\
@@ -37,10 +41,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 ALPHABET = _byte_alphabet()
-# Special tokens that are text all the same: "[TOOL_CALLS]", "<|python_tag|>". Without them nobody could tell
-# a call from an answer.
 BYTE = re.compile("<0x([0-9A-F]{2})>")  # SentencePiece's tokens of a byte
-SPOKEN = re.compile(r"tool|python_tag|^\[(ARGS|CALL_ID)\]$", re.IGNORECASE)
 
 
 class Vocabulary:
@@ -54,21 +55,43 @@ class Vocabulary:
         spec = json.loads(self.hf.backend_tokenizer.to_str())
         self._byte_level = _mentions_byte_level(spec.get("decoder"))
         self._added = {t["id"]: t for t in spec.get("added_tokens", ())}
-        specials = sorted((t["content"] for t in self._added.values() if t["special"]), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, specials))) if specials else None
-        self._specials = specials
 
     def __len__(self) -> int:
         return len(self.hf)
 
+    @cached_property
+    def templates(self) -> dict[str, str]:
+        """The chat templates by their names."""
+        return templates(self.hf.chat_template)
+
+    @cached_property
+    def family(self) -> Family:
+        """The family whose calls the chat templates print."""
+        return families.detect("\n".join(self.templates.values()))
+
+    @cached_property
+    def _marks(self) -> Marks:
+        spec = json.loads(self.hf.backend_tokenizer.to_str())
+        return Marks(spec, "\n".join([*self.templates.values(), *families.literals(self.family)]))
+
     def encode(self, text: str) -> list[int]:
-        return [int(t) for t in self.hf.encode(text)]
+        """The tokens of a text of somebody's: a special token in it is text. Raises BadRequest."""
+        before, after = self._around
+        return [*before, *self._marks.encode(self._marks.foreign(text)), *after]
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The tokens that the tokenizer puts around each text."""
+        whole, bare = list(map(int, self.hf.encode("a"))), self._marks.encode("a")
+        at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), len(whole))
+        return whole[:at], whole[at + len(bare) :]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Special tokens leave no text, but those that mark a tool call do."""
+        """Special tokens leave no text, but those that mark thinking or a tool call do."""
         if self._byte_level:
             return b"".join(self.piece(t) or b"" for t in tokens).decode("utf-8", "replace")
-        return str(self.hf.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        spoken = [t for t in tokens if t not in self._silent]
+        return str(self.hf.decode(spoken, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def piece(self, token: int) -> bytes | None:
         """The bytes of one token; None when they depend on the tokens around it (SentencePiece)."""
@@ -83,7 +106,7 @@ class Vocabulary:
         """The bytes of one token in the middle of a text; none of a special one."""
         added = self._added.get(token)
         if added is not None:
-            return b"" if _is_silent(added) else str(added["content"]).encode()
+            return b"" if token in self._silent else str(added["content"]).encode()
         text = self.hf.backend_tokenizer.id_to_token(token)  # None: the model's table is longer than this one
         if not self._byte_level:
             byte = BYTE.fullmatch(text or "")
@@ -93,55 +116,69 @@ class Vocabulary:
     @cached_property
     def silent(self) -> list[int]:
         """Special tokens that leave no text and end none."""
-        return sorted(id for id, added in self._added.items() if _is_silent(added) and id not in self.eos)
+        return sorted(self._silent - self.eos)
 
     @cached_property
-    def template(self) -> str:
-        return self.hf.chat_template or PLAIN_TEMPLATE
+    def _silent(self) -> frozenset[int]:
+        """Special tokens that leave no text."""
+        special = [t for t in self._added.values() if t["special"]]
+        return frozenset(
+            t["id"] for t in special if t["id"] in self.eos or not families.speaks(self.family, t["content"])
+        )
 
-    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
-        """Tokens of the conversation up to where the assistant's next turn begins."""
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether the chat template knows the family's marks of thinking."""
+        whole = "\n".join(self.templates.values())
+        return any(one.opening in whole for one in self.family.thinking)
+
+    def opened(self, prompt: Sequence[int]) -> str:
+        """The mark of thinking that a prompt ends with, so that the answer goes on with the thinking."""
+        return families.opened(str(self.hf.decode(list(prompt[-24:]), skip_special_tokens=False)))
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        variables: dict[str, Any] | None = None,
+    ) -> list[int]:
+        """Tokens of the conversation up to where the assistant's next turn begins. Raises BadRequest.
+
+        `variables`: further ones of the template, such as enable_thinking.
+        """
+        said, shown = self.habits.normal(messages, tools)
+        return self._marks.encode(self._print(said, shown, variables or {}))
+
+    def _print(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, variables: dict[str, Any]
+    ) -> str:
+        """The prompt as text, with twins in what is foreign."""
+        foreign = self._marks.foreign
+        template = self.templates.get("tool_use" if tools else "", self.templates["default"])
+        told = [{**foreign(one), "role": one["role"]} for one in messages]
+        shown, given = foreign(tools or None), foreign(variables)
         try:
-            text = str(
+            return str(
                 self.hf.apply_chat_template(
-                    self._disarm([with_objects(message) for message in messages]),
-                    tools=self._disarm(tools or None),
-                    chat_template=self.template,
+                    told,
+                    tools=shown,
+                    chat_template=template,
                     tokenize=False,
                     add_generation_prompt=True,
+                    **given,
                 )
             )
         except Exception as error:  # noqa: BLE001  a template is a program: it may raise anything about the messages
-            raise BadRequest(f"the chat template refuses these messages: {error}") from None
-        tokens: list[int] = []
-        for i, part in enumerate(re.split("\ue000(\\d+)\ue001", text)):
-            if part:
-                tokens += self._literal(self._specials[int(part)]) if i % 2 else self._plain(part)
-        return tokens
+            why = f"{error}".translate(self._marks.back)
+            raise BadRequest(f"the chat template refuses these messages: {why}") from None
 
-    def _plain(self, text: str) -> list[int]:
-        ids: list[int] = self.hf.backend_tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+    @cached_property
+    def habits(self) -> Habits:
+        """What the chat template does with messages that not every template knows."""
+        return probe(self._probe, self.family)
 
-    def _literal(self, text: str) -> list[int]:
-        backend = self.hf.backend_tokenizer
-        backend.encode_special_tokens = True
-        try:
-            return self._plain(text)
-        finally:
-            backend.encode_special_tokens = False
-
-    # A message that quotes "<|im_end|>" (a web page, a tool's result) must not end its own turn. Such
-    # text goes through the template as a private-use mark and is spelled out in ordinary tokens behind it.
-    def _disarm(self, value: Any) -> Any:
-        if isinstance(value, str) and self._special is not None:
-            value = value.replace("\ue000", "").replace("\ue001", "")
-            return self._special.sub(lambda m: f"\ue000{self._specials.index(m[0])}\ue001", value)
-        if isinstance(value, dict):
-            return {k: self._disarm(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [self._disarm(v) for v in value]
-        return value
+    def _probe(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+        return self._print(messages, tools, {}).translate(self._marks.back)
 
     def _end_tokens(self, folder: Path, config: dict[str, Any]) -> frozenset[int]:
         """Every token that some file of the model calls its end."""
@@ -150,10 +187,6 @@ class Vocabulary:
         named += [read_json(generation).get("eos_token_id")] if generation.exists() else []
         flat = [t for n in named for t in (n if isinstance(n, list) else [n])]
         return frozenset(t for t in flat if isinstance(t, int))
-
-
-def _is_silent(added: dict[str, Any]) -> bool:
-    return bool(added["special"]) and not SPOKEN.search(added["content"])
 
 
 def _mentions_byte_level(decoder: dict[str, Any] | None) -> bool:
@@ -182,18 +215,9 @@ def _open(folder: Path, read: Any) -> Any:
     return tokenizer
 
 
-def with_objects(message: dict[str, Any]) -> dict[str, Any]:
-    """Calls with their arguments as an object, as templates want them; the API has them as JSON in a text."""
-    if not message.get("tool_calls"):
-        return message
-    return {**message, "tool_calls": [with_object(call) for call in message["tool_calls"]]}
-
-
-def with_object(call: Any) -> Any:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
-    except (ValueError, RecursionError):
-        return call
+def templates(given: Any) -> dict[str, str]:
+    """The chat templates of a tokenizer by their names; a single one is `default`."""
+    if isinstance(given, dict):
+        named = {str(name): str(template) for name, template in given.items()}
+        return {"default": next(iter(named.values()), PLAIN_TEMPLATE), **named}
+    return {"default": given or PLAIN_TEMPLATE}

@@ -73,6 +73,8 @@ class ChatHandler(OnWorker):
             s.sampling,
             tools=tuple(one.function for one in offered),
             decoded=tuple(one.decoded for one in offered),
+            parallel=s.parallel,
+            template=s.template,
             steps=s.max_steps,
         )
 
@@ -99,7 +101,8 @@ class ChatHandler(OnWorker):
         self._parts.limits.check_disk(size)
         self._parts.limits.reserve(caller, size)
         request.size_bytes += size
-        response.grow(request, request.text, [])
+        request.family = self._parts.models.get(asked.model).family
+        response.grow(request, [])
         return size
 
     def orphaned(self, request: Request) -> str:
@@ -113,6 +116,7 @@ class ChatHandler(OnWorker):
         if why := self.orphaned(request):
             self._parts.ending.finish(request, State.FAILED, why)
             return
+        request.family = worker.model.family
         if request.parked:
             self._unpark(request, worker)
         super().start(request, worker)
@@ -122,7 +126,7 @@ class ChatHandler(OnWorker):
         with self._parts.scheduler.lock:
             goes_on = parking.unpack(request, worker.model)
         if goes_on:
-            response.grow(request, request.text, request.logprobs)
+            response.grow(request, request.logprobs)
             if request.parent:
                 self._parts.scheduler.step_said(request)
 
@@ -140,6 +144,8 @@ class ChatHandler(OnWorker):
             context=context,
             schema=asked.schema,
             tool_choice=asked.tool_choice,
+            parallel=asked.parallel,
+            template=asked.template,
         )
 
     # the end
@@ -175,6 +181,8 @@ def resumed(asked: Chat, raw: dict[str, Any]) -> Chat:
         tools=before.tools,
         decoded=before.decoded,
         tool_choice=before.tool_choice,
+        parallel=before.parallel,
+        template=before.template,
         schema=before.schema,
         sampling=before.sampling,
         system=raw["system"],

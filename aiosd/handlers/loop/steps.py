@@ -18,6 +18,7 @@ from aiosd.errors import AiosError, TooLong
 from aiosd.host.message_ids import about
 from aiosd.syscall import response, toolcalls
 from aiosd.syscall.chat import Chat, Loop, between
+from aiosd.syscall.reading import Reading
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.spec import Message, Spec
 from aiosd.syscall.toolcall import ToolCall
@@ -55,7 +56,8 @@ class RunningLoop:
     busy: bool = False
     changed: bool = False
     away: int = 0  # the last step for whose calls `Requests.away` was called
-    earlier: str = ""  # text of the earlier steps, as readers see it
+    reading: Reading | None = None  # reads the running step's answer, to show what surely is no call
+    read: int = 0  # characters of that answer that `reading` has
 
 
 class Steps:
@@ -83,15 +85,20 @@ class Steps:
         """Show new text of a step to the loop's readers, except a part that may become a tool call."""
         loop = self._loops.get(child.parent)
         if loop and isinstance(child.spec, Chat):
-            self._show(loop, loop.earlier + child.text[: toolcalls.hold(child.text)])
+            if loop.reading is None:
+                loop.reading = Reading(child.family, True)
+            new, loop.read = child.text[loop.read :], len(child.text)
+            self._add(loop, loop.reading.push(new)[1])
+
+    def _show(self, loop: RunningLoop, text: str) -> None:
+        """Extend the loop's answer to `text`, of which readers have the beginning."""
+        self._add(loop, text[len(loop.request.text) :])
 
     @staticmethod
-    def _show(loop: RunningLoop, text: str) -> None:
-        """Extend the loop's answer to `text`, of which readers have the beginning."""
-        new = text[len(loop.request.text) :]
+    def _add(loop: RunningLoop, new: str) -> None:
         if new:
-            loop.request.text = text
-            response.grow(loop.request, new, [])
+            loop.request.text += new
+            response.grow(loop.request, [])
 
     def _go_on(self, loop: RunningLoop) -> None:
         """Advance the loop, on one thread at a time. If a child ends meanwhile, advance again afterwards."""
@@ -121,7 +128,7 @@ class Steps:
         for step in range(1, loop.asked.steps + 1):
             child = loop.children.get(str(step))
             if child is None:
-                loop.earlier = said
+                loop.reading, loop.read = None, 0
                 self._show(loop, said)
                 self._ask(loop, step, turns)
                 return
@@ -130,20 +137,21 @@ class Steps:
             if child.state is not State.DONE:
                 self._requests.finish(request, child.state, f"step {step}: {child.error}")
                 return
-            prose, calls = toolcalls.parse(child.text)
-            if not calls:
-                self._show(loop, said + child.text)
+            answer = heard(child)
+            said += answer.content
+            if not answer.calls:
+                self._show(loop, said)
                 self._end(loop, child, turns)
                 return
-            said += child.text[: toolcalls.hold(child.text)]
             said += "\n" if said and not said.endswith("\n") else ""
-            made = [self._call(loop, f"{step}.{i}", call) for i, call in enumerate(calls[:CALLS_MAX], 1)]
+            calls = answer.calls[:CALLS_MAX]
+            made = [self._call(loop, f"{step}.{i}", call) for i, call in enumerate(calls, 1)]
             if not all(one.state.final for one in made):
                 if loop.away < step:
                     loop.away = step
                     self._requests.away(request, made)
                 return
-            turns += turn(prose, calls[:CALLS_MAX], made)
+            turns += turn(answer, calls, made)
         self._requests.finish(
             request,
             State.FAILED,
@@ -159,6 +167,7 @@ class Steps:
         chat = Chat(
             messages, asked.sampling, asked.model, tools=asked.tools, decoded=asked.decoded,
             tool_choice=asked.tool_choice if step == 1 else "auto",  # "required" in each step would never end
+            parallel=asked.parallel, template=asked.template,
             schema=asked.schema, nice=asked.nice, deadline_s=asked.deadline_s,
         )  # fmt: skip
         self._make(loop, str(step), chat, "")
@@ -200,13 +209,25 @@ def place(child: Request) -> str:
     return child.file.rpartition("/")[2]
 
 
-def turn(prose: str, calls: list[toolcalls.Call], made: list[Request]) -> list[Message]:
-    """Return an answer with calls, and the calls' results, as messages."""
+def heard(child: Request) -> toolcalls.Said:
+    """Parse the answer of a step. A call of a tool that was not offered is one too: it fails."""
+    assert isinstance(child.spec, Chat)
+    offered = toolcalls.offer(child.spec.tools, any_name=True, one=not child.spec.parallel)
+    return toolcalls.parse(child.text, child.family, offered)
+
+
+def turn(answer: toolcalls.Said, calls: list[toolcalls.Call], made: list[Request]) -> list[Message]:
+    """Return an answer with calls, and the calls' results, as messages.
+
+    The thinking is kept, because some templates show a model what it thought between the calls of one turn.
+    """
     named = [
         {"id": f"call_{r.id}", "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
         for c, r in zip(calls, made, strict=True)
     ]
-    said: Message = {"role": "assistant", "content": prose, "tool_calls": named}
+    said: Message = {"role": "assistant", "content": answer.content, "tool_calls": named}
+    if answer.reasoning:
+        said["reasoning_content"] = answer.reasoning
     return [said, *({**result(r), "tool_call_id": f"call_{r.id}"} for r in made)]
 
 
