@@ -109,14 +109,16 @@ TEXT = [
 
 
 @pytest.mark.parametrize(("text", "prose", "calls"), HERMES + LLAMA + MISTRAL + QWEN_CODER)
-def test_what_the_families_print(text: str, prose: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
+def test_calls_in_the_syntax_of_each_family_are_parsed(
+    text: str, prose: str, calls: list[tuple[str, dict[str, Any]]]
+) -> None:
     said, found = parse(text)
     assert (said, [(call.name, json.loads(call.arguments)) for call in found]) == (prose, calls)
     assert prose.startswith(text[: hold(text)].strip())
 
 
 @pytest.mark.parametrize("text", TEXT)
-def test_what_is_no_call_stays_text(text: str) -> None:
+def test_text_that_is_not_a_call_stays_text(text: str) -> None:
     assert parse(f" {text}\n") == (text, [])
 
 
@@ -131,7 +133,7 @@ def test_a_value_in_tags_that_is_no_json_is_text() -> None:
         assert json.loads(call.arguments) == {"x": meant}
 
 
-def test_more_calls_than_anybody_means_stay_text() -> None:
+def test_very_many_calls_stay_text() -> None:
     one = f"<tool_call>{A}</tool_call>"
     assert len(parse(one * CALLS_MAX)[1]) == CALLS_MAX
     text = one * (CALLS_MAX + 1)
@@ -145,7 +147,7 @@ FRAGMENTS = st.sampled_from(
 
 
 @given(st.lists(FRAGMENTS | st.text(max_size=3), max_size=12).map("".join))
-def test_any_text_is_read(text: str) -> None:
+def test_any_text_can_be_parsed(text: str) -> None:
     prose, calls = parse(text)
     assert calls or prose == text.strip()
     assert all(call.name and isinstance(json.loads(call.arguments), dict) for call in calls)
@@ -162,7 +164,7 @@ def test_text_without_markers_is_only_stripped(text: str) -> None:
 
 
 @given(st.text(), st.text())
-def test_what_is_shown_early_stays_so(text: str, more: str) -> None:
+def test_text_shown_early_stays_shown(text: str, more: str) -> None:
     shown = hold(text)
     assert shown <= hold(text + more)
     assert shown == len(text) or text[shown] in "<[{"
@@ -219,7 +221,7 @@ def test_a_megabyte_of_anything_is_read(unit: str, head: str) -> None:
 
 
 @pytest.mark.parametrize("deep", [10**3, 10**5])
-def test_depth_is_no_way_out(deep: int) -> None:
+def test_a_deeply_nested_call_stays_text(deep: int) -> None:
     nested = '{"name": "f", "arguments": {"x": ' + "[" * deep + "]" * deep + "}}"
     for text in (nested, f"<tool_call>{nested}</tool_call>", f"[TOOL_CALLS] [{nested}]"):
         assert parse(text) == (text, [])
