@@ -66,7 +66,7 @@ def test_a_wrong_file_is_refused_with_file_and_line(tmp_path: Path, text: str, s
 
 
 @pytest.mark.parametrize("name", ["a" * 21, "a.b", "-a", "ä"])
-def test_a_name_must_fit_into_a_user_name(tmp_path: Path, name: str) -> None:
+def test_a_name_has_to_fit_that_of_its_user(tmp_path: Path, name: str) -> None:
     assert "its name is to be 1 to 20 of" in wrong(folder(tmp_path, PLAIN, name))
     longest = "aios-agent-" + "a" * 20
     assert len(longest) == 31, "what systemd takes as the name of a dynamic user"
