@@ -58,7 +58,7 @@ def test_owners_and_modes_survive_a_restart_and_end_with_their_object(tmp_path: 
     store.close()
 
 
-def test_groups_matter_while_one_may_do_other_things_with_what_requests_name(tmp_path: Path) -> None:
+def test_groups_matter_while_they_decide_about_names_in_requests(tmp_path: Path) -> None:
     store = Store(tmp_path, {})
     known = Permissions(store)
     known.set("/contexts/private", Permission(1, 2, 0o700))

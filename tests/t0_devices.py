@@ -39,19 +39,19 @@ def test_a_device_has_names(word: str, uuid: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["GPU-bbb", "GPU-dddddd", "gpu3", "gpu-1", ""])
-def test_a_name_of_none_is_answered_with_those_there_are(word: str) -> None:
+def test_an_unknown_name_is_answered_with_the_list_of_devices(word: str) -> None:
     with pytest.raises(BadValue) as caught:
         devices.find(TABLE, word)
     assert all(uuid in caught.value.explanation for uuid in (A, B, C, CPU))
 
 
-def test_a_prefix_of_two_names_both() -> None:
+def test_a_prefix_of_two_devices_is_answered_with_both() -> None:
     twins = [Device("GPU-12345678-a", index=0), Device("GPU-12345678-b", index=1)]
     with pytest.raises(BadValue, match=r"GPU-12345678-a or GPU-12345678-b"):
         devices.find(twins, "GPU-12345678")
 
 
-def test_pins_are_workers_and_commas_span() -> None:
+def test_each_pin_is_a_worker_and_a_comma_makes_it_span() -> None:
     assert devices.parse_pin(TABLE, ["gpu0", "GPU-bbbb,gpu2"]) == [(A,), (B, C)]
     for wrong in (["gpu0,gpu0"], ["gpu0,cpu"], ["gpu0,"], []):
         with pytest.raises(BadValue):
@@ -79,7 +79,7 @@ def test_a_drop_in_is_what_systemd_understands(tmp_path: Path) -> None:
     assert "some.service" not in said.stderr, said.stderr
 
 
-def test_a_table_has_no_lines_of_its_own_for_a_unit(tmp_path: Path) -> None:
+def test_a_table_cannot_add_lines_to_a_unit(tmp_path: Path) -> None:
     table = tmp_path / "table"
     for wrong in ('uuid = "GPU-a\\nExecStart=/bin/sh"', 'uuid = "a,b"', 'name = "x"', 'uuid = "a"\nsize = 1',
                   'uuid = "a"\ncpus = "all"', 'uuid = "a"\npaths = ["/dev/x\\ny"]'):  # fmt: skip
@@ -174,13 +174,13 @@ def test_a_worker_goes_where_most_memory_is_free_and_the_next_one_elsewhere() ->
     assert spread(ROOMS, [want("m", 0.5, replicas=4)]) == {"m": [(C,), (A,), (B,), (C,)]}
 
 
-def test_who_has_a_device_keeps_it_and_what_is_pinned_comes_first() -> None:
+def test_workers_keep_their_devices_and_pinned_models_come_first() -> None:
     assert spread(ROOMS, [want("m", now=[(A,)]), want("n")]) == {"m": [(A,)], "n": [(C,)]}
     wants = [want("m", now=[(A,)]), want("n", pins=[(A,)])]
     assert spread(ROOMS, wants) == {"m": [(C,)], "n": [(A,)]}
 
 
-def test_where_there_is_no_room_fewer_run() -> None:
+def test_without_room_fewer_workers_run() -> None:
     assert spread(ROOMS[:1], [want("m", 0.6), want("n", 0.6), want("o", 0.4)]) == {
         "m": [(A,)], "n": [], "o": [(A,)],
     }  # fmt: skip
@@ -208,7 +208,7 @@ def model(*pins: str, fraction: float = 1.0, name: str = "m") -> Model:
     return Model(name, Path(), max(1, len(pins)), pins, fraction)
 
 
-def test_the_configuration_says_what_may_be_chosen() -> None:
+def test_the_configuration_limits_the_choice() -> None:
     chosen = {
         device: places(device).plan([model()], {})["m"] for device in ("auto", "cpu", "cuda:1", "cuda:7")
     }
@@ -227,7 +227,7 @@ def test_a_pin_that_does_not_fit_is_refused_with_the_sum() -> None:
         alone.judge(model("gpu0"), [model(name="n")], {"n": [(A,)]})
 
 
-def test_a_device_that_is_gone_has_failed_and_comes_back_when_it_is_asked_for() -> None:
+def test_a_missing_device_has_failed_and_a_retry_brings_it_back() -> None:
     table = list(TABLE)
     p = Assignment(EngineConfig(), lambda _: list(table))
     m = model("gpu0")
@@ -249,7 +249,7 @@ def test_a_device_that_is_gone_has_failed_and_comes_back_when_it_is_asked_for() 
     assert (p.failed, [device.uuid for device in p.table]) == ({}, [B, C, CPU])
 
 
-def test_a_worker_is_told_what_pytorch_calls_its_device() -> None:
+def test_a_worker_gets_pytorchs_name_of_its_device() -> None:
     p = places()
     assert p.torch_device(Place((A,), 1), pinned=True) == "cuda"
     assert p.torch_device(Place((A,), 1), pinned=False) == "auto"

@@ -38,7 +38,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return aiosctl.main()
 
 
-def test_it_is_used_once_it_is_whole_and_goes_again(
+def test_a_complete_installation_is_used_until_it_is_removed(
     wheels: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert torch_folder.preferred() is None
@@ -58,7 +58,7 @@ def test_it_is_used_once_it_is_whole_and_goes_again(
     assert torch_folder.preferred() is None
 
 
-def test_what_cannot_be_had_changes_nothing(
+def test_a_failed_installation_changes_nothing(
     wheels: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "install", "--cpu", "--", "--no-index", f"--find-links={wheels.parent}") == 1

@@ -46,7 +46,7 @@ def logger(backlog: Backlog) -> logging.Logger:
     return log
 
 
-def test_what_does_not_fit_is_counted_and_told_after_what_waited(slow: Slow) -> None:
+def test_lost_messages_are_counted_and_reported_after_the_waiting_ones(slow: Slow) -> None:
     log = logger(backlog := Backlog(slow.write, waiting=3))
     log.info("0")
     wait_until(lambda: backlog.waiting == 0, "the thread")
@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_counted_and_told_after_what_waited(slow: Slow) -> 
     assert slow.has[5:] == ["10"], "it is told once"
 
 
-def test_what_could_not_be_written_is_told_later(slow: Slow) -> None:
+def test_messages_that_could_not_be_written_are_reported_later(slow: Slow) -> None:
     log = logger(backlog := Backlog(slow.write))
     slow.broken = True
     slow.open.set()
@@ -95,7 +95,7 @@ print(signal.sigwait({signal.SIGTERM}).name, flush=True)
 """
 
 
-def test_nobody_waits_for_the_reader_of_standard_error() -> None:
+def test_no_thread_waits_for_the_reader_of_standard_error() -> None:
     """Not at the exit either. The writing thread leaves signals to the main thread."""
     code = "import signal; from aiosd.host.backlog import SIGNALS\n" + STANDS_STILL.replace(
         'print("through"', 'signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS); print("through"'
@@ -114,7 +114,7 @@ def test_nobody_waits_for_the_reader_of_standard_error() -> None:
         assert logs.wait(20) == 0
 
 
-def test_nobody_waits_for_a_service_manager_that_stands_still(tmp_path: Path) -> None:
+def test_no_thread_waits_for_a_stopped_service_manager(tmp_path: Path) -> None:
     address = str(tmp_path / "notify")
     code = "from aiosd.host.notify import notify; notify(READY=1, STATUS='a \\udcff'); print('through')"
     command = [sys.executable, "-c", code]

@@ -23,7 +23,7 @@ EXAMPLES = [block for page in PAGES for block in blocks(page, "toml")]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_has_the_head_it_is_found_by_and_its_sections(page: str) -> None:
+def test_a_page_has_its_header_and_its_sections(page: str) -> None:
     name, _, section = page.rpartition(".")
     title, number, date, version, _ = shlex.split(source(page).splitlines()[0])
     assert (title, number, version) == (name, section, f"aiosd {aiosd.__version__}")
@@ -35,7 +35,7 @@ def test_a_page_has_the_head_it_is_found_by_and_its_sections(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_page_that_a_page_of_ours_points_to_is_there(page: str) -> None:
+def test_every_page_that_our_pages_refer_to_exists(page: str) -> None:
     named = {f"{name}.{section}" for name, section in OURS.findall(source(page))}
     assert named
     assert named <= set(PAGES)
@@ -66,7 +66,7 @@ def code(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: block.place)
-def test_an_example_in_toml_is_what_its_page_is_about(block: Block, tmp_path: Path) -> None:
+def test_a_toml_example_fits_the_format_of_its_page(block: Block, tmp_path: Path) -> None:
     file = (
         tmp_path
         / "example"

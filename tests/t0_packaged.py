@@ -29,7 +29,7 @@ def wrong(path: Path, trusted: bool = False) -> str:
     return error.value.explanation
 
 
-def test_what_it_says_is_what_is_written(tmp_path: Path) -> None:
+def test_the_keys_become_the_agents_settings(tmp_path: Path) -> None:
     text = PLAIN + 'model = "tiny"\ncontext = "chat"\nsystem = "Be\\nbrief"\ntools = ["calc", "clock"]\n'
     text += "max_steps = 3\nnice = -1\n[params]\ntemperature = 0.5\n"
     found = packages.read(folder(tmp_path, text))
@@ -61,7 +61,7 @@ def test_what_it_says_is_what_is_written(tmp_path: Path) -> None:
         ("description = \n", r"agent.toml: .*line 1"),
     ],
 )  # fmt: skip
-def test_a_wrong_one_is_refused_with_file_and_line(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_file_is_refused_with_file_and_line(tmp_path: Path, text: str, said: str) -> None:
     assert re.search(said, wrong(folder(tmp_path, text)))
 
 
@@ -73,7 +73,7 @@ def test_a_name_has_to_fit_that_of_its_user(tmp_path: Path, name: str) -> None:
     assert "User=aios-agent-%i\n" in (REPOSITORY / "units/aios-agent@.service").read_text()
 
 
-def test_the_first_of_a_name_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_package_of_a_name_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "FOLDERS", (tmp_path / "etc", tmp_path / "none", tmp_path / "lib"))
     folder(tmp_path / "lib", PLAIN)
     assert packages.find("ada").folder == tmp_path / "lib/ada"
@@ -86,7 +86,7 @@ def test_the_first_of_a_name_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             packages.find(name)
 
 
-def test_one_of_the_machine_that_others_may_write_is_refused(tmp_path: Path) -> None:
+def test_a_system_package_that_others_can_write_is_refused(tmp_path: Path) -> None:
     ada = folder(tmp_path, "description = 'x'\ncommand = ['./run']\n")
     program = ada / "run"
     program.write_text("#!/bin/sh\n")
@@ -105,7 +105,7 @@ def test_aios_agent_5_has_every_key() -> None:
     assert re.findall(r"^\*\*(\w+)\*\* = ", section, re.MULTILINE) == list(packages.SCHEMA["properties"])
 
 
-def test_the_agent_of_aios_agent_5_is_one(tmp_path: Path) -> None:
+def test_the_example_of_aios_agent_5_is_valid(tmp_path: Path) -> None:
     example = PAGE.partition("\n## EXAMPLES\n")[2]
     [toml] = re.findall(r"```toml\n(.*?)```", example, re.DOTALL)
     ada = folder(tmp_path, toml)

@@ -64,7 +64,7 @@ def test_the_locked_packages_need_nothing_outside_the_lock() -> None:
                 assert canonicalize_name(needed.name) in lock, f"{name} needs {needed}"
 
 
-def test_what_the_package_s_aiosd_toml_shows_is_what_holds_without_it(tmp_path: Path) -> None:
+def test_the_packages_aiosd_toml_shows_the_defaults(tmp_path: Path) -> None:
     shown = re.sub(r"(?m)^#(?=\[?[a-z_]+(\]| = ))", "", (ROOT / "debian/aiosd.toml").read_text())
     shown = shown.partition("# With a model here")[0]
     assert shown.count("\n[") == 4

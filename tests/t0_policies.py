@@ -86,12 +86,12 @@ def test_every_policy_answers_with_an_id_it_was_shown(
     assert yields is None or waiting
 
 
-def test_fifo_takes_who_came_first_and_never_preempts() -> None:
+def test_fifo_runs_the_first_job_and_never_preempts() -> None:
     assert first(fifo, view([job(5), job(2), job(9)])) == 2
     assert fifo.preempt(view([job(5)], [job(1, slice_tokens=999)], quantum=1)) is None
 
 
-def test_rr_takes_who_waits_longest_and_preempts_a_spent_quantum_only() -> None:
+def test_rr_runs_the_longest_waiting_job_and_preempts_only_a_spent_quantum() -> None:
     assert first(rr, view([job(5, 3.0), job(2, 4.0)])) == 5
     running = [job(1, slice_tokens=7), job(2, slice_tokens=12), job(3, slice_tokens=10)]
     assert rr.preempt(view([job(5)], running)) == 2
@@ -113,7 +113,7 @@ def test_priority_takes_the_lowest_nice_and_ageing_saves_the_others() -> None:
     )
 
 
-def test_las_takes_the_run_that_got_least_and_ageing_saves_the_long_one() -> None:
+def test_las_runs_the_least_served_run_and_ageing_saves_the_long_one() -> None:
     long, short = job(1, 10.0, agent="long"), job(2, 10.0, agent="short")
     got = {(0, "long"): 5000.0, (0, "short"): 15.0}
     assert first(las, view([long, short], agents=got)) == 2
@@ -124,7 +124,7 @@ def test_las_takes_the_run_that_got_least_and_ageing_saves_the_long_one() -> Non
     assert las.preempt(view([short], [running], agents={(0, "long"): 16.0, (0, "short"): 15.0})) is None
 
 
-def test_fair_takes_the_user_who_got_least_then_his_least_served_agent() -> None:
+def test_fair_runs_the_least_served_user_then_his_least_served_agent() -> None:
     mine, his = job(1, 10.0, uid=1), job(2, 10.0, uid=2)
     assert first(fair, view([mine, his], users={1: 50.0, 2: 49.0})) == 2
     other = job(3, 10.0, uid=2, agent="fresh")
@@ -201,7 +201,7 @@ def boom(*_: object) -> int:
 
 
 @pytest.mark.parametrize("answer", [lambda *_: 99, lambda *_: "x", boom])
-def test_a_bad_policy_is_answered_by_fifo_and_said_once(
+def test_fifo_replaces_a_bad_policy_with_one_log_message(
     answer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(BUILT_IN, "bad", Policy(boom, answer))
@@ -250,7 +250,7 @@ def test_an_unknown_policy_is_refused_and_the_old_one_stays() -> None:
     assert chooser.name == "rr"
 
 
-def test_kv_of_who_waits_for_a_tool_goes_where_it_wastes_least() -> None:
+def test_kv_of_a_waiting_agent_goes_where_it_wastes_least() -> None:
     calc = Away(expected_s=0.02, bytes=1 << 20, others_bytes=4 << 20, recompute_s=0.5, move_s=0.01, used=0.95)
     assert place_kv(calc) == "keep"
     person = replace(calc, expected_s=60.0)
@@ -261,7 +261,7 @@ def test_kv_of_who_waits_for_a_tool_goes_where_it_wastes_least() -> None:
 
 @given(st.builds(Away, *[st.floats(0, 1e6), st.integers(0, 1 << 40), st.integers(0, 1 << 40)],
                  st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1)))  # fmt: skip
-def test_kv_of_who_waits_has_a_place(away: Away) -> None:
+def test_kv_of_a_waiting_agent_always_has_a_place(away: Away) -> None:
     assert place_kv(away) in ("keep", "host", "drop")
     assert place_kv(replace(away, expected_s=0.0)) == "keep"
 

@@ -91,7 +91,7 @@ def test_a_schema_that_would_fetch_loop_or_take_long_is_weakened(schema: Any) ->
      {"allOf": {}}, {"properties": {"a": 3}}, {"required": "a"}],
     ids=str,
 )  # fmt: skip
-def test_a_tool_whose_schema_is_none_is_left_out(schema: Any) -> None:
+def test_a_tool_without_a_valid_schema_is_left_out(schema: Any) -> None:
     assert manifests(SERVER, [listed(schema=schema), listed("good")])[0][0].name == "s.good"
 
 
@@ -103,7 +103,7 @@ def test_arguments_of_very_many_values_are_refused_where_that_would_take_long() 
     judge(schema, {"a": [0] * 1000})
 
 
-def test_a_list_is_taken_as_far_as_it_is_one() -> None:
+def test_the_valid_part_of_a_list_is_taken() -> None:
     wrong: list[Any] = [
         None, 5, {}, listed("a/b"), listed(".."), listed(""), listed("x" * 64), listed("é"), listed("a\nb"),
         listed(schema=[]), listed(description=3), listed(schema={"type": "object", "x": "y" * 70_000}),
@@ -129,13 +129,13 @@ def test_a_list_is_taken_as_far_as_it_is_one() -> None:
         (["u"], {}, False),
     ],
 )
-def test_what_waits_for_a_decision(configured: Any, hints: dict[str, Any], waits: bool) -> None:
+def test_which_calls_wait_for_a_decision(configured: Any, hints: dict[str, Any], waits: bool) -> None:
     table: dict[str, Any] = {"command": ["x"]} | ({} if configured is None else {"irreversible": configured})
     [made] = manifests(server("s", table), [listed(**hints)])[0]
     assert made.irreversible is waits
 
 
-def test_a_server_does_not_take_the_name_of_a_tool_that_is_there(tmp_path: Path) -> None:
+def test_a_server_does_not_take_the_name_of_an_existing_tool(tmp_path: Path) -> None:
     known = catalog.Tools(tmp_path, tmp_path / "own")
     manifest = Manifest("calc", "another", (), {"type": "object"}, Path("/"), server="s")
     known.offer("s", [manifest])

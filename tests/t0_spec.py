@@ -203,7 +203,7 @@ def test_a_chain_of_references_that_would_overflow_the_stack_is_refused(wrap: st
         parse_json(response_format=schema(deep))
 
 
-def test_what_refuses_a_schema_says_why() -> None:
+def test_a_refused_schema_gets_a_reason() -> None:
     with pytest.raises(BadRequest, match=r'Unimplemented keys: \["not"\]'):
         parse_json(response_format=schema({"not": {"type": "string"}}))
 
@@ -249,9 +249,7 @@ def test_a_reason_quotes_no_more_than_a_line_of_a_hostile_request() -> None:
 @pytest.mark.parametrize(
     "place", ['{"x":%s}', '{"messages":[{"role":"user","content":"x","tool_calls":[%s]}]}']
 )
-def test_what_python_takes_for_json_and_the_standard_does_not_is_refused(
-    value: str, why: str, place: str
-) -> None:
+def test_json_that_only_python_accepts_is_refused(value: str, why: str, place: str) -> None:
     with pytest.raises(NotJson, match=why) as caught:
         parse((place % value).encode(), DEFAULTS)
     assert not caught.value.incomplete

@@ -366,7 +366,7 @@ def test_clock_names_zones_close_to_one_it_does_not_know(said: str, hint: str, t
 # --------------------------------------------------------------------------------------------------- files
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_read_file_returns_what_write_file_wrote(tmp_path: Path) -> None:
     text = "Zeile 1\r\n→ two"
     assert result("write_file", tmp_path, path="a/b/c.txt", content=text) == "written 16 bytes to a/b/c.txt"
     assert (tmp_path / "a/b/c.txt").read_bytes() == text.encode()

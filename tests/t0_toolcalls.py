@@ -386,7 +386,7 @@ def test_a_long_text_of_anything_is_read(unit: str, family: str) -> None:
 
 
 @pytest.mark.parametrize("deep", [10**3, 10**5])
-def test_depth_is_no_way_out(deep: int) -> None:
+def test_a_deeply_nested_call_stays_text(deep: int) -> None:
     nested = '{"name": "f", "arguments": {"x": ' + "[" * deep + "]" * deep + "}}"
     python = "f(x=" + "[" * deep + "]" * deep + ")"
     for family, text in (

@@ -63,7 +63,7 @@ def test_a_service_may_do_little(unit: str) -> None:
 
 
 @pytest.mark.parametrize("unit", ALL)
-def test_what_a_unit_names_is_there(unit: str) -> None:
+def test_all_that_a_unit_names_exists(unit: str) -> None:
     pages = {path.name.removesuffix(".md") for path in (ROOT / "man").iterdir()}
     (documented,) = values(unit, "Documentation")
     for page in documented.split():
@@ -73,11 +73,11 @@ def test_what_a_unit_names_is_there(unit: str) -> None:
 
 
 @pytest.mark.parametrize("unit", ALL)
-def test_a_unit_says_everything_once(unit: str) -> None:
+def test_a_unit_has_each_setting_once(unit: str) -> None:
     assert len(set(settings(unit))) == len(settings(unit))
 
 
-def test_a_profile_that_apparmor_understands() -> None:
+def test_apparmor_accepts_the_profile() -> None:
     parser = needs("apparmor_parser")
     for profile in (UNITS / "apparmor.d").iterdir():
         run(parser, "--skip-kernel-load", "--skip-cache", profile)

@@ -120,7 +120,7 @@ def test_there_are_fifty_schemas() -> None:
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=range(len(SCHEMAS)))
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_what_a_random_model_says_fits_the_schema(schema: dict[str, Any], temperature: float) -> None:
+def test_the_answer_of_a_random_model_fits_the_schema(schema: dict[str, Any], temperature: float) -> None:
     got = answer(model("llama"), of(schema), dataclasses.replace(WILD, temperature=temperature))
     if got.finish == "length":  # a recursive schema may have no end
         assert len(got.tokens) == WILD.max_tokens
@@ -137,7 +137,7 @@ def test_every_core_decodes_by_a_schema(name: str) -> None:
         jsonschema.validate(json.loads(got.text), PERSON)
 
 
-def test_an_object_of_any_kind_is_one() -> None:
+def test_a_schema_of_any_object_gives_an_object() -> None:
     for seed in range(20):
         got = answer(model("llama"), of({"type": "object"}), dataclasses.replace(WILD, seed=seed))
         assert got.finish == "length" or isinstance(json.loads(got.text), dict)
@@ -191,7 +191,7 @@ def test_being_moved_at_any_token_changes_nothing(keep: bool) -> None:
         assert (got.tokens, got.text, got.finish) == (whole.tokens, whole.text, whole.finish)
 
 
-def test_pushed_out_for_lack_of_memory_it_goes_on_as_it_was() -> None:
+def test_a_request_pushed_out_of_memory_continues_unchanged() -> None:
     m, form = model("llama"), of({"type": "array", "items": PERSON, "minItems": 3, "maxItems": 3})
     samplings = [dataclasses.replace(WILD, seed=i, max_tokens=150) for i in range(4)]
     expected = [answer(m, form, s).tokens for s in samplings]
@@ -363,14 +363,14 @@ def test_a_sentencepiece_vocabulary_has_the_bytes_of_its_tokens() -> None:
     assert json.loads(vocabulary.decode(text)) == "a die größer 日"
 
 
-def test_what_does_not_fit_a_grammar_is_not_resumed() -> None:
+def test_tokens_that_do_not_fit_a_grammar_are_not_resumed() -> None:
     e = engine(model("llama"))
     with pytest.raises(BadRequest, match="cannot be decoded"):
         e.add(1, prompt(20), WILD, owner="ada", resume=model("llama").encode("Hello"), grammar=of(PERSON))
     assert e.idle
 
 
-def test_a_grammar_that_becomes_too_much_ends_its_own_request_only() -> None:
+def test_a_too_expensive_grammar_ends_only_its_own_request() -> None:
     many = [{"type": "string", "pattern": f"^(.*[a-m]){{{i}}}.{{{i}}}$"} for i in range(1, 40)]
     form = of({"type": "array", "items": {"anyOf": many}, "minItems": 9})
     m = model("llama")

@@ -140,7 +140,7 @@ def test_kv_of_another_shape_is_refused(wrong: str) -> None:
     assert e.pool.held == 0
 
 
-def test_those_that_wait_for_room_do_not_wait_for_each_others_conversations() -> None:
+def test_requests_waiting_for_memory_do_not_block_each_other() -> None:
     """Both waiting requests hold KV and need more than is free, so one must release its own."""
     m = get("llama", "fused")
     e = engine(m, tokens=28 * BLOCK)

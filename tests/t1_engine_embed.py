@@ -28,7 +28,7 @@ def embed(e: Engine, id: int, tokens: list[int]) -> tuple[float, ...]:
     ("name", "core"),
     [(n, c) for n in FAMILY for c in ("fused", "torch")] + [(n, "foreign") for n in (*FOREIGN, "llama-odd")],
 )
-def test_it_is_what_transformers_gives(name: str, core: str) -> None:
+def test_an_embedding_agrees_with_transformers(name: str, core: str) -> None:
     tokens = prompt(90)
     with torch.inference_mode():
         made = reference(name).get_decoder()(torch.tensor([tokens])).last_hidden_state[0].double().mean(0)

@@ -93,13 +93,13 @@ def test_no_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options", [{"device": "cuda:99"}, {"device": "toaster"}, {"dtype": "int8"}, {"dtype": "x"}]
 )
-def test_what_the_machine_has_not_got_is_refused(options: dict[str, str]) -> None:
+def test_options_that_the_machine_lacks_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(ModelError) as caught:
         load(folder("llama"), device=options.get("device", "cpu"), dtype=options.get("dtype", "auto"))
     assert caught.value.hint
 
 
-def test_other_dtypes_run_without_the_promise() -> None:
+def test_other_dtypes_run_without_exactness() -> None:
     for name in ("llama", "phi3"):
         m = load(folder(name), dtype="bfloat16")
         assert not m.info["exact"]
@@ -209,7 +209,7 @@ def test_a_model_whose_attention_cannot_be_paged_is_refused(name: str) -> None:
     assert "remote core" in caught.value.hint
 
 
-def test_what_depends_on_its_batch_runs_one_by_one() -> None:
+def test_a_model_whose_rows_depend_on_the_batch_runs_one_by_one() -> None:
     assert model("phi").info["batched"]
     assert not model("phi3-long").info["batched"]
 

@@ -55,6 +55,6 @@ def test_the_built_in_model_says_the_same_with_int8() -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("phi", "auto"), ("llama", "bfloat16")])
-def test_what_int8_is_not_for_says_so(name: str, dtype: str) -> None:
+def test_int8_is_refused_where_it_does_not_work(name: str, dtype: str) -> None:
     with pytest.raises(ModelError, match=r"no own forward pass|not usable here"):
         load(folder(name), quantization="int8", dtype=dtype)

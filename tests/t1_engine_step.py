@@ -115,12 +115,12 @@ def test_the_context_ends_the_answer() -> None:
     assert got.finish == "length"
 
 
-def test_no_tokens_wanted_none_made() -> None:
+def test_zero_max_tokens_gives_no_tokens() -> None:
     got = alone(model("llama"), prompt(5), Sampling(max_tokens=0))
     assert (got.tokens, got.finish) == ([], "length")
 
 
-def test_what_can_never_fit_is_refused_with_numbers() -> None:
+def test_a_prompt_that_can_never_fit_is_refused_with_numbers() -> None:
     m = model("llama")
     with pytest.raises(TooLong, match="512 tokens and the model's context holds 512"):
         engine(m).add(1, prompt(512), LONG, owner="ada")
@@ -141,7 +141,7 @@ def test_one_request_alone_that_fills_the_memory_ends_with_length() -> None:
     assert len(got.tokens) == 64 - 40 + 1
 
 
-def test_over_full_memory_the_youngest_goes_and_comes_back_with_the_same_answer() -> None:
+def test_when_memory_is_full_the_youngest_goes_and_comes_back_with_the_same_answer() -> None:
     m = model("llama")
     expected = {i: alone(m, prompt(30, i), LONG) for i in range(4)}
     e = engine(m, tokens=160)
@@ -194,7 +194,7 @@ def test_a_removed_request_is_never_heard_of_again_and_its_blocks_stay_findable(
     assert e.stats["prefix_hit_tokens"] == 6 * BLOCK
 
 
-def test_who_shares_a_prefix_with_someone_in_prefill_waits_for_it() -> None:
+def test_a_request_waits_for_a_shared_prefix_in_prefill() -> None:
     m = model("llama")
     for core in ("auto", "torch"):
         m = model("llama", core)
@@ -209,7 +209,7 @@ def test_who_shares_a_prefix_with_someone_in_prefill_waits_for_it() -> None:
             assert answers[i].tokens == alone(m, prompt(200) + prompt(20, i), LONG).tokens
 
 
-def test_memory_that_is_not_there_is_an_error_with_a_hint() -> None:
+def test_more_kv_than_the_machine_has_is_an_error_with_a_hint() -> None:
     with pytest.raises(ModelError, match="no room"):
         Engine(model("llama"), kv_bytes=1 << 50)
 
@@ -229,7 +229,7 @@ def test_at_most_max_running_run_and_all_end() -> None:
     assert e.stats["generated_tokens"] == 20
 
 
-def test_those_who_decode_go_on_while_a_long_prompt_is_computed() -> None:
+def test_decoding_continues_while_a_long_prompt_is_computed() -> None:
     e = engine(model("llama"), prefill_tokens=32)
     e.add(1, prompt(10), LONG, owner="ada")
     e.step()

@@ -34,7 +34,7 @@ class Requests:
         pass
 
 
-def test_what_came_before_a_call_is_said_once_also_over_a_restart() -> None:
+def test_text_before_a_call_is_shown_once_also_after_a_restart() -> None:
     """The reader sees the same text, in whatever state a new daemon finds the children."""
     said = ['Let me see. <tool_call>{"name": "calc"}</tool_call>', "It is <b>5</b>."]
 

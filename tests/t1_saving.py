@@ -49,7 +49,7 @@ def stored(store: Store, id: int) -> State:
     return request.state
 
 
-def test_what_is_saved_soon_is_found_meanwhile_and_stored_a_moment_later(
+def test_a_request_saved_soon_is_found_at_once_and_stored_later(
     store: Store, saving: Saving, told: list[int]
 ) -> None:
     made = [ended(store, id) for id in (1, 2, 3)]
@@ -74,7 +74,7 @@ def test_a_stop_stores_what_is_left(store: Store, saving: Saving, told: list[int
     assert told == [1]
 
 
-def test_what_can_never_be_stored_keeps_nobody_else_from_it(
+def test_a_request_that_cannot_be_stored_blocks_no_other(
     store: Store, saving: Saving, caplog: pytest.LogCaptureFixture
 ) -> None:
     saving.add(ended(store, 1, "half a pair: \ud800"))
@@ -85,7 +85,7 @@ def test_what_can_never_be_stored_keeps_nobody_else_from_it(
     assert saving.find(1) is None
 
 
-def test_what_finds_the_disk_full_is_stored_with_the_next(
+def test_a_request_that_met_a_full_disk_is_stored_with_the_next(
     store: Store, saving: Saving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:

@@ -144,7 +144,7 @@ def test_a_fork_goes_its_own_way_from_the_same_past(make_kernel: MakeKernel) -> 
     assert not list(kernel.residency.swap._folder.iterdir())
 
 
-def test_who_may_do_what_with_a_context(make_kernel: MakeKernel) -> None:
+def test_mode_bits_decide_about_the_commands_of_a_context(make_kernel: MakeKernel) -> None:
     kernel = make_kernel()
     context = begin(kernel, mode=0o700)
     for line in ("fork mine", "truncate 0", "pin", "evict"):
@@ -207,7 +207,7 @@ def test_a_killed_worker_makes_contexts_cold_and_no_token_changes(make_kernel: M
     assert conversation(kernel, kill) == expected
 
 
-def test_what_is_on_disk_is_found_by_the_next_daemon(make_kernel: MakeKernel) -> None:
+def test_the_next_daemon_finds_kv_on_disk(make_kernel: MakeKernel) -> None:
     before = make_kernel()
     before.start()
     context = begin(before)
@@ -382,7 +382,7 @@ def test_an_unfinished_answer_has_numbers_for_tokens(tokens: str) -> None:
         kvfile.judged(f'{{"messages":[],"unfinished":{unfinished}}}'.encode())
 
 
-def test_what_is_resumed_is_resumed_once_and_by_its_own_model(
+def test_an_answer_is_resumed_once_and_only_by_its_own_model(
     make_kernel: MakeKernel, slow_llama: Path
 ) -> None:
     kernel = make_kernel("", slow_llama)

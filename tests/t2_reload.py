@@ -49,7 +49,7 @@ def changed(kernel: Kernel, file: Path, text: str) -> str:
         ("daemon.drain_s", 7, lambda k: k.config.daemon.drain_s),
     ],
 )
-def test_what_applies_at_once_does(
+def test_a_key_that_applies_at_once_does(
     make_kernel: MakeKernel, tmp_path: Path, key: str, value: int, get: Callable[[Kernel], Any]
 ) -> None:
     kernel = make_kernel()

@@ -27,7 +27,7 @@ def run_threads(number: int, body: Callable[[object], None]) -> None:
         assert libc.pthread_join(thread, None) == 0
 
 
-def test_what_python_knows_of_a_thread_lasts_as_long_as_the_thread() -> None:
+def test_pythons_state_of_a_thread_lasts_as_long_as_the_thread() -> None:
     local, told = threading.local(), list[str]()
 
     class Leaving:

@@ -181,7 +181,7 @@ def test_several_writes_are_one_request_submitted_when_the_opener_closes(tree: T
     assert len(requests(kernel)) == 1
 
 
-def test_what_the_opener_did_not_close_is_submitted_at_release(tree: Tree, kernel: Kernel) -> None:
+def test_a_request_that_the_opener_did_not_close_is_submitted_at_release(tree: Tree, kernel: Kernel) -> None:
     handle = opened(tree, LLM, os.O_WRONLY)
     handle.write(b"x", 0)
     handle.flush(1)
@@ -189,7 +189,7 @@ def test_what_the_opener_did_not_close_is_submitted_at_release(tree: Tree, kerne
     assert len(requests(kernel)) == 1
 
 
-def test_what_close_has_refused_is_not_submitted_at_release(
+def test_a_request_that_close_refused_is_not_submitted_at_release(
     tree: Tree, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = opened(tree, LLM, os.O_WRONLY)
@@ -476,7 +476,7 @@ def test_a_request_written_while_its_agent_is_removed_leaves_nothing(tree: Tree,
     assert list(tree.find("/agents/ada/requests").node.names()) == ["new"]  # type: ignore[union-attr]
 
 
-def test_reset_empties_a_context_only_for_who_may_write_it(tree: Tree, kernel: Kernel) -> None:
+def test_reset_empties_a_context_only_with_permission_to_write(tree: Tree, kernel: Kernel) -> None:
     tree.make(tree.find("/contexts"), "chat", ME, 0o700)
     write(tree, "/agents/ada/context", "chat")
     tree.remove(tree.find("/contexts"), "chat")
@@ -486,7 +486,7 @@ def test_reset_empties_a_context_only_for_who_may_write_it(tree: Tree, kernel: K
         opened(tree, "/agents/ada/ctl", os.O_WRONLY, stranger).write(b"reset", 0)
 
 
-def test_what_could_not_be_submitted_is_kept_and_never_answered_by_another_request(
+def test_an_unsubmitted_request_is_kept_and_never_answered_by_another_request(
     tree: Tree, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tree, LLM, "the one before")
@@ -549,7 +549,7 @@ def test_only_root_goes_before_the_others(tree: Tree, kernel: Kernel) -> None:
     write(tree, "/agents/ada/nice", "-5", ME)
 
 
-def test_what_takes_long_to_render_is_rendered_once_for_all_who_ask_soon() -> None:
+def test_a_slow_file_is_rendered_once_for_all_readers_of_a_moment() -> None:
     def render(seconds: float) -> str:
         end = time.thread_time() + seconds
         while time.thread_time() < end:

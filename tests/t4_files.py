@@ -60,7 +60,7 @@ PYTHON = "from pathlib import *; Path('llm').write_text(Path('{}').read_text())"
 
 
 @pytest.mark.parametrize("program", ["dd bs=1M of=llm if={}", f'python3 -c "{PYTHON}"'])
-def test_the_rest_of_what_was_refused_is_no_request(
+def test_the_rest_of_a_refused_write_is_no_request(
     aios: Daemon, agent: str, tmp_path: Path, program: str
 ) -> None:
     """The kernel splits a large write, and the daemon accepts the first parts."""
@@ -73,7 +73,7 @@ def test_the_rest_of_what_was_refused_is_no_request(
     assert aios.sh(f"ls {agent}/requests").stdout == "new\n"
 
 
-def test_after_a_refusal_comes_its_rest_until_a_read_has_said_so(aios: Daemon, agent: str) -> None:
+def test_writes_after_a_refusal_fail_until_a_read_has_reported_it(aios: Daemon, agent: str) -> None:
     done = aios.sh(f"(echo '{{\"prompt\": x,'; echo '\"b\":1}}') > {agent}/syscall/llm; ls {agent}/requests")
     assert done.stderr.count("Invalid argument") == 2
     assert done.stdout == "new\n"
@@ -111,7 +111,7 @@ def test_an_empty_line_goes_back_to_the_default(aios: Daemon, agent: str) -> Non
         ("../../models/tiny/ctl", "replicas " + "9" * 5000),
     ],
 )  # fmt: skip
-def test_what_is_no_value_is_einval(aios: Daemon, agent: str, file: str, text: str) -> None:
+def test_an_invalid_value_is_einval(aios: Daemon, agent: str, file: str, text: str) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
         aios.write(f"{agent}/{file}", text)
 

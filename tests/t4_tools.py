@@ -61,7 +61,7 @@ def test_sendfile_writes_a_request_and_reads_a_stored_answer(
     assert (tmp_path / "answer").read_text() == "plum\n"
 
 
-def test_what_a_file_without_a_size_cannot_do_is_refused(aios: Daemon, agent: str) -> None:
+def test_operations_that_need_a_size_are_refused(aios: Daemon, agent: str) -> None:
     with open(aios.root / agent / "usage", "rb") as file:
         with pytest.raises((OSError, ValueError)):
             mmap.mmap(file.fileno(), 4096, mmap.MAP_SHARED, mmap.PROT_READ)

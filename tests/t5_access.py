@@ -82,7 +82,7 @@ def test_anothers_tool_runs_once_its_owner_is_allowed(aios: Daemon, greet: str) 
     assert "denied" in as_user(aios, BOB, f"echo > access/owners; {ask}").stderr
 
 
-def test_whose_tool_it_is_nobody_else_changes_it(aios: Daemon, greet: str) -> None:
+def test_only_the_owner_changes_a_tool(aios: Daemon, greet: str) -> None:
     for script in ("echo x > manifest", "echo x > program", "echo 1 > limit", "chmod 777 ."):
         done = as_user(aios, BOB, f"cd {greet}; {script}")
         assert "denied" in done.stderr or "not permitted" in done.stderr
@@ -118,7 +118,7 @@ def test_a_bad_manifest_is_refused_and_info_says_why(aios: Daemon, greet: str, l
     assert aios.read(f"{greet}/manifest") == GREET
 
 
-def test_what_may_take_the_daemon_for_ever_is_left_to_the_program(aios: Daemon, greet: str) -> None:
+def test_checks_that_could_take_for_ever_are_left_to_the_program(aios: Daemon, greet: str) -> None:
     slow = """properties.name.pattern = "(a+)+$"\nproperties.again."$ref" = "#"\n"""
     assert as_user(aios, ALICE, f"cat > {greet}/manifest <<'E'\n{GREET}{slow}E\n").stderr == ""
     done = as_user(aios, ALICE, run(f"{greet}/call", json.dumps({"name": "a" * 40 + "!", "again": {}})))
@@ -200,7 +200,7 @@ def test_a_tool_makes_no_tool(aios: Daemon) -> None:
     assert "evil" not in done.stdout
 
 
-def test_users_have_so_many_tools_of_their_own(make_daemon: Callable[..., Daemon]) -> None:
+def test_a_quota_bounds_the_tools_of_a_user(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon("[quota]\ntools = 2\n").start()
     assert "quota" in as_user(daemon, ALICE, "mkdir tools/a tools/b tools/c").stderr.lower()
 
@@ -305,7 +305,7 @@ def test_bad_rules_are_not_taken_over(ruled: Daemon, tmp_path: Path) -> None:
 # who is told
 
 
-def test_the_administrators_program_tells_who_decides(
+def test_the_administrators_program_notifies_the_user_who_decides(
     make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     let_in(tmp_path)

@@ -63,7 +63,7 @@ def test_a_context_is_copied_out_and_in_with_cp(aios: Daemon, chat: None, tmp_pa
         "dd if=$kv of=contexts/bad/kv bs=1000 seek=1",
     ],
 )
-def test_what_is_no_kv_file_is_refused_by_the_call_that_writes_it(
+def test_bytes_that_are_no_kv_file_are_refused_by_their_write(
     aios: Daemon, chat: None, tmp_path: Path, spoil: str
 ) -> None:
     done = aios.sh(f"mkdir contexts/bad; kv={tmp_path}/kv; cat contexts/chat/kv > $kv; {spoil}")

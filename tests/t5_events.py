@@ -46,7 +46,7 @@ def listening(aios: Daemon, uid: int) -> Iterator[list[dict[str, Any]]]:
         found += map(json.loads, reader.stdout.read().splitlines())
 
 
-def test_everybody_sees_his_own_and_what_he_may_read(aios: Daemon) -> None:
+def test_users_see_their_own_events_and_those_of_readable_objects(aios: Daemon) -> None:
     with listening(aios, ALICE) as alices, listening(aios, BOB) as bobs, listening(aios, 0) as roots:
         script = "mkdir agents/ev contexts/ev; echo 'Repeat: mango' > agents/ev/syscall/llm"
         assert as_user(aios, ALICE, f"{script}; cat agents/ev/syscall/llm").stdout == "mango\n"
@@ -80,7 +80,7 @@ def test_the_past_of_an_agent_is_not_for_the_next_owner_of_its_name(aios: Daemon
     assert [json.loads(line)["state"] for line in seen.splitlines()] == ["made"]
 
 
-def test_who_may_read_an_object_sees_its_end(aios: Daemon) -> None:
+def test_readers_of_an_object_see_its_end(aios: Daemon) -> None:
     as_user(
         aios, ALICE, "mkdir -m 755 contexts/ev agents/ev; chmod 755 contexts/ev agents/ev; mkdir agents/own"
     )
@@ -97,7 +97,7 @@ def test_a_forked_context_is_made(aios: Daemon) -> None:
     assert states == [("ev", "made"), ("twig", "made"), ("ev", "removed"), ("twig", "removed")]
 
 
-def test_what_is_told_of_an_ended_object_is_not_for_the_next_owner_of_its_name() -> None:
+def test_events_of_an_ended_object_are_not_for_the_next_owner_of_its_name() -> None:
     owners: dict[str, Permission] = {}
     events, bob = Events(owners), Caller(BOB, BOB, 0)  # type: ignore[arg-type]
     path = "/agents/a"
@@ -116,7 +116,7 @@ def test_what_is_told_of_an_ended_object_is_not_for_the_next_owner_of_its_name()
     assert events.since(0, bob) == (text, at)
 
 
-def test_who_may_not_see_an_event_is_not_woken_by_it() -> None:
+def test_an_event_wakes_no_reader_who_may_not_see_it() -> None:
     class Nobody:
         def get(self, path: str) -> None:
             return None

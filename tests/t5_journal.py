@@ -109,7 +109,7 @@ log.error("x" * 500_000, extra=about(agent="long"))
     assert (tmp_path / "log").read_text() == ""
 
 
-def test_what_is_logged_last_is_in_the_journal(tmp_path: Path) -> None:
+def test_the_last_messages_are_in_the_journal(tmp_path: Path) -> None:
     """At an exit, and after the death of a thread."""
     ends = "for number in range(3000): log.info('number %d', number)"
     dies = "import threading; from aiosd.__main__ import die; threading.excepthook = die\n"

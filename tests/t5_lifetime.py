@@ -66,7 +66,7 @@ def test_an_unbound_or_rebound_agent_stays(aios: Daemon, sleeper: subprocess.Pop
     as_user(aios, ALICE, "rmdir agents/free agents/other")
 
 
-def test_a_process_has_to_be_there_and_the_callers(aios: Daemon) -> None:
+def test_a_process_must_exist_and_belong_to_the_caller(aios: Daemon) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     tried = as_user(
@@ -112,7 +112,7 @@ def test_many_agents_end_with_one_process(make_daemon: MakeDaemon, sleeper: subp
     wait_until(lambda: len(list(files.iterdir())) <= before + 8, "the descriptors")
 
 
-def test_a_user_can_bind_to_so_many_processes(aios: Daemon) -> None:
+def test_a_quota_bounds_the_processes_that_a_user_binds(aios: Daemon) -> None:
     script = (
         "for i in $(seq 300); do mkdir agents/m$i; sleep 100 & echo $! > agents/m$i/pid || echo $i; done 2>&1"
         " | grep -m1 -A1 quota; kill $(jobs -p); wait; rmdir agents/m* 2>/dev/null"

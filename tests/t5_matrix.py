@@ -146,7 +146,7 @@ for act in rmdir mkdir; do $act "$1" 2>/dev/null && echo yes || echo no; done
 """
 
 
-def test_objects_are_made_and_removed_by_who_may(aios: Daemon) -> None:
+def test_only_permitted_users_make_and_remove_objects(aios: Daemon) -> None:
     """agents/ and contexts/ are sticky: each user makes objects, and nobody removes another user's."""
     path = aios.root / "agents/sticky"
     path.mkdir()

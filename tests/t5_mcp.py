@@ -107,7 +107,7 @@ def test_a_servers_tools_are_called_like_any_other(host: Host) -> None:
     assert json.loads(host.daemon.read("tools/proof.add/info"))["server"] == "proof"
 
 
-def test_what_a_server_says_of_its_tools_decides_which_wait_for_a_decision(host: Host) -> None:
+def test_a_servers_hints_decide_which_calls_wait_for_a_decision(host: Host) -> None:
     waits = {
         tool: json.loads(host.daemon.read(f"tools/proof.{tool}/info"))["irreversible"]
         for tool in ("add", "keep", "destroy")
@@ -380,7 +380,7 @@ def test_a_client_reads_its_users_conversations(host: Host, ada: str) -> None:
         assert Client(host, ALICE).do(partial(read, uri=wrong)) == f"no resource {wrong}"
 
 
-def test_what_a_client_cancels_is_cancelled(host: Host) -> None:
+def test_a_client_can_cancel_a_call(host: Host) -> None:
     async def begin(client: mcp.Client) -> None:
         with anyio.move_on_after(30) as scope:
             async with anyio.create_task_group() as tasks:

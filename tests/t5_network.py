@@ -392,7 +392,7 @@ def test_after_kill_9_the_pair_goes_by_itself_and_the_rest_with_the_next_start(
         host.daemon.clean()
 
 
-def test_who_flushes_the_rules_of_the_machine_breaks_no_later_call(host: Host, machines: Machines) -> None:
+def test_flushing_the_machines_rules_breaks_no_later_call(host: Host, machines: Machines) -> None:
     """A firewall flushes the rules when it is loaded again."""
     waiting = host.begin("echo begun; sleep 20", tool="net")
     try:
@@ -495,6 +495,6 @@ def test_without_root_the_error_says_what_it_takes(monkeypatch: pytest.MonkeyPat
      "host:80 ", "-x:80", "x/24:80", "0.0.0.0:80", "127.0.0.2:80", "224.0.0.1:5", "198.18.0.1:80",
      "a\n:80"],
 )  # fmt: skip
-def test_what_is_no_grant_is_refused(text: str) -> None:
+def test_an_invalid_grant_is_refused(text: str) -> None:
     with pytest.raises(BadValue):
         endpoints.parse(text)

@@ -153,7 +153,9 @@ def test_an_agent_of_another_user_is_left_alone(aios: Daemon, home: Path, start:
     (aios.root / "agents/packed").rmdir()
 
 
-def test_one_without_a_process_is_taken_and_ends_with_it(aios: Daemon, home: Path, start: Start) -> None:
+def test_an_agent_without_a_process_is_taken_and_ends_with_the_process(
+    aios: Daemon, home: Path, start: Start
+) -> None:
     as_user(aios, ALICE, "mkdir agents/packed; echo Hi > agents/packed/system")
     process = start(package(home))
     assert (made(aios, process) / "system").read_text() == "Hi\n"
@@ -175,7 +177,7 @@ def test_a_start_right_after_a_kill_gets_an_agent_that_stays(aios: Daemon, home:
     assert (agent / "pid").read_text() == f"{process.pid}\n"
 
 
-def test_a_second_start_says_who_runs(aios: Daemon, home: Path, start: Start) -> None:
+def test_a_second_start_names_the_running_process(aios: Daemon, home: Path, start: Start) -> None:
     folder = package(home)
     first = start(folder)
     made(aios, first)

@@ -156,9 +156,7 @@ def test_a_daemon_that_was_taken_over_gets_no_more_than_the_configuration_grants
     assert "does not say" in own.log.read_text()
 
 
-def test_devices_are_told_and_a_worker_gets_none_that_there_is_not(
-    tmp_path: Path, random_llama: Path
-) -> None:
+def test_a_worker_gets_only_existing_devices(tmp_path: Path, random_llama: Path) -> None:
     needs_python()
     open_to_all(tmp_path)
     table = tmp_path / "table"
@@ -177,7 +175,7 @@ def test_devices_are_told_and_a_worker_gets_none_that_there_is_not(
         own.clean()
 
 
-def test_who_comes_while_there_is_no_daemon_waits_for_the_next(daemon: Daemon) -> None:
+def test_a_client_waits_while_no_daemon_runs(daemon: Daemon) -> None:
     daemon.kill()
     said: list[str] = []
     wait_until(lambda: "the daemon is gone" in daemon.log.read_text(), "its end")
@@ -189,7 +187,7 @@ def test_who_comes_while_there_is_no_daemon_waits_for_the_next(daemon: Daemon) -
     assert said == [daemon.read("version")]
 
 
-def test_without_its_other_half_the_daemon_ends_with_an_error_and_tools_with_both(daemon: Daemon) -> None:
+def test_the_daemon_ends_without_its_helper_and_tools_end_with_both(daemon: Daemon) -> None:
     assert daemon.privileged
     assert daemon.process
     waits = subprocess.Popen(

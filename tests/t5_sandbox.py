@@ -355,7 +355,7 @@ time.sleep(20)
 """)
 
 
-def test_memory_is_bounded_before_anybody_looks(host: Host) -> None:
+def test_memory_is_bounded_between_two_checks(host: Host) -> None:
     """The processes would take four times as much between two checks of the runner."""
     if "without cgroups" in host.daemon.log.read_text():
         pytest.skip("no cgroups here that the daemon may use")
@@ -369,7 +369,7 @@ def test_memory_is_bounded_before_anybody_looks(host: Host) -> None:
 BURN = "import time; held = bytearray(20_000_000); [0 for _ in iter(lambda: time.process_time() > 0.4, True)]"
 
 
-def test_what_a_call_took_is_told_of_all_its_processes(host: Host) -> None:
+def test_the_usage_of_a_call_counts_all_its_processes(host: Host) -> None:
     """With control groups, killed processes count too, although no parent waited for them."""
     burn = f"/usr/bin/python3 -c '{BURN}'"
     facts = host.call(f"{burn} & {burn} & wait")
@@ -498,7 +498,7 @@ def test_files_left_in_the_work_folder_are_the_callers_and_nothing_more(host: Ho
     host.empty_work()
 
 
-def test_what_a_call_leaves_running_ends_with_it(host: Host) -> None:
+def test_processes_that_a_call_leaves_running_end_with_it(host: Host) -> None:
     leave = "(setsid bash -c 'trap \"\" HUP TERM; sleep 4711 & sleep 4711' >/dev/null 2>&1 &)\n"
     assert host.say(leave + "(setsid sleep 4711 &)\nsleep 0.2; echo begun") == "begun\n"
     wait_until(lambda: not running("sleep 4711"), "the end of what it left", 2)
@@ -576,7 +576,7 @@ def test_arguments_come_as_they_were_given(host: Host) -> None:
     assert host.call("ß" * (1 << 19), tool="count")["output"] == f"{1 << 20}\n"
 
 
-def test_how_a_call_ended_is_told(host: Host) -> None:
+def test_status_output_and_errors_of_a_call_are_reported(host: Host) -> None:
     facts = host.call("echo out; echo one >&2; echo two >&2; exit 7")
     assert (facts["output"], facts["stderr"], facts["exit_status"]) == ("out\n", "one\ntwo\n", 7)
     assert facts["error"] == "exit status 7: two"
@@ -588,7 +588,7 @@ def test_how_a_call_ended_is_told(host: Host) -> None:
     assert len(host.daemon.read("agents/alice/log.jsonl")) < 100_000
 
 
-def test_what_a_tool_is_configured_with_is_seen_by_it_alone(host: Host) -> None:
+def test_only_the_tool_sees_its_configured_environment(host: Host) -> None:
     client = host.begin("echo begun; sleep 4714; echo $API_KEY", tool="keyed")
     try:
         seen = as_user(
@@ -633,7 +633,7 @@ def most_at_once(spans: list[tuple[int, int]]) -> int:
     return max(sum(start <= at <= end for start, end in spans) for at, _ in spans)
 
 
-def test_of_many_calls_at_once_no_more_run_than_may(host: Host) -> None:
+def test_the_limit_bounds_the_calls_that_run_at_once(host: Host) -> None:
     assert most_at_once(spans(host, ["few"], 20)) <= 3
     assert most_at_once(spans(host, ["one", "other"], 12)) == 1
 
@@ -701,7 +701,7 @@ def test_the_environment_of_a_tool_is_not_that_of_what_makes_its_cage(host: Host
     assert "NUL" in json.dumps(host.call("ls /mnt", tool="optioned"))
 
 
-def test_of_cgroup_v2_the_program_starts_in_its_group(tmp_path: Path) -> None:
+def test_with_cgroup_v2_the_program_starts_in_its_group(tmp_path: Path) -> None:
     """The test needs no controllers of v2, because the machine may use them with v1."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     root = next((Path(mount[1]) for mount in mounts if mount[2] == "cgroup2"), None)

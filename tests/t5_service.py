@@ -34,7 +34,7 @@ def runs(daemon: Daemon) -> None:
     wait_until(lambda: daemon.table("scheduler/stats")["tokens"] != before, "tokens", 60)
 
 
-def test_a_service_manager_hears_how_the_daemon_stands(make_daemon: MakeDaemon, manager: Manager) -> None:
+def test_a_service_manager_gets_the_daemons_status(make_daemon: MakeDaemon, manager: Manager) -> None:
     daemon = managed(make_daemon(), watchdog_s=1).start()
     wait_until(lambda: manager.says("STATUS", f"serving {daemon.root}: 0 running, 0 waiting"), "the line")
     wait_until(lambda: manager.says("STATUS", "0 agents, model random ready"), "the model")
@@ -49,7 +49,7 @@ def test_a_service_manager_hears_how_the_daemon_stands(make_daemon: MakeDaemon, 
     assert manager.heard[-1] == {"STATUS": "stopping"}
 
 
-def test_without_a_watchdog_nobody_is_fed(make_daemon: MakeDaemon, manager: Manager) -> None:
+def test_without_a_watchdog_no_message_is_sent_to_it(make_daemon: MakeDaemon, manager: Manager) -> None:
     daemon = managed(make_daemon()).start(ready=False)
     daemon.env["WATCHDOG_PID"] = "1"
     wait_until(lambda: manager.says("STATUS", "0 agents"), "the line")
@@ -63,7 +63,7 @@ def preempt(view): time.sleep(3600)
 """
 
 
-def test_a_scheduler_that_hangs_is_not_fed_and_loses_nothing(
+def test_a_hanging_scheduler_stops_the_watchdog_messages_and_loses_nothing(
     make_daemon: MakeDaemon, manager: Manager, tmp_path: Path
 ) -> None:
     """An administrator's policy that never returns holds the scheduler's lock."""
@@ -92,7 +92,7 @@ def test_a_scheduler_that_hangs_is_not_fed_and_loses_nothing(
     assert accepted.read_bytes()
 
 
-def test_what_runs_at_a_stop_comes_to_its_end_and_the_rest_goes_on_later(
+def test_running_requests_end_at_a_stop_and_the_others_continue_later(
     make_daemon: MakeDaemon, manager: Manager, slow_llama: Path
 ) -> None:
     daemon = managed(make_daemon(ONE + "[daemon]\ndrain_s = 60\n", slow_llama)).start()
@@ -123,7 +123,7 @@ def test_what_runs_at_a_stop_comes_to_its_end_and_the_rest_goes_on_later(
     assert daemon.table("agents/running/usage")["requests"] == "1"
 
 
-def test_a_second_signal_ends_the_drain_and_what_is_parked_goes_on_with_the_same_tokens(
+def test_a_second_signal_ends_the_drain_and_parked_requests_continue_with_the_same_tokens(
     make_daemon: MakeDaemon, slow_llama: Path
 ) -> None:
     daemon = make_daemon(ONE + "[daemon]\ndrain_s = 600\n", slow_llama).start()

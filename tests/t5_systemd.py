@@ -164,7 +164,7 @@ def test_the_compiled_operations_are_used(machine: Machine) -> None:
         assert "compiled operations are not usable" not in journal(machine, "-u aiosd")
 
 
-def test_of_debians_python_packages_it_sees_systemds_alone(machine: Machine) -> None:
+def test_it_sees_only_python3_systemd_of_debians_packages(machine: Machine) -> None:
     """Without that package the journal would get lines of standard error, without LOGGER and other fields."""
     look = "import sys, systemd.journal, systemd.daemon; print(systemd.__file__, *sys.path)"
     file, *path = machine.out("root", f"/usr/lib/aios/bin/python3 -I -c '{look}'").split()
@@ -237,7 +237,7 @@ def test_any_of_its_processes_may_be_killed(machine: Machine, unit: str) -> None
     assert machine.out("alice", ASK.format("ada")) == "mango"
 
 
-def test_who_comes_while_it_restarts_waits(machine: Machine) -> None:
+def test_clients_wait_during_a_restart(machine: Machine) -> None:
     """Each command opens the tree again."""
     script = "end=$((SECONDS + 8)); while [ $SECONDS -lt $end ]; do cat /aios/version || echo away; done"
     reader = machine.start("bob", script)
@@ -249,7 +249,7 @@ def test_who_comes_while_it_restarts_waits(machine: Machine) -> None:
     assert away <= 6, {line for line in said.splitlines() if line.startswith("cat:")}
 
 
-def test_one_that_hangs_is_started_again(machine: Machine) -> None:
+def test_a_hanging_daemon_is_started_again(machine: Machine) -> None:
     ready(machine)
     folder = "/run/systemd/system/aiosd.service.d"
     drop_in = "[Service]\\nWatchdogSec=2\\nTimeoutAbortSec=2\\n"

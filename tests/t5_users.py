@@ -41,7 +41,7 @@ def ada(aios: Daemon) -> Iterator[str]:
     (aios.root / "contexts/chat").rmdir()
 
 
-def test_an_agent_belongs_to_who_made_it(aios: Daemon, ada: str) -> None:
+def test_an_agent_belongs_to_its_maker(aios: Daemon, ada: str) -> None:
     status = (aios.root / ada).stat()
     assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (ALICE, ALICE, 0o700)
     asked = as_user(aios, ALICE, f"echo 'Repeat: mango' > {ada}/syscall/llm; cat {ada}/syscall/llm")
@@ -113,7 +113,7 @@ def test_a_context_that_a_group_may_write_is_continued_by_its_members(aios: Daem
     assert as_user(aios, ALICE, unshare).returncode == 0
 
 
-def test_a_model_is_used_by_who_has_x_on_it(aios: Daemon) -> None:
+def test_a_model_takes_x_permission_to_use(aios: Daemon) -> None:
     asking = "exec 3<>models/tiny/llm && echo 'Repeat: fig' >&3 && cat <&3"
     assert as_user(aios, BOB, asking).stdout == "fig\n"
     (aios.root / "models/tiny").chmod(0o750)
@@ -198,9 +198,7 @@ def holding(aios: Daemon, path: str) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("path", ["agents/ada/syscall/llm", "agents/ada/system"])
-def test_a_descriptor_from_before_does_not_outlast_what_it_was_opened_by(
-    aios: Daemon, ada: str, path: str
-) -> None:
+def test_an_open_descriptor_loses_a_permission_that_is_taken_back(aios: Daemon, ada: str, path: str) -> None:
     assert as_user(aios, ALICE, f"echo > {ada}/context; chmod 755 {ada}; chmod 644 {path}").returncode == 0
     with holding(aios, path) as said:
         revoke = f"chmod 600 {path}; echo 'Repeat: mango' > {ada}/syscall/llm; cat {ada}/syscall/llm"
@@ -209,7 +207,7 @@ def test_a_descriptor_from_before_does_not_outlast_what_it_was_opened_by(
 
 
 @pytest.mark.parametrize("file", ["syscall/llm", "system", "log.jsonl"])
-def test_a_descriptor_of_an_agent_that_ended_is_none_of_the_next_of_its_name(aios: Daemon, file: str) -> None:
+def test_a_descriptor_of_an_ended_agent_does_not_reach_the_next_of_its_name(aios: Daemon, file: str) -> None:
     """The daemon ends the agent without a system call, so the kernel keeps the inode."""
     assert as_user(aios, BOB, "mkdir agents/reused").returncode == 0
     with holding(aios, f"agents/reused/{file}") as said:
@@ -247,7 +245,7 @@ def test_groups_that_decide_since_the_file_was_opened_are_not_guessed(
         aios.sh("chgrp 0 models/tiny; chmod 755 models/tiny")
 
 
-def test_what_open_files_hold_is_bounded(make_daemon: MakeDaemon) -> None:
+def test_the_memory_of_open_files_is_bounded(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon("[quota]\nopen_bytes = 3000000\n").start()
     script = """
 mkdir contexts/full; full=contexts/full/messages.jsonl
