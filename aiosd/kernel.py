@@ -14,6 +14,7 @@ from typing import Any
 
 from aiosd.access.audit import Audit
 from aiosd.access.permissions import Permissions, object_of
+from aiosd.access.reasons import Reasons
 from aiosd.access.refusals import Refusals
 from aiosd.access.rules import Rules
 from aiosd.access.trust import Trust
@@ -27,7 +28,7 @@ from aiosd.context.swap import Swap
 from aiosd.cores.models import Models
 from aiosd.cores.pool import Pool
 from aiosd.database.store import Store
-from aiosd.errors import AiosError, ShuttingDown
+from aiosd.errors import AiosError, RequestFailed, ShuttingDown
 from aiosd.events import Events
 from aiosd.handlers import table
 from aiosd.handlers.parts import Parts
@@ -85,7 +86,7 @@ class Kernel:
         self.trust = Trust(self.store)
         self.audit = Audit(self.store.folder / "audit.jsonl")
         self.events = Events(self.permissions)
-        self.refusals = Refusals()
+        self.refusals, self.reasons = Refusals(), Reasons()
 
     def _build_cores(self, config: Config, system: System) -> None:
         """What computes and acts: workers and their KV, tools and their sandboxes."""
@@ -230,8 +231,11 @@ class Kernel:
         """The group that administers beside root; None: there is none."""
         return gid_of(self.config.daemon.admin_group)
 
-    def explain(self, path: str, error: AiosError) -> None:
-        """Tell why a call on this path was refused, where its caller can read it."""
+    def explain(self, path: str, error: AiosError, uid: int) -> None:
+        """Tell why a call of this user on this path was refused, where the user can read it."""
+        self.reasons.note(uid, path, error)
+        if isinstance(error, RequestFailed):  # the end of a request is noted when it ends
+            return
         parts = path.split("/")
         agent = self.agents.find(parts[2]) if path.startswith("/agents/") and len(parts) > 2 else None
         if agent:

@@ -82,7 +82,7 @@ ERRNO: dict[type[AiosError], int] = {
     WouldBlock: errno.EAGAIN,
 }
 KINDS = ((Folder, stat.S_IFDIR), (Link, stat.S_IFLNK), (File, stat.S_IFREG))
-EXPECTED = (Interrupted, WouldBlock, RequestFailed, NotFound)  # an answer, not a refusal worth a note
+EXPECTED = (Interrupted, WouldBlock)  # no refusal
 
 
 class Open:
@@ -131,11 +131,18 @@ class Ops:
         self, operation: str, path: str | None, arguments: tuple[Any, ...], error: AiosError
     ) -> None:
         """Leaves the reason where the caller can read it: an errno says little."""
-        if isinstance(error, EXPECTED) and operation not in ("write", "mkdir"):
+        if isinstance(error, EXPECTED):
             return
+        if isinstance(error, NotFound) and operation not in (
+            "write",
+            "mkdir",
+            "flush",
+        ):  # a name is looked up
+            return
+        uid = libfuse.context().uid
         if path is None and arguments and (opened := self._open.get(arguments[-1].fh)):
-            path = opened.opening.path
-        self._tree.explain(path or "", error)
+            path, uid = opened.opening.path, opened.opening.caller.uid
+        self._tree.explain(path or "", error, uid)
 
     @staticmethod
     def _caller() -> Caller:
@@ -344,7 +351,7 @@ class Ops:
         try:
             opened.handle.release()
         except AiosError as error:  # nobody sees an errno of release
-            self._tree.explain(path, error)
+            self._tree.explain(path, error, opened.opening.caller.uid)
 
     # helpers of the above
 

@@ -122,7 +122,7 @@ class Tree:
         root: Folder,
         permissions: Permissions,
         space: Callable[[], tuple[int, int]],
-        explain: Callable[[str, AiosError], None],
+        explain: Callable[[str, AiosError, int], None],
         quotas: Callable[[], Quotas],
     ) -> None:
         self._root, self._permissions, self.space, self.explain = root, permissions, space, explain

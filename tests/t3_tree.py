@@ -144,7 +144,7 @@ def test_a_value_takes_good_ones_and_keeps_the_old_on_a_bad_one(
 
 
 def test_a_refusal_is_explained_in_the_agents_log(tree: Tree, kernel: Kernel) -> None:
-    tree.explain("/agents/ada/nice", BadValue("no", "do this"))
+    tree.explain("/agents/ada/nice", BadValue("no", "do this"), 4242)
     note = json.loads(read(tree, "/agents/ada/log.jsonl"))
     assert note["file"] == "nice"
     assert note["message"] == "no; do this"

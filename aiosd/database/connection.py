@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aiosd.database.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
-from aiosd.errors import StoreFailed, StoreFull
+from aiosd.errors import StoreFailed, StoreFull, in_words
 from aiosd.host.usage import free_bytes
 
 HELD_S = 1.0
@@ -42,7 +42,7 @@ class Connection:
             self._db.execute("PRAGMA secure_delete=ON")
         except (sqlite3.Error, OSError) as error:
             raise StoreFailed(
-                f"{file}: {error}", "check the state folder's owner, space and health"
+                f"{file}: {in_words(error)}", "check the state folder's owner, space and health"
             ) from None
         self._migrate(file)
 

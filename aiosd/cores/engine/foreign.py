@@ -20,7 +20,7 @@ from aiosd.cores.engine.folder import COPY_AGAIN, Folder
 from aiosd.cores.engine.kv import BLOCK
 from aiosd.cores.engine.paged import NAME, TRIED_BLOCKS, UNKNOWN, Layer, Step, running
 from aiosd.cores.engine.rowwise import make_rowwise
-from aiosd.errors import ModelError
+from aiosd.errors import ModelError, in_words
 
 # Its load reports: what matters in them is an error here.
 logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -177,7 +177,7 @@ def _load(folder: Folder, device: str, dtype: torch.dtype) -> Any:
             ignore_mismatched_sizes=True,  # refused below, by name
         )
     except Exception as error:  # noqa: BLE001  loading runs the architecture's own code, which may raise anything
-        raise ModelError(f"{folder.path}: cannot be loaded: {error}", COPY_AGAIN) from None
+        raise ModelError(f"{folder.path}: cannot be loaded: {in_words(error)}", COPY_AGAIN) from None
     lacking = [*info["missing_keys"], *info.get("mismatched_keys", ())]
     if lacking:  # transformers would go on with random numbers in their place
         raise ModelError(

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from aiosd.cores.engine.folder import COPY_AGAIN, read_json
-from aiosd.errors import BadRequest, ModelError
+from aiosd.errors import BadRequest, ModelError, in_words
 
 # For a model without a chat template (a base model): roles as words, a blank line between turns.
 PLAIN_TEMPLATE = """\
@@ -173,7 +173,7 @@ def _open(folder: Path, read: Any) -> Any:
             folder, config=read, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # noqa: BLE001  every tokenizer class raises its own; all mean that the files are unusable
-        raise ModelError(f"{folder}: the tokenizer cannot be loaded: {error}", COPY_AGAIN) from None
+        raise ModelError(f"{folder}: the tokenizer cannot be loaded: {in_words(error)}", COPY_AGAIN) from None
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"{folder}: the tokenizer has no tokenizer.json",
