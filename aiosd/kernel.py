@@ -171,7 +171,8 @@ class Kernel:
             if folder in there and object not in known:
                 self.permissions.forget(object)
         self.tool_objects.oust()
-        self.runner.forget_but({agent.id for agent in self.agents.all()})
+        if self.store.had_agents():  # else no folder of theirs can be one that a killed daemon left
+            self.runner.forget_but({agent.id for agent in self.agents.all()})
 
     # life
 
