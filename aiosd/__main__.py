@@ -27,7 +27,7 @@ from aiosd.config.changes import story
 from aiosd.config.config import Config, DaemonConfig, load, private_mount
 from aiosd.config.doubts import doubts
 from aiosd.cores.models import check_path
-from aiosd.errors import AiosError, BadValue, ConfigError, Misconfigured
+from aiosd.errors import AiosError, BadValue, ConfigError, Misconfigured, in_words
 from aiosd.fs import layout
 from aiosd.fs.libfuse import FuseServer
 from aiosd.fs.ops import Ops
@@ -188,7 +188,7 @@ def reload(kernel: Kernel, options: argparse.Namespace) -> None:
         take_over(kernel, config)
     except (AiosError, OSError) as error:
         kernel.reload_refused = True
-        why = error.explanation if isinstance(error, AiosError) else str(error)
+        why = in_words(error)
         log.error("not reloaded, the old configuration stays: %s", why, extra=about(Id.REFUSED))
         verdict.write_verdict(why)
     else:

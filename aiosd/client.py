@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+CLOCK_S = 0.01  # times of notes are rounded
 
 
 class Failed(Exception):
@@ -21,14 +27,16 @@ class Files:
 
     def __init__(self, root: Path, verbose: bool) -> None:
         self.root, self._verbose = root, verbose
+        self._began_s = time.time()  # what was refused before was refused to another program
 
     def read(self, path: str) -> str:
         self.show(f"cat {self._quoted(path)}")
-        return (self.root / path).read_text("utf-8")
+        with self._named(path):
+            return (self.root / path).read_text("utf-8")
 
     def write(self, path: str, text: str) -> None:
         self.show(f"echo {shlex.quote(text)} > {self._quoted(path)}")
-        with open(self.root / path, "wb", buffering=0) as file:
+        with self._named(path), open(self.root / path, "wb", buffering=0) as file:
             file.write(given(text) + b"\n")
 
     def names(self, path: str) -> list[str]:
@@ -47,14 +55,34 @@ class Files:
         """Write a question and print the answer in one private transaction (O_RDWR)."""
         quoted = self._quoted(path)
         self.show(f"exec 3<>{quoted}; echo {shlex.quote(text)} >&3; cat <&3")
-        fd = os.open(self.root / path, os.O_RDWR)
-        try:
-            os.write(fd, given(text) + b"\n")
-            while data := os.read(fd, 65536):
+        with self._named(path), open(self.root / path, "r+b", buffering=0) as file:
+            file.write(given(text) + b"\n")
+            while data := file.read(65536):
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
-        finally:
-            os.close(fd)
+
+    def why(self, file: Path) -> str:
+        """Why the daemon refused this user's last call on a file; empty: it refused none."""
+        try:
+            notes = [json.loads(line) for line in (self.root / "refused.jsonl").read_text().splitlines()]
+        except (OSError, ValueError):
+            return ""
+        mine = [
+            note["message"]
+            for note in notes
+            if self.root / note["file"] == file and note["time"] > self._began_s - CLOCK_S
+        ]
+        return str(mine[-1]) if mine else ""
+
+    @contextmanager
+    def _named(self, path: str) -> Iterator[None]:
+        """An error of read(2) or write(2) names the file too."""
+        try:
+            yield
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                error.filename = error.filename or str(self.root / path)
+            raise
 
     def _quoted(self, path: str) -> str:
         return shlex.quote(str(self.root / path))

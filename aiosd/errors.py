@@ -130,3 +130,14 @@ class RequestFailed(AiosError):
 
 class ShuttingDown(AiosError):
     """The daemon is stopping."""
+
+
+def in_words(error: BaseException) -> str:
+    """Any exception as a reason for people: never Python's own notation."""
+    if isinstance(error, AiosError):
+        return error.explanation
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{str(error) or 'an error without a message'} ({type(error).__name__})"

@@ -14,6 +14,7 @@ from typing import Any
 
 from aiosd.access.audit import Audit
 from aiosd.access.permissions import Permissions, object_of
+from aiosd.access.reasons import Reasons
 from aiosd.access.refusals import Refusals
 from aiosd.access.rules import Rules
 from aiosd.access.trust import Trust
@@ -27,7 +28,7 @@ from aiosd.context.swap import Swap
 from aiosd.cores.models import Models
 from aiosd.cores.pool import Pool
 from aiosd.database.store import Store
-from aiosd.errors import AiosError, ShuttingDown
+from aiosd.errors import AiosError, RequestFailed, ShuttingDown
 from aiosd.events import Events
 from aiosd.handlers import table
 from aiosd.handlers.parts import Parts
@@ -86,7 +87,7 @@ class Kernel:
         self.trust = Trust(self.store)
         self.audit = Audit(self.store.folder / "audit.jsonl")
         self.events = Events(self.permissions)
-        self.refusals = Refusals()
+        self.refusals, self.reasons = Refusals(), Reasons()
 
     def _build_cores(self, config: Config, system: System) -> None:
         """Build the parts that compute and act: workers and their KV, tools and their sandboxes."""
@@ -171,7 +172,8 @@ class Kernel:
             if folder in there and object not in known:
                 self.permissions.forget(object)
         self.tool_objects.oust()
-        self.runner.forget_but({agent.id for agent in self.agents.all()})
+        if self.store.had_agents():  # else no folder of theirs can be one that a killed daemon left
+            self.runner.forget_but({agent.id for agent in self.agents.all()})
 
     # life
 
@@ -235,12 +237,15 @@ class Kernel:
         return gid_of(self.config.daemon.admin_group)
 
     def explain(self, path: str, error: AiosError, uid: int) -> None:
-        """Tell why a call on this path was refused, where its caller can read it."""
+        """Tell why a call of this user on this path was refused, where the user can read it."""
+        self.reasons.note(uid, path, error)
+        if isinstance(error, RequestFailed):  # the end of a request is noted when it ends
+            return
         parts = path.split("/")
         agent = self.agents.find(parts[2]) if path.startswith("/agents/") and len(parts) > 2 else None
         if agent:
             agent.note(error.explanation, file="/".join(parts[3:]))
-        self.refusals.log(path, error, uid)
+        self.refusals.log(path, error)
 
 
 def gid_of(group: str) -> int | None:

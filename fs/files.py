@@ -133,6 +133,20 @@ class StoredHandle(Handle):
 
 
 @dataclass(slots=True)
+class TextForUser(File):
+    """A text that is another one for each user."""
+
+    render: Callable[[int], str] = str
+
+    @property
+    def asks_groups(self) -> bool:
+        return False
+
+    def open(self, opening: Opening) -> Handle:
+        return Snapshot(self.render(opening.caller.uid).encode())
+
+
+@dataclass(slots=True)
 class Text(File):
     render: Callable[[], str] = str
 

@@ -24,7 +24,7 @@ from aiosd.fs import metrics
 from aiosd.fs.access import access_folder
 from aiosd.fs.agents import agent_folder
 from aiosd.fs.contexts import context_folder
-from aiosd.fs.files import Control, Shared, Stream, Text, Value
+from aiosd.fs.files import Control, Shared, Stream, Text, TextForUser, Value
 from aiosd.fs.reason import Reason
 from aiosd.fs.text import columns, table
 from aiosd.fs.tools import tool_folder
@@ -51,6 +51,7 @@ def build(kernel: Kernel) -> Tree:
         "events.jsonl": lambda: Stream(
             next=lambda: kernel.events.next, since=kernel.events.since, subscribe=kernel.events.watch
         ),
+        "refused.jsonl": lambda: TextForUser(render=kernel.reasons.lines),
         "models": lambda: Collection(
             kernel.models.names,
             partial(model_folder, kernel),

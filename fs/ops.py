@@ -84,7 +84,7 @@ ERRNO: dict[type[AiosError], int] = {
     WouldBlock: errno.EAGAIN,
 }
 KINDS = ((Folder, stat.S_IFDIR), (Link, stat.S_IFLNK), (File, stat.S_IFREG))
-EXPECTED = (Interrupted, WouldBlock, RequestFailed, NotFound)  # an answer, not a refusal worth a note
+EXPECTED = (Interrupted, WouldBlock)  # no refusal
 
 
 class Open:
@@ -133,7 +133,13 @@ class Ops:
         self, operation: str, path: str | None, arguments: tuple[Any, ...], error: AiosError
     ) -> None:
         """Leaves the reason where the caller can read it: an errno says little."""
-        if isinstance(error, EXPECTED) and operation not in ("write", "mkdir"):
+        if isinstance(error, EXPECTED):
+            return
+        if isinstance(error, NotFound) and operation not in (
+            "write",
+            "mkdir",
+            "flush",
+        ):  # a name is looked up
             return
         uid = self._caller().uid
         if path is None and arguments and (opened := self._open.get(arguments[-1].fh)):

@@ -29,7 +29,7 @@ class Reason(File):
 
     def _why(self, uid: int) -> str:
         """The newer one of the last refusal and the newest request."""
-        refused_s, why = self._kernel.refusals.last(uid, self._folder)
+        refused_s, _, why = self._kernel.reasons.last(uid, self._folder)
         newest = max((self._newest(source, uid) for source in self._sources), default=0)
         if newest:
             request = self._kernel.admission.get(newest)

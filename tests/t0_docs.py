@@ -21,7 +21,7 @@ from aiosd.config.mcp import Server
 from aiosd.cores.pool import Worker
 from aiosd.fs import layout
 from aiosd.fs.access import Owners
-from aiosd.fs.files import AnswerFile, Control, File, Lines, Stored, Stream, Text, Value
+from aiosd.fs.files import AnswerFile, Control, File, Lines, Stored, Stream, Text, TextForUser, Value
 from aiosd.fs.kvfile import KvFile
 from aiosd.fs.reason import Reason
 from aiosd.fs.tools import Part
@@ -116,7 +116,8 @@ def test_a_completion_knows_every_command(file: str) -> None:
 
 KINDS: dict[type[Node], set[str]] = {
     Folder: {"folder"}, Link: {"link"}, Text: {"text", "table", "JSON"}, Value: {"value", "prose"},
-    Stream: {"JSON lines"}, Control: {"ctl"}, Lines: {"JSON lines"}, AnswerFile: {"answer"}, Reason: {"text"},
+    Stream: {"JSON lines"}, TextForUser: {"JSON lines"},
+    Control: {"ctl"}, Lines: {"JSON lines"}, AnswerFile: {"answer"}, Reason: {"text"},
     Transaction: {"transaction"}, Stored: {"JSON lines"},
     KvFile: {"file"},
     Part: {"file"},

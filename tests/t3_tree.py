@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from aiosd.access.caller import Caller
 from aiosd.access.permissions import Permission
+from aiosd.access.reasons import LINES, USERS
 from aiosd.errors import (
     AiosError,
     BadRequest,
@@ -146,7 +147,7 @@ def test_a_value_takes_good_ones_and_keeps_the_old_on_a_bad_one(
 
 
 def test_a_refusal_is_explained_in_the_agents_log(tree: Tree, kernel: Kernel) -> None:
-    tree.explain("/agents/ada/nice", BadValue("no", "do this"), 0)
+    tree.explain("/agents/ada/nice", BadValue("no", "do this"), 4242)
     note = json.loads(read(tree, "/agents/ada/log.jsonl"))
     assert note["file"] == "nice"
     assert note["message"] == "no; do this"
@@ -308,13 +309,14 @@ def test_each_user_reads_why_what_that_user_asked_came_to_nothing(tree: Tree, ke
     assert reason(tree, file, mine) == b"", "the newest one is well so far"
 
 
-def test_reasons_of_very_many_folders_and_users_are_not_all_kept(kernel: Kernel) -> None:
+def test_reasons_of_refusals_are_kept_for_a_bounded_number_of_users_and_files(kernel: Kernel) -> None:
     for number in range(2000):
-        kernel.refusals.log(f"/agents/a{number}/ctl", BadValue("x"), number % 1500)
-        kernel.refusals.log(f"/agents/b{number}/ctl", BadValue("y"), 7777)
-    assert len(kernel.refusals._last) == 1000
-    assert len(kernel.refusals._last[7777]) == 16
-    assert kernel.refusals.last(7777, "/agents/b1999")[1] == "y"
+        kernel.reasons.note(number % 1500, f"/agents/a{number}/ctl", BadValue("x"))
+        kernel.reasons.note(7777, f"/agents/b{number}/ctl", BadValue("y"))
+    assert kernel.reasons.last(7777, "/agents/b1999").message == "y"
+    assert kernel.reasons.last(7777, "/agents/b1").message == ""
+    assert kernel.reasons.lines(7777).count("\n") == LINES
+    assert len(kernel.reasons._by_uid) == USERS
 
 
 def test_what_was_refused_is_shown_as_it_was_written(tree: Tree, kernel: Kernel) -> None:

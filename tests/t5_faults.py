@@ -300,3 +300,45 @@ def test_a_served_name_is_replaced_only_on_demand_and_for_good(
     failed = aiosctl(daemon, "model", "add", empty)
     assert "model_type" in failed.stderr
     assert not (daemon.root / "models/empty").exists(), "no broken entry stays"
+
+
+def test_aiosctl_says_what_was_refused_and_why(make_daemon: MakeDaemon, tmp_path: Path) -> None:
+    daemon = make_daemon().start()
+    name = daemon._model.name
+    daemon.sh("mkdir agents/a")
+    gguf = tmp_path / "m.gguf"
+    gguf.touch()
+    daemon.sh(f"echo dance > models/{name}/ctl")  # of another program: not the reason of what comes
+    for arguments, said in (
+        (["policy", "nosuch"], "scheduler/policy: Invalid argument: no policy 'nosuch'; policies are"),
+        (["model", "add", tmp_path], f"ctl: Invalid argument: {gguf}: GGUF files are not read"),
+        (["model", "remove", name], f"models/{name}: Device or resource busy: model {name} is in the config"),
+        (["ask", "-m", name, '{"prompt": 1}'], f"models/{name}/llm: Invalid argument: prompt"),
+        (["cancel", "999"], "no unfinished request 999"),
+        (["log", "nobody"], "agents/nobody/log.jsonl: No such file or directory"),
+    ):
+        done = aiosctl(daemon, *arguments)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    binary = subprocess.run(
+        [sys.executable, "-m", "aiosd.cli.aiosctl", "--mount", daemon.root, "ask", "a"],
+        cwd=REPOSITORY, input=b"\xff\xfe", capture_output=True, timeout=100,
+    )  # fmt: skip
+    assert b"not UTF-8" in binary.stderr
+    assert b"Traceback" not in binary.stderr
+    cut = daemon.sh(
+        f"cd {REPOSITORY}; {sys.executable} -m aiosd.cli.aiosctl --mount {daemon.root} tools | true"
+    )
+    assert cut.stderr == ""
+
+
+def test_a_user_reads_why_he_was_refused_and_nobody_else(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon().start()
+    for parent in [daemon.root.parent, *daemon.root.parent.parents][:4]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    daemon.sh("echo nosuch > scheduler/policy")
+    assert "no policy 'nosuch'" in json.loads(daemon.read("refused.jsonl").splitlines()[-1])["message"]
+    other = ["setpriv", "--reuid=4242", "--regid=4242", "--clear-groups", "cat", "refused.jsonl"]
+    done = subprocess.run(other, cwd=daemon.root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")

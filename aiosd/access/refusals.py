@@ -1,8 +1,7 @@
 """Log refusals: limits and a full disk as notices and warnings, all others for debugging.
 
 A refused program may try a thousand times a second. So the log gets one line a minute for each object and
-kind of error. The last reasons of each user are kept for the files called `error` (aiosd.fs.reason). Any
-thread may call.
+kind of error. Any thread may call.
 """
 
 from __future__ import annotations
@@ -20,33 +19,15 @@ BOUNDS = (Busy, OverQuota, TooManyOpen)
 MACHINES = (StoreFailed,)  # the machine's trouble, not the caller's
 AGAIN_S = 60.0
 REMEMBERED = 1000
-USERS, FOLDERS = 1000, 16  # whose reasons are kept, and of how many folders of each
 
 
 class Refusals:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._told_s: dict[tuple[str, type[AiosError]], float] = {}
-        self._last: dict[int, dict[str, tuple[float, str]]] = {}  # by user and folder
 
-    def last(self, uid: int, folder: str) -> tuple[float, str]:
-        """When this user was last refused something in the folder, and why."""
-        with self._lock:
-            return self._last.get(uid, {}).get(folder, (0.0, ""))
-
-    def _keep(self, uid: int, folder: str, why: str) -> None:
-        """Remember the newest reason, and forget the oldest ones."""
-        with self._lock:
-            known = self._last[uid] = self._last.pop(uid, {})
-            known.pop(folder, None)
-            known[folder] = time.time(), why
-            for kept, most in ((known, FOLDERS), (self._last, USERS)):
-                if len(kept) > most:
-                    del kept[next(iter(kept))]  # type: ignore[arg-type]  # of either
-
-    def log(self, path: str, error: AiosError, uid: int) -> None:
+    def log(self, path: str, error: AiosError) -> None:
         """Log a refusal. `path`: the file of the refused call, from the mount."""
-        self._keep(uid, path.rpartition("/")[0], error.explanation)
         kind, parts = type(error), path.split("/")
         what = "/".join(parts[:3])
         if not isinstance(error, BOUNDS + MACHINES) or not self._is_new(what, kind):

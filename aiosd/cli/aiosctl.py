@@ -6,9 +6,13 @@ A command does the same as a few lines of shell, which `--verbose` shows.
 from __future__ import annotations
 
 import argparse
+import errno
+import grp
 import json
 import os
+import pwd
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -36,11 +40,14 @@ def main() -> int:
     except Failed as error:
         print(f"aiosctl: {error}", file=sys.stderr)
         return error.status
+    except BrokenPipeError:  # `aiosctl queue | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's last flush
+        return 128 + signal.SIGPIPE
     except OSError as error:
-        print(
-            f"aiosctl: {error.filename or files.root}: {error.strerror}{reason(files, options)}",
-            file=sys.stderr,
-        )
+        print(f"aiosctl: {error.filename or files.root}: {explained(files, error)}", file=sys.stderr)
+        return 1
+    except UnicodeError:
+        print("aiosctl: the text is not UTF-8; iconv -t UTF-8 converts it", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -54,13 +61,34 @@ def find_mount() -> Path:
     return private_mount() if not Path("/aios/version").exists() and os.getuid() else Path("/aios")
 
 
-def reason(files: Files, options: argparse.Namespace) -> str:
-    """The last line of the agent's log, which says more than an errno."""
+def explained(files: Files, error: OSError) -> str:
+    """The errno, and why: the daemon's reason, or whose file it is where the kernel refused."""
+    said, file = str(error.strerror or error), Path(str(error.filename or files.root))
+    if why := files.why(file):
+        return f"{said}: {why}"
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return said
     try:
-        last = (files.root / "agents" / options.agent / "log.jsonl").read_text().splitlines()[-1]
-        return ": " + str(json.loads(last)["message"])
-    except (AttributeError, OSError, IndexError, ValueError):
-        return ""
+        at = file.stat()
+        return (
+            f"{said}; it is of {user(at.st_uid)} and group {group(at.st_gid)}, mode {at.st_mode & 0o7777:o}"
+        )
+    except OSError:
+        return f"{said}; a folder above it is closed to you: ls -ld {file.parent}"
+
+
+def user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -193,8 +221,10 @@ def log(files: Files, options: argparse.Namespace) -> None:
 def cancel(files: Files, options: argparse.Namespace) -> None:
     rows = [line.split() for line in files.read("scheduler/queue").splitlines()[1:]]
     agent = next((row[3] for row in rows if row[0] == options.id), None)
-    if agent is None or agent == "-":
-        raise Failed(f"no unfinished request {options.id} of an agent; aiosctl queue shows them")
+    if agent is None:
+        raise Failed(f"no unfinished request {options.id}; aiosctl queue shows them")
+    if agent == "-":
+        raise Failed(f"request {options.id} has no agent; it ends with the program that waits for its answer")
     files.write(f"agents/{agent}/requests/{options.id}/ctl", "cancel")
 
 
@@ -253,10 +283,8 @@ def trace(files: Files, options: argparse.Namespace) -> None:
 
         plot(json.loads(text), options.plot)
     except ImportError:
-        raise Failed(
-            "drawing needs matplotlib: pip install aiosd[plot], or apt install python3-matplotlib"
-        ) from None
-    except ValueError as error:  # matplotlib does not know the suffix
+        raise Failed(f"drawing needs matplotlib: {sys.executable} -m pip install matplotlib") from None
+    except ValueError as error:  # a suffix that is no format
         raise Failed(f"{options.plot}: {error}") from None
 
 
@@ -264,7 +292,7 @@ def mcp_serve(files: Files, options: argparse.Namespace) -> None:
     try:
         from aiosd.cli.mcp import serve
     except ImportError:
-        raise Failed("this needs the MCP SDK: pip install 'aiosd[mcp]'") from None
+        raise Failed(f"this needs the MCP SDK: {sys.executable} -m pip install mcp") from None
     if options.agent and not os.access(files.root / "agents" / options.agent, os.X_OK):
         raise Failed(f"you have no agent {options.agent}; mkdir {files.root}/agents/{options.agent} makes it")
     serve(files.root, options.agent)
@@ -273,8 +301,6 @@ def mcp_serve(files: Files, options: argparse.Namespace) -> None:
 def model_add(files: Files, options: argparse.Namespace) -> None:
     path = options.path.resolve()
     name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name)
-    if not (path / "config.json").is_file():
-        raise Failed(f"{path / 'config.json'}: no such file; name a folder with a Hugging Face model")
     made = not (files.root / "models" / name).exists()
     if made:
         files.make(f"models/{name}")

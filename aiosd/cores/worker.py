@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from aiosd.cores import wire
 from aiosd.cores.numa import stay_near
-from aiosd.errors import AiosError, BadSnapshot, ModelError, TooLong
+from aiosd.errors import AiosError, BadSnapshot, ModelError, TooLong, in_words
 from aiosd.host.torch_folder import preferred
 from aiosd.syscall import grammar
 from aiosd.syscall.sampling import Sampling
@@ -65,7 +65,7 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
         return
     except Exception as error:  # noqa: BLE001 - a model folder is foreign data, and loads through foreign code
         traceback.print_exc()
-        channel.send(wire.LoadFailed(f"{order.path}: {error!r}", "the journal has the traceback"))
+        channel.send(wire.LoadFailed(f"{order.path}: {in_words(error)}", "the journal has the traceback"))
         return
     model = engine.model
     facts = {"context_length": model.context_length, "identity": model.identity, "pid": os.getpid()}

@@ -13,12 +13,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from aiosd.database import health
 from aiosd.database.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
-from aiosd.errors import StoreFailed, StoreFull
+from aiosd.errors import StoreFailed, StoreFull, in_words
 from aiosd.host import disk
 from aiosd.host.usage import free_bytes
 
@@ -28,25 +29,34 @@ ROOM_BYTES = 1 << 20  # with less space, an error of the disk means that it is f
 
 class Connection:
     def __init__(self, folder: Path) -> None:
-        """Open the database, or make it. Raises StoreFailed."""
+        """Open the database, or make it. Raises StoreFailed, and then holds nothing."""
         self.folder = folder
         self._lock = threading.RLock()
         file = folder / "aios.db"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o711)  # tools pass through to their work folders; all else in it is private
-            self._hold()
-            os.close(os.open(file, os.O_CREAT | os.O_CLOEXEC, 0o600))
-            file.chmod(0o600)  # SQLite gives its other files the same mode
-            self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute("PRAGMA secure_delete=ON")
-        except (sqlite3.Error, OSError) as error:
-            raise StoreFailed(
-                f"{file}: {error}", "check the owner, the free space and the disk of the state folder"
-            ) from None
-        self._migrate(file)
+        with ExitStack() as undo:
+            try:
+                self._open(file, undo)
+                self._migrate(file)
+                health.check_belongs(self._db, folder)
+            except (sqlite3.Error, OSError) as error:
+                remedy = "check the owner, the free space and the disk of the state folder"
+                raise StoreFailed(f"{file}: {in_words(error)}", remedy) from None
+            undo.pop_all()
+
+    def _open(self, file: Path, undo: ExitStack) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o711)  # tools pass through to their work folders; all else in it is private
+        self._hold()
+        undo.callback(self._held.close)
+        health.check_there(self.folder)
+        os.close(os.open(file, os.O_CREAT | os.O_CLOEXEC, 0o600))
+        file.chmod(0o600)  # SQLite gives its other files the same mode
+        self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
+        undo.callback(self._db.close)
+        health.check_whole(self._db, file)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute("PRAGMA secure_delete=ON")
 
     def _hold(self) -> None:
         """Lock the folder for this process until it closes the store or ends. Raises StoreFailed."""

@@ -8,6 +8,7 @@ Large: one method for each transaction.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from aiosd.database.connection import Connection
+from aiosd.errors import StoreFailed, in_words
 from aiosd.syscall.request import Request, State, Usage
 from aiosd.syscall.spec import Message, Spec
+
+log = logging.getLogger(__name__)
 
 FORGET_SHARE = 16  # up to a sixteenth more requests are kept than `keep`
 CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
@@ -62,8 +66,26 @@ class Store(Connection):
             "SELECT id, name, settings, prompt_tokens, cached_tokens, completion_tokens, requests FROM agents"
         )
         return [
-            (id, name, json.loads(text), Usage(p, c, n), count) for id, name, text, p, c, n, count in rows
+            (id, name, self._settings(id, name, text), Usage(p, c, n), count)
+            for id, name, text, p, c, n, count in rows
         ]
+
+    @staticmethod
+    def _settings(id: int, name: str, text: str) -> dict[str, Any]:
+        """An agent whose settings cannot be read keeps its owner and files, and waits for a person."""
+        try:
+            settings = json.loads(text)
+            if isinstance(settings, dict):
+                return settings
+        except (ValueError, TypeError):
+            pass
+        words = "the settings of agent %s (row %d of agents) cannot be read: it is paused with default ones"
+        log.error(words, name, id)
+        return {"paused": True}
+
+    def had_agents(self) -> bool:
+        """Whether there ever was one; SQLite remembers the last number of a table that is empty now."""
+        return bool(self._rows("SELECT 1 FROM sqlite_sequence WHERE name='agents'"))
 
     def add_agent(self, name: str, settings: dict[str, Any]) -> int:
         with self._transaction() as db:
@@ -112,7 +134,12 @@ class Store(Connection):
             db.execute("DELETE FROM messages WHERE context=?", (name,))
 
     def messages(self, context: str) -> list[Message]:
-        return [json.loads(line) for line in self.message_lines(context)]
+        """Raises StoreFailed."""
+        try:
+            return [json.loads(line) for line in self.message_lines(context)]
+        except ValueError as error:
+            why = f"a message of context {context} cannot be read: {in_words(error)}"
+            raise StoreFailed(why, "`truncate N` in its ctl keeps the first N messages") from None
 
     def message_lines(self, context: str) -> list[str]:
         rows = self._rows("SELECT body FROM messages WHERE context=? ORDER BY seq", context)
@@ -280,7 +307,14 @@ class Store(Connection):
         )
 
     def unfinished(self) -> list[Request]:
-        return [self._request(row) for row in self._select("finished_s IS NULL")]
+        """A row that cannot be read stays in the table, and is named in the log at every start."""
+        found = []
+        for row in self._select("finished_s IS NULL"):
+            try:
+                found.append(self._request(row))
+            except StoreFailed as error:
+                log.error("%s: it is left aside, and never runs", error)
+        return found
 
     def request(self, id: int) -> Request | None:
         rows = self._select("id=?", id)
@@ -323,11 +357,14 @@ class Store(Connection):
     def _request(self, row: tuple[Any, ...]) -> Request:
         (id, uid, agent, agent_id, file, state, spec, submitted_s, text, document, finish_reason, error,
          finished_s, started_s, preemptions, parent, parked, family, *usage) = row  # fmt: skip
-        raw = json.loads(spec)
-        asked = self._kinds[raw.pop("kind")].load(raw)
+        try:
+            raw = json.loads(spec)
+            asked, now = self._kinds[raw.pop("kind")].load(raw), State(state)
+        except (ValueError, KeyError, TypeError, AttributeError) as wrong:
+            raise StoreFailed(f"request {id} (a row of requests) cannot be read: {in_words(wrong)}") from None
         return Request(
             id, uid, agent, file, asked, agent_id=agent_id, parent=parent, submitted_s=submitted_s,
-            state=State(state), text=text, document=document,
+            state=now, text=text, document=document,
             finish_reason=finish_reason, error=error, finished_s=finished_s,
             started_s=started_s, preemptions=preemptions, parked=parked, family=family,
             usage=Usage(*usage),

@@ -27,7 +27,7 @@ from aiosd.cores import wire
 from aiosd.cores.devices import Device, processor
 from aiosd.cores.devices import received as received_device
 from aiosd.cores.launch import Child, Launcher
-from aiosd.errors import ConfigError, WireError
+from aiosd.errors import ConfigError, WireError, in_words
 from aiosd.host.eventloop import Loop
 from aiosd.host.usage import Spent
 from aiosd.tools.manifest import Manifest
@@ -310,7 +310,7 @@ class Remote(Loop):
             program = Cage(call.manifest, None, None).open_program()
         except (OSError, ValueError) as error:
             if call.events.began():
-                call.events.ended(End(-1, "", f"cannot be started: {error}"))
+                call.events.ended(End(-1, "", f"cannot be started: {in_words(error)}"))
             return
         try:
             if call.events.began():

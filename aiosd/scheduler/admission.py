@@ -24,6 +24,7 @@ from aiosd.errors import (
     NotFound,
     OverQuota,
     ShuttingDown,
+    in_words,
 )
 from aiosd.scheduler.ending import Ending
 from aiosd.scheduler.handler import Handler, Source
@@ -154,8 +155,7 @@ class Admission:
         try:
             self._store.add_request(request)  # a worker may compute it already; no user sees it yet
         except Exception as error:
-            why = error.explanation if isinstance(error, AiosError) else repr(error)
-            self._ending.cancel(request, why)
+            self._ending.cancel(request, in_words(error))
             raise
         if hopeless:
             self._ending.finish(request, State.FAILED, hopeless)

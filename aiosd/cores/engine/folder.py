@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,18 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 
-from aiosd.errors import ModelError
+from aiosd.errors import ModelError, in_words
 
 COPY_AGAIN = "copy the folder again from its source"
 SAMPLE_BYTES, SAMPLES = 1 << 16, 16
+
+
+def unreadable(path: Path, error: OSError) -> ModelError:
+    """Only a disk that fails is a reason to copy: where the user of this process may not read, a mode is."""
+    remedy = "check the disk, then copy the folder again"
+    if isinstance(error, PermissionError):
+        remedy = f"let uid {os.geteuid()} read it: chmod a+r {path}, and a+x the folders above"
+    return ModelError(f"{path}: {in_words(OSError(error.errno, error.strerror or str(error)))}", remedy)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -31,8 +40,10 @@ def read_json(path: Path) -> dict[str, Any]:
             "a model folder holds config.json, tokenizer.json and "
             "*.safetensors, as `huggingface-cli download` leaves them",
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: {error}", COPY_AGAIN) from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path}: not UTF-8: {error}", COPY_AGAIN) from None
     except json.JSONDecodeError as error:
         raise ModelError(f"{path}:{error.lineno}: not JSON: {error.msg}", COPY_AGAIN) from None
     if not isinstance(value, dict):
@@ -132,8 +143,10 @@ class ModelFolder:
         try:
             with safe_open(shard, framework="pt") as f:
                 value = cast(torch.Tensor, f.get_tensor(name))
-        except (SafetensorError, OSError) as error:
+        except SafetensorError as error:
             raise ModelError(f"{shard}: {error}", COPY_AGAIN) from None
+        except OSError as error:
+            raise unreadable(shard, error) from None
         if tuple(value.shape) != shape:
             raise ModelError(
                 f"{shard}: {name} has shape {tuple(value.shape)}, config.json says {shape}",
@@ -160,7 +173,7 @@ def _check_shard(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError(f"{path}: missing shard", COPY_AGAIN) from None
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}", "let the service's user read the file") from None
+        raise unreadable(path, error) from None
     except (ValueError, KeyError, TypeError, IndexError):
         raise ModelError(f"{path}: damaged safetensors header", COPY_AGAIN) from None
     if size < end:

@@ -20,7 +20,7 @@ from aiosd.cores.engine.folder import COPY_AGAIN, ModelFolder
 from aiosd.cores.engine.kv import BLOCK
 from aiosd.cores.engine.paged import NAME, TRIED_BLOCKS, UNKNOWN, Layer, PagedPass, running
 from aiosd.cores.engine.rowwise import make_rowwise
-from aiosd.errors import ModelError
+from aiosd.errors import ModelError, in_words
 
 # Silence transformers' reports: _load raises an error for the faults that matter.
 logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -179,7 +179,7 @@ def _load(folder: ModelFolder, device: str, dtype: torch.dtype) -> Any:
             ignore_mismatched_sizes=True,  # the error below names them
         )
     except Exception as error:  # noqa: BLE001  the architecture's own code may raise anything
-        raise ModelError(f"{folder.path}: cannot be loaded: {error}", COPY_AGAIN) from None
+        raise ModelError(f"{folder.path}: cannot be loaded: {in_words(error)}", COPY_AGAIN) from None
     lacking = [*info["missing_keys"], *info.get("mismatched_keys", ())]
     if lacking:  # transformers would fill them with random numbers and go on
         raise ModelError(

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from aiosd.cores.engine.folder import COPY_AGAIN, read_json
 from aiosd.cores.engine.habits import Habits, probe
 from aiosd.cores.engine.prompt import Marks
-from aiosd.errors import BadRequest, ModelError
+from aiosd.errors import BadRequest, ModelError, in_words
 from aiosd.syscall import families
 from aiosd.syscall.families import Family
 
@@ -206,7 +206,7 @@ def _open(folder: Path, read: Any) -> Any:
             folder, config=read, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # noqa: BLE001  every tokenizer class raises its own; all mean that the files are unusable
-        raise ModelError(f"{folder}: the tokenizer cannot be loaded: {error}", COPY_AGAIN) from None
+        raise ModelError(f"{folder}: the tokenizer cannot be loaded: {in_words(error)}", COPY_AGAIN) from None
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"{folder}: the tokenizer has no tokenizer.json",

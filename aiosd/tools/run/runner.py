@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from aiosd.errors import AiosError
+from aiosd.errors import AiosError, in_words
 from aiosd.host import proc
 from aiosd.host.eventloop import Loop
 from aiosd.host.mount import is_mounted
@@ -196,7 +196,7 @@ class Runner(Loop):
                 call.events.ended(End(-1, "", error.explanation))
                 return
             except (OSError, ValueError, subprocess.SubprocessError) as error:  # a NUL in a manifest
-                call.events.ended(End(-1, "", f"cannot be started: {error}"))
+                call.events.ended(End(-1, "", f"cannot be started: {in_words(error)}"))
                 return
             namespace = None
         finally:
