@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from aiosd.cores.engine.kv import BlockPool, chain, root
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from aiosd.cores.engine.kv import BlockPool, chain, root
 
 
 def test_keys_depend_on_all_tokens_before_on_the_owner_and_on_the_tag() -> None:

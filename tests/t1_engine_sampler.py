@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from aiosd.cores.engine.oracle import draw
-from aiosd.cores.engine.sampler import HEAD, Row, candidates, choose, logprob, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aiosd.cores.engine.oracle import draw
+from aiosd.cores.engine.sampler import HEAD, Row, candidates, choose, logprob, uniform
 from aiosd.syscall.sampling import Sampling
 
 samplings = st.builds(

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiosd.cores.engine.text import Detokenizer, StopFilter, TextStream
-from aiosd.cores.engine.vocabulary import Vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from aiosd.cores.engine.text import Detokenizer, StopFilter, TextStream
+from aiosd.cores.engine.vocabulary import Vocabulary
 from aiosd.errors import BadRequest
 from tests.t1_engine_models import VOCAB, folder, model
 

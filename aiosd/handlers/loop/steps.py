@@ -207,7 +207,8 @@ def turn(prose: str, calls: list[toolcalls.Call], made: list[Request]) -> list[M
         for c, r in zip(calls, made, strict=True)
     ]
     said: Message = {"role": "assistant", "content": prose, "tool_calls": named}
-    return [said, *({**result(r), "tool_call_id": f"call_{r.id}"} for r in made)]
+    told = zip(calls, made, strict=True)
+    return [said, *({**result(r), "name": c.name, "tool_call_id": f"call_{r.id}"} for c, r in told)]
 
 
 def result(call: Request) -> Message:
@@ -216,9 +217,4 @@ def result(call: Request) -> Message:
         text = "\n".join(filter(None, (text, f"error: {call.error}")))
     if len(text) > RESULT_CHARS:
         text = text[:RESULT_CHARS] + f"\n(cut after {RESULT_CHARS} characters)"
-    return {"role": "tool", "content": text, "name": called(call)}
-
-
-def called(call: Request) -> str:
-    assert isinstance(call.spec, ToolCall)
-    return call.spec.tool
+    return {"role": "tool", "content": text}

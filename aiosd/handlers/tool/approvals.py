@@ -123,9 +123,7 @@ class Approvals:
     def allow_always(self, caller: Caller, agent: Agent, names: Sequence[str]) -> None:
         """These tools, of calls of its owner's own; of others each call is theirs to decide, and where a
         rule names a group each is the group's."""
-        for name in names:
-            self._tools.get(name)
-        allowed = sorted(set(names))
+        allowed = sorted({self._tools.get(name).name for name in names})
         if len(allowed) > ALLOWED_MAX:
             raise BadValue(f"more than {ALLOWED_MAX} tools", "name fewer")
         self._audit.granted("allowed always", caller, agent=agent.name, tools=allowed)
