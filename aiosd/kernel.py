@@ -34,6 +34,8 @@ from aiosd.handlers import table
 from aiosd.handlers.parts import Parts
 from aiosd.handlers.tool.approvals import Approvals
 from aiosd.handlers.tool.handler import ToolHandler
+from aiosd.handlers.tool.questions import Questions
+from aiosd.handlers.tool.sampled import Sampled
 from aiosd.host import identity
 from aiosd.objects.agents import AgentObjects
 from aiosd.objects.contexts import ContextObjects
@@ -138,6 +140,9 @@ class Kernel:
             self.trust, self.audit, Rules(Path(config.scheduler.policies) / "access"), config.daemon.mount,
         )  # fmt: skip
         self.approvals.configure(config)
+        sampled = Sampled(self.admission, self.ending, self.agents)
+        self.questions = Questions(self.runner, self.notices, self.audit, sampled)
+        self.questions.configure(config)
         parts = Parts(**{part.name: getattr(self, part.name) for part in fields(Parts)})
         self.handlers |= {name: kind.handler(parts) for name, kind in table.KINDS.items()}
 
@@ -181,8 +186,7 @@ class Kernel:
         """Take up an earlier daemon's unfinished requests, then start all parts."""
         self.admission.take_up()
         self.residency.swap.start(context.id for context in self.contexts.all())
-        self.listings.told = self._listed
-        self.sessions.changed = self.listings.changed
+        self.listings.report_to(self)
         tool = self.handlers["tool"]
         assert isinstance(tool, ToolHandler)
         tool.complete_audit()
@@ -193,8 +197,8 @@ class Kernel:
         self.agent_objects.start()
         self.pool.load(*self.models.all())
 
-    def _listed(self, server: str, error: str) -> None:
-        """Publish that an MCP server has listed its tools, or failed to."""
+    def listed(self, server: str, error: str) -> None:
+        """Implements aiosd.tools.mcp.listing.ListingEvents: cancel the calls of tools that are gone."""
         facts: dict[str, Any] = {"error": error} if error else {}
         self.events.emit("mcp", server=server, state="failed" if error else "listed", **facts)
         self.tool_objects.cancel_gone()

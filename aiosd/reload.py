@@ -34,6 +34,7 @@ def reload(kernel: Kernel, config: Config) -> None:
         kernel.tool_objects.oust()
     kernel.approvals.rules = rules
     kernel.approvals.configure(config)
+    kernel.questions.configure(config)
     kernel.tool_objects.cancel_gone()
     kernel.chooser.take(policies)
     if old.scheduler.policy != config.scheduler.policy:

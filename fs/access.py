@@ -18,7 +18,7 @@ from aiosd.syscall.toolcall import ToolCall, outcome
 
 def access_folder(kernel: Kernel) -> Folder:
     def names() -> list[str]:
-        return list(map(str, kernel.approvals.ids()))
+        return [str(id) for id in (*kernel.approvals.ids(), *kernel.questions.ids())]
 
     return Table(
         {
@@ -42,7 +42,7 @@ def pending_folder(kernel: Kernel, name: str) -> Folder | None:
     id = int(name) if name.isdecimal() and len(name) < 19 else 0
     request = kernel.approvals.find(id)
     if request is None:
-        return None
+        return question_folder(kernel, id)
 
     def decide(caller: Caller, text: str) -> None:
         kernel.approvals.decide(caller, id, text)
@@ -61,6 +61,28 @@ def pending_folder(kernel: Kernel, name: str) -> Folder | None:
         request.submitted_s,
     )
     folder.uid, folder.gid = request.uid if gid is None else 0, gid
+    return folder
+
+
+def question_folder(kernel: Kernel, id: int) -> Folder | None:
+    """What an MCP server wants to know of who called its tool."""
+    question = kernel.questions.find(id)
+    if question is None:
+        return None
+
+    def decide(caller: Caller, text: str) -> None:
+        kernel.questions.decide(caller, id, text)
+
+    folder = Table(
+        {
+            "request.json": lambda: Text(0o400, render=question.shown),
+            "decision": lambda: Value(0o600, get=lambda: "", set=decide),
+            "expires": lambda: Text(0o400, render=lambda: f"{int(question.until_s)}\n"),
+        },
+        0o700,
+        question.request.submitted_s,
+    )
+    folder.uid = question.request.uid
     return folder
 
 

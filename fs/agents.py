@@ -15,6 +15,7 @@ from aiosd.config.config import STEPS_MAX
 from aiosd.errors import BadValue, NotAllowed, NotFound
 from aiosd.fs.files import AnswerFile, Control, Text, Value
 from aiosd.fs.reason import Reason
+from aiosd.fs.results import files_folder, files_of
 from aiosd.fs.text import table
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table
@@ -60,11 +61,12 @@ def make_folder(kernel: Kernel, agent: Agent) -> Folder:
         change(nice=nice)
 
     def set_tools(caller: Caller, text: str) -> None:
-        for tool in text.split():
+        names = [kernel.tools.resolve(tool) for tool in text.split()]
+        for tool in names:
             if kernel.tools.find(tool) is None:
                 raise BadValue(f"no tool {tool[:64]!r}", "ls tools lists the tools")
             kernel.names.check_tool(caller, tool)
-        change(tools=list(dict.fromkeys(text.split())))
+        change(tools=list(dict.fromkeys(names)))
 
     def set_steps(caller: Caller, text: str) -> None:
         change(max_steps=whole(text, 0, STEPS_MAX, "max_steps") if text else agents.DEFAULTS.max_steps)
@@ -176,6 +178,8 @@ def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
     linked: dict[str, Factory] = {}
     if request.parent:
         linked["parent"] = lambda: Text(0o400, render=lambda: f"{request.parent}\n")
+    if files_of(request):
+        linked["files"] = lambda: files_folder(request)
     if isinstance(request.spec, Loop):
         linked["steps"] = lambda: steps_folder(kernel, request)
     return Table(
@@ -209,7 +213,9 @@ def steps_folder(kernel: Kernel, request: Request) -> Folder:
 
 def request_state(kernel: Kernel, request: Request) -> str:
     """The state. A waiting request adds how many requests start earlier, and the expected seconds until it
-    starts."""
+    starts; a call adds the progress that its MCP server reports."""
+    if progress := kernel.calls.progress.get(request.id):
+        return f"{request.state} {progress}\n"
     place = kernel.scheduler.position(request)
     return f"{request.state}\n" if place is None else f"{request.state} {place[0]} {place[1]:.1f}\n"
 

@@ -10,6 +10,7 @@ from aiosd.access.caller import Caller
 from aiosd.errors import AiosError, BadValue, TooBig
 from aiosd.fs.files import File, Handle, Opening, Snapshot, StoredHandle, Text, Value
 from aiosd.fs.reason import Reason
+from aiosd.fs.results import resources_folder
 from aiosd.fs.text import table
 from aiosd.fs.transaction import Transaction, same_process
 from aiosd.fs.tree import Factory, Folder, Table
@@ -19,7 +20,8 @@ from aiosd.syscall.number import whole
 from aiosd.tools.catalog import Tool
 from aiosd.tools.manifest import FILE, OWN_BYTES, PROGRAM, Incomplete
 
-OF_SERVER = ("name", "description", "server", "timeout_s", "limit", "irreversible")  # `info` of an MCP tool
+NOT_SHOWN = ("parameters", "env", "judge", "notes", "served")
+OF_SERVER = ("name", "description", "server", "timeout_s", "limit", "irreversible")  # an MCP server's tool
 
 
 def tool_folder(kernel: Kernel, name: str) -> Folder | None:
@@ -33,7 +35,7 @@ def tool_folder(kernel: Kernel, name: str) -> Folder | None:
         kernel.scheduler.stir()
 
     files: dict[str, Factory] = {
-        "schema.json": lambda: Text(render=lambda: json.dumps(tool.manifest.function, indent=2) + "\n"),
+        "schema.json": lambda: Text(render=lambda: json.dumps(tool.function, indent=2) + "\n"),
         "info": lambda: Text(render=lambda: info(tool)),
         "call": lambda: Transaction(0o777, kernel.admission, source),
         "error": lambda: Reason(kernel, f"/tools/{name}", [source]),
@@ -45,16 +47,22 @@ def tool_folder(kernel: Kernel, name: str) -> Folder | None:
     if tool.own:
         files["manifest"] = lambda: Part(kernel, tool, FILE)
         files["program"] = lambda: Part(kernel, tool, PROGRAM)
+    if tool.manifest.served and tool.manifest.served.resources:
+        files["resources"] = lambda: resources_folder(kernel, tool)
     return Table(files)
 
 
 def info(tool: Tool) -> str:
     m = tool.manifest
-    facts = {key: value for key, value in asdict(m).items() if key not in ("parameters", "env", "judge")}
+    facts = {key: value for key, value in asdict(m).items() if key not in NOT_SHOWN}
     if m.server:
         facts = {key: facts[key] for key in OF_SERVER}
     else:
         facts |= {"folder": str(m.folder), "env": sorted(m.env)}
+    if tool.alias:
+        facts["alias"] = tool.alias
+    if notes := [*m.notes, *([tool.note] if tool.note else [])]:
+        facts["notes"] = notes
     return json.dumps({**facts, "error": tool.error} if tool.error else facts, indent=2) + "\n"
 
 

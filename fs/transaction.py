@@ -21,6 +21,7 @@ from aiosd.fs.files import File, Handle, Opening
 from aiosd.host.watchers import Unwatch
 from aiosd.scheduler.admission import Admission
 from aiosd.scheduler.handler import Source
+from aiosd.syscall import judging
 from aiosd.syscall.foreign import NotJson, is_object
 from aiosd.syscall.request import Request
 
@@ -102,8 +103,9 @@ class TransactionHandle(Handle):
         return self._private and self._mine and request is not None and not request.state.final
 
     def _submit(self) -> None:
-        body = bytes(self._draft.body)
-        self._request = self._admission.submit(self._opening.caller, self._source, body, self._id)
+        body, caller = bytes(self._draft.body), self._opening.caller
+        with judging.of(caller.uid):
+            self._request = self._admission.submit(caller, self._source, body, self._id)
         self._draft.taken()  # not before: what could not be submitted can be tried again
         self._mine, self._id = True, None
 
@@ -213,7 +215,8 @@ class Draft:
         if len(self.body) < 2 * self._judged:  # else one byte at a time would cost the square of its length
             return
         try:
-            self._admission.judge(self._caller, self._source, bytes(self.body))
+            with judging.of(self._caller.uid):
+                self._admission.judge(self._caller, self._source, bytes(self.body))
         except NotJson as error:
             self._judged = len(self.body)
             if not error.incomplete:

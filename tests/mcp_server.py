@@ -120,6 +120,36 @@ async def change(context: Context[Any, Any]) -> str:
     return "changed"
 
 
+@server.tool(annotations=READ, structured_output=False)
+async def steps(name: str, context: Context[Any, Any]) -> str:
+    """Tells how far it is, and goes on when the file is there."""
+    await context.report_progress(1, 3, "half\nway")
+    while not (HERE / name).exists():
+        await anyio.sleep(0.02)
+    return "done"
+
+
+@server.resource("proof://whose", name="whose")
+def whose() -> str:
+    return str(os.getuid())
+
+
+@server.resource("proof://logo", name="logo", mime_type="image/png")
+def logo() -> bytes:
+    return b"\x89PNG" * 25
+
+
+@server.resource("proof://of/{name}", name="of")
+def of(name: str) -> str:
+    return f"of {name}"
+
+
+@server.prompt()
+def greet(name: str) -> str:
+    """Greets somebody."""
+    return f"Greet {name}."
+
+
 @server.tool(name="no/file", annotations=READ)
 def unnamed() -> str:
     return ""

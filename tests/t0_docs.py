@@ -29,8 +29,10 @@ from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Folder, Link, Node
 from aiosd.handlers.tool.handler import ToolHandler
 from aiosd.kernel import Kernel
-from aiosd.syscall import chat
-from aiosd.syscall.request import Request
+from aiosd.syscall import chat, response
+from aiosd.syscall.request import Request, State
+from aiosd.syscall.toolcall import outcome
+from aiosd.tools.mcp.offered import manifests
 from tests.manual import plain, source, terms
 
 ROOT = Path(__file__).parent.parent
@@ -63,8 +65,8 @@ def test_aiosd_toml_5_has_every_key_and_its_default() -> None:
     expected = {(s, f.name): getattr(now, f.name) for s, now in sections.items() for f in fields(now)}
     expected |= {("[models.NAME]", f.name): default(f) for f in fields(ModelConfig)}
     words = {"command": "(this or url)", "url": "(this or command)", "env": {}}
-    words |= {"irreversible": "(as the server says)", "read": [], "write": [], "network": []}
-    keys = {f.name: words.get(f.name, f.default) for f in fields(Server) if f.name != "name"}
+    words |= {"irreversible": "(as the server says)", "headers": {}}
+    keys = {f.name: words.get(f.name, default(f)) for f in fields(Server) if f.name != "name"}
     expected |= {("[mcp.NAME]", key): value for key, value in keys.items()}
     assert documented == expected
 
@@ -142,6 +144,14 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
     assert isinstance(tool, ToolHandler)
     call = tool.call(caller, "shell", '{"command": "ls"}', 0)
     kernel.admission.admit(Request(kernel.admission.new_id(), 0, "", "/", call))
+    resource = {"uri": "file:///a", "name": "NAME", "type": ""}
+    kernel.tools.offer("s", manifests(Server("s", ("x",)), {"resources": [resource]})[0])
+    done = Request(kernel.admission.new_id(), 0, "NAME", "/", call, agent_id)
+    kernel.store.add_request(done)
+    done.state, done.finished_s = State.DONE, 1.0
+    outcome(done).files = ({"name": "NAME", "type": "", "data": ""},)
+    response.document(done)
+    kernel.store.finish_request(done, [], 10)
     workers = kernel.pool._workers
     workers[0] = Worker(0, kernel.models.get("NAME"), cast(Any, None), cast(Any, None))
     yield kernel

@@ -24,7 +24,9 @@ STRANGER = 4242  # owns the files that are not the reader's
 
 @pytest.fixture(autouse=True)
 def reachable(tmp_path: Path) -> None:
-    """pytest makes its folders for one user; the user of workers has to get through to the one of the test."""
+    """pytest makes its folders for one user; the user of workers has to get through to the one of the
+    test.
+    """
     for step in tmp_path.parents:
         if step != Path("/") and step.stat().st_mode & 0o055 != 0o055:
             step.chmod(0o755)

@@ -3,6 +3,7 @@ serve`."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -102,7 +103,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 def test_a_servers_tools_are_called_like_any_other(host: Host) -> None:
     assert host.call("proof.add", a=2, b=3) == "5\n"
     function = json.loads(host.daemon.read("tools/proof.add/schema.json"))["function"]
-    assert (function["name"], function["description"]) == ("proof.add", "Adds two numbers.")
+    assert (function["name"], function["description"]) == ("proof_add", "Adds two numbers.")
     assert function["parameters"]["required"] == ["a", "b"]
     assert json.loads(host.daemon.read("tools/proof.add/info"))["server"] == "proof"
 
@@ -128,7 +129,38 @@ def test_wrong_arguments_are_refused_by_the_write(host: Host) -> None:
 
 def test_results_that_are_no_text(host: Host) -> None:
     assert json.loads(host.call("proof.pair", a=4)) == {"a": 4, "twice": 8}
-    assert host.call("proof.picture") == "[image: image/png, 100 bytes]\n"
+    assert host.call("proof.picture") == "[image: image/png, 100 bytes, file 1.png]\n"
+    host.daemon.sh(
+        """echo '{"name": "proof.picture"}' >agents/root/syscall/tool; cat agents/root/syscall/tool"""
+    )
+    picture = host.daemon.root / "agents/root/requests/latest/files/1.png"
+    assert picture.read_bytes() == b"\x89PNG" * 25
+    assert picture.stat().st_size == 100
+
+
+def test_the_resources_of_a_server_are_files(host: Host) -> None:
+    folder = host.daemon.root / "tools/proof.read_resource/resources"
+    assert sorted(os.listdir(folder)) == ["logo", "whose"]
+    for uid in (ALICE, BOB):
+        assert as_user(host.daemon, uid, "cat tools/proof.read_resource/resources/whose").stdout == f"{uid}\n"
+    assert (folder / "logo").read_bytes() == b"\x89PNG" * 25
+    assert host.call("proof.read_resource", uri="proof://of/alice") == "of alice\n"
+    assert "Input/output" in host.call("proof.read_resource", uri="proof://none")
+
+
+def test_the_prompts_of_a_server_are_tools_that_give_messages(host: Host) -> None:
+    said = json.loads(host.call("proof.prompt.greet", name="Ada"))
+    assert said == {"messages": [{"role": "user", "content": "Greet Ada."}]}
+    assert "Invalid argument" in host.call("proof.prompt.greet")
+
+
+def test_the_progress_of_a_call_is_in_its_state(host: Host) -> None:
+    host.daemon.write("agents/root/syscall/tool", '{"name": "proof.steps", "arguments": {"name": "steps"}}')
+    state = host.daemon.root / "agents/root/requests/latest/state"
+    wait_until(lambda: state.read_text() == "running 1/3 half way\n", "its progress")
+    (host.here / "steps").touch()
+    assert host.daemon.read("agents/root/syscall/tool") == "done\n"
+    assert state.read_text() == "done\n"
 
 
 def test_an_error_of_the_tool_is_the_error_of_the_request(host: Host) -> None:
@@ -310,8 +342,18 @@ class Client:
         return anyio.run(done)
 
     def call(self, name: str, **arguments: object) -> tuple[str, bool]:
-        answer = self.do(lambda client: client.call_tool(name, arguments))
-        return "".join(content.text for content in answer.content), bool(answer.is_error)
+        return self.calls((name, arguments))[0]
+
+    def calls(self, *calls: tuple[str, dict[str, Any]]) -> list[tuple[str, bool]]:
+        """Of one session: what each said, and whether it failed."""
+
+        async def made(client: mcp.Client) -> list[Any]:
+            return [await client.call_tool(name, arguments) for name, arguments in calls]
+
+        return [
+            ("".join(content.text for content in answer.content), bool(answer.is_error))
+            for answer in self.do(made)
+        ]
 
 
 @pytest.fixture
@@ -328,9 +370,10 @@ def test_a_client_gets_the_tools_that_its_user_may_call(host: Host) -> None:
     try:
         tools = Client(host, ALICE).do(lambda client: client.list_tools()).tools
         found = {tool.name: tool for tool in tools}
-        assert {"ask", "agents", "calc", "proof.add"} <= found.keys()
+        assert {"ask", "agents", "calc", "proof_add", "proof_no_file"} <= found.keys()
+        assert not [name for name in found if "." in name or "prompt" in name]
         assert "clock" not in found
-        assert found["proof.add"].input_schema["required"] == ["a", "b"]
+        assert found["proof_add"].input_schema["required"] == ["a", "b"]
         assert found["shell"].annotations.destructive_hint
         assert Client(host, ALICE).call("clock", zone="UTC") == ("no tool 'clock' that you may call", True)
     finally:
@@ -338,22 +381,117 @@ def test_a_client_gets_the_tools_that_its_user_may_call(host: Host) -> None:
 
 
 def test_a_client_calls_tools_as_its_user(host: Host, ada: str) -> None:
+    said = Client(host, ALICE).calls(
+        ("calc", {"expression": "6*7"}),
+        ("proof_who", {}),
+        ("proof.add", {"a": 1, "b": 2}),  # its name of before
+        ("calc", {"expression": 5}),
+        ("../agents", {"expression": "1"}),
+        ("calc", {"expression": "1/0"}),
+        ("proof_fail", {"text": "no such moon"}),
+    )
+    assert said[0] == ("42\n", False)
+    assert said[1][0].startswith(f"{ALICE} ")
+    assert said[2:5] == [
+        ("3\n", False),
+        ("expression: 5 is not of type 'string'", True),
+        ("no tool '../agents' that you may call", True),
+    ]
+    assert "exit status" in said[5][0]
+    assert "no such moon" in said[6][0]
+    assert said[5][1]
+    assert said[6][1]
+    through = Client(host, ALICE, "--agent", ada).calls(
+        ("write_file", {"path": "a", "content": "kept"}),
+        ("read_file", {"path": "a"}),
+        ("calc", {"expression": "1/0"}),
+    )
+    assert through[0][1] is False
+    assert through[1] == ("kept\n", False)
+    assert "exit status" in through[2][0]
+    agents = host.daemon.root / "agents"
+    wait_until(lambda: not [one for one in os.listdir(agents) if one.startswith("mcp-")], "its agent to end")
+
+
+def test_a_client_gets_pictures_structure_and_progress(host: Host) -> None:
     client = Client(host, ALICE)
-    assert client.call("calc", expression="6*7") == ("42\n", False)
-    assert client.call("proof.who")[0].startswith(f"{ALICE} ")
-    assert client.call("calc", expression=5) == ("expression: 5 is not of type 'string'", True)
-    assert client.call("../agents", expression="1") == ("no tool '../agents' that you may call", True)
-    assert client.call("calc", expression="1/0")[1]
-    through = Client(host, ALICE, "--agent", ada)
-    assert "exit status" in through.call("calc", expression="1/0")[0]
-    assert through.call("write_file", path="a", content="kept")[1] is False
-    assert through.call("read_file", path="a") == ("kept\n", False)
+    picture = client.do(lambda client: client.call_tool("proof_picture", {}))
+    assert [content.type for content in picture.content] == ["text", "image"]
+    assert base64.b64decode(picture.content[1].data) == b"\x89PNG" * 25
+    pair = client.do(lambda client: client.call_tool("proof_pair", {"a": 2}))
+    assert pair.structured_content == {"a": 2, "twice": 4}
+    said: list[str | None] = []
+
+    async def heard(progress: float, total: float | None, message: str | None) -> None:
+        said.append(message)
+        (host.here / "served").touch()
+
+    async def follow(client: mcp.Client) -> Any:
+        return await client.call_tool("proof_steps", {"name": "served"}, progress_callback=heard)
+
+    assert not client.do(follow).is_error
+    assert said == ["1/3 half way"]
+
+
+def test_a_client_gets_prompts_and_resources_of_mcp_servers(host: Host) -> None:
+    async def prompts(client: mcp.Client) -> Any:
+        [found] = [one for one in (await client.list_prompts()).prompts if one.name == "proof_prompt_greet"]
+        assert [(one.name, one.required) for one in found.arguments or ()] == [("name", True)]
+        return await client.get_prompt("proof_prompt_greet", {"name": "Ada"})
+
+    [message] = Client(host, ALICE).do(prompts).messages
+    assert (message.role, message.content.text) == ("user", "Greet Ada.")
+
+    async def resources(client: mcp.Client) -> list[Any]:
+        uris = [str(one.uri) for one in (await client.list_resources()).resources]
+        wanted = [uri for uri in uris if uri.startswith("aios://tools/proof.")]
+        return [(await client.read_resource(uri)).contents[0] for uri in wanted]
+
+    logo, whose = Client(host, ALICE).do(resources)
+    assert base64.b64decode(logo.blob) == b"\x89PNG" * 25
+    assert whose.text == f"{ALICE}\n"
+
+
+def test_a_tool_that_is_not_finished_takes_no_other_from_a_client(host: Host) -> None:
+    host.daemon.sh("mkdir -m 755 tools/half && chmod a+x tools/half/call")
+    try:
+        names = {tool.name for tool in Client(host, 0).do(lambda client: client.list_tools()).tools}
+        assert "calc" in names
+        assert "half" not in names
+        assert Client(host, 0).call("half") == ("no tool 'half' that you may call", True)
+    finally:
+        host.daemon.sh("rmdir tools/half")
+
+
+def test_names_without_dots_are_of_mcp_servers_tools(host: Host) -> None:
+    function = json.loads(host.daemon.read("tools/proof.add/schema.json"))["function"]
+    assert function["name"] == "proof_add"
+    assert "proof_add" not in os.listdir(host.daemon.root / "tools")
+    assert "Invalid argument" in as_user(host.daemon, ALICE, "mkdir tools/proof_add").stderr
+    call = '{"name": "proof_add", "arguments": {"a": 1, "b": 2}}'
+    host.daemon.write("agents/root/syscall/tool", call)
+    assert host.daemon.read("agents/root/syscall/tool") == "3\n"
+    host.daemon.write("agents/root/tools", "proof_add calc")
+    assert host.daemon.read("agents/root/tools") == "proof.add calc\n"
+    host.daemon.write("agents/root/tools", "")
 
 
 def test_a_client_asks_its_users_agents_and_no_others(host: Host, ada: str) -> None:
     client = Client(host, ALICE)
     assert client.call("agents") == ("ada idle\n", False)
     assert client.call("ask", agent=ada, message="What is 12*12?") == ("12*12 = 144", False)
+    pieces: list[str] = []
+
+    async def heard(progress: float, total: float | None, message: str | None) -> None:
+        pieces.append(message or "")
+
+    async def streamed(client: mcp.Client) -> Any:
+        asked = {"agent": ada, "message": "Who are you?"}
+        return await client.call_tool("ask", asked, progress_callback=heard)
+
+    said = client.do(streamed).content[0].text
+    assert len(pieces) > 1
+    assert "".join(pieces) == said
     assert client.call("ask", agent="nobody", message="Hello") == ("no agent nobody; yours are ada", True)
     assert Client(host, BOB).call("ask", agent=ada, message="Hello")[1]
     assert Client(host, BOB).call("agents") == ("", False)
@@ -372,7 +510,10 @@ def test_a_client_reads_its_users_conversations(host: Host, ada: str) -> None:
         return content.text
 
     found = Client(host, ALICE).do(lambda client: client.list_resources()).resources
-    assert {str(one.uri) for one in found} == {uri, "aios://agents/ada/state"}
+    assert {str(one.uri) for one in found if "/tools/" not in str(one.uri)} == {
+        uri,
+        "aios://agents/ada/state",
+    }
     lines = Client(host, ALICE).do(partial(read, uri=uri)).splitlines()
     assert [json.loads(line)["role"] for line in lines] == ["user", "assistant", "tool", "assistant"]
     assert Client(host, BOB).do(partial(read, uri=uri)) == f"{uri}: Permission denied"
@@ -452,20 +593,22 @@ def test_the_host_of_a_session_speaks_streamable_http_and_ends_with_the_server(
         assert heard() == {"ready": True}
         tell(list=True)
         assert {"add", "who"} <= {tool["name"] for tool in heard()["tools"]}
-        tell(id=1, tool="add", arguments={"a": 1, "b": 2})
-        assert heard() == {"id": 1, "text": "3\n", "error": False}
-        tell(id=2, tool="wait", arguments={"name": "web"})
+        add = {"method": "tools/call", "params": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+        right = {"text": "3\n", "error": False, "files": [], "structured": None, "quarrel": ""}
+        tell(id=1, **add)
+        assert heard() == {"id": 1, **right}
+        tell(id=2, method="tools/call", params={"name": "wait", "arguments": {"name": "web"}})
         wait_until((tmp_path / "web").exists, "the call to run")
         tell(cancel=2)
-        assert heard() == {"id": 2, "text": "cancelled", "error": True}
+        assert heard() == {**right, "id": 2, "text": "cancelled\n", "error": True}
         wait_until(lambda: (tmp_path / "web").read_text() == "cancelled", "the server to hear of it")
         web.end()
         web.start()
-        tell(id=3, tool="add", arguments={"a": 1, "b": 2})
-        if line := host.stdout.readline():  # a server without sessions does not notice the missing one
-            assert json.loads(line) == {"id": 3, "text": "3\n", "error": False}
+        tell(id=3, **add)
+        if line := host.stdout.readline():  # a server that keeps no sessions does not miss this one
+            assert json.loads(line) == {"id": 3, **right}
             web.end()
-            tell(id=4, tool="add", arguments={"a": 1, "b": 2})
+            tell(id=4, **add)
             assert host.stdout.readline() == b""
         assert host.wait() == 1
         assert host.stderr.read().strip()

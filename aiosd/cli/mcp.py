@@ -5,10 +5,12 @@ It runs as that user and only reads and writes files of /aios: what he may do th
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from mcp import MCPError, stdio_server, types
 from mcp.server import Server, ServerRequestContext
 
 from aiosd import __version__
+from aiosd.cli.transactions import Failed, Reporter, Tree
 from aiosd.syscall import schemas
 
 SCHEME = "aios://"
@@ -28,6 +31,7 @@ READ = {  # what of an agent or a context is a resource
     "contexts": ("messages.jsonl", "state", "model", "tokens"),
 }
 KINDS = {"agents": "state", "contexts": "messages.jsonl"}  # the one that is listed
+PROMPT = ".prompt."  # in the name of a tool that gives one of an MCP server
 TEXT = {"type": "string"}
 OWN = (
     types.Tool(
@@ -47,20 +51,14 @@ OWN = (
         },
     ),
 )
-LATEST = 50  # requests of an agent among which one that failed is looked for
 Context = ServerRequestContext[Any]
 
 
-class Wrong(Exception):
-    """The message is for the client."""
-
-
 class Serve:
-    """`agent`: through which tools are called; without one a call has no work folder, and no reason when it
-    fails."""
+    """`agent`: through which tools are called; empty: one of this process."""
 
     def __init__(self, root: Path, agent: str) -> None:
-        self._root, self._agent = root, agent
+        self._tree = Tree(root, agent)
 
     def server(self) -> Server[Any]:
         return Server(
@@ -68,6 +66,8 @@ class Serve:
             version=__version__,
             on_list_tools=self.list_tools,
             on_call_tool=self.call_tool,
+            on_list_prompts=self.list_prompts,
+            on_get_prompt=self.get_prompt,
             on_list_resources=self.list_resources,
             on_list_resource_templates=self.list_templates,
             on_read_resource=self.read_resource,
@@ -75,104 +75,106 @@ class Serve:
 
     # tools
 
-    async def list_tools(self, _: Context, __: object) -> types.ListToolsResult:
+    def _callable(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Names of tools that can be called, each with its function. One that is not whole is none."""
         own = {tool.name for tool in OWN}
+        for name in self._tree.names("tools"):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                if name not in own and self._tree.may_call(name):
+                    function = self._tree.json(f"tools/{name}/schema.json")["function"]
+                    if function["parameters"]:  # else its manifest is not there yet
+                        yield name, function
+
+    async def list_tools(self, _: Context, __: object) -> types.ListToolsResult:
         tools = list(OWN)
-        for name in self._names("tools"):
-            with suppress(OSError):  # it went meanwhile
-                if name not in own and self._may_call(name):
-                    tools.append(self._tool(name))
+        for name, function in self._callable():
+            with suppress(OSError, ValueError, KeyError):  # also what of one is no tool of MCP
+                if PROMPT not in name:
+                    tools.append(self._tool(name, function))
         return types.ListToolsResult(tools=tools)
 
-    def _tool(self, name: str) -> types.Tool:
-        function = json.loads(self._read(f"tools/{name}/schema.json"))["function"]
-        waits = json.loads(self._read(f"tools/{name}/info"))["irreversible"]
+    def _tool(self, name: str, function: dict[str, Any]) -> types.Tool:
+        waits = self._tree.json(f"tools/{name}/info")["irreversible"]
         about = function["description"] + (" Waits until a person allows it." if waits else "")
-        hints = types.ToolAnnotations(destructive_hint=waits)
         return types.Tool(
-            name=name, description=about, input_schema=function["parameters"], annotations=hints
+            name=function["name"],
+            description=about,
+            input_schema={**function["parameters"], "type": "object"},
+            annotations=types.ToolAnnotations(destructive_hint=waits),
         )
 
-    async def call_tool(self, _: Context, asked: types.CallToolRequestParams) -> types.CallToolResult:
-        arguments = asked.arguments or {}
+    async def call_tool(self, context: Context, asked: types.CallToolRequestParams) -> types.CallToolResult:
+        arguments, report = asked.arguments or {}, reporter(context)
         try:
-            text = await self._call(asked.name, arguments)
-        except (Wrong, OSError) as error:
-            text, failed = str(error), True
-        else:
-            failed = False
-        return types.CallToolResult(content=[types.TextContent(text=text)], is_error=failed)
+            if own := next((tool for tool in OWN if tool.name == asked.name), None):
+                judge(own.input_schema, arguments)
+                text = await self._own(asked.name, arguments, report)
+                return types.CallToolResult(content=[types.TextContent(text=text)])
+            name, function = self._find(asked.name)
+            judge(function["parameters"], arguments)
+            return shown(await self._tree.call(name, arguments, report))
+        except (Failed, OSError) as error:
+            return types.CallToolResult(content=[types.TextContent(text=str(error))], is_error=True)
 
-    async def _call(self, name: str, arguments: dict[str, Any]) -> str:
-        own = next((tool for tool in OWN if tool.name == name), None)
-        if own is None and not (NAME.fullmatch(name) and self._may_call(name)):
-            raise Wrong(f"no tool {name[:64]!r} that you may call")
-        schema = (own or self._tool(name)).input_schema
-        judge = jsonschema.Draft202012Validator(schemas.reduced(schema))
-        if wrong := best_match(judge.iter_errors(arguments)):
-            raise Wrong("".join(f"{step}: " for step in wrong.absolute_path) + wrong.message[:500])
+    def _find(self, asked: str) -> tuple[str, dict[str, Any]]:
+        """By its name here, or the name that it is offered by. Raises Failed."""
+        for name, function in self._callable():
+            if asked in (name, function["name"]):
+                return name, function
+        raise Failed(f"no tool {asked[:64]!r} that you may call")
+
+    async def _own(self, name: str, arguments: dict[str, Any], report: Reporter) -> str:
         if name == "agents":
-            return "".join(f"{agent} {self._read(f'agents/{agent}/state')}" for agent in self._own("agents"))
-        if name == "ask":
-            return await self._ask(arguments["agent"], arguments["message"])
-        if not self._agent:
-            return await self._transaction(f"tools/{name}/call", arguments)
-        body = {"name": name, "arguments": arguments}
-        try:
-            return await self._transaction(f"agents/{self._agent}/syscall/tool", body)
-        except OSError as error:
-            raise Wrong(self._reason(body) or self._logged(self._agent) or str(error)) from None
+            return "".join(
+                f"{agent} {self._tree.read(f'agents/{agent}/state')}" for agent in self._mine("agents")
+            )
+        return await self._ask(arguments["agent"], arguments["message"], report)
 
-    async def _ask(self, agent: str, message: str) -> str:
+    async def _ask(self, agent: str, message: str, report: Reporter) -> str:
+        """The text of the answer, each piece of which is reported as it is made."""
         if not NAME.fullmatch(agent):
-            raise Wrong(f"{agent[:64]!r} is no agent's name")
-        body = {"messages": [{"role": "user", "content": message}]}
+            raise Failed(f"{agent[:64]!r} is no agent's name")
+        body = {"messages": [{"role": "user", "content": message}], "stream": True}
+        text, calls = "", list[Any]()
         try:
-            answer = json.loads(await self._transaction(f"agents/{agent}/syscall/llm", body))
+            async with aclosing(self._tree.stream(f"agents/{agent}/syscall/llm", body)) as lines:
+                async for line in lines:
+                    said = json.loads(line)
+                    if "error" in said:
+                        raise Failed(said["error"]["message"])
+                    delta = said["choices"][0]["delta"]
+                    calls += delta.get("tool_calls", [])
+                    if more := delta.get("content"):
+                        text += more
+                        await report(more)
         except FileNotFoundError:
-            raise Wrong(f"no agent {agent}; yours are {', '.join(self._own('agents')) or 'none'}") from None
+            raise Failed(f"no agent {agent}; yours are {', '.join(self._mine('agents')) or 'none'}") from None
         except OSError as error:
-            raise Wrong(self._logged(agent) or str(error)) from None
-        if "error" in answer:
-            raise Wrong(answer["error"]["message"])
-        said = answer["choices"][0]["message"]
-        return said["content"] or json.dumps(said.get("tool_calls", ""), ensure_ascii=False)
+            raise Failed(self._tree.logged(agent) or str(error)) from None
+        return text or json.dumps(calls or "", ensure_ascii=False)
 
-    async def _transaction(self, path: str, body: dict[str, Any]) -> str:
-        """A private one: who cancels this closes the file, and that cancels the request."""
-        fd = os.open(self._root / path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    # prompts
+
+    async def list_prompts(self, _: Context, __: object) -> types.ListPromptsResult:
+        return types.ListPromptsResult(prompts=[prompt(f) for name, f in self._callable() if PROMPT in name])
+
+    async def get_prompt(
+        self, context: Context, asked: types.GetPromptRequestParams
+    ) -> types.GetPromptResult:
         try:
-            data = json.dumps(body, ensure_ascii=False).encode()
-            while data:
-                data = data[os.write(fd, data) :]
-            answer = bytearray()
-            while True:
-                try:
-                    if not (more := os.read(fd, 1 << 16)):
-                        return answer.decode("utf-8", "replace")
-                    answer += more
-                except BlockingIOError:
-                    await anyio.wait_readable(fd)
-        finally:
-            os.close(fd)
-
-    def _reason(self, body: dict[str, Any]) -> str:
-        """Why the newest such call through the agent failed."""
-        folder = f"agents/{self._agent}/requests"
-        ids = sorted((int(name) for name in self._names(folder) if name.isdecimal()), reverse=True)
-        for id in ids[:LATEST]:
-            with suppress(OSError, ValueError):
-                if json.loads(self._read(f"{folder}/{id}/request")) == body and (
-                    error := self._read(f"{folder}/{id}/error").strip()
-                ):
-                    return error
-        return ""
-
-    def _logged(self, agent: str) -> str:
-        """What the agent's log says last."""
-        with suppress(OSError, ValueError, IndexError, KeyError):
-            return str(json.loads(self._read(f"agents/{agent}/log.jsonl").splitlines()[-1])["message"])
-        return ""
+            name, function = self._find(asked.name)
+            if PROMPT not in name:
+                raise Failed(f"no prompt {asked.name[:64]!r}")
+            arguments: dict[str, Any] = dict(asked.arguments or {})
+            judge(function["parameters"], arguments)
+            said = json.loads((await self._tree.call(name, arguments, reporter(context)))["output"])
+        except (Failed, OSError, ValueError) as error:
+            raise MCPError(types.INVALID_PARAMS, str(error)) from None
+        messages = [
+            types.PromptMessage(role=one["role"], content=types.TextContent(text=one["content"]))
+            for one in said["messages"]
+        ]
+        return types.GetPromptResult(description=function["description"], messages=messages)
 
     # resources
 
@@ -182,8 +184,11 @@ class Serve:
                 uri=f"{SCHEME}{kind}/{name}/{file}", name=f"{kind[:-1]} {name}: {file}", mime_type=mime(file)
             )
             for kind, file in KINDS.items()
-            for name in self._own(kind)
+            for name in self._mine(kind)
         ]
+        for tool in self._tree.names("tools"):
+            for file in self._tree.names(f"tools/{tool}/resources"):
+                found.append(types.Resource(uri=f"{SCHEME}tools/{tool}/resources/{file}", name=file))
         return types.ListResourcesResult(resources=found)
 
     async def list_templates(self, _: Context, __: object) -> types.ListResourceTemplatesResult:
@@ -201,33 +206,76 @@ class Serve:
     async def read_resource(
         self, _: Context, asked: types.ReadResourceRequestParams
     ) -> types.ReadResourceResult:
-        kind, _slash, rest = asked.uri.removeprefix(SCHEME).partition("/")
-        name, _slash, file = rest.partition("/")
-        if not asked.uri.startswith(SCHEME) or file not in READ.get(kind, ()) or not NAME.fullmatch(name):
+        kind, name, file = (asked.uri.removeprefix(SCHEME).split("/", 2) + ["", ""])[:3]
+        known = file in READ.get(kind, ()) or (
+            kind == "tools" and file.startswith("resources/") and NAME.fullmatch(file[len("resources/") :])
+        )
+        if not asked.uri.startswith(SCHEME) or not known or not NAME.fullmatch(name):
             raise MCPError(types.INVALID_PARAMS, f"no resource {asked.uri[:200]}")
-        try:
-            text = self._read(f"{kind}/{name}/{file}")
+        try:  # one of a tool asks its server
+            data = await anyio.to_thread.run_sync((self._tree.root / kind / name / file).read_bytes)
         except OSError as error:
             raise MCPError(types.INVALID_PARAMS, f"{asked.uri}: {error.strerror}") from None
-        content = types.TextResourceContents(uri=asked.uri, mime_type=mime(file), text=text)
-        return types.ReadResourceResult(contents=[content])
+        return types.ReadResourceResult(contents=[contents(asked.uri, file, data)])
 
-    # files
+    def _mine(self, kind: str) -> list[str]:
+        names, root = self._tree.names(kind), self._tree.root
+        return [name for name in names if os.access(root / kind / name, os.X_OK) and name != self._tree.made]
 
-    def _read(self, path: str) -> str:
-        return (self._root / path).read_text()
 
-    def _names(self, path: str) -> list[str]:
-        try:
-            return sorted(os.listdir(self._root / path))
-        except OSError:
-            return []
+def judge(schema: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """Raises Failed."""
+    validator = jsonschema.Draft202012Validator(schemas.reduced(schema))
+    if wrong := best_match(validator.iter_errors(arguments)):
+        raise Failed(schemas.place(wrong.absolute_path) + wrong.message[:500])
 
-    def _own(self, kind: str) -> list[str]:
-        return [name for name in self._names(kind) if os.access(self._root / kind / name, os.X_OK)]
 
-    def _may_call(self, name: str) -> bool:
-        return os.access(self._root / "tools" / name / "call", os.W_OK)  # X_OK: the mount is noexec
+def reporter(context: Context) -> Reporter:
+    """Tells the client, where it asked for that, with a number that rises."""
+    count = 0
+
+    async def report(message: str) -> None:
+        nonlocal count
+        count += 1
+        await context.session.report_progress(count, None, message)
+
+    return report
+
+
+def shown(said: dict[str, Any]) -> types.CallToolResult:
+    """The result of a tool, with its data and structure."""
+    content: list[types.ContentBlock] = [types.TextContent(text=said["output"])] if said["output"] else []
+    for file in said.get("files", []):
+        content.append(block(file))
+    return types.CallToolResult(content=content, structured_content=said.get("structured"))
+
+
+def block(file: dict[str, str]) -> types.ContentBlock:
+    data, kind = file["data"], file["type"]
+    if kind.startswith("image/"):
+        return types.ImageContent(data=data, mime_type=kind)
+    if kind.startswith("audio/"):
+        return types.AudioContent(data=data, mime_type=kind)
+    uri = f"{SCHEME}files/{file['name']}"
+    return types.EmbeddedResource(resource=types.BlobResourceContents(uri=uri, mime_type=kind, blob=data))
+
+
+def prompt(function: dict[str, Any]) -> types.Prompt:
+    schema = function["parameters"]
+    arguments = [
+        types.PromptArgument(
+            name=name, description=about.get("description"), required=name in schema.get("required", ())
+        )
+        for name, about in schema.get("properties", {}).items()
+    ]
+    return types.Prompt(name=function["name"], description=function["description"], arguments=arguments)
+
+
+def contents(uri: str, file: str, data: bytes) -> types.TextResourceContents | types.BlobResourceContents:
+    try:
+        return types.TextResourceContents(uri=uri, mime_type=mime(file), text=data.decode())
+    except UnicodeDecodeError:
+        return types.BlobResourceContents(uri=uri, blob=base64.b64encode(data).decode())
 
 
 def mime(file: str) -> str:

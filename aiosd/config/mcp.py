@@ -6,6 +6,7 @@ aiosd.tools.mcp.listing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,20 @@ SCHEMA: dict[str, Any] = {
         "command": {"type": "array", "items": TEXT, "minItems": 1},
         "env": {"type": "object", "additionalProperties": TEXT},
         "url": {"type": "string", "pattern": r"^https?://[^/?#@\s]+"},
+        "headers": {
+            "type": "object",
+            "propertyNames": {"pattern": r"^[A-Za-z0-9-]+$"},
+            "additionalProperties": {"type": "string", "pattern": r"^[ -~]*$"},
+        },
+        "token_command": {"type": "array", "items": TEXT, "minItems": 1},
+        "credentials": {
+            "type": "array",
+            "items": {"type": "string", "pattern": r"^(?!\.)[A-Za-z0-9._-]{1,64}$"},
+        },
         "read": PATHS,
         "write": PATHS,
         "network": {"type": "array", "items": TEXT},
+        "start_s": SECONDS,
         "timeout_s": SECONDS,
         "idle_s": SECONDS,
         "limit": COUNT,
@@ -42,9 +54,13 @@ class Server:
     command: tuple[str, ...] = ()  # of a stdio server
     env: tuple[tuple[str, str], ...] = ()
     url: str = ""  # of one that is reached by streamable HTTP
+    headers: tuple[tuple[str, str], ...] = ()  # of each request there; ${NAME} is a credential
+    token_command: tuple[str, ...] = ()  # prints the bearer token
+    credentials: tuple[str, ...] = ()  # names of secrets that its sessions are given
     read: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
     network: tuple[str, ...] = ()  # "host:port"
+    start_s: float = 60.0  # until it answers for the first time
     timeout_s: float = 60.0  # of a call
     idle_s: float = 300.0  # a session that was not used for so long ends
     limit: int = 4  # calls of one tool at once
@@ -69,10 +85,16 @@ def server(name: str, table: Mapping[str, Any]) -> Server:
         raise ValueError("a server has either a command or a url")
     if "url" in table:
         address(table["url"])
-        if table.keys() & {"env", "read", "write"}:
-            raise ValueError("env, read and write are of a server with a command")
+        if "token_command" not in table and table.keys() & {"env", "read", "write"}:
+            raise ValueError("env, read and write are of a server with a command or a token_command")
+    elif wrong := table.keys() & {"headers", "token_command"}:
+        raise ValueError(f"{min(wrong)} is of a server with a url")
+    named = set(re.findall(r"\$\{([^}]*)\}", " ".join(table.get("headers", {}).values())))
+    if unknown := named - set(table.get("credentials", ())):
+        raise ValueError(f"headers name the credential {min(unknown)!r}, which credentials does not list")
     facts: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
     }
-    facts["env"] = tuple(sorted(table.get("env", {}).items()))
+    for key in ("env", "headers"):
+        facts[key] = tuple(sorted(table.get(key, {}).items()))
     return Server(name, **facts)

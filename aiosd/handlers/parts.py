@@ -13,6 +13,7 @@ from aiosd.cores.models import Models
 from aiosd.cores.pool import Pool
 from aiosd.database.store import Store
 from aiosd.handlers.tool.approvals import Approvals
+from aiosd.handlers.tool.questions import Questions
 from aiosd.scheduler.admission import Admission
 from aiosd.scheduler.dispatch import Dispatch
 from aiosd.scheduler.ending import Ending
@@ -43,6 +44,7 @@ class Parts:
     names: Names
     notices: Notices
     pool: Pool
+    questions: Questions
     residency: Residency
     scheduler: Scheduler
     store: Store

@@ -60,6 +60,7 @@ class Names:
     def check_tool(self, caller: Caller, name: str) -> Tool:
         """Raises NotFound, Denied."""
         tool = self._tools.get(name)
+        name = tool.name  # the caller may have given its alias
         own = identity.uid(), identity.gid()
         owner = self._permissions.get(f"/tools/{name}")
         if tool.own and owner is None:

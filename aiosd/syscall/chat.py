@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from aiosd.config.config import STEPS_MAX
 from aiosd.errors import BadRequest
 from aiosd.syscall import answers, completion, grammar
+from aiosd.syscall.decodable import LOOSE
 from aiosd.syscall.foreign import decode, is_object, prose, read_json
 from aiosd.syscall.keys import boolean, choice, integer, number, string
 from aiosd.syscall.sampling import Sampling
@@ -374,7 +375,8 @@ def schema(raw: Message) -> str:
             "response_format must be of type text, json_object or json_schema",
             '{"type":"json_schema","json_schema":{"name":…,"schema":{…}}}',
         )
-    text = json.dumps(named["schema"])
+    loose = {LOOSE: True} if named.get("strict") is False else {}
+    text = json.dumps({**named["schema"], **loose})
     try:
         grammar.check(text)
     except BadRequest as error:

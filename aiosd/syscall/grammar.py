@@ -8,22 +8,19 @@ back out of an answer is in aiosd.syscall.toolcalls. Pure.
 from __future__ import annotations
 
 import json
-import os
 import re
-import resource
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiosd.errors import BadRequest
 from aiosd.syscall import argument_types, families
+from aiosd.syscall.decodable import LOOSE, decodable
 from aiosd.syscall.families import THINKING, Family, Style
+from aiosd.syscall.judging import Court, serve
+from aiosd.syscall.references import References
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
@@ -34,15 +31,21 @@ GRAMMAR_CHARS = 256 << 10  # with the schemas of all functions
 # llguidance goes down a schema by recursion, references too: 3900 was too much for 8 MiB of stack.
 REACH_MAX = 1000
 COMPILE_S = 0.25  # of the processor, that a schema may take: a worker compiles between two steps of others
-WAIT_S = 20.0
-CHECKS = threading.BoundedSemaphore(2)  # schemas that are judged at once
+COURT = Court("aiosd.syscall.grammar")
 TOO_LONG = "it takes too long to be understood"
-ALONE = {
-    "PYTHONPATH": ":".join(filter(None, [str(Path(__file__).parents[2]), *sys.path])),
-    "RAYON_NUM_THREADS": "1",
-}
 LENGTH_MAX = 2000  # a text whose bound is higher has none here
 ANY_KEY = r"/[^<>\s\"]{1,64}/"
+LOOSELY = 'or give "strict": false beside it'
+REASONS = (  # what llguidance says, and what that means to who wrote the schema
+    (r"Unimplemented keys: \[(.*)\]", rf"no answer can be made by \1; leave it out, {LOOSELY}"),
+    (r"oneOf constraints are not.*", f"a value may fit two parts of a oneOf; write anyOf, {LOOSELY}"),
+    (r"patternProperty regexes (.*) are not disjoint",
+     rf"a name may fit two of patternProperties, \1; make them differ, {LOOSELY}"),
+    (r"min/maxProperties only.*",
+     f"minProperties and maxProperties need all properties to be required; require them, {LOOSELY}"),
+    (r"(regex parse error.*look-around.*)", rf"\1; write the pattern without it, {LOOSELY}"),
+    (r"Unsatisfiable schema: .*", "no value fits it"),
+)  # fmt: skip
 SPACE = r" |\n{1,2}[ \t]{0,20}"  # bounded: a model that has lost its way would say nothing else
 FUNCTION = "function "  # with a name behind it, the tool_choice of that one
 HEAD = '%llguidance {"no_forcing": true, "ignore_once": true}\n'  # forcing would need the tokenizer's say
@@ -219,9 +222,12 @@ def arguments(parameters: str, trusted: bool = False) -> str:
 
 
 def with_options(schema: str, lenient: bool = False) -> str:
-    """With ours in place of any that the schema brings."""
-    ours = {"whitespace_pattern": SPACE, "lenient": lenient}
-    return json.dumps({**json.loads(schema), "x-guidance": ours})
+    """With ours in place of any that the schema brings. Lenient, or by its own word, it is made weaker where
+    no answer can be made by it."""
+    raw = json.loads(schema)
+    loose = lenient or raw.get(LOOSE) is True
+    ours = {"whitespace_pattern": SPACE, "lenient": loose, "coerce_one_of": loose}
+    return json.dumps({**decodable({**raw, LOOSE: loose}), "x-guidance": ours})
 
 
 def check(schema: str) -> None:
@@ -238,25 +244,16 @@ def wrong(schema: str, trusted: bool = False) -> str:
         return f"it has more than {SCHEMA_CHARS} characters"
     if reach(json.loads(schema)) > REACH_MAX:
         return "its depth times its references is too much"
+    if lost := References(json.loads(schema)).lost():
+        return f"{lost[0]} names no part of it"
     return compiled(schema) if trusted else refused(schema)
 
 
 @lru_cache(maxsize=1024)
 def refused(schema: str) -> str:
     """Asked of a process of its own: some small schemas take for ever."""
-    with CHECKS:
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "aiosd.syscall.grammar"],
-                input=schema.encode(),
-                capture_output=True,
-                timeout=WAIT_S,
-                check=False,
-                env={**os.environ, **ALONE},
-            )
-        except subprocess.TimeoutExpired:
-            return TOO_LONG
-    return TOO_LONG if done.returncode else done.stdout.decode()
+    verdict = COURT.verdict(schema)
+    return TOO_LONG if verdict is None else verdict
 
 
 @lru_cache(maxsize=1024)
@@ -268,19 +265,19 @@ def compiled(schema: str) -> str:
     return reason(llguidance.LLMatcher.validate_grammar(start, limits=limits()))
 
 
-def main() -> None:
-    """Says why nothing can be decoded by the schema on standard input; nothing: it can."""
-    resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    schema = sys.stdin.read()
-    limits()  # imports the library
+def verdict(schema: str) -> str:
+    """Why nothing can be decoded by it, judged in this process, which may take long; empty: it can."""
     began = time.process_time()
-    print(compiled(schema) or (TOO_LONG if time.process_time() - began > COMPILE_S else ""), end="")
+    return compiled(schema) or (TOO_LONG if time.process_time() - began > COMPILE_S else "")
 
 
 def reason(error: str) -> str:
-    """What llguidance says, on one line."""
-    return " ".join(error.replace("<non-verbose/>", "").split())
+    """What llguidance says, in words of JSON Schema and on one line."""
+    said = " ".join(error.replace("<non-verbose/>", "").split())
+    said = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?| 1 \| %llguidance.*", "", said)
+    for pattern, plain in REASONS:
+        said = re.sub(pattern, plain, said)
+    return said
 
 
 @cache
@@ -305,4 +302,5 @@ def reach(schema: object) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    limits()  # imports the library
+    serve(verdict)

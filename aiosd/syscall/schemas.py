@@ -1,25 +1,36 @@
 """Make untrusted JSON Schemas harmless: those of MCP servers' tools and of users' own tools.
 
-A schema can make a validator fetch addresses ($ref), take exponential time ($ref, pattern) or never end. So
-arguments are checked by a weaker schema of bounded size: it has only the plain keywords, and inner references
-are replaced by their targets. The tool checks the rest. Pure.
+A schema can make its judge fetch addresses ($ref), take exponential time ($ref, pattern) or never end. So
+arguments are judged by a weaker one: the plain keywords, references within it put in place, of bounded size.
+A word that is wrong or cannot be judged is left out, with a note, and spoils nothing beside it. The tool
+judges the rest. Pure.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import jsonschema
+from jsonschema.exceptions import best_match
+
+from aiosd.syscall.dialects import modern
+from aiosd.syscall.references import References
 
 NODES = 500  # nodes of a reduced schema
 DEEPEST = 24
-FOLLOWED = 4  # nested references that are followed
-CHARS = 32  # so many characters of a value count as one node
-WORK = 500_000  # the most nodes of a schema times values of the checked JSON
+FOLLOWED = 4  # references in each other
+CHARS = 32  # of a value in a schema that count as a node
+WORK = 500_000  # nodes times values of what is judged
+WRONG = 50  # words that are left out, before all of the schema is
+NOTES = 10  # that are kept
+NOTE_CHARS = 200
+ERRORS = 100  # of one value that are looked at
 PLAIN = {
     "type", "enum", "const", "required", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
-    "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties",
+    "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "dependentRequired",
 }  # fmt: skip
 ANYTHING: dict[str, Any] = {"type": "object"}
 
@@ -28,21 +39,20 @@ class TooLarge(Exception):
     """The schema is so large that a check could take long."""
 
 
-def reduced(schema: object) -> dict[str, Any]:
-    """Return the weaker schema. Raises ValueError if `schema` is not the schema of an object."""
-    if not isinstance(schema, dict) or schema.get("type", "object") != "object":
-        raise ValueError("its arguments must be an object")
+def reduced(schema: object, notes: list[str] | None = None) -> dict[str, Any]:
+    """The weaker schema of an object. `notes` gets the reasons for what is not judged. Raises ValueError
+    where the schema is not one of an object."""
+    kind = schema.get("type", "object") if isinstance(schema, dict) else None
+    if not isinstance(schema, dict) or "object" not in (kind if isinstance(kind, list) else [kind]):
+        raise ValueError("its arguments are to be an object")
+    wrong: list[str] = []
     try:
-        found = _Reduction(schema).reduce(schema, 0, 0)
+        found = _without_wrong(_Reduction(schema, wrong).reduce(schema, "", 0, 0), wrong)
     except TooLarge:
-        return ANYTHING
-    if not isinstance(found, dict):
-        return ANYTHING
-    try:
-        jsonschema.Draft202012Validator.check_schema(found)
-    except jsonschema.SchemaError as error:
-        raise ValueError(f"not a JSON Schema: {error.message[:200]}") from None
-    return {**found, **ANYTHING}
+        found, wrong = ANYTHING, ["the schema is too large"]
+    if notes is not None:
+        notes += [f"not judged here: {why[:NOTE_CHARS]}" for why in dict.fromkeys(wrong)][:NOTES]
+    return {**found, **ANYTHING} if isinstance(found, dict) else ANYTHING
 
 
 def can_judge(schema: object, text: str) -> bool:
@@ -53,63 +63,103 @@ def can_judge(schema: object, text: str) -> bool:
     return values * (len(json.dumps(schema)) // CHARS + 1) <= WORK
 
 
-class _Reduction:
-    def __init__(self, root: dict[str, Any]) -> None:
-        self._root, self._room = root, NODES
+def quarrel(schema: object, value: object) -> str:
+    """Why a tool's structured result does not fit the schema that its server gave; empty: it does, as far as
+    can be judged."""
+    try:
+        judge = reduced(schema)
+    except ValueError:
+        return ""
+    if not can_judge(judge, json.dumps(value)):
+        return ""
+    wrong = best_match(islice(jsonschema.Draft202012Validator(judge).iter_errors(value), ERRORS))
+    return f"{place(wrong.absolute_path)}{wrong.message}" if wrong else ""
 
-    def reduce(self, schema: object, depth: int, followed: int) -> Any:
+
+def place(path: Iterable[object]) -> str:
+    return "".join(f"{step}: " for step in path)
+
+
+def _without_wrong(found: Any, wrong: list[str]) -> Any:
+    """Without the keywords whose values are none: {"type": "int"}, {"required": "a"}."""
+    meta = jsonschema.Draft202012Validator(jsonschema.Draft202012Validator.META_SCHEMA)
+    for _ in range(WRONG):
+        error = best_match(meta.iter_errors(found))
+        if error is None:
+            return found
+        path = list(error.absolute_path)
+        while path and not isinstance(path[-1], str):  # an item of a list that is a keyword's value
+            path.pop()
+        if not path:
+            break
+        at = found
+        for step in path[:-1]:
+            at = at[step]
+        del at[path[-1]]
+        wrong.append(f"{place(path)}{error.message}")
+    raise TooLarge
+
+
+class _Reduction:
+    def __init__(self, root: dict[str, Any], wrong: list[str]) -> None:
+        self._references, self._wrong, self._room = References(root), wrong, NODES
+
+    def reduce(self, schema: object, base: str, depth: int, followed: int) -> Any:
         self._take(1)
-        if isinstance(schema, bool):
-            return schema
+        if isinstance(schema, bool) or depth > DEEPEST:
+            return schema if isinstance(schema, bool) else True
         if not isinstance(schema, dict):
-            raise ValueError("not a JSON Schema: an object is missing")
-        if depth > DEEPEST:
+            self._wrong.append(f"{json.dumps(schema)[:80]} is not a schema")
             return True
+        base = self._references.base_of(schema, base)
         if "$ref" in schema or "$dynamicRef" in schema:
-            target = self._find(schema.get("$ref"))
-            return (
-                True
-                if target is None or followed == FOLLOWED
-                else self.reduce(target, depth + 1, followed + 1)
-            )
+            return self._follow(schema, base, depth, followed)
+        schema = modern(schema)
         found = {key: schema[key] for key in PLAIN & schema.keys()}
         self._take(len(json.dumps(found)) // CHARS)
 
-        def each(values: object) -> list[Any]:
-            if not isinstance(values, list):
-                raise ValueError("not a JSON Schema: a list is missing")
-            return [self.reduce(value, depth + 1, followed) for value in values]
+        def one(value: object) -> Any:
+            return self.reduce(value, base, depth + 1, followed)
 
         for key in ("anyOf", "prefixItems"):
-            if key in schema:
-                found[key] = each(schema[key])
-        both = each(schema.get("allOf", []))
-        if "oneOf" in schema:  # not oneOf: a value may fit two parts after both were weakened
-            both.append({"anyOf": each(schema["oneOf"])})
+            if parts := self._list(schema, key):
+                found[key] = [one(part) for part in parts]
+        both = [one(part) for part in self._list(schema, "allOf")]
+        if parts := self._list(schema, "oneOf"):  # not as it is: of two weaker parts both may fit
+            both.append({"anyOf": [one(part) for part in parts]})
         if both:
             found["allOf"] = both
-        if "properties" in schema:
-            if not isinstance(schema["properties"], dict):
-                raise ValueError("not a JSON Schema: properties is not an object")
-            found["properties"] = dict(
-                zip(schema["properties"], each(list(schema["properties"].values())), strict=True)
-            )
-        if "items" in schema:
-            found["items"] = self.reduce(schema["items"], depth + 1, followed)
-        if "additionalProperties" in schema and "patternProperties" not in schema:
-            found["additionalProperties"] = self.reduce(schema["additionalProperties"], depth + 1, followed)
+        for key in ("properties", "dependentSchemas"):
+            if isinstance(named := schema.get(key, {}), dict):
+                found |= {key: {name: one(part) for name, part in named.items()}} if named else {}
+            else:
+                self._wrong.append(f"{key} is not an object")
+        if "items" in schema and ("prefixItems" in found) == ("prefixItems" in schema):
+            found["items"] = one(schema["items"])
+        judged = "patternProperties" not in schema and ("properties" in found) == bool(
+            schema.get("properties")
+        )
+        if "additionalProperties" in schema and judged:
+            found["additionalProperties"] = one(schema["additionalProperties"])
         return found
+
+    def _follow(self, schema: dict[str, Any], base: str, depth: int, followed: int) -> Any:
+        target = self._references.find(schema.get("$ref"), base)
+        if target is None:
+            named = schema.get("$ref", schema.get("$dynamicRef"))
+            self._wrong.append(f"{json.dumps(named)[:80]} names no part of the schema")
+        if target is None or followed == FOLLOWED:
+            return True
+        return self.reduce(*target, depth + 1, followed + 1)
+
+    def _list(self, schema: dict[str, Any], key: str) -> list[Any]:
+        parts = schema.get(key, [])
+        if isinstance(parts, list):
+            return parts
+        self._wrong.append(f"{key} is not a list")
+        return []
 
     def _take(self, nodes: int) -> None:
         self._room -= nodes
         if self._room < 0:
             raise TooLarge
-
-    def _find(self, reference: object) -> object:
-        """Return the target of a reference within the schema; None: there is none, or it points elsewhere."""
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            return None
-        at: object = self._root
-        for step in reference[1:].split("/")[1:]:
-            at = at.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(at, dict) else None
-        return at

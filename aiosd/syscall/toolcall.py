@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiosd.syscall.response import line
 from aiosd.syscall.spec import Spec
@@ -30,6 +30,8 @@ class Outcome:
     exit_status: int | None = None
     stderr: str = ""
     spent: Spent | None = None
+    files: tuple[dict[str, str], ...] = ()  # that came with the text: name, type and base64 of each
+    structured: dict[str, Any] | None = None  # the result as an object, if the tool gave it as one
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,10 @@ class ToolCall(Spec):
             "stderr": how.stderr,
             "error": request.error,
         }
+        if how.files:
+            facts["files"] = how.files
+        if how.structured is not None:
+            facts["structured"] = how.structured
         if how.spent:
             facts |= {"cpu_seconds": how.spent.cpu_s, "memory_bytes": how.spent.memory_bytes or None}
         return line({**facts, "request": request.id})

@@ -6,18 +6,20 @@ The scheduler calls `free` with its lock held, `run` and `kill` without the lock
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiosd.config.config import Config
 from aiosd.errors import NotFound
 from aiosd.syscall.request import Request
 from aiosd.syscall.toolcall import ToolCall, outcome
 from aiosd.tools.catalog import Tool, Tools, shorten
-from aiosd.tools.manifest import Manifest
+from aiosd.tools.manifest import Manifest, Served
+from aiosd.tools.mcp.calling import Asked, Attached, News, Progress, Question, User, Withdrawn, work_folder
 from aiosd.tools.mcp.listing import Listings
-from aiosd.tools.mcp.sessions import Asked, Sessions, User
+from aiosd.tools.mcp.sessions import Sessions
 from aiosd.tools.run.spawn import Bounds, Call, End, Events
 from aiosd.tools.run.toolrunner import ToolRunner
 
@@ -33,6 +35,9 @@ class CallEvents(Protocol):
     def call_left(self, request: Request) -> None:
         """A call left without running, so another one may start."""
 
+    def call_asked(self, request: Request, news: Question | Withdrawn) -> None:
+        """The MCP server asks something while the call runs, or waits no more for the answer."""
+
 
 class Calls:
     def __init__(
@@ -42,6 +47,7 @@ class Calls:
         self._sessions, self._listings = sessions, listings
         self._events: CallEvents
         self.cpu_s = 0.0  # CPU time of all calls so far
+        self.progress: dict[int, str] = {}  # the progress that an MCP server reports, by request
         self._live: dict[int, Tool] = {}  # calls with processes, also cancelled ones; by request
         self._configure(config)
 
@@ -92,10 +98,11 @@ class Calls:
             raise NotFound(f"tool {spec.tool} was removed", "ls tools lists the tools")
         self._live[request.id] = tool
         events = Events(partial(self._began, request), request.answer.append, partial(self._ended, request))
-        if server := config.mcp.get(tool.manifest.server):
-            user = User(request.uid, spec.groups, f"mcp-{server.name}", True)
-            name = tool.name.removeprefix(f"{server.name}.")
-            self._sessions.call(server, user, Asked(request.id, name, spec.arguments, events))
+        if (server := config.mcp.get(tool.manifest.server)) and (served := tool.manifest.served):
+            user = User(request.uid, spec.groups, work_folder(server), True)
+            news, given = partial(self._heard, request, tool), params(served, spec.arguments)
+            asked = Asked(request.id, served.method, given, events, output(served), news)
+            self._sessions.call(server, user, asked)
             return
         bounds = Bounds(config.tools.output_bytes, config.tools.work_bytes, config.limits.disk_reserve_bytes)
         folder = str(request.agent_id) if request.agent_id else ""
@@ -107,15 +114,41 @@ class Calls:
     def _began(self, request: Request) -> bool:
         if self._events.call_began(request):
             return True
-        self._live.pop(request.id, None)
+        self._left(request)
         self._events.call_left(request)
         return False
 
+    def _heard(self, request: Request, tool: Tool, news: News) -> None:
+        """Take what an MCP server says beside the text of its result."""
+        match news:
+            case Progress():
+                self.progress[request.id] = news.text
+            case Attached():
+                how, tool.note = outcome(request), news.quarrel
+                how.files, how.structured = news.files, news.structured
+            case _:
+                self._events.call_asked(request, news)
+
     def _ended(self, request: Request, end: End) -> None:
-        self._live.pop(request.id, None)
+        self._left(request)
         how = outcome(request)
         how.exit_status, how.stderr, how.spent = end.status, end.stderr, end.spent
         self.cpu_s += end.spent.cpu_s if end.spent else 0.0
         last = shorten(end.stderr.strip().rpartition("\n")[2])
         error = end.why or (f"exit status {end.status}" + (f": {last}" if last else "") if end.status else "")
         self._events.call_ended(request, error)
+
+    def _left(self, request: Request) -> None:
+        """Forget the call: nothing of it runs any more."""
+        self._live.pop(request.id, None)
+        self.progress.pop(request.id, None)
+
+
+def params(served: Served, arguments: str) -> dict[str, Any]:
+    """The parameters of the MCP method that serves the tool."""
+    given: dict[str, Any] = json.loads(arguments)
+    return given if served.method == "resources/read" else {"name": served.name, "arguments": given}
+
+
+def output(served: Served) -> dict[str, Any] | None:
+    return None if served.output is None else dict(served.output)

@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 from jsonschema.exceptions import best_match
+from jsonschema.validators import validator_for
 
 from aiosd.errors import (
     AiosError,
@@ -40,18 +42,20 @@ from aiosd.tools.manifest import FILE, LIMIT_OWN, Manifest, own, place, read
 log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent / "toolbox"
-PACKAGED = Path("/usr/lib/aios/tools")  # tools from other packages
-ERRORS = 100  # most schema errors of one call that are compared
-SAID = 500  # characters of an error's text that are kept
+PACKAGED = Path("/usr/lib/aios/tools")  # of other packages
+SAID = 500  # characters of an error's text
 LIMIT_MAX = 1024
+ALIAS_CHARS = 64
 
 
 @dataclass(slots=True, eq=False)
 class Tool:
     manifest: Manifest
     limit: int
-    own: Path | None = None  # folder of a user's own tool, with its manifest and program; None: not a user's
-    error: str = ""  # why the last manifest was refused
+    alias: str = ""  # the name that models and clients of MCP are told: they take no dots
+    own: Path | None = None  # a user's: the folder of its manifest and program
+    error: str = ""  # why the last manifest was not taken
+    note: str = ""  # what was wrong with the last result of an MCP server's tool
     calls: int = 0
     failed: int = 0
     busy_s: float = 0.0
@@ -59,6 +63,12 @@ class Tool:
     @property
     def name(self) -> str:
         return self.manifest.name
+
+    @property
+    def function(self) -> dict[str, Any]:
+        """As the chat-completion API names it to a model."""
+        facts = {"description": self.manifest.description, "parameters": self.manifest.parameters}
+        return {"type": "function", "function": {"name": self.alias or self.name, **facts}}
 
     @property
     def queue(self) -> str:
@@ -95,6 +105,7 @@ class Tools:
     def __init__(self, folder: Path, own: Path, grants: Mapping[str, Sequence[str]] | None = None) -> None:
         """`folder`: the administrator's tools. `own`: the folder of the tools that users make."""
         self._by_name: dict[str, Tool] = {}
+        self._aliases: dict[str, str] = {}  # of MCP servers' tools
         self._own = own
         self.ousted: set[str] = set()  # users' own tools that lost their name to another tool
         self._installed: list[Manifest] = []
@@ -134,11 +145,12 @@ class Tools:
             else:
                 known = self._by_name.get(kept.name)
                 found[kept.name] = known if known and known.own else self._kept(kept)
+        self._aliases = aliases(found)
         self._by_name = found
 
     @staticmethod
     def _kept(folder: Path) -> Tool:
-        tool = Tool(Manifest(folder.name, "", (), {}, folder), 1, folder)
+        tool = Tool(Manifest(folder.name, "", (), {}, folder), 1, own=folder)
         try:
             if (folder / FILE).exists():
                 tool.manifest = own(folder, (folder / FILE).read_bytes())
@@ -151,6 +163,8 @@ class Tools:
         """A user's own, without a manifest. Raises BadValue, StoreFailed."""
         if "." in name:
             raise BadValue("names with a dot belong to tools of MCP servers", "choose a name without a dot")
+        if name in self._aliases:
+            raise BadValue(f"{name} is what models call the tool {self._aliases[name]}", "take another")
         folder = self._own / name
         with self._lock, full(folder):
             self._own.mkdir(0o700, exist_ok=True)
@@ -196,9 +210,13 @@ class Tools:
     def find(self, name: str) -> Tool | None:
         return self._by_name.get(name)
 
+    def resolve(self, name: str) -> str:
+        """The name of a tool that may be called by its alias."""
+        return name if name in self._by_name else self._aliases.get(name, name)
+
     def get(self, name: str) -> Tool:
-        """Find a tool that can be called. Raises NotFound."""
-        tool = self._by_name.get(name)
+        """Find a tool that can be called, by its name or alias. Raises NotFound."""
+        tool = self._by_name.get(self.resolve(name))
         if tool is None:
             raise NotFound(f"no tool {name[:64]!r}", f"tools are {', '.join(self._by_name)}")
         if not tool.ready:
@@ -208,6 +226,23 @@ class Tools:
     def of(self, queue: str) -> Tool | None:
         """The tool whose calls wait in this queue."""
         return self._by_name.get(queue.removeprefix(QUEUE)) if queue.startswith(QUEUE) else None
+
+
+def aliases(tools: Mapping[str, Tool]) -> dict[str, str]:
+    """Names without dots for those that have some, SERVER_TOOL for SERVER.TOOL, and what they are of. No
+    tool's name is another's alias."""
+    found: dict[str, str] = {}
+    for name, tool in tools.items():
+        if tool.manifest.server:
+            plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+            ends = chain([""], (f"_{number}" for number in count(2)))
+            tool.alias = next(
+                alias
+                for end in ends
+                if (alias := plain[: ALIAS_CHARS - len(end)] + end) not in tools and alias not in found
+            )
+            found[tool.alias] = name
+    return found
 
 
 def read_all(folder: Path, grants: Mapping[str, Sequence[str]], strict: bool = False) -> list[Manifest]:
@@ -247,9 +282,9 @@ def arguments(tool: Tool, text: str) -> dict[str, Any]:
     if tool.manifest.judge is not None:
         schema = tool.manifest.judge
         if not schemas.can_judge(schema, text):
-            raise BadRequest(f"{tool.name}: too many values in the arguments", "pass fewer values")
-    errors = jsonschema.Draft202012Validator(schema).iter_errors(raw)
-    if wrong := best_match(islice(errors, ERRORS)):
+            raise BadRequest(f"{tool.name}: too many values to be judged", "give fewer, or longer ones")
+    errors = validator_for(schema, jsonschema.Draft202012Validator)(schema).iter_errors(raw)
+    if wrong := best_match(islice(errors, schemas.ERRORS)):
         names = ", ".join(tool.manifest.parameters.get("properties", {}))
         raise BadRequest(shorten(f"{tool.name}: {place(wrong)}{wrong.message}"), f"its arguments are {names}")
     assert isinstance(raw, dict)  # every tool's schema demands an object

@@ -14,6 +14,7 @@ from typing import Any
 
 import jsonschema
 from jsonschema.exceptions import best_match
+from jsonschema.validators import validator_for
 
 from aiosd.config.config import NAME
 from aiosd.config.endpoints import parse as parse_grant
@@ -21,6 +22,7 @@ from aiosd.errors import BadValue, ConfigError
 from aiosd.host import toml
 from aiosd.host.ownership import check_owner
 from aiosd.syscall import grammar, schemas
+from aiosd.syscall.references import References
 
 FILE, PROGRAM = "tool.toml", "program"
 OWN_BYTES = {FILE: 64 << 10, PROGRAM: 1 << 20}  # largest files of a user's own tool
@@ -72,6 +74,23 @@ class Incomplete(BadValue):
     """The manifest is not valid yet, but more text could make it valid."""
 
 
+@dataclass(frozen=True, slots=True)
+class Resource:
+    file: str  # its name here
+    uri: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """How a tool is called at its MCP server."""
+
+    name: str  # there
+    method: str = "tools/call"
+    output: Mapping[str, Any] | None = None  # JSON Schema of its structured result
+    resources: tuple[Resource, ...] = ()  # that it reads
+
+
 @dataclass(frozen=True)
 class Manifest:
     name: str
@@ -90,15 +109,11 @@ class Manifest:
     exclusive: str = ""  # calls of tools with the same word never overlap
     credentials: tuple[str, ...] = ()  # names of the secrets that it gets
     irreversible: bool = False
-    server: str = ""  # its MCP server; empty: not an MCP tool
-    address_bytes: int = 0  # address space of a process, used or not; 0: memory_bytes
-    judge: Mapping[str, Any] | None = None  # the schema that checks arguments; None: `parameters`
-
-    @property
-    def function(self) -> dict[str, Any]:
-        """The tool as the chat-completion API describes it to a model."""
-        facts = {"name": self.name, "description": self.description, "parameters": self.parameters}
-        return {"type": "function", "function": facts}
+    server: str = ""  # the MCP server whose tool it is
+    address_bytes: int = 0  # that a process may map, also without using it; 0: memory_bytes
+    judge: Mapping[str, Any] | None = None  # what arguments are judged by, where not by `parameters`
+    served: Served | None = None
+    notes: tuple[str, ...] = ()  # what of the parameters is not judged, and why
 
     @cached_property
     def decoded(self) -> str:
@@ -148,10 +163,12 @@ def _own(folder: Path, raw: dict[str, Any]) -> Manifest:
         raise BadValue(
             f"command names a file other than ./{PROGRAM}", f"cp the file to tools/{folder.name}/{PROGRAM}"
         )
+    notes: list[str] = []
     try:
-        return replace(found, judge=schemas.reduced(found.parameters))
+        judge = schemas.reduced(found.parameters, notes)
     except ValueError as error:
         raise BadValue(f"parameters: {error}") from None
+    return replace(found, judge=judge, notes=tuple(notes))
 
 
 def manifest(folder: Path, raw: dict[str, Any]) -> Manifest:
@@ -167,19 +184,25 @@ def manifest(folder: Path, raw: dict[str, Any]) -> Manifest:
         raise Incomplete(f"{place(errors[0])}{errors[0].message}", "see aios-tool(5)")
     if raw["name"] != folder.name or not NAME.fullmatch(raw["name"]):
         raise BadValue(f"the tool {raw['name']!r} is in a folder {folder.name!r}", "use one name for both")
-    try:
-        jsonschema.Draft202012Validator.check_schema(raw["parameters"])
-    except jsonschema.SchemaError as error:
-        raise BadValue(f"parameters: {place(error)}{error.message}") from None
-    if "uniqueItems" in mentioned(raw["parameters"]):
-        raise BadValue(
-            "parameters: uniqueItems is refused, because its check is slow for long lists", "leave it out"
-        )
+    check_parameters(raw["parameters"])
     for grant in raw.get("network", ()):
         parse_grant(grant)
     keys = ("command", "read", "write", "network", "credentials")
     lists: dict[str, Any] = {key: tuple(raw[key]) for key in keys if key in raw}
     return Manifest(**{**raw, **lists}, folder=folder)
+
+
+def check_parameters(schema: dict[str, Any]) -> None:
+    """Raises BadValue."""
+    try:
+        validator_for(schema, jsonschema.Draft202012Validator).check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise BadValue(f"parameters: {place(error)}{error.message}") from None
+    if "uniqueItems" in mentioned(schema):
+        raise BadValue("parameters: uniqueItems takes the square of what a caller writes")
+    if lost := References(schema).lost():
+        hint = "references are within the schema, such as #/$defs/NAME"
+        raise BadValue(f"parameters: $ref {lost[0]!r} names no part of the schema", hint)
 
 
 def mentioned(value: object) -> set[str]:
@@ -190,4 +213,4 @@ def mentioned(value: object) -> set[str]:
 
 
 def place(error: jsonschema.ValidationError | jsonschema.SchemaError) -> str:
-    return "".join(f"{step}: " for step in error.absolute_path)
+    return schemas.place(error.absolute_path)

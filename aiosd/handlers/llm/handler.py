@@ -64,7 +64,7 @@ class ChatHandler(OnWorker):
             return Defaults(source.target)
         s = source.agent.settings
         known = map(self._parts.tools.find, s.tools) if s.tools else ()
-        offered = [tool.manifest for tool in known if tool and tool.ready]
+        offered = [tool for tool in known if tool and tool.ready]
         return Defaults(
             s.model or self._parts.models.default,
             s.context,
@@ -72,7 +72,7 @@ class ChatHandler(OnWorker):
             s.nice,
             s.sampling,
             tools=tuple(one.function for one in offered),
-            decoded=tuple(one.decoded for one in offered),
+            decoded=tuple(one.manifest.decoded for one in offered),
             parallel=s.parallel,
             template=s.template,
             steps=s.max_steps,

@@ -228,7 +228,8 @@ def turn(answer: toolcalls.Said, calls: list[toolcalls.Call], made: list[Request
     said: Message = {"role": "assistant", "content": answer.content, "tool_calls": named}
     if answer.reasoning:
         said["reasoning_content"] = answer.reasoning
-    return [said, *({**result(r), "tool_call_id": f"call_{r.id}"} for r in made)]
+    told = zip(calls, made, strict=True)
+    return [said, *({**result(r), "name": c.name, "tool_call_id": f"call_{r.id}"} for c, r in told)]
 
 
 def result(call: Request) -> Message:
@@ -237,9 +238,4 @@ def result(call: Request) -> Message:
         text = "\n".join(filter(None, (text, f"error: {call.error}")))
     if len(text) > RESULT_CHARS:
         text = text[:RESULT_CHARS] + f"\n(cut after {RESULT_CHARS} characters)"
-    return {"role": "tool", "content": text, "name": called(call)}
-
-
-def called(call: Request) -> str:
-    assert isinstance(call.spec, ToolCall)
-    return call.spec.tool
+    return {"role": "tool", "content": text}

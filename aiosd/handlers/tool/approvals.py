@@ -127,9 +127,7 @@ class Approvals:
 
         Other users still decide about each of their calls.
         """
-        for name in names:
-            self._tools.get(name)
-        allowed = sorted(set(names))
+        allowed = sorted({self._tools.get(name).name for name in names})
         if len(allowed) > ALLOWED_MAX:
             raise BadValue(f"more than {ALLOWED_MAX} tools", "name fewer tools")
         self._audit.granted("allowed always", caller, agent=agent.name, tools=allowed)

@@ -18,6 +18,7 @@ from aiosd.syscall.foreign import decode
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.toolcall import ToolCall, outcome
 from aiosd.tools import catalog
+from aiosd.tools.mcp.calling import Question, Withdrawn
 
 TOOL_GONE = "its tool was removed"
 
@@ -120,6 +121,9 @@ class ToolHandler(Handler):
 
     def call_left(self, request: Request) -> None:
         self._parts.scheduler.stir()
+
+    def call_asked(self, request: Request, news: Question | Withdrawn) -> None:
+        self._parts.questions.heard(request, news)
 
     # the end
 

@@ -1,8 +1,10 @@
 """The host of one MCP session, in its cage: an MCP client on one side, the daemon on the other.
 
 The daemon (aiosd.tools.mcp.sessions) writes JSON lines on its standard input: first what the server is, then
-calls {"id", "tool", "arguments"}, {"cancel": ID} and {"list": true}. It answers with {"id", "text", "error"},
-{"tools"} or {"tools": null, "error"}, and says {"ready": true} and {"changed": true}. It ends when its input
+orders: {"id", "method", "params", "output"} for a call, {"cancel": ID}, {"list": true}, and {"ask": N,
+"answer"} for what a server asked. It answers with {"id", "text", "error", "files", "structured",
+"quarrel"}, {"tools", "resources", "prompts"} or {"tools": null, "error"}, and says {"ready": true},
+{"changed": true}, {"id", "progress"} and {"ask": N, ...} (aiosd.tools.mcp.asks). It ends when its input
 or the server does.
 """
 
@@ -19,18 +21,20 @@ from typing import Any
 
 import anyio
 from mcp import Client, MCPError, StdioServerParameters, stdio_client, types
-from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 
+from aiosd.syscall import schemas
+from aiosd.tools.mcp import content, mend
+from aiosd.tools.mcp.asks import Asks
+from aiosd.tools.mcp.catalogue import catalogue
+from aiosd.tools.mcp.hosted import hosted
+from aiosd.tools.mcp.lines import say
+
 LINE_BYTES = 64 << 20
-PAGES = 100
-TOOLS = 256
 ALIVE_S = 3.0  # for an answer to whether it still answers
 GARBAGE = 1000  # lines that are no MCP, of one session
-
-
-class Gone(Exception):
-    """The server is; `str` says why, or is empty where the server's own last words do."""
+GARBAGE_CHARS = 200  # of the first such line that are shown
+PROGRESS_S = 0.2  # between two reports of one call
 
 
 class Host:
@@ -40,15 +44,16 @@ class Host:
         self._garbage = 0
         self.gone = anyio.Event()
         self.why = ""
-        if self._remote:
-            transport = streamable_http_client(about["url"])
-        else:
-            program, *rest = about["command"]
-            env = {**os.environ, **about["env"]}
-            transport = stdio_client(
-                StdioServerParameters(command=program, args=rest, env=env, cwd=os.getcwd())
-            )
-        self._client = Client(self._watched(transport), message_handler=self._heed, cache=None)
+        self._asks = Asks(about.get("roots", []), self._scopes)
+        transport = hosted(about) if self._remote else stdio_client(server_of(about))
+        self._client = Client(
+            self._watched(transport),
+            message_handler=self._heed,
+            cache=None,
+            elicitation_callback=self._asks.elicit,
+            sampling_callback=self._asks.sample,
+            list_roots_callback=self._asks.list_roots,
+        )
 
     async def run(self, lines: asyncio.StreamReader) -> None:
         async with self._client, anyio.create_task_group() as tasks:
@@ -61,8 +66,10 @@ class Host:
                     tasks.start_soon(self._cancel, order["cancel"])
                 elif "list" in order:
                     tasks.start_soon(self._list)
+                elif "ask" in order:
+                    self._asks.answer(order["ask"], order["answer"])
                 else:
-                    tasks.start_soon(self._call, order["id"], order["tool"], order["arguments"])
+                    tasks.start_soon(self._call, order)
             tasks.cancel_scope.cancel()
 
     async def _end_with_server(self, tasks: anyio.abc.TaskGroup) -> None:
@@ -75,14 +82,15 @@ class Host:
 
     @asynccontextmanager
     async def _watched(self, transport: Any) -> AsyncIterator[Any]:
-        """The same transport; that its server has closed it is seen also when nothing is asked."""
+        """The same transport, with what the server says mended. Its end is noticed also when nothing is
+        asked."""
         async with transport as (read, write), anyio.create_task_group() as tasks:
             sender, receiver = anyio.create_memory_object_stream[Any](0)
 
             async def forward() -> None:
                 async with sender:
                     async for message in read:
-                        await sender.send(message)
+                        await sender.send(mend.message(message))
                     self._end()  # before those who wait hear of it
 
             tasks.start_soon(forward)
@@ -92,9 +100,19 @@ class Host:
     async def _heed(self, message: object) -> None:
         if isinstance(message, Exception):
             self._garbage += 1
+            if self._garbage == 1:
+                print(
+                    f"not MCP on its standard output: {mend.line_of(message)[:GARBAGE_CHARS]}",
+                    file=sys.stderr,
+                )
             if self._garbage > GARBAGE:
                 self._end("it prints what is no MCP")
-        elif isinstance(message, types.ToolListChangedNotification):
+        elif isinstance(
+            message,
+            types.ToolListChangedNotification
+            | types.ResourceListChangedNotification
+            | types.PromptListChangedNotification,
+        ):
             say({"changed": True})
 
     async def _listen(self, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -109,36 +127,47 @@ class Host:
             task_status.started()
 
     async def _list(self) -> None:
-        found: list[dict[str, Any]] = []
-        cursor = None
         try:
-            for _ in range(PAGES):
-                page = await self._client.list_tools(cursor=cursor)
-                found += [listed(tool) for tool in page.tools]
-                cursor = page.next_cursor
-                if cursor is None or len(found) > TOOLS:
-                    break
+            say(await catalogue(self._client))
         except Exception as error:  # noqa: BLE001 - whatever a server makes the SDK raise
             say({"tools": None, "error": reason(error)})
-            return
-        say({"tools": found[:TOOLS]})
 
-    async def _call(self, id: int, tool: str, arguments: dict[str, Any]) -> None:
-        text, failed = "cancelled", True
+    async def _call(self, order: dict[str, Any]) -> None:
+        id, shown, failed, quarrel = order["id"], content.Shown(["cancelled"]), True, ""
         with anyio.CancelScope() as self._scopes[id]:
             try:
-                answer = await self._client.call_tool(tool, arguments)
-                text, failed = shown(answer), answer.is_error
+                shown, failed, quarrel = await self._ask(order)
             except Exception as error:  # noqa: BLE001 - the same
-                text = reason(error)
+                shown = content.Shown([reason(error)])
                 if self._remote and not await self._is_alive():  # or it was, and forgot this session
-                    self._end(text)  # another session may find the server, this one does not
+                    self._end(shown.text.strip())  # another session may find the server, this one does not
                 if self.gone.is_set():
                     return
         del self._scopes[id]
-        if len(text.encode()) > self._most:
-            text, failed = f"it printed more than {self._most} bytes", True
-        say({"id": id, "text": text, "error": failed})
+        if shown.size > self._most:
+            shown, failed = content.Shown([f"it printed more than {self._most} bytes"]), True
+        beside = {"files": shown.files, "structured": shown.structured, "quarrel": quarrel}
+        say({"id": id, "text": shown.text, "error": failed, **beside})
+
+    async def _ask(self, order: dict[str, Any]) -> tuple[content.Shown, bool, str]:
+        """The answer, whether it is an error, and how it quarrels with the schema that the server gave
+        for it."""
+        params = order["params"]
+        match order["method"]:
+            case "resources/read":
+                read = await self._client.read_resource(params["uri"])
+                return content.resource(mend.said(part) for part in read.contents), False, ""
+            case "prompts/get":
+                got = mend.said(await self._client.get_prompt(params["name"], params["arguments"]))
+                messages = json.dumps({"messages": content.messages(got.get("messages"))}, ensure_ascii=False)
+                return content.Shown([messages]), False, ""
+        answer = mend.said(
+            await self._client.call_tool(
+                params["name"], params["arguments"], progress_callback=Progress(order["id"])
+            )
+        )
+        failed = answer.get("isError") is True
+        return content.result(answer), failed, "" if failed else quarrel(order.get("output"), answer)
 
     async def _cancel(self, id: int) -> None:
         """The server is told; one that does not answer any more is ended, with all it does."""
@@ -154,46 +183,36 @@ class Host:
         return False
 
 
-def listed(tool: types.Tool) -> dict[str, Any]:
-    hints = tool.annotations
-    return {
-        "name": tool.name,
-        "description": tool.description or tool.title or tool.name,
-        "schema": tool.input_schema,
-        "read_only": bool(hints and hints.read_only_hint),
-        "destructive": not (hints and hints.destructive_hint is False),
-    }
+class Progress:
+    """Passes reports of one call on, not too many of them."""
+
+    def __init__(self, id: int) -> None:
+        self._id, self._said_s = id, float("-inf")
+
+    async def __call__(self, progress: float, total: float | None, message: str | None) -> None:
+        now = anyio.current_time()
+        if now >= self._said_s + PROGRESS_S or progress == total:
+            self._said_s = now
+            say({"id": self._id, "progress": mend.clean([progress, total, message])})
 
 
-def shown(answer: types.CallToolResult) -> str:
-    """What of a result can be printed."""
-    lines = [part(content) for content in answer.content]
-    if answer.structured_content is not None and not any(
-        isinstance(c, types.TextContent) for c in answer.content
-    ):
-        lines.append(json.dumps(answer.structured_content, ensure_ascii=False))
-    return "".join(line if line.endswith("\n") else line + "\n" for line in lines)
+def server_of(about: dict[str, Any]) -> StdioServerParameters:
+    """Its environment is the cage's and its own: nothing of this process."""
+    program, *rest = about["command"]
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return StdioServerParameters(
+        command=program, args=rest, env={**inherited, **about["env"]}, cwd=os.getcwd(),
+        encoding_error_handler="replace",
+    )  # fmt: skip
 
 
-def part(content: object) -> str:
-    match content:
-        case types.TextContent():
-            return content.text
-        case types.ImageContent() | types.AudioContent():
-            return f"[{content.type}: {content.mime_type}, {size(content.data)} bytes]"
-        case types.ResourceLink():
-            return f"[resource: {content.uri}, {content.mime_type or 'of an unknown type'}]"
-        case types.EmbeddedResource(resource=types.TextResourceContents() as resource):
-            return resource.text
-        case types.EmbeddedResource(resource=types.BlobResourceContents() as resource):
-            kind = resource.mime_type or "of an unknown type"
-            return f"[resource: {resource.uri}, {kind}, {size(resource.blob)} bytes]"
-        case _:
-            return f"[{type(content).__name__}]"
-
-
-def size(base64: str) -> int:
-    return len(base64.rstrip("=")) * 3 // 4
+def quarrel(output: object, answer: dict[str, Any]) -> str:
+    if not isinstance(output, dict):
+        return ""
+    if "structuredContent" not in answer:
+        return "its result is not structured, though it has an output schema"
+    why = schemas.quarrel(output, answer["structuredContent"])
+    return f"its result does not fit its output schema: {why}" if why else ""
 
 
 def reason(error: BaseException) -> str:
@@ -202,11 +221,6 @@ def reason(error: BaseException) -> str:
         error = error.exceptions[0]
     said = " ".join(str(error).split()) or type(error).__name__
     return said if isinstance(error, MCPError) else f"{type(error).__name__}: {said}"
-
-
-def say(line: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(json.dumps(line).encode() + b"\n")
-    sys.stdout.buffer.flush()
 
 
 async def main() -> int:

@@ -12,30 +12,29 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from aiosd.config.config import NAME
 from aiosd.config.mcp import Server
 from aiosd.errors import AiosError
 from aiosd.host import identity
-from aiosd.syscall import schemas
 from aiosd.syscall.foreign import read_json
-from aiosd.tools.catalog import Tools, shorten
+from aiosd.tools.catalog import Tools
 from aiosd.tools.manifest import Manifest
-from aiosd.tools.mcp.sessions import Sessions, User
+from aiosd.tools.mcp.calling import User, work_folder
+from aiosd.tools.mcp.offered import manifests
+from aiosd.tools.mcp.sessions import Sessions
 from aiosd.tools.run.toolrunner import ToolRunner
 
 log = logging.getLogger(__name__)
 
 NOBODY = 65534
 RETRY_S, RETRY_MOST_S = 2.0, 300.0  # after a failure, doubled each time
-RELIST_S = 5.0  # between two listings of a server that says that it changed
-SCHEMA_CHARS = 64 << 10
-DESCRIPTION_CHARS = 2048
+# Between two listings of a server that says that it changed; doubled each time that nothing had.
+RELIST_S, RELIST_MOST_S = 5.0, 3600.0
 COMPLAINTS = 10  # of one listing that are logged
 
 
@@ -46,15 +45,29 @@ class Listing:
     again: bool = False
     failures: int = 0
     asked_s: float = field(default=-RELIST_S)
+    between_s: float = RELIST_S
+    told: Any = None  # the last list
+
+    def heard(self, found: Any) -> None:
+        """A server that says with every session that it changed, and did not, is asked ever more seldom."""
+        same = self.told is not None and found == self.told
+        self.between_s = min(RELIST_MOST_S, 2 * self.between_s) if same else RELIST_S
+        self.told, self.failures = found, 0
+
+
+class ListingEvents(Protocol):
+    def listed(self, server: str, error: str) -> None:
+        """A server has told its tools; `error` says why it has not, or is empty. On the runner's thread."""
 
 
 class Listings:
     def __init__(self, tools: Tools, runner: ToolRunner, sessions: Sessions, folder: Path) -> None:
         self._tools, self._runner, self._sessions, self._folder = tools, runner, sessions, folder
         self._by_name: dict[str, Listing] = {}
-        self.told: Callable[[str, str], None]  # (name, why it failed or empty), of aiosd.kernel
+        self._events: ListingEvents
+        sessions.report_to(self)
         uid, gid = (NOBODY, NOBODY) if identity.is_root() else (identity.uid(), identity.gid())
-        self._stand_in = User(uid, (gid,), "", False)
+        self._stand_in = partial(User, uid, (gid,))
 
     def configure(self, servers: Mapping[str, Server]) -> None:
         """As of now these. What is known of each is offered at once."""
@@ -66,8 +79,11 @@ class Listings:
         for name in before.keys() - servers.keys():
             self._tools.offer(name, ())
 
+    def report_to(self, events: ListingEvents) -> None:
+        self._events = events
+
     def start(self) -> None:
-        """Asks those that were not asked yet, and those that failed at once."""
+        """Ask those that were not asked yet, and those that failed, at once."""
         for listing in self._by_name.values():
             self._runner.order(partial(self._soon, listing, 0))
 
@@ -75,7 +91,7 @@ class Listings:
 
     def changed(self, server: Server) -> None:
         if (listing := self._by_name.get(server.name)) and listing.server == server:
-            self._soon(listing, max(0.0, listing.asked_s + RELIST_S - time.monotonic()))
+            self._soon(listing, max(0.0, listing.asked_s + listing.between_s - time.monotonic()))
 
     def _soon(self, listing: Listing, after_s: float) -> None:
         if listing.due:
@@ -87,7 +103,9 @@ class Listings:
     def _ask(self, listing: Listing) -> None:
         listing.asked_s, listing.again = time.monotonic(), False
         if self._is_wanted(listing):
-            self._sessions.list(listing.server, self._stand_in, partial(self._heard, listing))
+            # a folder that stays: what npx and uvx fetch is there the next time
+            user = self._stand_in(work_folder(listing.server), False)
+            self._sessions.list(listing.server, user, partial(self._heard, listing))
 
     def _is_wanted(self, listing: Listing) -> bool:
         return self._by_name.get(listing.server.name) is listing
@@ -95,7 +113,7 @@ class Listings:
     def _heard(self, listing: Listing, found: Any, error: str) -> None:
         """Judging may take a while: not on this thread."""
         if error:
-            self._judged(listing, None, error)
+            self._judged(listing, None, None, error)
         else:
             threading.Thread(target=self._judge, args=(listing, found), name="listing", daemon=True).start()
 
@@ -104,14 +122,14 @@ class Listings:
             made, wrong = manifests(listing.server, found)
         except Exception:  # the broad handler of this thread: what a server says is foreign
             log.exception("MCP server %s", listing.server.name)
-            self._runner.order(partial(self._judged, listing, None, "its tools cannot be understood"))
+            self._runner.order(partial(self._judged, listing, None, None, "its tools cannot be understood"))
             return
         for complaint in wrong[:COMPLAINTS]:
             log.warning("MCP server %s: %s", listing.server.name, complaint)
         self._keep(listing.server.name, found)
-        self._runner.order(partial(self._judged, listing, made, ""))
+        self._runner.order(partial(self._judged, listing, found, made, ""))
 
-    def _judged(self, listing: Listing, made: list[Manifest] | None, error: str) -> None:
+    def _judged(self, listing: Listing, found: Any, made: list[Manifest] | None, error: str) -> None:
         name, listing.due = listing.server.name, False
         if not self._is_wanted(listing):
             return
@@ -122,12 +140,12 @@ class Listings:
             log.warning("MCP server %s does not tell its tools: %s; %s", name, error, hint)
             self._soon(listing, after_s)
         else:
-            listing.failures = 0
+            listing.heard(found)
             self._tools.offer(name, made)
             log.info("MCP server %s has %d tools", name, len(made))
             if listing.again:
-                self._soon(listing, RELIST_S)
-        self.told(name, error)
+                self._soon(listing, listing.between_s)
+        self._events.listed(name, error)
 
     # what is kept
 
@@ -145,51 +163,3 @@ class Listings:
             os.replace(file.with_suffix(".new"), file)
         except OSError as error:
             log.warning("the tools of MCP server %s are not kept: %s", name, error)
-
-
-def manifests(server: Server, found: object) -> tuple[list[Manifest], list[str]]:
-    """Of what a server said, and what is wrong with the rest."""
-    made, wrong = dict[str, Manifest](), list[str]()
-    for one in found if isinstance(found, list) else []:
-        try:
-            tool = manifest(server, one)
-            if tool.name in made:
-                raise ValueError(f"two tools are called {tool.name}")
-            made[tool.name] = tool
-        except ValueError as error:
-            wrong.append(f"a tool is left out: {shorten(str(error))}")
-    return list(made.values()), wrong
-
-
-def manifest(server: Server, said: object) -> Manifest:
-    """Of one tool. Raises ValueError."""
-    match said:
-        case {"name": str(own), "description": str(about), "schema": dict(schema), **hints}:
-            name = f"{server.name}.{own}"
-        case _:
-            raise ValueError("it has no name, description or schema")
-    if not NAME.fullmatch(own) or not NAME.fullmatch(name):
-        raise ValueError(f"{name[:80]!r} is no name of a file")
-    if len(json.dumps(schema)) > SCHEMA_CHARS:
-        raise ValueError(f"{name}: its schema has more than {SCHEMA_CHARS} characters")
-    try:
-        judge = schemas.reduced(schema)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    irreversible = server.irreversible
-    if irreversible is None:  # hints.get: who says nothing of it is the worst
-        irreversible = hints.get("read_only") is not True and hints.get("destructive") is not False
-    elif isinstance(irreversible, tuple):
-        irreversible = own in irreversible
-    return Manifest(
-        name,
-        about if len(about) <= DESCRIPTION_CHARS else about[:DESCRIPTION_CHARS] + "…",
-        (),
-        schema,
-        Path("/"),
-        timeout_s=server.timeout_s,
-        limit=server.limit,
-        irreversible=irreversible,
-        server=server.name,
-        judge=judge,
-    )

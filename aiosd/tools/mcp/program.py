@@ -10,10 +10,13 @@ import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import aiosd
+from aiosd.config.mcp import Server
 from aiosd.errors import ConfigError
 from aiosd.host import identity
+from aiosd.tools.run.sandbox import WORK
 
 PACKAGES = ("site-packages", "dist-packages")
 
@@ -47,3 +50,12 @@ def is_reached(path: Path) -> bool:
         return all(step.stat().st_mode & 0o001 for step in (path, *path.parents))
     except OSError:
         return False
+
+
+def about(server: Server) -> dict[str, Any]:
+    """The first that the host of a session is told: what it is the host of."""
+    facts: dict[str, Any] = {"env": dict(server.env), "roots": [WORK, *server.write]}
+    if server.url:
+        called = {"headers": dict(server.headers), "token_command": list(server.token_command)}
+        return {**facts, **called, "url": server.url}
+    return {**facts, "command": server.command}

@@ -1,8 +1,9 @@
 """MCP sessions: for each server and user at most one process tree in a cage, which many calls share.
 
-In it runs aiosd.mcp, which speaks MCP with the server; here are JSON lines. What a session says is foreign,
-as all in it runs as its user. The first call starts it; idle or dead, it is gone, and the next call starts
-another. A call is never made twice. All but `call`, `cancel` and `list` is on the runner's thread.
+In it runs aiosd.tools.mcp.bridge, which speaks MCP with the server; here are JSON lines. What a session
+says is foreign, as all in it runs as its user. The first call starts it; idle or dead, it is gone, and
+the next call starts another. A call is never made twice. All but `call`, `cancel` and `list` is on the
+runner's thread.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aiosd.config.mcp import Server
 from aiosd.errors import AiosError, BadRequest
 from aiosd.syscall.foreign import read_json
 from aiosd.tools.catalog import shorten
 from aiosd.tools.manifest import Manifest
-from aiosd.tools.mcp.program import program
+from aiosd.tools.mcp.calling import Asked, News, Progress, Question, User, Withdrawn, attached
+from aiosd.tools.mcp.program import about, program
 from aiosd.tools.run.runner import STDERR_BYTES
 from aiosd.tools.run.spawn import Bounds, Call, End, Events
 from aiosd.tools.run.toolrunner import ToolRunner
@@ -33,28 +35,11 @@ CPU_S = 3600  # of one process of a session
 ADDRESS_BYTES = 64 << 30  # Node.js maps some 10 GiB that it never touches
 PATIENCE_S = 10.0  # for a session to give up a call, or to end
 LISTING_BYTES = 1 << 20
-START_S = 60.0  # for a server to be ready
 LIST_S = 60.0
 NOISE_BYTES = 16 << 20
 LINE_COST = 1000  # bytes that any line counts for
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A call of a tool, or (tool empty) for the list of all."""
-
-    id: int
-    tool: str
-    arguments: str  # JSON
-    events: Events
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    uid: int
-    groups: tuple[int, ...]  # gid first
-    folder: str  # of his work folders; empty: none
-    sees_aios: bool
+ASKS = 16  # questions of a server during one call that wait at once
+LAST_LINES = 4  # of its standard error, that are told where it did not start
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +47,7 @@ class Running:
     asked: Asked
     from_stderr: int  # bytes that the session had said there
     why: str = ""  # it is being given up
+    asks: set[int] = field(default_factory=set)  # questions of the server that are not answered
 
 
 @dataclass(slots=True, eq=False)
@@ -78,15 +64,21 @@ class Session:
     ending: bool = False
 
 
+class SessionEvents(Protocol):
+    def changed(self, server: Server) -> None:
+        """A server says that it has other tools now. Called on the runner's thread."""
+
+
 class Sessions:
     def __init__(self, runner: ToolRunner) -> None:
         self._runner = runner
-        self.changed: Callable[
-            [Server], None
-        ]  # a server says that it has other tools now; of aiosd.tools.mcp.listing
+        self._events: SessionEvents
         self._by_id: dict[int, Session] = {}
         self._ids = itertools.count(-1, -1)
         self.output_bytes = self.work_bytes = self.reserve_bytes = 0  # as of tool calls
+
+    def report_to(self, events: SessionEvents) -> None:
+        self._events = events
 
     def call(self, server: Server, user: User, asked: Asked) -> None:
         self._runner.order(partial(self._call, server, user, asked))
@@ -99,7 +91,7 @@ class Sessions:
             told(None if end.why else json.loads(b"".join(said)), end.why)
 
         events = Events(lambda: True, said.append, ended)
-        self.call(server, user, Asked(next(self._ids), "", "{}", events))
+        self.call(server, user, Asked(next(self._ids), "", {}, events))
 
     def cancel(self, id: int) -> None:
         self._runner.order(partial(self._give_up_call, id, "cancelled"))
@@ -127,15 +119,22 @@ class Sessions:
             return
         session.calls[asked.id] = Running(asked, self._runner.stderr(session.id)[0])
         self._runner.rest(session.id, False)
-        order = {"id": asked.id, "tool": asked.tool, "arguments": json.loads(asked.arguments)}
-        self._tell(session, order if asked.tool else {"list": True})
+        order = {"id": asked.id, "method": asked.method, "params": asked.params, "output": asked.output}
+        self._tell(session, order if asked.method else {"list": True})
         if session.ready:
             self._hurry(session, asked)
 
     def _hurry(self, session: Session, asked: Asked) -> None:
         """From now on it may take so long."""
-        after_s = session.server.timeout_s if asked.tool else LIST_S
-        self._runner.later(after_s, partial(self._give_up_call, asked.id, f"it took more than {after_s:g} s"))
+        after_s = session.server.timeout_s if asked.method else LIST_S
+        self._runner.later(after_s, partial(self._end_if_late, session, asked, after_s))
+
+    def _end_if_late(self, session: Session, asked: Asked, after_s: float) -> None:
+        call = session.calls.get(asked.id)
+        if call and call.asks:  # it waits for a person or a model, whose time is bounded elsewhere
+            self._hurry(session, asked)
+        else:
+            self._give_up_call(asked.id, f"it took more than {after_s:g} s")
 
     def _session(self, server: Server, user: User) -> Session:
         for session in self._by_id.values():
@@ -151,11 +150,10 @@ class Sessions:
         self._by_id[session.id] = session
         events = Events(lambda: True, partial(self._said, session), partial(self._ended, session))
         bounds = Bounds(sys.maxsize, self.work_bytes, self.reserve_bytes)
-        self._runner.later(START_S, partial(self._end_if_slow, session))
+        self._runner.later(server.start_s, partial(self._end_if_slow, session))
         whose = user.uid, user.groups, user.folder, user.sees_aios
         self._runner.run(Call(session.id, manifest, None, *whose, bounds, events))
-        about = {"url": server.url} if server.url else {"command": server.command, "env": dict(server.env)}
-        self._tell(session, {**about, "output_bytes": self.output_bytes})
+        self._tell(session, {**about(server), "output_bytes": self.output_bytes})
         return session
 
     def _tell(self, session: Session, order: dict[str, Any]) -> None:
@@ -177,7 +175,8 @@ class Sessions:
 
     def _end_if_slow(self, session: Session) -> None:
         if not session.ready:
-            self._kill(session, f"it was not ready within {START_S:g} s")
+            hint = f"raise start_s in [mcp.{session.server.name}] if it only needs longer"
+            self._kill(session, f"it was not ready within {session.server.start_s:g} s; {hint}")
 
     def _kill(self, session: Session, why: str) -> None:
         session.ending = True
@@ -206,22 +205,62 @@ class Sessions:
                         self._hurry(session, waiting.asked)
                 case {"changed": True}:
                     self._hear_noise(session, line)
-                    self.changed(session.server)
-                case {"id": int(id), "text": str(text), "error": bool(failed)}:
-                    if (call := session.calls.get(id)) and call.asked.tool:
+                    if all(
+                        call.asked.method for call in session.calls.values()
+                    ):  # else the list is on its way
+                        self._events.changed(session.server)
+                case {"id": int(id), "text": str(text), "error": bool(failed), **more}:
+                    if (call := session.calls.get(id)) and call.asked.method:
+                        self._news(call, attached(more))
                         self._answer(session, call, text, failed)
                     else:
                         self._hear_noise(session, line)
                 case {"tools": found, **more}:
                     self._hear_noise(session, line)
-                    for one in [c for c in session.calls.values() if not c.asked.tool]:
+                    for one in [c for c in session.calls.values() if not c.asked.method]:
                         size = 0 if found is None else len(line)
                         why = "its tools are too many" if size > LISTING_BYTES else str(more.get("error", ""))
-                        self._answer(session, one, why or json.dumps(found), bool(why) or found is None)
+                        self._answer(session, one, why or line.decode(), bool(why) or found is None)
+                case {"id": int(id), "progress": [int() | float() as done, total, message]}:
+                    self._hear_noise(session, line)
+                    if call := session.calls.get(id):
+                        of = total if isinstance(total, (int, float)) else None
+                        said = " ".join(message.split()) if isinstance(message, str) else ""
+                        self._news(call, Progress(done, of, shorten(said)))
+                case {"ask": int(number), "of": int(id), "what": str(what), **facts}:
+                    self._hear_noise(session, line)
+                    self._ask(session, id, number, what, facts)
+                case {"withdrawn": int(number)}:
+                    for call in [c for c in session.calls.values() if number in c.asks]:
+                        call.asks.discard(number)
+                        call.asked.news(Withdrawn(number))
                 case _:
                     self._kill(session, "it says what its host does not")
         except (AiosError, UnicodeDecodeError):
             self._kill(session, "it says what is not JSON")
+
+    @staticmethod
+    def _news(call: Running, news: News) -> None:
+        if not call.why:  # who has given it up wants to hear no more
+            call.asked.news(news)
+
+    def _ask(self, session: Session, id: int, number: int, what: str, facts: dict[Any, Any]) -> None:
+        call = session.calls.get(id)
+
+        def reply(answer: dict[str, Any] | str) -> None:
+            self._runner.order(partial(self._reply, session, id, number, answer))
+
+        if call is None or call.why or len(call.asks) >= ASKS:
+            reply("its call is over, or asks too much at once")
+            return
+        call.asks.add(number)
+        call.asked.news(Question(number, what, facts, reply))
+
+    def _reply(self, session: Session, id: int, number: int, answer: dict[str, Any] | str) -> None:
+        if call := session.calls.get(id):
+            call.asks.discard(number)
+        if session.id in self._by_id:
+            self._tell(session, {"ask": number, "answer": answer})
 
     def _hear_noise(self, session: Session, line: bytes) -> None:
         session.noise_bytes += LINE_COST + len(line)
@@ -233,7 +272,7 @@ class Sessions:
             self._end_call(session, call, End(-1, self._stderr(session, call), call.why))
             return
         data = text.encode()
-        if call.asked.tool and len(data) > self.output_bytes:
+        if call.asked.method and len(data) > self.output_bytes:
             data, failed, text = b"", True, f"it printed more than {self.output_bytes} bytes"
         why = (shorten(text.strip()) or "it failed without a word") if failed else ""
         if data and why != text.strip():  # an error is there whole
@@ -248,13 +287,19 @@ class Sessions:
 
     def _end_call(self, session: Session, call: Running, end: End) -> None:
         del session.calls[call.asked.id]
-        session.retired |= not call.asked.tool  # one that was told the list is asked by nobody again
+        self._withdraw(call)
+        session.retired |= not call.asked.method  # one that was told the list is asked by nobody again
         if not session.calls:
             session.used_s = time.monotonic()
             self._runner.rest(session.id, True)
             self._runner.later(session.server.idle_s, partial(self._look, session))
             self._look(session)
         call.asked.events.ended(end)
+
+    @staticmethod
+    def _withdraw(call: Running) -> None:
+        for number in call.asks:
+            call.asked.news(Withdrawn(number))
 
     def _look(self, session: Session) -> None:
         """Ends it when nobody has used it for long."""
@@ -269,9 +314,13 @@ class Sessions:
 
     def _ended(self, session: Session, end: End) -> None:
         del self._by_id[session.id]
-        last = shorten(end.stderr.strip().rpartition("\n")[2])
-        why = "the server ended" + (f": {end.why or last}" if end.why or last else "")
+        lines = end.stderr.strip().split("\n")[-1 if session.ready else -LAST_LINES :]
+        last = " | ".join(filter(None, map(str.strip, lines)))
+        why = "the server ended" + (f": {end.why}" if end.why else "")
+        if last and not (session.ready and end.why):
+            why += f"; it said: {shorten(last)}" if end.why else f": {shorten(last)}"
         for call in list(session.calls.values()):
+            self._withdraw(call)
             call.asked.events.ended(End(-1, end.stderr[-STDERR_BYTES:], call.why or why))
         session.calls.clear()
 
@@ -282,6 +331,7 @@ def host(server: Server) -> Manifest:
     return Manifest(
         server.name, "", command, {}, Path("/"),
         read=(*read, *server.read), write=server.write, env=env, network=server.reached,
+        credentials=server.credentials,
         timeout_s=math.inf, cpu_s=CPU_S, memory_bytes=server.memory_bytes,
         address_bytes=max(server.memory_bytes, ADDRESS_BYTES),
     )  # fmt: skip

@@ -1,0 +1,169 @@
+"""Judges of schemas: processes of their own, as some small schemas take for ever. They stay, so that a new
+schema costs its compilation and no start; one that takes too long ends its judge, and another starts.
+
+Users take turns, and one user has not all judges at once. Any thread may ask.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+
+JUDGES = 2
+CPU_S = 1.0  # of the processor, that one schema may take
+WAIT_S = 20.0  # and by the clock
+JUDGED_MOST = 2000  # by one process: what its libraries do not give back is bounded
+DATA_BYTES = 1 << 30
+NOBODY = -1  # who asks for the daemon itself
+ALONE = {
+    "PYTHONPATH": ":".join(filter(None, [str(Path(__file__).parents[2]), *sys.path])),
+    "RAYON_NUM_THREADS": "1",
+}
+asking: ContextVar[int] = ContextVar("asking", default=NOBODY)
+
+
+@contextmanager
+def of(uid: int) -> Iterator[None]:
+    """What is judged within is asked for by that user."""
+    token = asking.set(uid)
+    try:
+        yield
+    finally:
+        asking.reset(token)
+
+
+class Died(Exception):
+    """A judge did, and not of the schema's length."""
+
+
+class Judge:
+    """One process: a line with a schema in, a line with the verdict out."""
+
+    def __init__(self, module: str) -> None:
+        self._judged = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env={**os.environ, **ALONE},
+        )  # fmt: skip
+
+    @property
+    def is_done(self) -> bool:
+        return self._judged >= JUDGED_MOST
+
+    def ask(self, schema: str) -> str | None:
+        """The verdict; None: it takes too long, and has ended this judge. Raises Died."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._judged += 1
+        try:
+            self._process.stdin.write(json.dumps(schema).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise Died from None
+        poll = select.poll()
+        poll.register(self._process.stdout, select.POLLIN)
+        if not poll.poll(WAIT_S * 1000):
+            return None
+        line = self._process.stdout.readline()
+        if line.endswith(b"\n"):
+            return str(json.loads(line))
+        if self._process.wait() != -signal.SIGPROF:
+            raise Died
+        return None
+
+    def end(self) -> None:
+        self._process.kill()
+        with suppress(OSError), self._process:
+            pass
+
+
+class Court:
+    """The judges, and who waits for one. Started when they are needed."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._changed = threading.Condition()
+        self._waiting: dict[int, deque[object]] = {}  # by user, who has waited longest for a turn first
+        self._holding: dict[int, int] = {}
+        self._idle: list[Judge] = []
+
+    def verdict(self, schema: str) -> str | None:
+        """Of a judge; None: it takes too long."""
+        with suppress(Died):  # one may be killed at any time; of two it is the schema's doing
+            return self._verdict(schema)
+        with suppress(Died):
+            return self._verdict(schema)
+        return None
+
+    def _verdict(self, schema: str) -> str | None:
+        uid = asking.get()
+        judge = self._take(uid)
+        said = None
+        try:
+            judge = judge or Judge(self._module)
+            said = judge.ask(schema)
+            return said
+        finally:
+            self._give_back(uid, judge, said is not None)
+
+    def held(self, uid: int) -> int:
+        """Judges that a user has now."""
+        return self._holding.get(uid, 0)
+
+    def _take(self, uid: int) -> Judge | None:
+        """A judge when it is this one's turn; None: one is to be started."""
+        me = object()
+        with self._changed:
+            self._waiting.setdefault(uid, deque()).append(me)
+            self._changed.wait_for(lambda: self._next() == uid and self._waiting[uid][0] is me)
+            mine = self._waiting.pop(uid)
+            mine.popleft()
+            if mine:
+                self._waiting[uid] = mine  # behind all others
+            self._holding[uid] = self._holding.get(uid, 0) + 1
+            self._changed.notify_all()
+            return self._idle.pop() if self._idle else None
+
+    def _next(self) -> int | None:
+        """Whose turn it is; None: no judge is free for anybody who waits."""
+        if sum(self._holding.values()) >= JUDGES:
+            return None
+        return next((uid for uid in self._waiting if self._holding.get(uid, 0) < max(1, JUDGES - 1)), None)
+
+    def _give_back(self, uid: int, judge: Judge | None, is_well: bool) -> None:
+        if judge and (not is_well or judge.is_done):
+            judge.end()
+            judge = None
+        with self._changed:
+            self._holding[uid] -= 1
+            if not self._holding[uid]:
+                del self._holding[uid]
+            if judge:
+                self._idle.append(judge)
+            self._changed.notify_all()
+
+
+def serve(verdict: Callable[[str], str]) -> None:
+    """The judge's side. A schema that takes too long ends this process, also within a library."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for line in sys.stdin.buffer:
+        signal.setitimer(signal.ITIMER_PROF, CPU_S)
+        said = verdict(json.loads(line))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        sys.stdout.write(json.dumps(said) + "\n")
+        sys.stdout.flush()

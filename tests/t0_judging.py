@@ -1,0 +1,93 @@
+"""Judges of schemas: they stay, one that is ended is replaced, and users take turns."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import psutil
+
+from aiosd.syscall import grammar, judging
+from aiosd.syscall.judging import JUDGES, Court
+from tests.running import together, wait_until
+
+SLOW = json.dumps({"allOf": [{"type": "string", "pattern": f".*a{i}.*"} for i in range(26)]})
+MODULE = "aiosd.syscall.grammar"
+
+
+def new(i: int) -> str:
+    return json.dumps({"type": "object", "properties": {f"p{i}": {"type": "string"}}})
+
+
+def judges() -> set[int]:
+    children = psutil.Process().children()
+    return {child.pid for child in children if MODULE in child.cmdline()}
+
+
+def test_a_new_schema_costs_no_new_process() -> None:
+    court = Court(MODULE)
+    before = judges()
+    assert court.verdict(new(0)) == ""
+    [judge] = judges() - before
+    assert [court.verdict(new(i)) for i in range(1, 50)] == [""] * 49
+    assert judges() - before == {judge}
+    assert "no value" in (court.verdict('{"enum": []}') or "")
+
+
+def test_a_schema_that_takes_too_long_ends_its_judge_and_no_other_schema() -> None:
+    court = Court(MODULE)
+    before = judges()
+    assert court.verdict(SLOW) is None
+    assert court.verdict(new(0)) == ""
+    assert len(judges() - before) == 1
+
+
+def test_a_judge_that_is_killed_is_replaced() -> None:
+    court = Court(MODULE)
+    before = judges()
+    court.verdict(new(0))
+    [judge] = judges() - before
+    psutil.Process(judge).kill()
+    assert court.verdict(new(1)) == ""
+    assert judges() - before - {judge}
+
+
+def test_who_asks_for_very_much_delays_nobody_else() -> None:
+    court, ended = Court(MODULE), list[int]()
+    many = 3
+
+    def slow() -> None:
+        with judging.of(1000):
+            assert court.verdict(SLOW) is None
+            ended.append(1)
+
+    threads = [threading.Thread(target=slow) for _ in range(many)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: court.held(1000) == 1, "the first to be judged")
+    with judging.of(1001):
+        assert [court.verdict(new(i)) for i in range(20)] == [""] * 20
+    assert len(ended) < many
+    assert court.held(1000) < JUDGES
+    for thread in threads:
+        thread.join()
+
+
+def test_many_at_once_are_all_judged() -> None:
+    court, said = Court(MODULE), list[str | None]()
+
+    def ask(uid: int, i: int) -> None:
+        with judging.of(uid):
+            said.append(court.verdict(new(100 * uid + i)))
+
+    together(*(lambda uid=uid, i=i: ask(uid, i) for uid in range(4) for i in range(10)))
+    assert said == [""] * 40
+    assert court.held(0) == 0
+
+
+def test_a_schema_that_was_seen_costs_nothing() -> None:
+    grammar.refused.cache_clear()
+    grammar.refused(new(7))
+    hits = grammar.refused.cache_info().hits
+    grammar.refused(new(7))
+    assert grammar.refused.cache_info().hits == hits + 1
