@@ -68,7 +68,7 @@ MISTRAL = [  # 7B v0.3, Nemo, Large 2407: a list; Small 3.1, Magistral, Devstral
     ('[TOOL_CALLS]add[CALL_ID]abcdefghi[ARGS]{"a": 1}', "", [ADD]),
     ('[TOOL_CALLS]add{"a": 1}', "", [ADD]),
 ]
-QWEN_CODER = [  # Qwen3-Coder; it forgets the first tag at times
+QWEN_CODER = [  # Qwen3-Coder, which sometimes leaves out the first tag
     ("<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>", "", [ADD]),
     ("<tool_call><function=ls></function></tool_call>", "", [LS]),
     ("So:\n<function=add><parameter=a>1</parameter></function></tool_call>", "So:", [ADD]),
@@ -113,7 +113,7 @@ TEXT = [
     "<tool_call><function=add><parameter=a>1",
     "<tool_call><function=add><parameter=a>1</parameter>",  # b may be missing
     f"<tool_call>{A}</tool_call><tool_call>{{bad}}</tool_call>",
-    f"<tool_call><function=put><parameter=text>a page: <tool_call>{A}</tool_call>",  # quoted in a broken one
+    f"<tool_call><function=put><parameter=text>a page: <tool_call>{A}</tool_call>",  # quoted in a broken call
 ]
 
 
@@ -353,7 +353,7 @@ def test_any_text_is_read(family: str, text: str) -> None:
         call.name in OFFER.tools and isinstance(json.loads(call.arguments), dict) for call in said.calls
     )
     rest = iter(text)
-    assert all(character in rest for character in said.content)  # what was said, without the calls
+    assert all(character in rest for character in said.content)  # the text without the calls
     if not said.calls and not said.reasoning and not families.of(family).dropped:
         assert any(one.opening in text for one in THINKING) or said.content == text
 

@@ -21,6 +21,7 @@ from aiosd.syscall.foreign import decode, is_object, prose, read_json
 from aiosd.syscall.keys import boolean, choice, integer, number, string
 from aiosd.syscall.sampling import Sampling
 from aiosd.syscall.spec import Message, Spec, with_tuples
+from aiosd.syscall.template import TEMPLATE_KEYS, variables
 from aiosd.syscall.toolcalls import Said
 
 if TYPE_CHECKING:
@@ -159,11 +160,6 @@ def between(request: Request) -> list[Message]:
 LOOPS = "loops"  # the queue of all loops, which start at once
 ROLES = ("system", "user", "assistant", "tool", "developer")
 SAMPLING_KEYS = tuple(f.name for f in fields(Sampling))
-TEMPLATE_KEYS = ("chat_template_kwargs", "enable_thinking", "reasoning_effort")
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
-# variables of a chat template that the daemon sets
-TEMPLATE_OWN = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
-TEMPLATE_OWN |= {"chat_template", "tokenize", "bos_token", "eos_token"}
 KEYS = {
     "messages",
     "model",
@@ -343,22 +339,6 @@ def tool_choice(raw: Message, offered: tuple[Message, ...]) -> str:
             '{"type":"function","function":{"name":…}}',
         )
     return f"{grammar.FUNCTION}{name}"
-
-
-def variables(raw: Message, base: Message) -> Message:
-    """Parse the variables for a chat template in a request, or in an agent's params.json."""
-    given = raw.get("chat_template_kwargs")
-    if not isinstance(given, (dict, type(None))):
-        raise BadRequest("chat_template_kwargs must be an object", '{"enable_thinking":false}')
-    made = {**base, **(given or {})}
-    if taken := sorted(made.keys() & TEMPLATE_OWN):
-        why = f"chat_template_kwargs: the daemon sets {taken[0]} itself"
-        raise BadRequest(why, "leave it out, and use the keys of the request")
-    if raw.get("enable_thinking") is not None:
-        made["enable_thinking"] = boolean(raw, "enable_thinking", True)
-    if raw.get("reasoning_effort") is not None:
-        made["reasoning_effort"] = choice(raw, "reasoning_effort", "medium", *EFFORTS)
-    return made
 
 
 def schema(raw: Message) -> str:
