@@ -27,9 +27,11 @@ NAMES = [family.name for family in FAMILIES]
 Message = dict[str, Any]
 
 
-@functools.cache
+SCRATCH = tempfile.TemporaryDirectory(prefix="families-")
+
+
 def folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="families-"))
+    return Path(SCRATCH.name)
 
 
 @functools.cache

@@ -30,10 +30,13 @@ THOUGHT = "".join(SCRIPTS[">"][:-1])
 TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}]
 
 
+SCRATCH = tempfile.TemporaryDirectory(prefix="parrot-")
+
+
 @functools.cache
 def folder(opened: bool) -> Path:
     """With `opened`, the prompt ends in the middle of thinking."""
-    made = Path(tempfile.mkdtemp(prefix="parrot-")) / "parrot"
+    made = Path(SCRATCH.name) / f"parrot{opened:d}"
     last = "{{ messages[-1].content[-1:] }}"
     frame = parrot.FRAME.replace(
         last, "{% if messages[-1].content[-1:] == 'O' %}<think>{% else %}" + last + "{% endif %}"
