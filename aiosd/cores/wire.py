@@ -59,7 +59,7 @@ class Submit:
     context: int  # its conversation; 0: none
     operation: str = "llm"  # embed and tokenize take the last message's text, without a template
     schema: str = ""  # JSON Schema of the answer; empty: none
-    tool_choice: str = "auto"  # see aiosd.syscall.spec.Spec
+    tool_choice: str = "auto"  # see aiosd.syscall.chat.Chat
     parallel: bool = True  # the answer may have several calls
     template: dict[str, Any] = field(default_factory=dict)  # more variables of the chat template
 
@@ -123,7 +123,7 @@ class Started:
 
     id: int
     prompt_tokens: int
-    opened: str = ""  # the mark of thinking that the prompt ends with: the answer goes on behind it
+    opened: str = ""  # the mark of thinking at the end of the prompt, which the answer continues
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,7 +282,7 @@ class Inbox(queue.SimpleQueue[wire.Message]):
 
 
 def render(message: wire.Submit, model: Model) -> list[int]:
-    """The prompt; with truncation the oldest turns go, never a system message, until an answer fits."""
+    """Return the prompt. With truncation, the oldest turns go until an answer fits, but no system message."""
     if message.operation == "embed":
         return model.encode(message.messages[-1]["content"])
     tools = message.tools or None
@@ -292,7 +292,7 @@ def render(message: wire.Submit, model: Model) -> list[int]:
     room = model.context_length - min(message.sampling["max_tokens"], model.context_length // 4)
     turns = [i for i, m in enumerate(message.messages) if m["role"] == "user"]
     if turns and all(m["role"] == "system" for m in message.messages[: turns[0]]):
-        turns = turns[1:]  # without the first one it would be the whole conversation
+        turns = turns[1:]  # the first turn begins the whole conversation, which does not fit
 
     def since(turn: int) -> list[int]:
         head = [m for m in message.messages[:turn] if m["role"] == "system"]
@@ -305,7 +305,7 @@ def render(message: wire.Submit, model: Model) -> list[int]:
 
 
 def grammar_of(message: wire.Submit, model: Model, prompt: list[int]) -> str:
-    """Of the answer; empty where it may be any text. Raises BadRequest."""
+    """Return the grammar of the answer; empty: it may be any text. Raises BadRequest."""
     vocabulary = model.vocabulary
     form = grammar.Form(message.schema, message.tools, message.decoded, message.tool_choice, message.parallel)
     family, opened = str(model.info["tool_calls"]), vocabulary.opened(prompt)
