@@ -33,7 +33,7 @@ from aiosd.host import identity, journal
 from aiosd.host.message_ids import Id, about
 from aiosd.host.notify import notify
 from aiosd.kernel import Kernel
-from aiosd.privilege.orders import Helped
+from aiosd.privilege.helped import Helped
 from aiosd.privilege.system import Own, System
 
 log = logging.getLogger("aiosd")
@@ -106,7 +106,7 @@ def serve(config: Config, options: argparse.Namespace) -> int:
         notify(READY=1, STATUS=f"serving {folder}")
         heartbeat.start()
         log.info("aiosd serves %s (pid %d)", folder, os.getpid(), extra=about(Id.READY))
-        status = wait(signals, server, lambda: reload(kernel, options))
+        status = wait(signals, server, lambda: reload(kernel, options, system))
         if not system.lost:
             drain(kernel, signals)
     return 1 if system.lost else status
@@ -127,13 +127,14 @@ def wait(signals: set[signal.Signals], server: Server, reload: Callable[[], None
             return 1
 
 
-def reload(kernel: Kernel, options: argparse.Namespace) -> None:
+def reload(kernel: Kernel, options: argparse.Namespace, system: System) -> None:
     """SIGHUP: all of a good configuration, or nothing of a bad one."""
     notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
     old = kernel.config
     try:
         config = configure(options)
         kernel.reload(config)
+        system.reload()
     except (AiosError, OSError) as error:
         kernel.reload_refused = True
         why = error.explanation if isinstance(error, AiosError) else str(error)

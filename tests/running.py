@@ -18,7 +18,7 @@ START_S = 120.0
 DAEMON = 60777  # the user of a helped daemon
 SETPRIV = [
     "setpriv", f"--reuid={DAEMON}", f"--regid={DAEMON}", "--clear-groups", "--no-new-privs",
-    "--inh-caps=-all,+sys_ptrace", "--ambient-caps=-all,+sys_ptrace", "--bounding-set=-all,+sys_ptrace",
+    "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all",
 ]  # fmt: skip
 # The one of a checkout may lie where that user cannot go.
 PYTHON = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
@@ -53,6 +53,11 @@ class Daemon:
         return self
 
     @property
+    def work(self) -> Path:
+        """Where work folders are."""
+        return self._config.with_name("privileged-state") / "work" if self.helped else self.state / "work"
+
+    @property
     def _helper(self) -> list[str]:
         return ["--privileged", str(self._config.with_name("privileged"))]
 
@@ -65,11 +70,13 @@ class Daemon:
         extra = self._config.with_name("conf.d")
         extra.mkdir(exist_ok=True)
         places = f"mount = {json.dumps(str(self.root))}\nstate = {json.dumps(str(self.state))}\n"
-        (extra / "places.toml").write_text(f"[daemon]\n{places}")
+        # tests call tools as root too
+        (extra / "places.toml").write_text(f'[daemon]\n{places}[tools]\nsystem_users = ["root"]\n')
         Path(self._helper[1]).unlink(missing_ok=True)  # of one that was killed
         self.privileged = self._run(
-            [PYTHON, "-P"], "aiosd.privilege.helper", "--socket", self._helper[1], "--user", str(DAEMON)
-        )
+            [PYTHON, "-P"], "aiosd.privilege.helper",
+            "--socket", self._helper[1], "--user", str(DAEMON), "--state", str(self.work.parent),
+        )  # fmt: skip
         wait_until(Path(self._helper[1]).exists, "aios-privileged")
 
     def _run(self, command: list[str], module: str, *options: str) -> subprocess.Popen[bytes]:

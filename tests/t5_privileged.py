@@ -59,11 +59,11 @@ def call(daemon: Daemon, tool: str, arguments: object, uid: int = ALICE) -> subp
     )  # fmt: skip
 
 
-def test_the_daemon_has_one_capability_and_the_tree_is_roots(daemon: Daemon) -> None:
+def test_the_daemon_has_no_capability_and_the_tree_is_roots(daemon: Daemon) -> None:
     assert daemon.process
     status = Path(f"/proc/{daemon.process.pid}/status").read_text()
     assert f"Uid:\t{DAEMON}\t{DAEMON}" in status
-    assert all(f"Cap{which}:\t{1 << 19:016x}" in status for which in ("Prm", "Eff", "Bnd"))
+    assert all(f"Cap{which}:\t{0:016x}" in status for which in ("Prm", "Eff", "Bnd"))
     assert (daemon.root.stat().st_uid, (daemon.root / "scheduler/policy").stat().st_uid) == (0, 0)
     assert daemon.sh("echo fifo > scheduler/policy").returncode == 0
     assert subprocess.run(["sh", "-c", "echo rr > scheduler/policy"], cwd=daemon.root, user=DAEMON).returncode
@@ -81,7 +81,7 @@ def test_tools_run_as_their_callers(daemon: Daemon) -> None:
         user=ALICE, group=ALICE, extra_groups=[],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    [note] = daemon.state.glob(f"work/{ALICE}/*/note")
+    [note] = daemon.work.glob(f"{ALICE}/*/note")
     assert (note.read_text(), note.stat().st_uid) == ("hers", ALICE)
     subprocess.run(["rmdir", "agents/alice"], cwd=daemon.root, user=ALICE, group=ALICE, check=True)
     wait_until(lambda: not note.exists(), "the end of her folder")

@@ -136,7 +136,7 @@ class Host:
         return facts
 
     def work(self, uid: int = ALICE) -> Path:
-        [folder] = (self.daemon.state / "work" / str(uid)).iterdir()
+        [folder] = (self.daemon.work / str(uid)).iterdir()
         return folder
 
     def empty_work(self) -> None:
@@ -431,7 +431,7 @@ def test_a_work_folder_of_any_depth_goes_with_its_agent(host: Host) -> None:
     client = host.client(ALICE, "agents/deep/syscall/tool")
     said, _ = client.communicate(json.dumps({"name": "sh", "arguments": {"script": dig}}).encode(), 60)
     assert said == b"dug\n"
-    own = host.daemon.state / "work" / str(ALICE)
+    own = host.daemon.work / str(ALICE)
     count = len(list(own.iterdir()))
     assert as_user(host.daemon, ALICE, "rmdir agents/deep").returncode == 0
     wait_until(lambda: len(list(own.iterdir())) == count - 1, "the folder to go with the agent")
@@ -691,7 +691,7 @@ def test_of_cgroup_v2_the_program_starts_in_its_group(tmp_path: Path) -> None:
     group = Group({"pids": folder, "memory": folder})
     add_tool(tmp_path, "sh")
     try:
-        cage = Cage(read(tmp_path / "sh/tool.toml"), None, None)
+        cage = Cage(read(tmp_path / "sh/tool.toml"), None)
         arguments = json.dumps({"script": "sleep 4741 & wait"})
         call: Any = SimpleNamespace(program=None, given=arguments, uid=ALICE, groups=(ALICE,))
         process = popen(call, cage, None, group)

@@ -87,7 +87,7 @@ def test_an_agents_tools_share_a_work_folder_that_nobody_else_sees(aios: Daemon,
     read = '{"name": "read_file", "arguments": {"path": "a/b.txt"}}'
     assert call(aios, f"{agent}/syscall/tool", read) == (0, "secret\n")
     assert call(aios, "tools/read_file/call", '{"path": "a/b.txt"}')[0] != 0
-    file = next((aios.state / "work").glob("*/*/a/b.txt"))
+    file = next((aios.work).glob("*/*/a/b.txt"))
     assert "denied" in as_user(aios, ALICE, f"cat {file}").stderr
     (aios.root / agent).rmdir()
     wait_until(lambda: not file.exists(), "the folder to go with the agent")
@@ -400,7 +400,7 @@ def test_after_kill_9_a_call_that_ran_is_interrupted_and_one_that_waits_still_wa
     daemon = make_daemon(f"[tools]\nfolder = '{tmp_path}/tools.d'\n").start()
     daemon.sh("mkdir agents/a")
     daemon.write("agents/a/syscall/tool", '{"name": "sleep", "arguments": {}}')
-    begun = daemon.state / "work/0/1/begun"
+    begun = daemon.work / "0/1/begun"
     wait_until(begun.exists, "the call to run")
     daemon.write("agents/a/syscall/tool", '{"name": "shell", "arguments": {"command": "echo done"}}')
     wait_until(lambda: bool(pending(daemon)), "the call to wait")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from aiosd.access.caller import Caller
 from aiosd.errors import StoreFull
+from aiosd.host import processes
 from aiosd.host.message_ids import NOTICE, Id, about
 from aiosd.syscall.request import Request
 
@@ -143,7 +144,4 @@ def who(caller: Caller) -> dict[str, object]:
 
 def exe(pid: int) -> str:
     """What runs there; empty when that cannot be seen. Of a step of an agent's loop there is no process."""
-    try:
-        return os.readlink(f"/proc/{pid}/exe") if pid else ""
-    except OSError:
-        return ""
+    return processes.program(pid) if pid else ""

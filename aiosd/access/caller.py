@@ -21,6 +21,10 @@ class Caller:
     groups: frozenset[int] = frozenset()  # supplementary ones
     grouped: bool = True  # False: nobody has asked for them
 
+    @property
+    def all_groups(self) -> frozenset[int]:
+        return self.groups | {self.gid}
+
     def with_groups(self) -> Caller:
         """Asked while the process waits in its system call: later its pid may be another's."""
         groups = frozenset(map(int, proc_status(self.pid, "Groups")))

@@ -25,7 +25,14 @@ from aiosd.config.mcp import Server
 from aiosd.errors import BadValue, ConfigError
 
 DEFAULT_FILE = Path("/etc/aios/aiosd.toml")
-WORDS = {int: "a whole number", str: "text in quotes", bool: "true or false", float: "a number"}
+TEXTS = tuple[str, ...]
+WORDS: dict[Any, str] = {
+    int: "a whole number",
+    str: "text in quotes",
+    bool: "true or false",
+    float: "a number",
+    TEXTS: "a list of texts",
+}
 Section = TypeVar("Section")
 
 
@@ -110,6 +117,7 @@ class ToolsConfig:
     network: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # host:port each tool reaches besides
+    system_users: tuple[str, ...] = ()  # accounts below the login range that aios-privileged runs tools as
 
 
 @dataclass(frozen=True)
@@ -254,10 +262,13 @@ def _section(source: Source, where: list[str], now: Section, table: dict[str, An
     known = _fields(type(now))
     rules = {f.name: f.metadata for f in dataclasses.fields(type(now))}  # type: ignore[arg-type]
     for key, value in table.items():
+        if known.get(key) == TEXTS and isinstance(value, list) and all(isinstance(one, str) for one in value):
+            table[key] = tuple(value)
+    for key, value in table.items():
         at = source.at([*where, key])
         if key not in known:
             raise ConfigError(f"{at}: unknown key {key!r}", f"keys of this section are {', '.join(known)}")
-        if type(value) is not known[key]:
+        if type(value) is not (typing.get_origin(known[key]) or known[key]):
             raise ConfigError(f"{at}: {key} is to be {WORDS[known[key]]}, not {value!r}")
         if value not in rules[key].get("choices", (value,)):
             raise ConfigError(f"{at}: {key} is one of {', '.join(rules[key]['choices'])}, not {value!r}")

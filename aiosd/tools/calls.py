@@ -20,7 +20,7 @@ from aiosd.tools.catalog import Tool, Tools, shorten
 from aiosd.tools.manifest import Manifest
 from aiosd.tools.mcp.listing import Listings
 from aiosd.tools.mcp.sessions import Asked, Sessions, User
-from aiosd.tools.run.runner import Places
+from aiosd.tools.run.runner import CALLS_MOST, Places
 from aiosd.tools.run.spawn import Bounds, Call, End, Events
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,8 @@ class Calls:
         """Whether one more call of it may run beside those."""
         ids = {request.id: self.tools.of(request.spec.model) for request in running}
         others = [other for other in {**ids, **self._live}.values() if other]
+        if len(others) >= CALLS_MOST:
+            return False
         word = tool.manifest.exclusive
         if word and any(other.manifest.exclusive == word for other in others):
             return False

@@ -17,7 +17,7 @@ from jsonschema.exceptions import best_match
 from aiosd.config.endpoints import parse as parse_grant
 from aiosd.cores.models import NAME
 from aiosd.errors import BadValue, ConfigError
-from aiosd.scheduler.chooser import check_owner
+from aiosd.host.beneath import open_owned
 from aiosd.syscall import grammar, schemas
 
 FILE, PROGRAM = "tool.toml", "program"
@@ -92,6 +92,11 @@ class Manifest:
     judge: Mapping[str, Any] | None = None  # what arguments are judged by, where not by `parameters`
 
     @property
+    def is_users_own(self) -> bool:
+        """A user wrote it, so it has no grants and its schema is judged with care."""
+        return self.judge is not None and not self.server
+
+    @property
     def function(self) -> dict[str, Any]:
         """As the chat-completion API names a tool to a model."""
         facts = {"name": self.name, "description": self.description, "parameters": self.parameters}
@@ -107,9 +112,7 @@ class Manifest:
 def read(file: Path) -> Manifest:
     """A manifest, from a place that only root or the daemon's user may write to. Raises ConfigError."""
     try:
-        check_owner(file.parent, os.stat(file.parent))
-        with file.open("rb") as opened:
-            check_owner(file, os.fstat(opened.fileno()))
+        with os.fdopen(open_owned(file.parent, file.name), "rb") as opened:
             raw = tomllib.load(opened)
     except (OSError, ValueError) as error:  # ValueError: not TOML, not UTF-8, another's
         raise ConfigError(f"{file}: {error}", "aios-tool(5) says what a manifest holds") from None
