@@ -4,7 +4,7 @@
 
 Each line of its input is {"say": {…}}, with "file" a path that goes along, or "memfd" text that goes along
 sealed. What comes back is printed, a line each. It serves the tree itself: a folder with `access`, `tools` and
-`file`, which anybody may write. With TARGET, `tools` is a link to there.
+`file`, which anybody may write. With TARGET, `tools` is a link to there at every other look.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ import stat
 import struct
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 SEALS = 0xF  # seal, shrink, grow, write
 HEADER = struct.Struct("<IIQQIIII")  # of fuse_kernel.h, as all below
-LOOKUP, FORGET, GETATTR, READLINK, OPEN, WRITE, STATFS, RELEASE = 1, 2, 3, 5, 14, 16, 17, 18
+LOOKUP, FORGET, GETATTR, SETATTR, READLINK, OPEN, WRITE, STATFS, RELEASE = 1, 2, 3, 4, 5, 14, 16, 17, 18
 INIT, OPENDIR, RELEASEDIR, INTERRUPT, BATCH_FORGET = 26, 27, 29, 36, 42
 SILENT = (FORGET, INTERRUPT, BATCH_FORGET)
 FOLDER, LINK, FILE = stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777, stat.S_IFREG | 0o666
-ROOT, TOOLS = 1, 2
+ROOT, TOOLS, LINKED = 1, 2, 5
 
 
 class Tree:
     def __init__(self, target: str) -> None:
         self._target = target
-        self._modes = {ROOT: FOLDER, TOOLS: LINK if target else FOLDER, 3: FOLDER, 4: FILE}
+        self._looks = 0
+        self._modes = {ROOT: FOLDER, TOOLS: FOLDER, 3: FOLDER, 4: FILE, LINKED: LINK}
         self._names = {b"tools": TOOLS, b"access": 3, b"file": 4}
 
     def serve(self, fuse: int) -> None:
-        while True:
-            data = os.read(fuse, 1 << 20)
+        while data := read(fuse):
             _, operation, unique, node, *_ = HEADER.unpack_from(data)
             if operation in SILENT:
                 continue
@@ -55,8 +56,11 @@ class Tree:
             if name not in self._names:
                 raise OSError(errno.ENOENT, "")
             found = self._names[name]
+            if found == TOOLS and self._target:
+                self._looks += 1
+                found = LINKED if self._looks % 2 else TOOLS
             return struct.pack("<QQQQII", found, 1, 0, 0, 0, 0) + self._attributes(found)
-        if operation == GETATTR:
+        if operation in (GETATTR, SETATTR):
             return struct.pack("<QII", 0, 0, 0) + self._attributes(node)
         if operation == READLINK:
             return self._target.encode()
@@ -72,6 +76,14 @@ class Tree:
 
     def _attributes(self, node: int) -> bytes:
         return struct.pack("<6Q10I", node, 0, 0, 0, 0, 0, 0, 0, 0, self._modes[node], 1, 0, 0, 0, 4096, 0)
+
+
+def read(fuse: int) -> bytes:
+    """A request; none when the tree was unmounted."""
+    try:
+        return os.read(fuse, 1 << 20)
+    except OSError:
+        return b""
 
 
 def say(sock: socket.socket, line: dict[str, Any]) -> None:
@@ -92,7 +104,10 @@ def say(sock: socket.socket, line: dict[str, Any]) -> None:
 def hear(sock: socket.socket, target: str) -> None:
     buffer = bytearray()
     while True:
-        data, files, _, _ = socket.recv_fds(sock, 1 << 16, 4)
+        try:
+            data, files, _, _ = socket.recv_fds(sock, 1 << 16, 4)
+        except ConnectionResetError:  # with something of ours unread
+            data = b""
         if not data:
             print(json.dumps({"is": "End"}), flush=True)
             return
@@ -110,7 +125,8 @@ def main() -> None:
     target = sys.argv[2] if len(sys.argv) > 2 else ""
     threading.Thread(target=hear, args=(sock, target), daemon=True).start()
     for line in sys.stdin:
-        say(sock, json.loads(line))
+        with suppress(BrokenPipeError, ConnectionResetError):
+            say(sock, json.loads(line))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class Daemon:
         self._model = model
         self._config = folder / "aiosd.toml"
         self._config.write_text(config)
+        self.system_users: tuple[str, ...] = ("root",)  # of a helped one: tests call tools as root too
         self.env: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self.privileged: subprocess.Popen[bytes] | None = None
@@ -65,13 +66,17 @@ class Daemon:
         """Once: it stays while the daemon is stopped and started."""
         self.state.mkdir(parents=True, exist_ok=True)
         os.chown(self.state, DAEMON, DAEMON)
+        open_to_all(self._config.parent)
+        if (weights := self._model / "model.safetensors").exists() and self._model.stat().st_uid == 0:
+            open_to_all(weights)
         if self.privileged and self.privileged.poll() is None:
             return
         extra = self._config.with_name("conf.d")
         extra.mkdir(exist_ok=True)
         places = f"mount = {json.dumps(str(self.root))}\nstate = {json.dumps(str(self.state))}\n"
-        # tests call tools as root too
-        (extra / "places.toml").write_text(f'[daemon]\n{places}[tools]\nsystem_users = ["root"]\n')
+        (extra / "places.toml").write_text(
+            f"[daemon]\n{places}[tools]\nsystem_users = {json.dumps(self.system_users)}\n"
+        )
         Path(self._helper[1]).unlink(missing_ok=True)  # of one that was killed
         self.privileged = self._run(
             [PYTHON, "-P"], "aiosd.privilege.helper",
@@ -143,6 +148,13 @@ class Daemon:
         if self.process and self.process.poll() is not None:
             raise AssertionError(f"the daemon ended:\n{self.log.read_text()}")
         return False
+
+
+def open_to_all(folder: Path) -> None:
+    """The user of a helped daemon gets through to it."""
+    for step in (folder, *folder.parents):
+        if step.stat().st_mode & 0o055 != 0o055 and step != Path("/"):
+            step.chmod(0o755)
 
 
 def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:

@@ -9,16 +9,13 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aiosd.cores.wire import Channel
 from aiosd.privilege import orders
-from aiosd.tools.manifest import Manifest
-from aiosd.tools.run.spawn import Bounds, Call, Events
-from tests.running import DAEMON, PYTHON, Daemon, wait_until
+from tests.running import DAEMON, PYTHON, Daemon, open_to_all, wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
 ALICE, BOB = 60501, 60502
@@ -28,12 +25,6 @@ def reaches() -> bool:
     """Whether the daemon's user can run the checkout with the system's Python."""
     here = Path(__file__).resolve().parent.parent
     return os.path.exists(PYTHON) and all(step.stat().st_mode & 0o001 for step in (here, *here.parents))
-
-
-def open_to_all(folder: Path) -> None:
-    for step in (folder, *folder.parents):
-        if step.stat().st_mode & 0o055 != 0o055 and step != Path("/"):
-            step.chmod(0o755)
 
 
 @pytest.fixture(scope="module")
@@ -101,56 +92,32 @@ END
     assert call(daemon, "who", {}, BOB).stdout == f"{BOB}\nCapEff:\t{0:016x}\n"
 
 
-class Forger:
-    """A daemon that was taken over: it orders what it likes."""
-
-    def __init__(self, address: Path) -> None:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(30)
-        sock.connect(str(address))
-        self.channel = Channel(sock, orders.ANSWERS)
-        assert isinstance(self.channel.receive(), orders.Mounted)
-
-    def order(self, manifest: Manifest, uid: int = ALICE, folder: str = "") -> tuple[str, str]:
-        """What it said, and why it ended."""
-        bounds = Bounds(1 << 20, 1 << 20, 0)
-        events = Events(lambda: True, lambda _: None, lambda _: None)
-        asked = Call(1, manifest, "{}", uid, (uid,), folder, False, bounds, events)
-        self.channel.send(orders.sent(asked, False))
-        said = ""
-        while not isinstance(message := self.channel.receive(), orders.Ended):
-            said += message.data
-        return said, message.why
+def test_a_descriptor_that_is_still_open_keeps_a_request_from_being_submitted(daemon: Daemon) -> None:
+    """The daemon may not look for itself whether a close was of the last one."""
+    script = "exec 3>agents/many/syscall/llm; echo one >&3; ls agents/many/requests; echo two >&3; exec 3>&-"
+    done = daemon.sh(
+        f"mkdir agents/many; {script}; cat agents/many/requests/latest/request; rmdir agents/many"
+    )
+    assert (done.stdout, done.stderr) == ("new\none\ntwo\n", "")
 
 
-def test_a_daemon_that_was_taken_over_gets_no_more_than_the_configuration_grants(
-    tmp_path: Path, random_llama: Path
-) -> None:
-    if not reaches():
-        pytest.skip("the checkout, or a Python for it, is where other users cannot go")
-    open_to_all(tmp_path)
-    secret = tmp_path / "secret"
-    secret.write_text("x")
-    own = Daemon(tmp_path, random_llama)
-    own.helped = True
-    own._start_privileged()
-    try:
-        forger = Forger(tmp_path / "privileged")
-        shown = Manifest("x", "", ("/bin/cat", str(secret)), {}, tmp_path)
-        assert forger.order(shown) == ("", "")  # it is not there to be seen
-        for grant in ({"read": (str(tmp_path),)}, {"write": ("/etc",)}, {"network": ("192.0.2.1:80",)}):
-            said, why = forger.order(replace(shown, **grant))  # type: ignore[arg-type]
-            assert (said, "does not say" in why) == ("", True)
-        calc = Manifest("calc", "", ("/bin/cat", "/etc/shadow"), {}, tmp_path, credentials=("token",))
-        assert "does not say" in forger.order(calc)[1]
-        for name in ("../../etc", "1/2", "..", "mcp-/x"):
-            assert "no work folder" in forger.order(shown, folder=name)[1]
-        os.symlink("/etc", tmp_path / "state/work")  # the state folder is the daemon's
-        assert "work" in forger.order(shown, folder="7")[1]
-        assert os.stat("/etc").st_uid == 0
-    finally:
-        own.clean()
-    assert "does not say" in own.log.read_text()
+def test_the_audit_log_has_the_program_that_called(daemon: Daemon) -> None:
+    assert call(daemon, "calc", {"expression": "1"}).stdout == "1\n"
+    lines = [json.loads(line) for line in daemon.read("access/audit.jsonl").splitlines()]
+    assert lines[-2]["exe"].endswith(("/cat", "/bash"))
+
+
+def test_the_configuration_is_read_again_when_the_daemon_reads_it(daemon: Daemon) -> None:
+    before = call(daemon, "python", {"code": "print('x' * 5000)"})
+    assert len(before.stdout) == 5001
+    extra = daemon.root.parent / "conf.d/output.toml"
+    extra.write_text("[tools]\noutput_bytes = 1000\n")
+    daemon.signal(signal.SIGHUP)
+    read = "aiosd.privilege.administrator: configuration reloaded"
+    wait_until(lambda: read in daemon.log.read_text(), "aios-privileged to have read it")
+    assert len(call(daemon, "python", {"code": "print('x' * 5000)"}).stdout) == 1000
+    extra.unlink()
+    daemon.signal(signal.SIGHUP)
 
 
 def test_devices_are_told_and_a_worker_gets_none_that_there_is_not(
@@ -165,7 +132,11 @@ def test_devices_are_told_and_a_worker_gets_none_that_there_is_not(
     own.helped = True
     own._start_privileged()
     try:
-        channel = Forger(tmp_path / "privileged").channel
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(30)
+        sock.connect(str(tmp_path / "privileged"))
+        channel = Channel(sock, orders.ANSWERS)
+        assert isinstance(channel.receive(), orders.Mounted)
         channel.send(orders.Probe())
         found = channel.receive()
         assert [facts["uuid"] for facts in found.devices] == ["GPU-12345678", "cpu"]

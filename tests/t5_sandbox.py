@@ -390,8 +390,9 @@ def groups() -> list[Path]:
 def test_a_call_has_a_control_group_that_ends_with_it(host: Host) -> None:
     if "without cgroups" in host.daemon.log.read_text():
         pytest.skip("no cgroups here that the daemon may use")
-    assert host.daemon.process
-    pid = f"{host.daemon.process.pid}."
+    owner = host.daemon.privileged or host.daemon.process
+    assert owner
+    pid = f"{owner.pid}."
 
     def own() -> list[Path]:
         return [group for group in groups() if group.name.startswith(pid)]
@@ -678,6 +679,27 @@ def test_the_environment_of_a_tool_is_not_that_of_what_makes_its_cage(host: Host
     assert "done\n" in host.call("echo done", tool="loaded")["output"]
     assert not list(host.outside.iterdir())
     assert "NUL" in json.dumps(host.call("ls /mnt", tool="optioned"))
+
+
+def test_a_call_that_has_no_memory_to_start_with_harms_no_other(host: Host) -> None:
+    """On cgroup v1 the thread that starts calls was in such a group, and could not get out of it."""
+    for number in range(3):
+        script = f"""
+            mkdir -p tools/tiny{number}
+            cat > tools/tiny{number}/manifest <<END
+description = "starved"
+command = ["/bin/true"]
+parameters = {{ type = "object" }}
+memory_bytes = 1
+END
+            exec 3<>tools/tiny{number}/call; echo '{{}}' >&3; cat <&3; rmdir tools/tiny{number}"""
+        done = as_user(host.daemon, BOB, script)
+        assert done.returncode or "error" in done.stderr
+        assert host.say("echo well") == "well\n"
+    owner = host.daemon.privileged or host.daemon.process
+    assert owner
+    where = [(task / "cgroup").read_text() for task in Path(f"/proc/{owner.pid}/task").iterdir()]
+    assert not [text for text in where if "/aios-tools/" in text]
 
 
 def test_of_cgroup_v2_the_program_starts_in_its_group(tmp_path: Path) -> None:

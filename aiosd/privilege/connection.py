@@ -116,6 +116,8 @@ class Connection:
         try:
             self._check_room(is_session)
             call = self._call(order)
+        except WireError:
+            raise
         except (AiosError, OSError) as error:
             why = error.explanation if isinstance(error, AiosError) else str(error)
             log.error("call %d: %s", order.id, why)
