@@ -1,9 +1,9 @@
-"""A daemon that was taken over: it connects to aios-privileged and says what it is told to. Needs only Python.
+"""A daemon that was taken over: it connects to aios-privileged and says what it is told. Needs only Python.
 
     attacker.py SOCKET [TARGET]
 
 Each line of its input is {"say": {…}}, with "file" a path that goes along, or "memfd" text that goes along
-sealed. What comes back is printed, a line each. It serves the tree itself: a folder with `access`, `tools` and
+sealed. What comes back is printed, a line each. It serves the tree: a folder with `access`, `tools` and
 `file`, which anybody may write. With TARGET, `tools` is a link to there at every other look.
 """
 

@@ -67,8 +67,9 @@ class Daemon:
         self.state.mkdir(parents=True, exist_ok=True)
         os.chown(self.state, DAEMON, DAEMON)
         open_to_all(self._config.parent)
-        if (weights := self._model / "model.safetensors").exists() and self._model.stat().st_uid == 0:
-            open_to_all(weights)
+        open_to_all(self._model)
+        if (weights := self._model / "model.safetensors").exists():
+            weights.chmod(0o644)
         if self.privileged and self.privileged.poll() is None:
             return
         extra = self._config.with_name("conf.d")
