@@ -219,7 +219,14 @@ def test_the_notify_program_runs_as_such_a_user_or_nobody_and_is_told_names_alon
 
 def test_a_tool_with_a_credential_is_the_administrators_file_whatever_comes_along(place: Place) -> None:
     attacker = place.seen()
-    call = {"id": 1, "name": "keyed", "given": "{}", "uid": ALICE, "groups": [ALICE], "agent": 0}
+    call: dict[str, Any] = {
+        "id": 1,
+        "name": "keyed",
+        "given": "{}",
+        "uid": ALICE,
+        "groups": [ALICE],
+        "agent": 0,
+    }
     attacker.say("RunTool", with_={"memfd": "#!/bin/sh\ncat /run/credentials/*"}, **call)
     assert attacker.hear("Ended")["said"] == "lawful\n"
     stolen = "cat /run/credentials/* 2>/dev/null; cat tool/run 2>/dev/null; true"
@@ -245,7 +252,16 @@ def test_a_program_that_comes_along_cannot_change_or_block(place: Place) -> None
     attacker = place.seen()
     command = {"command": ["./program"]}
     whole = {"memfd": "#!/bin/sh\necho mine\n"}
-    mine = {"id": 1, "name": "x", **OWN, "given": "", "uid": ALICE, "groups": [ALICE], "agent": 0, **command}
+    mine: dict[str, Any] = {
+        "id": 1,
+        "name": "x",
+        **OWN,
+        "given": "",
+        "uid": ALICE,
+        "groups": [ALICE],
+        "agent": 0,
+        **command,
+    }
     attacker.say("RunOwn", with_=whole, **mine)
     assert attacker.hear("Ended")["said"] == "mine\n"
     for file in ("/etc/hostname", "/dev/zero"):
