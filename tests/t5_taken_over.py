@@ -23,7 +23,7 @@ from tests.running import DAEMON, PATHS, PYTHON, SETPRIV, Daemon, open_to_all, w
 from tests.t5_privileged import reaches
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 ALICE, BOB, STAFF = 60511, 60512, 60599
 KEYED = """
 name = "keyed"
