@@ -222,6 +222,7 @@ def test_a_daemon_that_was_taken_over_has_the_rights_of_those_who_use_it_and_no_
     """The attacker's program is the service, with all that the unit gives it. See tests/t5_taken_over.py."""
     (machine.root / "usr/local/lib/attacker.py").write_text(Path(attacker.__file__).read_text())
     alice = int(machine.out("alice", "id -u"))
+    assert machine.out("alice", ASK.format("ada")) == "mango"
     own = {"is": "RunOwn", "name": "x", "env": {}, "timeout_s": 9.0, "cpu_s": 9, "memory_bytes": 1 << 28}
     own |= {"given": "", "agent": 0, "command": ["/bin/sh", "-c", "id -u; head -c 4 /etc/shadow; ls /home"]}
     callers = ((0, [0]), (1, [1]), (alice, [alice, 42]), (alice, [0]), (alice, [alice]))

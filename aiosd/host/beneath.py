@@ -1,11 +1,12 @@
-"""openat2(2), which Python lacks: opens what lies beneath a folder, and follows no link on the way.
+"""Opens what lies beneath a folder, and follows no link on the way.
 
-A path that is checked and then used again may mean another file by then; a descriptor stays what it was.
+A path that is checked and then used again may mean another file by then; a descriptor stays what it was. Not by
+openat2(2), which systemd's RestrictSUIDSGID= refuses to the daemon.
 """
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -14,31 +15,27 @@ from pathlib import Path
 
 from aiosd.host.ownership import check_owner
 
-SYS_OPENAT2 = 437  # on all architectures, as all system calls since Linux 5.1
-NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, BENEATH = 0x01, 0x02, 0x04, 0x08
-FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-LIBC = ctypes.CDLL(None, use_errno=True)
+STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class How(ctypes.Structure):
-    """struct open_how"""
-
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-def open_beneath(folder: int, path: str, flags: int, resolve: int = 0) -> int:
-    """A descriptor. Raises OSError: ELOOP for a link on the way, EXDEV for a path that leads out."""
-    how = How(flags | os.O_CLOEXEC, 0, resolve | NO_MAGICLINKS | NO_SYMLINKS | BENEATH)
-    name = os.fsencode(path)
-    fd = LIBC.syscall(SYS_OPENAT2, folder, name, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)))
-    if fd < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    return int(fd)
+def open_beneath(folder: int, path: str, flags: int) -> int:
+    """A descriptor. Raises OSError: ELOOP or ENOTDIR for a link, EXDEV for a path that leads out."""
+    *steps, name = path.split("/")
+    if not name or any(step in ("", "..") for step in (*steps, name)):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    at = os.dup(folder)
+    try:
+        for step in steps:
+            below = os.open(step, STEP, dir_fd=at)
+            os.close(at)
+            at = below
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+    finally:
+        os.close(at)
 
 
 @contextmanager
-def opened(path: Path, flags: int = FOLDER) -> Iterator[int]:
+def opened(path: Path, flags: int) -> Iterator[int]:
     fd = os.open(path, flags)
     try:
         yield fd

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from aiosd.errors import Denied
-from aiosd.host.beneath import LIBC, NO_XDEV, open_beneath
+from aiosd.host.beneath import open_beneath
 from aiosd.host.mount import MS_NODEV, MS_NOEXEC, MS_NOSUID
 from aiosd.privilege.users import device_of
 
@@ -22,6 +22,7 @@ F_EMPTY_PATH, T_EMPTY_PATH = 0x04, 0x40  # of move_mount(2)
 MOUNT_ATTR_RDONLY = 1
 MS_RDONLY, MS_REC, MS_SLAVE = 1, 1 << 14, 1 << 19
 CLONE_NEWNS = 0x20000
+LIBC = ctypes.CDLL(None, use_errno=True)
 FOLDER = os.O_PATH | os.O_DIRECTORY
 
 
@@ -64,7 +65,7 @@ class Sealed:
 
 def hide(root: int, name: str) -> None:
     """Below an empty folder."""
-    folder = open_beneath(root, name, FOLDER, NO_XDEV)
+    folder = open_beneath(root, name, FOLDER)
     try:
         flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
         place = f"/proc/thread-self/fd/{folder}".encode()
@@ -74,7 +75,7 @@ def hide(root: int, name: str) -> None:
 
 
 def make_read_only(root: int, name: str) -> None:
-    folder = open_beneath(root, name, FOLDER, NO_XDEV)
+    folder = open_beneath(root, name, FOLDER)
     try:
         copy = check(LIBC.syscall(SYS_OPEN_TREE, folder, b"", OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH))
         try:
