@@ -4,6 +4,8 @@ A reader gets a text and the position behind a mark that opens calls. It gives t
 the position behind them. It gives no call where the mark is only mentioned, and raises ValueError where a
 call has begun and is broken. aiosd.syscall.families says which family uses which reader. Linear in the text.
 Pure.
+
+Large: one short reader for each way of printing, and what the readers share.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 A text is one user message. Pure: parse bytes into a `Chat`, or raise BadRequest; and turn a stored `Chat`
 back into the API's shape. This module is not with its handler, because conversations and agents use the same
 messages.
+
+Large: the API has many keys, and each is read, checked and rendered here.
 """
 
 from __future__ import annotations

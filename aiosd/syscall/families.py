@@ -5,6 +5,8 @@ open a call, the reader of what stands behind them (aiosd.syscall.call_syntax), 
 by which a call is decoded (aiosd.syscall.grammar). A worker names the family of its model in `info`, and the
 daemon reads the model's answers by that name (aiosd.syscall.toolcalls). The chat template itself writes what
 goes back to the model: calls and results. Pure.
+
+Large: one row for each family.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from aiosd.config.config import NAME
 from aiosd.config.endpoints import parse as parse_grant
 from aiosd.errors import BadValue, ConfigError
 from aiosd.host import toml
-from aiosd.host.ownership import check_owner
+from aiosd.host.beneath import open_owned
 from aiosd.syscall import grammar, schemas
 
 FILE, PROGRAM = "tool.toml", "program"
@@ -95,6 +95,11 @@ class Manifest:
     judge: Mapping[str, Any] | None = None  # the schema that checks arguments; None: `parameters`
 
     @property
+    def is_users_own(self) -> bool:
+        """A user wrote it, so it has no grants and its schema is judged with care."""
+        return self.judge is not None and not self.server
+
+    @property
     def function(self) -> dict[str, Any]:
         """The tool as the chat-completion API describes it to a model."""
         facts = {"name": self.name, "description": self.description, "parameters": self.parameters}
@@ -110,9 +115,7 @@ class Manifest:
 def read(file: Path) -> Manifest:
     """Read a manifest from a folder that only root or the daemon's user can change. Raises ConfigError."""
     try:
-        check_owner(file.parent, os.stat(file.parent))
-        with file.open("rb") as opened:
-            check_owner(file, os.fstat(opened.fileno()))
+        with os.fdopen(open_owned(file.parent, file.name), "rb") as opened:
             raw = toml.parse(toml.decoded(opened.read()))
     except (OSError, ValueError) as error:  # ValueError: not TOML, not UTF-8, another's
         raise ConfigError(f"{file}: {error}", HINT) from None

@@ -153,9 +153,8 @@ class Sessions:
         bounds = Bounds(sys.maxsize, self.work_bytes, self.reserve_bytes)
         self._runner.later(START_S, partial(self._end_if_slow, session))
         whose = user.uid, user.groups, user.folder, user.sees_aios
-        self._runner.run(Call(session.id, manifest, None, *whose, bounds, events))
-        about = {"url": server.url} if server.url else {"command": server.command, "env": dict(server.env)}
-        self._tell(session, {**about, "output_bytes": self.output_bytes})
+        first = opening(server, self.output_bytes)
+        self._runner.run(Call(session.id, manifest, None, *whose, bounds, events, opening=first))
         return session
 
     def _tell(self, session: Session, order: dict[str, Any]) -> None:
@@ -274,6 +273,12 @@ class Sessions:
         for call in list(session.calls.values()):
             call.asked.events.ended(End(-1, end.stderr[-STDERR_BYTES:], call.why or why))
         session.calls.clear()
+
+
+def opening(server: Server, output_bytes: int) -> bytes:
+    """The first line that the host of a session reads: which server it is to start or to reach."""
+    about = {"url": server.url} if server.url else {"command": server.command, "env": dict(server.env)}
+    return json.dumps({**about, "output_bytes": output_bytes}).encode() + b"\n"
 
 
 def host(server: Server) -> Manifest:
