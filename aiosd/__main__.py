@@ -36,8 +36,9 @@ from aiosd.host import identity, journal
 from aiosd.host.message_ids import Id, about
 from aiosd.host.notify import notify
 from aiosd.kernel import Kernel
-from aiosd.privilege.orders import Helped, workers_uid
+from aiosd.privilege.helped import Helped
 from aiosd.privilege.system import Own, System
+from aiosd.privilege.worker_unit import workers_uid
 from aiosd.reload import reload as take_over
 
 log = logging.getLogger("aiosd")
@@ -149,7 +150,7 @@ def serve(config: Config, options: argparse.Namespace) -> int:
         notify(READY=1, STATUS=f"serving {folder}")
         heartbeat.start()
         log.info("aiosd serves %s (pid %d)", folder, os.getpid(), extra=about(Id.READY))
-        status = wait(signals, server, lambda: reload(kernel, options), kernel.model_objects.let_go)
+        status = wait(signals, server, lambda: reload(kernel, options, system), kernel.model_objects.let_go)
         if not system.lost:
             drain(kernel, signals)
     return 1 if system.lost else status
@@ -179,13 +180,14 @@ def express(config: Config) -> None:
         log.warning("%s", line)
 
 
-def reload(kernel: Kernel, options: argparse.Namespace) -> None:
+def reload(kernel: Kernel, options: argparse.Namespace, system: System) -> None:
     """SIGHUP: take over a good configuration whole. A bad one changes nothing."""
     notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
     old = kernel.config
     try:
         config = configure(options)
         take_over(kernel, config)
+        system.reload()
     except (AiosError, OSError) as error:
         kernel.reload_refused = True
         why = in_words(error)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from aiosd.tools.catalog import Tools
-from aiosd.tools.run.sandbox import Cage, seccomp_filter
+from aiosd.tools.run.sandbox import Cage, OwnTree, seccomp_filter
 from aiosd.tools.run.spawn import memory_file
 from tests.running import REPOSITORY, Daemon
 
@@ -42,7 +42,7 @@ properties.zone.type = "string"
 
 def bare(mount: Path) -> None:
     """The same program in the same sandbox, started as a shell script would start it."""
-    cage = Cage(TOOLS.get("calc").manifest, None, mount)
+    cage = Cage(TOOLS.get("calc").manifest, None, OwnTree(mount).options())
     program = cage.open_program()
     assert program is not None
     with (

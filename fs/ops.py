@@ -54,6 +54,7 @@ from aiosd.fs.burden import Burden
 from aiosd.fs.files import File, Handle, Opening
 from aiosd.fs.libfuse import Interrupts, PollHandle
 from aiosd.fs.tree import Folder, FoundNode, Link, Tree
+from aiosd.host import processes
 from aiosd.host.watchers import Unwatch
 
 log = logging.getLogger(__name__)
@@ -300,6 +301,8 @@ class Ops:
         opened = self._open[info.fh]
         if opened.held:
             self._burden.check_bytes(opened.opening.caller, self._tree.quotas().of(opened.opening.caller))
+        opener = opened.opening.caller
+        processes.writes(opener.uid, opener.all_groups, (libfuse.context().pid, opener.pid))
         opened.handle.write(data, offset)
         self._burden.changed(opened)
         return len(data)

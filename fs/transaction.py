@@ -7,17 +7,15 @@ that would returns None, and the caller waits on `watch`.
 from __future__ import annotations
 
 import codecs
-import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 from aiosd.access.caller import Caller
 from aiosd.errors import AiosError, BadRequest, Busy, TooBig
 from aiosd.fs.files import File, Handle, Opening
+from aiosd.host import processes
 from aiosd.host.watchers import Unwatch
 from aiosd.scheduler.admission import Admission
 from aiosd.scheduler.handler import Source
@@ -25,7 +23,6 @@ from aiosd.syscall import judging
 from aiosd.syscall.foreign import NotJson, is_object
 from aiosd.syscall.request import Request
 
-DESCRIPTORS = 4096  # of a process that are looked at
 Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
@@ -79,7 +76,8 @@ class TransactionHandle(Handle):
             if self._private or not self._draft.body:
                 return
             opener = self._opening.caller.pid
-            if same_process(pid, opener) and not still_open(opener, self._opening.path):
+            # unknown counts as no: at worst it is submitted at its first close instead of its last
+            if same_process(pid, opener) and not processes.holds(opener, self._opening.path):
                 try:
                     self._submit()
                 except AiosError:  # close(2) says so: `release` is not to submit it after all
@@ -226,21 +224,3 @@ class Draft:
 def same_process(task: int, opener: int) -> bool:
     """FUSE names the calling thread; any thread of the opener closes for it."""
     return task == opener or Path(f"/proc/{opener}/task/{task}").exists()
-
-
-def still_open(pid: int, path: str) -> bool:
-    """Whether the process holds another descriptor of the file: this close was of a dup.
-
-    Unknown (the process ended, is not ours to see, or has more than we look at) counts as no; at worst the
-    file is submitted at its first close instead of its last.
-    """
-    folder = f"/proc/{pid}/fd"
-    try:
-        with os.scandir(folder) as descriptors:
-            for descriptor in islice(descriptors, DESCRIPTORS):
-                with suppress(OSError):  # another thread may close it meanwhile
-                    if os.readlink(descriptor.path).endswith(path):
-                        return True
-    except OSError:
-        return False
-    return False

@@ -23,7 +23,7 @@ START_S = 120.0
 DAEMON = 60777  # uid of a daemon with aios-privileged
 SETPRIV = [
     "setpriv", f"--reuid={DAEMON}", f"--regid={DAEMON}", "--clear-groups", "--no-new-privs",
-    "--inh-caps=-all,+sys_ptrace", "--ambient-caps=-all,+sys_ptrace", "--bounding-set=-all,+sys_ptrace",
+    "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all",
 ]  # fmt: skip
 # That user may not reach the interpreter of a checkout.
 PYTHON = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
@@ -41,6 +41,7 @@ class Daemon:
         self._model = model
         self._config = folder / "aiosd.toml"
         self._config.write_text(config)
+        self.system_users: tuple[str, ...] = ("root",)  # with aios-privileged: tests call tools as root too
         self.env: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self.privileged: subprocess.Popen[bytes] | None = None
@@ -58,6 +59,11 @@ class Daemon:
         return self
 
     @property
+    def work(self) -> Path:
+        """The folder of work folders."""
+        return self._config.with_name("privileged-state") / "work" if self.helped else self.state / "work"
+
+    @property
     def _helper(self) -> list[str]:
         return ["--privileged", str(self._config.with_name("privileged"))]
 
@@ -65,16 +71,23 @@ class Daemon:
         """Start aios-privileged once. It stays while the daemon stops and starts."""
         self.state.mkdir(parents=True, exist_ok=True)
         os.chown(self.state, DAEMON, DAEMON)
+        open_to_all(self._config.parent)
+        open_to_all(self._model)
+        if (weights := self._model / "model.safetensors").exists():
+            weights.chmod(0o644)
         if self.privileged and self.privileged.poll() is None:
             return
         extra = self._config.with_name("conf.d")
         extra.mkdir(exist_ok=True)
         places = f"mount = {toml(self.root)}\nstate = {toml(self.state)}\n"
-        (extra / "places.toml").write_text(f"[daemon]\n{places}")
+        (extra / "places.toml").write_text(
+            f"[daemon]\n{places}[tools]\nsystem_users = {json.dumps(self.system_users)}\n"
+        )
         Path(self._helper[1]).unlink(missing_ok=True)  # left by a killed one
         self.privileged = self._run(
-            [PYTHON, "-P"], "aiosd.privilege.helper", "--socket", self._helper[1], "--user", str(DAEMON)
-        )
+            [PYTHON, "-P"], "aiosd.privilege.helper",
+            "--socket", self._helper[1], "--user", str(DAEMON), "--state", str(self.work.parent),
+        )  # fmt: skip
         wait_until(Path(self._helper[1]).exists, "aios-privileged")
 
     def _run(self, command: list[str], module: str, *options: str) -> subprocess.Popen[bytes]:
@@ -173,6 +186,13 @@ def managed(daemon: Daemon, watchdog_s: float = 0) -> Daemon:
 def toml(path: Path) -> str:
     """As a text of TOML, which knows no surrogate pairs."""
     return json.dumps(str(path), ensure_ascii=False)
+
+
+def open_to_all(folder: Path) -> None:
+    """Let the user of a daemon with aios-privileged reach the folder."""
+    for step in (folder, *folder.parents):
+        if step.stat().st_mode & 0o055 != 0o055 and step != Path("/"):
+            step.chmod(0o755)
 
 
 def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:

@@ -63,6 +63,7 @@ def test_aiosd_toml_5_has_every_key_and_its_default() -> None:
         sections["[mcp]"],
     )  # the tables of the latter have the keys of [quota]
     expected = {(s, f.name): getattr(now, f.name) for s, now in sections.items() for f in fields(now)}
+    expected["[tools]", "system_users"] = list(config.tools.system_users)
     expected |= {("[models.NAME]", f.name): default(f) for f in fields(ModelConfig)}
     words = {"command": "(this or url)", "url": "(this or command)", "env": {}}
     words |= {"irreversible": "(as the server says)", "headers": {}}

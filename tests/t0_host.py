@@ -207,3 +207,16 @@ def test_nothing_in_a_log_is_obeyed_by_a_terminal(text: str) -> None:
         record.exc_info = sys.exc_info()
     assert all(line.isprintable() for line in journal.LINE.format(record).split("\n"))
     assert shown("Zoë – 日本 😀") == "Zoë – 日本 😀"
+
+
+def test_the_kernels_own_lines_count_before_those_that_hold_names_of_users() -> None:
+    data = b"pos:\t0\nflags:\t0100002\nmnt_id:\t7\n0: x\rmnt_id:\t8\nmnt_id:\t9\nno key\n"
+    assert (proc.facts(data)[b"mnt_id"], proc.facts(data)[b"flags"]) == (b"7", b"0100002")
+
+
+def test_an_open_file_is_on_the_device_of_its_mount(tmp_path: Path) -> None:
+    with proc.opened(os.getpid()) as folder, (tmp_path / "file").open("w") as file:
+        device = proc.devices_of_mounts(folder)[str(proc.mount_id(file.fileno())).encode()]
+        assert (str(file.fileno()), True) in list(proc.files_on(folder, device))
+    with pytest.raises(FileNotFoundError):
+        proc.device_of(tmp_path / "none")

@@ -15,7 +15,7 @@ import pytest
 from aiosd.cores.models import check_folder
 from aiosd.errors import ModelError
 from aiosd.host.readable import PASS, READ, Reader, first_closed
-from tests.running import needs
+from tests.running import needs, open_to_all
 
 OTHER = pwd.getpwnam("nobody")
 READER = Reader.of(OTHER.pw_uid)
@@ -42,8 +42,7 @@ def as_reader(path: Path, want: int) -> bool:
 @pytest.mark.root
 def test_modes_and_acls_mean_what_the_kernel_means(tmp_path: Path) -> None:
     setfacl, chance = needs("setfacl"), random.Random(1)
-    for folder in [tmp_path, *tmp_path.parents][:3]:
-        folder.chmod(0o755)
+    open_to_all(tmp_path)
     file = tmp_path / "file"
     file.touch()
     for _ in range(60):
@@ -64,8 +63,7 @@ def test_a_model_that_the_user_of_workers_may_not_read_is_refused_with_the_comma
     tmp_path: Path, random_llama: Path, closed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiosd.cores.models.HIDDEN", ())
-    for folder in [tmp_path, *tmp_path.parents][:3]:
-        folder.chmod(0o755)
+    open_to_all(tmp_path)
     model = tmp_path / "above" / "model"
     shutil.copytree(random_llama, model)
     for path in [model.parent, model, *model.iterdir()]:
@@ -83,8 +81,7 @@ def test_a_model_that_the_user_of_workers_may_not_read_is_refused_with_the_comma
 
 @pytest.mark.root
 def test_what_a_link_points_to_counts(tmp_path: Path, random_llama: Path) -> None:
-    for folder in [tmp_path, *tmp_path.parents][:3]:
-        folder.chmod(0o755)
+    open_to_all(tmp_path)
     blobs, model = tmp_path / "blobs", tmp_path / "model"
     shutil.copytree(random_llama, blobs)
     blobs.chmod(0o700)

@@ -9,16 +9,13 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aiosd.cores.wire import Channel
 from aiosd.privilege import orders
-from aiosd.tools.manifest import Manifest
-from aiosd.tools.run.spawn import Bounds, Call, Events
-from tests.running import DAEMON, PYTHON, REPOSITORY, Daemon, wait_until
+from tests.running import DAEMON, PYTHON, REPOSITORY, Daemon, open_to_all, wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
 ALICE, BOB = 60501, 60502
@@ -33,12 +30,6 @@ def needs_python() -> None:
         pytest.skip(
             f"other users cannot go to {closed[-1]}: make test shows them the checkout, and so runs this"
         )
-
-
-def open_to_all(folder: Path) -> None:
-    for step in (folder, *folder.parents):
-        if step.stat().st_mode & 0o055 != 0o055 and step != Path("/"):
-            step.chmod(0o755)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +54,11 @@ def call(daemon: Daemon, tool: str, arguments: object, uid: int = ALICE) -> subp
     )  # fmt: skip
 
 
-def test_the_daemon_has_one_capability_and_the_tree_is_roots(daemon: Daemon) -> None:
+def test_the_daemon_has_no_capability_and_the_tree_is_roots(daemon: Daemon) -> None:
     assert daemon.process
     status = Path(f"/proc/{daemon.process.pid}/status").read_text()
     assert f"Uid:\t{DAEMON}\t{DAEMON}" in status
-    assert all(f"Cap{which}:\t{1 << 19:016x}" in status for which in ("Prm", "Eff", "Bnd"))
+    assert all(f"Cap{which}:\t{0:016x}" in status for which in ("Prm", "Eff", "Bnd"))
     assert (daemon.root.stat().st_uid, (daemon.root / "scheduler/policy").stat().st_uid) == (0, 0)
     assert daemon.sh("echo fifo > scheduler/policy").returncode == 0
     assert subprocess.run(["sh", "-c", "echo rr > scheduler/policy"], cwd=daemon.root, user=DAEMON).returncode
@@ -85,7 +76,7 @@ def test_tools_run_as_their_callers(daemon: Daemon) -> None:
         user=ALICE, group=ALICE, extra_groups=[],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    [note] = daemon.state.glob(f"work/{ALICE}/*/note")
+    [note] = daemon.work.glob(f"{ALICE}/*/note")
     assert (note.read_text(), note.stat().st_uid) == ("hers", ALICE)
     subprocess.run(["rmdir", "agents/alice"], cwd=daemon.root, user=ALICE, group=ALICE, check=True)
     wait_until(lambda: not note.exists(), "the end of her folder")
@@ -105,55 +96,32 @@ END
     assert call(daemon, "who", {}, BOB).stdout == f"{BOB}\nCapEff:\t{0:016x}\n"
 
 
-class Forger:
-    """A compromised daemon, which sends any order."""
-
-    def __init__(self, address: Path) -> None:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(30)
-        sock.connect(str(address))
-        self.channel = Channel(sock, orders.ANSWERS)
-        assert isinstance(self.channel.receive(), orders.Mounted)
-
-    def order(self, manifest: Manifest, uid: int = ALICE, folder: str = "") -> tuple[str, str]:
-        """Send an order. Return the output and the error."""
-        bounds = Bounds(1 << 20, 1 << 20, 0)
-        events = Events(lambda: True, lambda _: None, lambda _: None)
-        asked = Call(1, manifest, "{}", uid, (uid,), folder, False, bounds, events)
-        self.channel.send(orders.sent(asked, False))
-        said = ""
-        while not isinstance(message := self.channel.receive(), orders.Ended):
-            said += message.data
-        return said, message.why
+def test_a_descriptor_that_is_still_open_keeps_a_request_from_being_submitted(daemon: Daemon) -> None:
+    """The daemon itself cannot see whether the last descriptor was closed."""
+    script = "exec 3>agents/many/syscall/llm; echo one >&3; ls agents/many/requests; echo two >&3; exec 3>&-"
+    done = daemon.sh(
+        f"mkdir agents/many; {script}; cat agents/many/requests/latest/request; rmdir agents/many"
+    )
+    assert (done.stdout, done.stderr) == ("new\none\ntwo\n", "")
 
 
-def test_a_daemon_that_was_taken_over_gets_no_more_than_the_configuration_grants(
-    tmp_path: Path, random_llama: Path
-) -> None:
-    needs_python()
-    open_to_all(tmp_path)
-    secret = tmp_path / "secret"
-    secret.write_text("x")
-    own = Daemon(tmp_path, random_llama)
-    own.helped = True
-    own._start_privileged()
-    try:
-        forger = Forger(tmp_path / "privileged")
-        shown = Manifest("x", "", ("/bin/cat", str(secret)), {}, tmp_path)
-        assert forger.order(shown) == ("", "")  # the call does not see the path
-        for grant in ({"read": (str(tmp_path),)}, {"write": ("/etc",)}, {"network": ("192.0.2.1:80",)}):
-            said, why = forger.order(replace(shown, **grant))  # type: ignore[arg-type]
-            assert (said, "does not say" in why) == ("", True)
-        calc = Manifest("calc", "", ("/bin/cat", "/etc/shadow"), {}, tmp_path, credentials=("token",))
-        assert "does not say" in forger.order(calc)[1]
-        for name in ("../../etc", "1/2", "..", "mcp-/x"):
-            assert "no work folder" in forger.order(shown, folder=name)[1]
-        os.symlink("/etc", tmp_path / "state/work")  # the state folder is the daemon's
-        assert "work" in forger.order(shown, folder="7")[1]
-        assert os.stat("/etc").st_uid == 0
-    finally:
-        own.clean()
-    assert "does not say" in own.log.read_text()
+def test_the_audit_log_has_the_program_that_called(daemon: Daemon) -> None:
+    assert call(daemon, "calc", {"expression": "1"}).stdout == "1\n"
+    lines = [json.loads(line) for line in daemon.read("access/audit.jsonl").splitlines()]
+    assert lines[-2]["exe"].endswith(("/cat", "/bash"))
+
+
+def test_the_configuration_is_read_again_when_the_daemon_reads_it(daemon: Daemon) -> None:
+    before = call(daemon, "python", {"code": "print('x' * 5000)"})
+    assert len(before.stdout) == 5001
+    extra = daemon.root.parent / "conf.d/output.toml"
+    extra.write_text("[tools]\noutput_bytes = 1000\n")
+    daemon.signal(signal.SIGHUP)
+    read = "aiosd.privilege.administrator: configuration reloaded"
+    wait_until(lambda: read in daemon.log.read_text(), "aios-privileged to have read it")
+    assert len(call(daemon, "python", {"code": "print('x' * 5000)"}).stdout) == 1000
+    extra.unlink()
+    daemon.signal(signal.SIGHUP)
 
 
 def test_a_worker_gets_only_existing_devices(tmp_path: Path, random_llama: Path) -> None:
@@ -165,7 +133,11 @@ def test_a_worker_gets_only_existing_devices(tmp_path: Path, random_llama: Path)
     own.helped = True
     own._start_privileged()
     try:
-        channel = Forger(tmp_path / "privileged").channel
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(30)
+        sock.connect(str(tmp_path / "privileged"))
+        channel = Channel(sock, orders.ANSWERS)
+        assert isinstance(channel.receive(), orders.Mounted)
         channel.send(orders.Probe())
         found = channel.receive()
         assert [facts["uuid"] for facts in found.devices] == ["GPU-12345678", "cpu"]

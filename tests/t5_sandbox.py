@@ -136,7 +136,7 @@ class Host:
         return facts
 
     def work(self, uid: int = ALICE) -> Path:
-        [folder] = (self.daemon.state / "work" / str(uid)).iterdir()
+        [folder] = (self.daemon.work / str(uid)).iterdir()
         return folder
 
     def empty_work(self) -> None:
@@ -394,8 +394,9 @@ def groups() -> list[Path]:
 def test_a_call_has_a_control_group_that_ends_with_it(host: Host) -> None:
     if "without cgroups" in host.daemon.log.read_text():
         pytest.skip("no cgroups here that the daemon may use")
-    assert host.daemon.process
-    pid = f"{host.daemon.process.pid}."
+    owner = host.daemon.privileged or host.daemon.process
+    assert owner
+    pid = f"{owner.pid}."
 
     def own() -> list[Path]:
         return [group for group in groups() if group.name.startswith(pid)]
@@ -452,7 +453,7 @@ def test_a_work_folder_of_any_depth_goes_with_its_agent(host: Host) -> None:
     client = host.client(ALICE, "agents/deep/syscall/tool")
     said, _ = client.communicate(json.dumps({"name": "sh", "arguments": {"script": dig}}).encode(), 60)
     assert said == b"dug\n"
-    own = host.daemon.state / "work" / str(ALICE)
+    own = host.daemon.work / str(ALICE)
     count = len(list(own.iterdir()))
     assert as_user(host.daemon, ALICE, "rmdir agents/deep").returncode == 0
     wait_until(lambda: len(list(own.iterdir())) == count - 1, "the folder to go with the agent")
@@ -701,6 +702,27 @@ def test_the_environment_of_a_tool_is_not_that_of_what_makes_its_cage(host: Host
     assert "NUL" in json.dumps(host.call("ls /mnt", tool="optioned"))
 
 
+def test_a_call_that_has_no_memory_to_start_with_harms_no_other(host: Host) -> None:
+    """On cgroup v1 the thread that starts calls was in such a group, and could not get out of it."""
+    for number in range(3):
+        script = f"""
+            mkdir -p tools/tiny{number}
+            cat > tools/tiny{number}/manifest <<END
+description = "starved"
+command = ["/bin/true"]
+parameters = {{ type = "object" }}
+memory_bytes = 1
+END
+            exec 3<>tools/tiny{number}/call; echo '{{}}' >&3; cat <&3; rmdir tools/tiny{number}"""
+        done = as_user(host.daemon, BOB, script)
+        assert done.returncode or "error" in done.stderr
+        assert host.say("echo well") == "well\n"
+    owner = host.daemon.privileged or host.daemon.process
+    assert owner
+    where = [(task / "cgroup").read_text() for task in Path(f"/proc/{owner.pid}/task").iterdir()]
+    assert not [text for text in where if "/aios-tools/" in text]
+
+
 def test_with_cgroup_v2_the_program_starts_in_its_group(tmp_path: Path) -> None:
     """The test needs no controllers of v2, because the machine may use them with v1."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
@@ -712,7 +734,7 @@ def test_with_cgroup_v2_the_program_starts_in_its_group(tmp_path: Path) -> None:
     group = Group({"pids": folder, "memory": folder})
     add_tool(tmp_path, "sh")
     try:
-        cage = Cage(read(tmp_path / "sh/tool.toml"), None, None)
+        cage = Cage(read(tmp_path / "sh/tool.toml"), None)
         arguments = json.dumps({"script": "sleep 4741 & wait"})
         call: Any = SimpleNamespace(program=None, given=arguments, uid=ALICE, groups=(ALICE,))
         process = popen(call, cage, None, group)

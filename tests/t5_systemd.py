@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import attacker
 from tests import machine as machines
 from tests.machine import Machine
 from tests.running import REPOSITORY, wait_until
@@ -208,6 +210,8 @@ def test_each_part_has_its_own_user_and_unit(machine: Machine) -> None:
     assert slices == ["aios-workers.slice", "aios-tools.slice"]
     none = machine.out("root", f"grep -h CapBnd /proc/{main_pid(machine, 'aios-worker@0')}/status")
     assert none.split()[1] == "0" * 16
+    none = machine.out("root", f"grep -h CapBnd /proc/{main_pid(machine)}/status")
+    assert none.split()[1] == "0" * 16
 
 
 def test_tools_run_as_their_callers(machine: Machine) -> None:
@@ -222,6 +226,44 @@ def test_tools_run_as_their_callers(machine: Machine) -> None:
     assert "7006652" in answer
     assert "in UTC" in answer
     machine.run("alice", "echo > /aios/agents/ada/tools")
+
+
+def test_a_daemon_that_was_taken_over_has_the_rights_of_those_who_use_it_and_no_more(
+    machine: Machine,
+) -> None:
+    """The attacker's program is the service, with all that the unit gives it. See tests/t5_taken_over.py."""
+    (machine.root / "usr/local/lib/attacker.py").write_text(Path(attacker.__file__).read_text())
+    alice = int(machine.out("alice", "id -u"))
+    assert machine.out("alice", ASK.format("ada")) == "mango"
+    own = {"is": "RunOwn", "name": "x", "env": {}, "timeout_s": 9.0, "cpu_s": 9, "memory_bytes": 1 << 28}
+    own |= {"given": "", "agent": 0, "command": ["/bin/sh", "-c", "id -u; head -c 4 /etc/shadow; ls /home"]}
+    callers = ((0, [0]), (1, [1]), (alice, [alice, 42]), (alice, [0]), (alice, [alice]))
+    orders = [{"say": {**own, "id": n, "uid": u, "groups": g}} for n, (u, g) in enumerate(callers, 1)]
+    who = {"uid": 0, "groups": [0]}
+    orders.append({"say": {"is": "Notify", "id": 9, "tool": "x", "agent_name": "", "group": "", **who}})
+    lines = "".join(json.dumps(order) + "\n" for order in orders)
+    (machine.root / "usr/local/lib/orders").write_text(lines)
+    drop_in = "/run/systemd/system/aiosd.service.d"
+    program = "/usr/lib/aios/bin/python3 -IS /usr/local/lib/attacker.py /run/aios/privileged"
+    script = f"(cat /usr/local/lib/orders; sleep 1000) | {program} > /var/lib/aios/heard"
+    text = f"[Service]\nType=exec\nWatchdogSec=0\nExecStart=\nExecStart=/bin/sh -c '{script}'\n"
+    written = f"mkdir -p {drop_in}; printf %s {shlex.quote(text)} > {drop_in}/attacker.conf"
+    machine.run("root", f"{written}; systemctl daemon-reload")
+    machine.run("root", "systemctl restart aiosd", timeout_s=60)
+
+    def heard(kind: str) -> dict[int, dict[str, Any]]:
+        found = map(json.loads, machine.out("root", "cat /var/lib/aios/heard").splitlines())
+        return {message["id"]: message for message in found if message["is"] == kind}
+
+    wait_until(lambda: len(heard("Ended")) == len(callers), "the end of all calls", 30)
+    why = {id: message["why"] for id, message in heard("Ended").items()}
+    assert all("system account" in why[id] for id in (1, 2))
+    assert all("groups" in why[id] for id in (3, 4))
+    assert {id: message["data"] for id, message in heard("Said").items()} == {5: f"{alice}\n"}
+    assert machine.out("root", "systemctl show -p NRestarts --value aios-privileged") == "0"
+    machine.run("root", f"rm -r {drop_in} /var/lib/aios/heard; systemctl daemon-reload")
+    machine.run("root", "systemctl restart aiosd", timeout_s=60)
+    assert machine.out("alice", ASK.format("ada")) == "mango"
 
 
 @pytest.mark.parametrize("unit", ["aios-worker@0", "aios-privileged", "aiosd"])
@@ -441,9 +483,9 @@ def test_a_purge_that_is_told_to_removes_the_data_too(machine: Machine) -> None:
 
 def files_left(machine: Machine) -> list[str]:
     """Files with aiosd's names, except logs of other programs and files of users."""
-    others = ("/var/lib/dpkg/*", "/var/log/*", "/var/lib/aios/*")
+    others = ("/var/lib/dpkg/*", "/var/log/*", "/var/lib/aios/*", "/var/lib/aios-privileged/*")
     script = "find /etc /usr /run /var -xdev -path '*aios*' " + " ".join(f"-not -path '{o}'" for o in others)
-    return machine.out("root", script).splitlines()
+    return sorted(machine.out("root", script).splitlines())
 
 
 def main_pid(machine: Machine, unit: str = "aiosd") -> int:

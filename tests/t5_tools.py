@@ -88,7 +88,7 @@ def test_an_agents_tools_share_a_work_folder_that_nobody_else_sees(aios: Daemon,
     read = '{"name": "read_file", "arguments": {"path": "a/b.txt"}}'
     assert call(aios, f"{agent}/syscall/tool", read) == (0, "secret\n")
     assert call(aios, "tools/read_file/call", '{"path": "a/b.txt"}')[0] != 0
-    file = next((aios.state / "work").glob("*/*/a/b.txt"))
+    file = next((aios.work).glob("*/*/a/b.txt"))
     assert "denied" in as_user(aios, ALICE, f"cat {file}").stderr
     (aios.root / agent).rmdir()
     wait_until(lambda: not file.exists(), "the folder to go with the agent")
@@ -165,7 +165,7 @@ def test_without_steps_the_calls_are_the_callers_to_run(aios: Daemon, agent: str
     assert code == 0
     assert json.loads(answer)["choices"][0]["message"]["content"] == "1234*5678 = 7006652"
     answer = call(aios, f"{agent}/syscall/llm", json.dumps({**asked, "steps": 1}))[1]
-    assert "in all 1 steps" in json.loads(answer)["error"]["message"]
+    assert "in step 1, the last" in json.loads(answer)["error"]["message"]
 
 
 # answers of a shape
@@ -403,13 +403,13 @@ def test_after_kill_9_a_call_that_ran_is_interrupted_and_one_that_waits_still_wa
     daemon = make_daemon(f"[tools]\nfolder = '{tmp_path}/tools.d'\n").start()
     daemon.sh("mkdir agents/a")
     daemon.write("agents/a/syscall/tool", '{"name": "sleep", "arguments": {}}')
-    begun = daemon.state / "work/0/1/begun"
+    begun = daemon.work / "0/1/begun"
     wait_until(begun.exists, "the call to run")
     daemon.write("agents/a/syscall/tool", '{"name": "shell", "arguments": {"command": "echo done"}}')
     wait_until(lambda: bool(pending(daemon)), "the call to wait")
     daemon.kill()
     daemon.start()
-    assert daemon.read("agents/a/requests/1/error") == "interrupted: the daemon ended while it ran\n"
+    assert daemon.read("agents/a/requests/1/error") == "interrupted: the daemon ended while the call ran\n"
     assert begun.read_text() == "begun\n"
     assert pending(daemon) == ["2"]
     daemon.write("access/pending/2/decision", "allow")
@@ -616,7 +616,7 @@ def test_a_guest_of_an_agent_reads_why_the_own_request_failed(aios: Daemon, agen
     assert aios.read(f"{agent}/syscall/error") == "", "the owner asked nothing"
     assert as_user(aios, ALICE, f"cat {agent}/requests/latest/error").returncode != 0
     refused = as_user(aios, ALICE, f"echo '{{}}' > {agent}/syscall/tool || cat {agent}/syscall/error")
-    assert refused.stdout.startswith("a call is JSON with name and arguments")
+    assert refused.stdout.startswith("a call must be JSON with name and arguments")
 
 
 def test_the_end_of_a_call_is_in_the_audit_log_also_after_a_kill(make_daemon: Callable[..., Daemon]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aiosd.access.caller import Caller
 from aiosd.errors import StoreFailed, StoreFull
-from aiosd.host import disk
+from aiosd.host import disk, processes
 from aiosd.host.hashchain import FIRST, digest, is_whole
 from aiosd.host.message_ids import NOTICE, Id, about
 from aiosd.syscall.request import Request, State
@@ -140,7 +140,4 @@ def who(caller: Caller) -> dict[str, object]:
 
 def exe(pid: int) -> str:
     """Return the process's program; empty: it cannot be seen, or a step of an agent's loop has no process."""
-    try:
-        return os.readlink(f"/proc/{pid}/exe") if pid else ""
-    except OSError:
-        return ""
+    return processes.program(pid) if pid else ""

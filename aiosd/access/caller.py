@@ -21,6 +21,10 @@ class Caller:
     groups: frozenset[int] = frozenset()  # the supplementary groups
     grouped: bool = True  # False: `groups` was not read
 
+    @property
+    def all_groups(self) -> frozenset[int]:
+        return self.groups | {self.gid}
+
     def with_groups(self) -> Caller:
         """Read the groups. Call this while the process waits in its system call; later its pid may
         be reused.

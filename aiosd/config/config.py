@@ -28,7 +28,14 @@ NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")  # the names of objects with a 
 UNBOUNDED = 1 << 62
 STEPS_MAX = 64  # the most often that one request may ask the model
 DEFAULT_FILE = Path("/etc/aios/aiosd.toml")
-WORDS = {int: "a whole number", str: "text in quotes", bool: "true or false", float: "a number"}
+TEXTS = tuple[str, ...]
+WORDS: dict[Any, str] = {
+    int: "a whole number",
+    str: "text in quotes",
+    bool: "true or false",
+    float: "a number",
+    TEXTS: "a list of texts",
+}
 Section = TypeVar("Section")
 
 
@@ -115,6 +122,7 @@ class ToolsConfig:
     network: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # by tool: host:port that it may reach beside its manifest's
+    system_users: tuple[str, ...] = ()  # system accounts that tools may run as
 
 
 @dataclass(frozen=True)
@@ -259,10 +267,13 @@ def _section(source: TomlSource, where: list[str], now: Section, table: dict[str
     known = _fields(type(now))
     rules = {f.name: f.metadata for f in dataclasses.fields(type(now))}  # type: ignore[arg-type]
     for key, value in table.items():
+        if known.get(key) == TEXTS and isinstance(value, list) and all(isinstance(one, str) for one in value):
+            table[key] = tuple(value)
+    for key, value in table.items():
         at = source.at([*where, key])
         if key not in known:
             raise ConfigError(f"{at}: unknown key {key!r}", f"keys of this section are {', '.join(known)}")
-        if type(value) is not known[key]:
+        if type(value) is not (typing.get_origin(known[key]) or known[key]):
             raise ConfigError(f"{at}: {key} must be {WORDS[known[key]]}, not {value!r}")
         if value not in rules[key].get("choices", (value,)):
             raise ConfigError(f"{at}: {key} must be one of {', '.join(rules[key]['choices'])}, not {value!r}")

@@ -1,6 +1,6 @@
 """Start a worker process as a child of the daemon, where no service manager starts it.
 
-aiosd.privilege.orders.Unit starts a systemd unit instead. The pool (aiosd.cores.pool) treats both alike.
+aiosd.privilege.worker_unit.Unit starts a systemd unit instead. The pool (aiosd.cores.pool) treats both alike.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from typing import Any, get_args
 from aiosd.errors import WireError
 
 FRAME_BYTES_MAX = 64 << 20
+FILES_MAX = 4  # that came and were not taken: one for each frame of one receive
 CLOEXEC = socket.MSG_CMSG_CLOEXEC
 LENGTH = struct.Struct("<I")
 COMPACT = json.JSONEncoder(separators=(",", ":"))
@@ -292,6 +293,8 @@ class Channel:
             except ConnectionResetError:  # the other side was killed before it read our messages
                 return None
             self._files += files
+            if len(self._files) > FILES_MAX:
+                raise WireError(f"more than {FILES_MAX} open files that no message came with")
             if not data:
                 return None
             self._buffer += data

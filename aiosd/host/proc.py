@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 SPECIAL = re.compile(rb"[ \t\n\\#]")
 SELF = Path("/proc/self")
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+DESCRIPTORS = 4096  # of a process that are looked at
 ESCAPED = re.compile(r"\\([0-7]{3})")  # blank, tab, newline, backslash and # in proc_pid_mounts(5)
 
 
@@ -60,7 +64,73 @@ def stat(pid: int) -> list[str]:
     return text(f"/proc/{pid}/stat").rpartition(")")[2].split()
 
 
+def facts(data: bytes) -> dict[bytes, bytes]:
+    """The lines `KEY: VALUE` of a file. The first line of a key counts, because the kernel's own lines come
+    before those that may hold anything."""
+    found: dict[bytes, bytes] = {}
+    for line in data.split(b"\n"):
+        key, colon, value = line.partition(b":")
+        if colon:
+            found.setdefault(key, value.strip())
+    return found
+
+
 def mount_id(descriptor: int) -> int:
     """The number of the mount that an open file is on. Raises OSError."""
-    about = dict(line.split(":\t", 1) for line in lines(SELF / f"fdinfo/{descriptor}") if ":\t" in line)
-    return int(about["mnt_id"])
+    return int(facts((SELF / f"fdinfo/{descriptor}").read_bytes())[b"mnt_id"])
+
+
+# A process by a descriptor of its folder, which stays the same process's when the number is given again
+
+
+@contextmanager
+def opened(pid: int | str) -> Iterator[int]:
+    """Raises OSError."""
+    folder = os.open(f"/proc/{pid}", FOLDER)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def content(folder: int, name: str) -> bytes:
+    """Raises OSError."""
+    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder), "rb") as file:
+        return file.read()
+
+
+def devices_of_mounts(folder: int) -> dict[bytes, bytes]:
+    """MAJOR:MINOR by the number of each mount that the process sees. Raises OSError."""
+    words = (line.split(b" ", 3) for line in content(folder, "mountinfo").split(b"\n") if line)
+    return {number: device for number, _, device, _ in words}
+
+
+def device_of(mount: Path) -> bytes:
+    """MAJOR:MINOR of the file system that is mounted there for this thread. Its server is not asked.
+    Raises OSError."""
+    file = os.open(mount, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with opened("thread-self") as thread:
+            number = facts(content(thread, f"fdinfo/{file}"))[b"mnt_id"]
+            return devices_of_mounts(thread)[number]
+    except KeyError:
+        raise FileNotFoundError(f"{mount} is no mount") from None
+    finally:
+        os.close(file)
+
+
+def files_on(folder: int, device: bytes) -> Iterator[tuple[str, bool]]:
+    """The open files of the process that are on a device, each with whether it is open to write.
+    Raises OSError."""
+    mounts = {number for number, there in devices_of_mounts(folder).items() if there == device}
+    at = os.open("fdinfo", FOLDER, dir_fd=folder)
+    try:
+        with os.scandir(at) as entries:
+            for entry in islice(entries, DESCRIPTORS):
+                with suppress(OSError):  # it was closed meanwhile
+                    about = facts(content(at, entry.name))
+                    flags = int(about[b"flags"], 8)
+                    if about[b"mnt_id"] in mounts and not flags & os.O_PATH:
+                        yield entry.name, flags & os.O_ACCMODE != os.O_RDONLY
+    finally:
+        os.close(at)

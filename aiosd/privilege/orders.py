@@ -1,67 +1,74 @@
-"""What the daemon has aios-privileged do for it, where it runs as a user of its own (aiosd.privilege.helper).
+"""The messages between the daemon and aios-privileged, and what each field may hold.
 
-One connection: orders go down it, what tools print and how they end comes up, as frames of aiosd.cores.wire.
-With it the daemon has what aiosd.privilege.system has elsewhere. When it breaks the daemon ends: what it had
-ordered is gone.
+The daemon (aiosd.privilege.helped) sends orders and questions, aios-privileged (aiosd.privilege.helper) sends
+answers, both as frames of aiosd.cores.wire. An order names things and never describes them: aios-privileged
+reads manifests, servers, bounds and folders itself. Only `judge` checks the fields of an order.
 """
 
 from __future__ import annotations
 
-import logging
+import fcntl
 import os
-import pwd
-import queue
-import select
-import signal
-import socket
-import struct
-import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
-from aiosd.cores import wire
-from aiosd.cores.devices import Device, processor
-from aiosd.cores.devices import received as received_device
-from aiosd.cores.launch import Child, Launcher
-from aiosd.errors import ConfigError, WireError, in_words
-from aiosd.host.eventloop import Loop
-from aiosd.host.usage import Spent
-from aiosd.tools.manifest import Manifest
-from aiosd.tools.run.runner import STDERR_BYTES, Places
-from aiosd.tools.run.sandbox import Cage
-from aiosd.tools.run.spawn import Bounds, Call, End, Events
+from aiosd.config.config import NAME
+from aiosd.errors import WireError
 
-log = logging.getLogger(__name__)
-
-REMEDY = "systemctl status aios-privileged"
-PATIENCE_S = 30.0
-CONNECT_S = 60.0  # for a worker's process to be there
-PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid
-SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
-WORKER = "aios-worker"  # the user that workers run as
+TEXT_CHARS = 64 << 10  # of one word of a command or an environment
+WORDS_MOST = 1024  # of them
+AGENTS_MOST = 1 << 20
+GROUPS_MOST = 1 << 16  # NGROUPS_MAX of Linux
+ID_MOST = 2**63 - 1
+UID_MOST = 2**32 - 2  # chown(2) takes -1 for no change
+GROUP = re.compile(r"[^\0\n/:]{0,256}")
+SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE  # of a program
+WHAT = ("start", "stop", "kill")
 
 
-# down
+# orders
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """`with_program`: the open file beside the manifest comes with it."""
+class RunTool:
+    """A call of the administrator's tool, a built-in one or a package's."""
 
     id: int
-    manifest: dict[str, Any]
+    name: str
+    given: str  # its standard input
+    uid: int
+    groups: list[int]  # gid first
+    agent: int  # whose work folder it gets; 0: an empty one
+
+
+@dataclass(frozen=True, slots=True)
+class RunOwn:
+    """A call of a user's own tool. It has no grants. Its program comes with it as a sealed memfd."""
+
+    id: int
+    name: str
+    command: list[str]
+    env: dict[str, str]
+    timeout_s: float
+    cpu_s: int
+    memory_bytes: int
     given: str
-    piped: bool  # its standard input comes in Tell; else it is `given`
     uid: int
     groups: list[int]
-    folder: str
-    sees_aios: bool
-    bounds: dict[str, Any]
-    with_program: bool
+    agent: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunServer:
+    """A session of an MCP server. Its standard input comes in Tell."""
+
+    id: int  # less than 0
+    name: str
+    listing: bool  # as nobody, without a work folder and without the tree; uid and groups say nothing
+    uid: int
+    groups: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,28 +96,33 @@ class Rest:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Work folders of an agent."""
+    """Remove the work folders of an agent."""
 
     agent: int
 
 
 @dataclass(frozen=True, slots=True)
 class ForgetBut:
+    """Remove the work folders of all agents but these."""
+
     agents: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """Of the program that `[tools] notify` names."""
+    """Run the program that `[tools] notify` names. With a group that decides it runs as nobody."""
 
-    facts: dict[str, Any]
+    id: int
+    tool: str
+    agent_name: str
+    group: str
     uid: int
-    gid: int
+    groups: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """`what`: start, stop or kill. `devices`: by UUID, those that it may open."""
+    """`devices`: by UUID, those that it may open."""
 
     id: int
     what: str
@@ -119,10 +131,44 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """For the devices that there are: answered by Found."""
+    """Which devices are there? Answered by Found."""
 
 
-# up
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Read the configuration and the manifests again."""
+
+
+# questions, each answered by Answered
+
+
+@dataclass(frozen=True, slots=True)
+class See:
+    """A process of this user has a file of the tree open to write: look at it, and act for the user later."""
+
+    number: int
+    uid: int
+    pids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """Has the process a file of the tree open whose path ends so?"""
+
+    number: int
+    pid: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What program is the process?"""
+
+    number: int
+    pid: int
+
+
+# answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,273 +212,91 @@ class Found:
     devices: list[dict[str, Any]]
 
 
-ORDERS: tuple[type[Any], ...] = (Run, Kill, Tell, Shut, Rest, Forget, ForgetBut, Notify, Worker, Probe)
-ANSWERS: tuple[type[Any], ...] = (Mounted, Said, Erred, Ended, WorkerFailed, Found)
-JUDGED = ("description", "parameters", "judge")  # of a manifest: what the one who runs it has no use for
+@dataclass(frozen=True, slots=True)
+class Answered:
+    number: int
+    answer: str
 
 
-def sent(call: Call, program: bool) -> Run:
-    facts = asdict(replace(call.manifest, parameters={}, judge=None))
-    manifest = {k: str(v) if k == "folder" else v for k, v in facts.items() if k not in JUDGED}
-    whose = call.uid, list(call.groups), call.folder, call.sees_aios
-    bounds = asdict(call.bounds)
-    return Run(call.id, manifest, call.given or "", call.given is None, *whose, bounds, program)
+QUESTIONS: tuple[type[Any], ...] = (See, Holds, Program)
+# A daemon that is told to do these without end makes processes, threads or work on the disk: they are paced.
+ACTS: tuple[type[Any], ...] = (
+    RunTool, RunOwn, RunServer, Forget, ForgetBut, Notify, Worker, Probe, Reload,
+)  # fmt: skip
+ORDERS: tuple[type[Any], ...] = (*ACTS, Kill, Tell, Shut, Rest, *QUESTIONS)
+ANSWERS: tuple[type[Any], ...] = (Mounted, Said, Erred, Ended, WorkerFailed, Found, Answered)
 
 
-def received(run: Run, program: int | None, events: Events) -> Call:
-    """Raises WireError."""
+# bounds
+
+
+def between(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda value: low <= value <= high
+
+
+def short(chars: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and len(value) <= chars and "\0" not in value
+
+
+def is_name(value: Any) -> bool:
+    """Whether the text can be the name of a file: half a surrogate pair cannot."""
     try:
-        raw: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in run.manifest.items()}
-        facts: dict[str, Any] = {**raw, "folder": Path(raw["folder"]), "description": "", "parameters": {}}
-        manifest, bounds = Manifest(**facts), Bounds(**run.bounds)
-    except (TypeError, KeyError) as error:
-        raise WireError(f"not a call: {error}") from None
-    given = None if run.piped else run.given
-    whose = run.uid, tuple(run.groups), run.folder, run.sees_aios
-    return Call(run.id, manifest, given, *whose, bounds, events, program)
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-class Helped:
-    """As aiosd.privilege.system.Own, by the process that listens at `address`."""
-
-    def __init__(self, address: Path) -> None:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(PATIENCE_S)
-        try:
-            sock.connect(str(address))
-            self._channel = wire.Channel(sock, ANSWERS)
-            first, self._fuse = self._channel.receive(), self._channel.take_file()
-        except (OSError, WireError) as error:
-            raise ConfigError(f"{address}: {error}", REMEDY) from None
-        if not isinstance(first, Mounted) or self._fuse is None:
-            raise ConfigError(f"{address}: nothing was mounted", REMEDY)
-        sock.settimeout(None)
-        self._folder = Path(first.folder)
-        self._units: dict[int, Unit] = {}
-        self._found = queue.SimpleQueue[list[dict[str, Any]]]()
-        self._probing = threading.Lock()
-        self.lost = False
-        self.launch: Launcher = self._launch if SYSTEMD.exists() else Child
-        self.workers_uid = workers_uid() if SYSTEMD.exists() else os.geteuid()
-
-    def mount(self, folder: Path) -> int:
-        if folder != self._folder:
-            raise ConfigError(f"aios-privileged has mounted {self._folder}, not {folder}", REMEDY)
-        assert self._fuse is not None
-        fd, self._fuse = self._fuse, None
-        return fd
-
-    def unmount(self, folder: Path) -> None:
-        """It is mounted again, for the next daemon: who comes meanwhile waits for it."""
-        del folder
-        self._channel.shut()
-
-    def tools(self, places: Places) -> Remote:
-        del places  # it has its own configuration
-        return Remote(self._channel, self._worker_failed, self._lose, self._found.put)
-
-    def devices(self, table: str) -> list[Device]:
-        """As the other process finds them: this one may not open what tells of GPUs. In doubt, none."""
-        del table  # it has its own configuration
-        with self._probing:
-            try:
-                self._channel.send(Probe())
-                return [received_device(facts) for facts in self._found.get(timeout=PATIENCE_S)]
-            except (OSError, queue.Empty, TypeError, ValueError) as error:
-                log.error("aios-privileged does not say which devices there are: %r", error)
-                return [replace(processor(), trouble=f"aios-privileged does not tell of GPUs; {REMEDY}")]
-
-    def _launch(self, id: int, env: Mapping[str, str], devices: Sequence[str]) -> Unit:
-        del env  # of the unit
-        unit = self._units[id] = Unit(id, self._channel, devices)
-        return unit
-
-    def _lose(self) -> None:
-        log.critical("aios-privileged is gone, and this daemon cannot do without: %s", REMEDY)
-        self.lost = True
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def _worker_failed(self, id: int, why: str) -> None:
-        if unit := self._units.get(id):
-            unit.fail(why)
+def listed(one: Callable[[Any], bool], most: int, least: int = 0) -> Callable[[Any], bool]:
+    return lambda value: least <= len(value) <= most and all(map(one, value))
 
 
-class Remote(Loop):
-    """As aiosd.tools.run.runner.Runner, elsewhere."""
-
-    def __init__(
-        self,
-        channel: wire.Channel,
-        worker_failed: Callable[[int, str], None],
-        lose: Callable[[], None],
-        found: Callable[[list[dict[str, Any]]], None],
-    ) -> None:
-        super().__init__("tools")
-        self._channel, self._worker_failed, self._lose, self._found = channel, worker_failed, lose, found
-        self._calls: dict[int, Call] = {}
-        self._stderr: dict[int, tuple[int, bytes]] = {}  # of sessions: see stderr()
-
-    def start(self) -> None:
-        super().start()
-        threading.Thread(target=self._listen, name="privileged", daemon=True).start()
-
-    def run(self, call: Call) -> None:
-        self.order(partial(self._start, call))
-
-    def kill(self, id: int, why: str = "cancelled") -> None:
-        self.order(partial(self._send, Kill(id, why)))  # after Run, should that be on its way
-
-    def tell(self, id: int, data: bytes) -> None:
-        self._send(Tell(id, data.decode("latin-1")))
-
-    def shut(self, id: int) -> None:
-        self._send(Shut(id))
-
-    def rest(self, id: int, resting: bool) -> None:
-        self._send(Rest(id, resting))
-
-    def forget(self, agent: int) -> None:
-        self._send(Forget(agent))
-
-    def forget_but(self, agents: Collection[int]) -> None:
-        self._send(ForgetBut(list(agents)))
-
-    def notify(self, hook: str, facts: Mapping[str, str], uid: int, gid: int) -> None:
-        del hook  # it is not for this process to say which
-        self._send(Notify(dict(facts), uid, gid))
-
-    def stderr(self, id: int) -> tuple[int, bytes]:
-        return self._stderr.get(id, (0, b""))
-
-    def _start(self, call: Call) -> None:
-        """What it may have begun is known before it is asked to."""
-        try:
-            program = Cage(call.manifest, None, None).open_program()
-        except (OSError, ValueError) as error:
-            if call.events.began():
-                call.events.ended(End(-1, "", f"cannot be started: {in_words(error)}"))
-            return
-        try:
-            if call.events.began():
-                self._calls[call.id] = call
-                self._send(sent(call, program is not None), program)
-        finally:
-            if program is not None:
-                os.close(program)
-
-    def _send(self, message: Any, file: int | None = None) -> None:
-        with suppress(OSError):  # it is gone: _listen ends the daemon
-            self._channel.send(message, file)
-
-    def _listen(self) -> None:
-        try:
-            while (message := self._channel.receive()) is not None:
-                self.order(partial(self._heed, message))
-        except (OSError, WireError) as error:
-            log.error("aios-privileged: %s", error)
-        if not self._channel.closed:
-            self._lose()
-
-    def _heed(self, message: Any) -> None:
-        match message:
-            case Said() if call := self._calls.get(message.id):
-                call.events.said(message.data.encode("latin-1"))
-            case Erred():
-                data = message.data.encode("latin-1")
-                count, last = self.stderr(message.id)
-                self._stderr[message.id] = count + len(data), (last + data)[-STDERR_BYTES:]
-            case Ended() if call := self._calls.pop(message.id, None):
-                spent = Spent(**message.spent) if message.spent else None
-                call.events.ended(End(message.status, message.stderr, message.why, spent))
-                self._stderr.pop(message.id, None)
-            case WorkerFailed():
-                self._worker_failed(message.id, message.why)
-            case Found():
-                self._found(message.devices)
+def number(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and low <= value <= high
 
 
-class Unit:
-    """A worker as aios-worker@ID.service, which connects to a socket of its number."""
-
-    def __init__(self, id: int, channel: wire.Channel, devices: Sequence[str]) -> None:
-        self._id, self._channel, self._devices = id, channel, list(devices)
-        self.pid = 0
-        self._pidfd = -1
-        self._failed, self._news, self._closed = "", os.eventfd(0, os.EFD_CLOEXEC), False
-        folder = Path(os.environ["RUNTIME_DIRECTORY"])
-        self._address = folder / f"worker-{id}"
-        self._address.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self._address))
-        self._address.chmod(0o666)  # who connects is looked at
-        self._listener.listen()
-        self._order("start")
-
-    def connect(self) -> wire.Channel:
-        try:
-            while True:
-                self._await()
-                sock, _ = self._listener.accept()
-                peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
-                self.pid, uid, _ = PEER.unpack(peer)
-                if uid in (workers_uid(), os.geteuid()):
-                    break
-                sock.close()
-            self._pidfd = os.pidfd_open(self.pid)
-            return wire.Channel(sock)
-        except OSError as error:
-            raise OSError(f"{error}; systemctl status aios-worker@{self._id}") from None
-        finally:
-            self._listener.close()
-            self._address.unlink(missing_ok=True)
-
-    def _await(self) -> None:
-        poll = select.poll()
-        for file in (self._listener.fileno(), self._news):
-            poll.register(file, select.POLLIN)
-        ready = dict(poll.poll(CONNECT_S * 1000))
-        if self._listener.fileno() not in ready:
-            raise OSError(self._failed or f"it did not connect within {CONNECT_S:g} s")
-
-    def fail(self, why: str) -> None:
-        """It will not connect."""
-        self._failed = why
-        if not self._closed:
-            os.eventfd_write(self._news, 1)
-
-    def terminate(self) -> None:
-        self._order("stop")
-
-    def kill(self) -> None:
-        if self._pidfd >= 0:
-            with suppress(TimeoutError):
-                self.wait(0)
-                return  # it is gone; its number may be another's soon
-        if not self._closed:
-            self._order("kill")
-
-    def close(self) -> None:
-        self._closed = True
-        os.close(self._news)
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-        self._pidfd = -1
-
-    def wait(self, timeout_s: float | None = None) -> str:
-        if self._pidfd >= 0:
-            poll = select.poll()
-            poll.register(self._pidfd, select.POLLIN)
-            if not poll.poll(None if timeout_s is None else timeout_s * 1000):
-                raise TimeoutError
-        return f"systemctl status aios-worker@{self._id} says how"
-
-    def _order(self, what: str) -> None:
-        with suppress(OSError):
-            self._channel.send(Worker(self._id, what, self._devices))
+def named(value: Any) -> bool:
+    return bool(NAME.fullmatch(value))
 
 
-def workers_uid() -> int:
-    try:
-        return pwd.getpwnam(WORKER).pw_uid
-    except KeyError:
-        return os.geteuid()
+def environment(value: Any) -> bool:
+    return len(value) <= WORDS_MOST and all(
+        short(TEXT_CHARS)(word) and "=" not in key for key, to in value.items() for word in (key, to)
+    )
+
+
+WORD = short(TEXT_CHARS)
+FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "agent": number(0, ID_MOST),
+    "agent_name": lambda value: not value or named(value),
+    "agents": listed(number(0, ID_MOST), AGENTS_MOST),
+    "command": listed(WORD, WORDS_MOST, least=1),
+    "cpu_s": number(1, ID_MOST),
+    "data": lambda value: True,  # the configuration bounds it: aiosd.privilege.helper
+    "devices": listed(short(128), 64),
+    "env": environment,
+    "given": lambda value: True,  # likewise
+    "group": lambda value: bool(GROUP.fullmatch(value)) and is_name(value),
+    "groups": listed(number(0, UID_MOST), GROUPS_MOST, least=1),
+    "id": number(-ID_MOST, ID_MOST),
+    "listing": lambda value: True,
+    "memory_bytes": number(1, ID_MOST),
+    "name": named,
+    "number": number(0, ID_MOST),
+    "path": lambda value: short(4096)(value) and is_name(value),
+    "pid": number(1, 1 << 22),  # PID_MAX_LIMIT
+    "pids": listed(number(1, 1 << 22), 2, least=1),
+    "resting": lambda value: True,
+    "timeout_s": between(1e-6, 86400),
+    "tool": named,
+    "uid": number(0, UID_MOST),
+    "what": WHAT.__contains__,
+    "why": short(4096),
+}
+
+
+def judge(order: Any) -> None:
+    """Raises WireError: no honest daemon sends this. The types of the fields are judged by the channel."""
+    for field in fields(order):
+        if not FIELDS[field.name](getattr(order, field.name)):
+            raise WireError(f"{type(order).__name__}.{field.name} is out of its bounds")

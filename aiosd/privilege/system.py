@@ -1,7 +1,7 @@
 """What takes privileges: the mount, tools run as their callers, workers with devices of their own.
 
 Here the daemon does it itself, as root for all users or as an ordinary user for himself. A service of systemd
-has another process do it, and few privileges itself: aiosd.privilege.orders has the same functions.
+has another process do it, and no privileges itself: aiosd.privilege.helped has the same functions.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class System(Protocol):
         """See aiosd.cores.devices.probe; not before the tools were started."""
         ...
 
+    def reload(self) -> None:
+        """The configuration has changed."""
+
     def mount(self, folder: Path) -> int:
         """The descriptor to serve. Raises ConfigError."""
         ...
@@ -52,6 +55,9 @@ class Own:
     launch: Launcher = Child
     tools: Callable[[Places], ToolRunner] = Runner
     devices = staticmethod(devices.probe)
+
+    def reload(self) -> None:
+        """This process has read it."""
 
     def mount(self, folder: Path) -> int:
         mount.clear_stale(folder)

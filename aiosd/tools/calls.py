@@ -20,6 +20,7 @@ from aiosd.tools.manifest import Manifest, Served
 from aiosd.tools.mcp.calling import Asked, Attached, News, Progress, Question, User, Withdrawn, work_folder
 from aiosd.tools.mcp.listing import Listings
 from aiosd.tools.mcp.sessions import Sessions
+from aiosd.tools.run.runner import CALLS_MOST
 from aiosd.tools.run.spawn import Bounds, Call, End, Events
 from aiosd.tools.run.toolrunner import ToolRunner
 
@@ -77,6 +78,8 @@ class Calls:
         """Whether one more call of this tool may run beside the running ones."""
         ids = {request.id: self._tools.of(request.queue) for request in running}
         others = [other for other in {**ids, **self._live}.values() if other]
+        if len(others) >= CALLS_MOST:
+            return False
         word = tool.manifest.exclusive
         if word and any(other.manifest.exclusive == word for other in others):
             return False

@@ -20,7 +20,7 @@ from aiosd.config.config import NAME
 from aiosd.config.endpoints import parse as parse_grant
 from aiosd.errors import BadValue, ConfigError
 from aiosd.host import toml
-from aiosd.host.ownership import check_owner
+from aiosd.host.beneath import open_owned
 from aiosd.syscall import grammar, schemas
 from aiosd.syscall.references import References
 
@@ -115,6 +115,11 @@ class Manifest:
     served: Served | None = None
     notes: tuple[str, ...] = ()  # what of the parameters is not judged, and why
 
+    @property
+    def is_users_own(self) -> bool:
+        """A user wrote it, so it has no grants and its schema is judged with care."""
+        return self.judge is not None and not self.server
+
     @cached_property
     def decoded(self) -> str:
         """The grammar that constrains the arguments that a model writes."""
@@ -125,9 +130,7 @@ class Manifest:
 def read(file: Path) -> Manifest:
     """Read a manifest from a folder that only root or the daemon's user can change. Raises ConfigError."""
     try:
-        check_owner(file.parent, os.stat(file.parent))
-        with file.open("rb") as opened:
-            check_owner(file, os.fstat(opened.fileno()))
+        with os.fdopen(open_owned(file.parent, file.name), "rb") as opened:
             raw = toml.parse(toml.decoded(opened.read()))
     except (OSError, ValueError) as error:  # ValueError: not TOML, not UTF-8, another's
         raise ConfigError(f"{file}: {error}", HINT) from None

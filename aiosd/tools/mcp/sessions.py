@@ -25,7 +25,7 @@ from aiosd.syscall.foreign import read_json
 from aiosd.tools.catalog import shorten
 from aiosd.tools.manifest import Manifest
 from aiosd.tools.mcp.calling import Asked, News, Progress, Question, User, Withdrawn, attached
-from aiosd.tools.mcp.program import about, program
+from aiosd.tools.mcp.program import program
 from aiosd.tools.run.runner import STDERR_BYTES
 from aiosd.tools.run.spawn import Bounds, Call, End, Events
 from aiosd.tools.run.toolrunner import ToolRunner
@@ -152,8 +152,8 @@ class Sessions:
         bounds = Bounds(sys.maxsize, self.work_bytes, self.reserve_bytes)
         self._runner.later(server.start_s, partial(self._end_if_slow, session))
         whose = user.uid, user.groups, user.folder, user.sees_aios
-        self._runner.run(Call(session.id, manifest, None, *whose, bounds, events))
-        self._tell(session, {**about(server), "output_bytes": self.output_bytes})
+        first = opening(server, self.output_bytes)
+        self._runner.run(Call(session.id, manifest, None, *whose, bounds, events, opening=first))
         return session
 
     def _tell(self, session: Session, order: dict[str, Any]) -> None:
@@ -323,6 +323,11 @@ class Sessions:
             self._withdraw(call)
             call.asked.events.ended(End(-1, end.stderr[-STDERR_BYTES:], call.why or why))
         session.calls.clear()
+
+
+def opening(server: Server, output_bytes: int) -> bytes:
+    """The first line that the host of a session reads: which server it is to start or to reach."""
+    return json.dumps({**about(server), "output_bytes": output_bytes}).encode() + b"\n"
 
 
 def host(server: Server) -> Manifest:

@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 NAME = "aios-tools"
 CONTROLLERS = ("pids", "memory")
 ACCOUNT = "cpuacct"  # of v1, where there is one; v2 always counts
+ENTER = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@"'
 REMEDY = "run the daemon as root, or its unit with Delegate=pids memory"
 
 
@@ -45,17 +46,21 @@ class Group:
         if self.unified and (memory / "memory.swap.max").exists():
             (memory / "memory.swap.max").write_text("0")
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Of v1, where threads have groups: what the calling one starts meanwhile is in it.
+    @property
+    def entrance(self) -> list[str]:
+        """v1: a command line that enters the group and then becomes what follows it.
 
-        To move another process waits for a grace period of RCU, 10 ms; to move oneself, 0, does not.
+        The process moves itself, by 0: to move another waits for a grace period of RCU, 10 ms. No thread of
+        the daemon ever enters a group, because a full one would not let it out again.
         """
-        with ExitStack() as undo:
-            for folder in set(self.folders.values()):
-                undo.callback((folder.parent.parent / "tasks").write_text, "0")
-                (folder / "tasks").write_text("0")
-            yield
+        return [
+            "/bin/sh",
+            "-c",
+            ENTER,
+            "sh",
+            *(f"{folder}/tasks" for folder in set(self.folders.values())),
+            "--",
+        ]
 
     def add(self, pid: int) -> None:
         """Of v2: it and its children, who are to wait; those of later are in the group by themselves."""

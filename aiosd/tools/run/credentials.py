@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from aiosd.errors import NotFound
-from aiosd.host.ownership import check_owner
+from aiosd.host.beneath import open_owned
 
 log = logging.getLogger(__name__)
 
@@ -20,14 +20,12 @@ def read(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
     given = os.environ.get("CREDENTIALS_DIRECTORY")
     found = {}
     for name in names:
-        file = Path(given, name) if given and Path(given, name).exists() else folder / name
+        place = Path(given) if given and Path(given, name).exists() else folder
         try:
-            with file.open("rb") as opened:
-                status = os.fstat(opened.fileno())
-                check_owner(file, status)
-                if status.st_mode & 0o077:
-                    raise ValueError(f"{file} may be read by others; chmod 600 it")
-                found[name] = opened.read(MOST_BYTES)
+            with os.fdopen(open_owned(place, name), "rb") as file:
+                if os.fstat(file.fileno()).st_mode & 0o077:
+                    raise ValueError(f"{place / name} may be read by others; chmod 600 it")
+                found[name] = file.read(MOST_BYTES)
         except (OSError, ValueError) as error:
             log.error("credential %s: %s", name, error)
             raise NotFound(

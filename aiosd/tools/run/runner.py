@@ -3,6 +3,8 @@
 One thread because a sandbox dies with the thread that started it: so do all with the daemon, however it ends.
 It waits for output, ends and orders in one poll; what a process printed and how it ended it tells `events`.
 Any thread may order. Networks are made and taken down by short threads, as that takes a while.
+
+Large: everything here belongs to the one thread and its poll.
 """
 
 from __future__ import annotations
@@ -23,17 +25,17 @@ from pathlib import Path
 from aiosd.errors import AiosError, in_words
 from aiosd.host import proc
 from aiosd.host.eventloop import Loop
-from aiosd.host.mount import is_mounted
 from aiosd.host.usage import free_bytes, memory, reap, size
 from aiosd.tools.run import credentials, network
 from aiosd.tools.run.cgroups import Cgroups, Group
 from aiosd.tools.run.network import Namespace
-from aiosd.tools.run.sandbox import PROCESSES, Cage
+from aiosd.tools.run.sandbox import PROCESSES, Cage, OwnTree, ShownTree
 from aiosd.tools.run.spawn import Call, End, popen, whose
 from aiosd.tools.run.workfolder import Work
 
 log = logging.getLogger(__name__)
 
+CALLS_MOST = 256  # tool calls at once, of all tools and users
 LOOK_S = 0.5  # how often what a call uses is looked at
 REST_LOOK_S = 2.0  # and how often while nothing but idle sessions is there
 STDERR_BYTES = 64 << 10  # that are kept, the last ones
@@ -42,6 +44,8 @@ READ_BYTES = 64 << 10
 REMOVE_S = 0.2
 NOTIFY_S = 10.0
 BWRAP_PROCESSES = 2  # besides the tool's
+UNSENT_BYTES = 64 << 20  # of standard input that a session has not read
+NOTES_MOST = 32  # programs that tell somebody of a call, at once
 
 
 @dataclass(slots=True, eq=False)
@@ -80,13 +84,16 @@ class Places:
 class Runner(Loop):
     """Its end ends all that run, without a word: they are told as interrupted by the next daemon."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: Places, tree: ShownTree | None = None) -> None:
         super().__init__("tools")
-        self._work, self._credentials, self._mount = Work(places.work), places.credentials, places.mount
+        self._work, self._credentials = Work(places.work), places.credentials
+        self._tree = tree or OwnTree(places.mount)
         self._running: dict[int, Running] = {}
         self._early: dict[int, bytearray] = {}  # standard input of those whose network is being made
         self._cgroups = Cgroups()
         self._look_s = 0.0  # when what they use was looked at
+        self._notes = 0
+        self._forgetting = set[int]()  # agents
 
     def start(self) -> None:
         self._cgroups.find()
@@ -116,26 +123,35 @@ class Runner(Loop):
         self.order(kill)
 
     def forget(self, agent: int) -> None:
-        """Its work folders, in a thread: there may be very much."""
-        if self._work.has(agent):
-            threading.Thread(target=self._work.forget, args=(agent,), name="rm", daemon=True).start()
+        """Remove its work folders, in a thread: there may be very much."""
+
+        def forget() -> None:
+            self._work.forget(agent)
+            self._forgetting.discard(agent)
+
+        if agent not in self._forgetting and self._work.has(agent):
+            self._forgetting.add(agent)
+            threading.Thread(target=forget, name="rm", daemon=True).start()
 
     def forget_but(self, agents: Collection[int]) -> None:
         self._work.forget_but(agents)
 
     def notify(self, hook: str, facts: Mapping[str, str], uid: int, gid: int) -> None:
-        """Runs the administrator's program, uncaged and for no long time, as that user."""
+        """Runs the administrator's program, not in a sandbox and for no long time, as that user."""
         self.order(partial(self._notify, hook, facts, uid, gid))
 
     # on the thread only
 
     def tell(self, id: int, data: bytes) -> None:
         """More of its standard input; who has ended hears nothing."""
-        if id in self._early:
+        if id in self._early and len(self._early[id]) < UNSENT_BYTES:
             self._early[id] += data
         if running := self._running.get(id):
             running.unsent += data
             self._send(running)
+            if len(running.unsent) > UNSENT_BYTES:
+                running.unsent.clear()
+                running.kill("it does not read what it is told")
 
     def shut(self, id: int) -> None:
         """Its standard input ends."""
@@ -202,7 +218,7 @@ class Runner(Loop):
         finally:
             disconnect(namespace)
         self._running[call.id] = running
-        running.unsent += early
+        running.unsent += call.opening + early
         process = running.process
         assert process.stdout
         assert process.stderr
@@ -243,10 +259,12 @@ class Runner(Loop):
     def _cage(self, call: Call) -> Cage:
         work = self._work.make(call.folder, call.uid, call.groups[0]) if call.folder else None
         secrets = credentials.read(self._credentials, call.manifest.credentials)
-        mount = self._mount if call.sees_aios and is_mounted(self._mount) else None
-        return Cage(call.manifest, work, mount, secrets)
+        return Cage(call.manifest, work, self._tree.options() if call.sees_aios else (), secrets)
 
     def _notify(self, hook: str, facts: Mapping[str, str], uid: int, gid: int) -> None:
+        if self._notes >= NOTES_MOST:
+            log.warning("notify %s is not run: %d of it run already", hook, self._notes)
+            return
         try:
             process = subprocess.Popen(
                 [hook],
@@ -256,7 +274,12 @@ class Runner(Loop):
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             log.error("notify %s cannot be run: %s", hook, error)
             return
-        self.later(NOTIFY_S, partial(end_group, process))
+        self._notes += 1
+        self.later(NOTIFY_S, partial(self._end_note, process))
+
+    def _end_note(self, process: subprocess.Popen[bytes]) -> None:
+        self._notes -= 1
+        end_group(process)
 
     def _remove(self, group: Group) -> None:
         """When its last process is gone, which may take a moment."""

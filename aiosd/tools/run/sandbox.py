@@ -11,16 +11,18 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 from aiosd.host import libraries
-from aiosd.host.ownership import check_owner
+from aiosd.host.beneath import open_owned
+from aiosd.host.mount import is_mounted
 from aiosd.tools.manifest import Manifest
 
 with libraries.needed("seccomp"):
@@ -56,11 +58,11 @@ FAMILIES = 64  # these, and not, for one, the AF_VSOCK by which a virtual machin
 
 @dataclass(frozen=True)
 class Cage:
-    """What of the outside one call sees. `mount` is hidden but for what its caller may use there."""
+    """What of the outside one call sees."""
 
     manifest: Manifest
     work: Path | None  # None: an empty one that is gone with the call
-    mount: Path | None
+    tree: Sequence[str] = ()  # options that show it at /aios; none: it is not there
     credentials: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def command(
@@ -87,7 +89,7 @@ class Cage:
             *(("--bind", str(self.work), WORK) if self.work else tmpfs(WORK)),
             *(option for path in m.read for option in ("--ro-bind-try", path, path)),
             *(option for path in m.write for option in ("--bind-try", path, path)),
-            *(aios(self.mount) if self.mount else ()),
+            *self.tree,
             *(("--perms", "0555", "--ro-bind-data", str(program), self._program) if program else ()),
             *(o for name, fd in credentials.items() for o in secret(fd, f"{CREDENTIALS}/{name}")),
             "--remount-ro", "/", "--chdir", WORK, "--",
@@ -105,13 +107,7 @@ class Cage:
         """The file beside the manifest: opened here, as its folder may not be the caller's to see."""
         for part in self.manifest.command:
             if part.startswith("./"):
-                file = os.open(self.manifest.folder / part, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    check_owner(self.manifest.folder / part, os.fstat(file))
-                except ValueError:
-                    os.close(file)
-                    raise
-                return file
+                return open_owned(self.manifest.folder, part[2:])
         return None
 
     def environment(self) -> bytes:
@@ -126,9 +122,28 @@ class Cage:
         return "".join(f"--setenv\0{key}\0{value}\0" for key, value in all_of_it.items()).encode()
 
 
-def aios(mount: Path) -> list[str]:
-    """What runs here may not decide, nor make a tool that would see more than it does."""
-    return ["--bind", str(mount), "/aios", "--ro-bind", f"{mount}/tools", "/aios/tools", *HIDDEN]
+class ShownTree(Protocol):
+    """The mounted tree, as sandboxes see it: read-only below `tools`, and with nothing below `access`.
+
+    A tool may not decide about calls, nor make a tool that would see more than it sees itself.
+    """
+
+    def options(self) -> list[str]:
+        """Options of bubblewrap; none where nothing is mounted. Raises Denied."""
+        ...
+
+
+class OwnTree:
+    """The tree that this process serves itself, by its paths."""
+
+    def __init__(self, mount: Path) -> None:
+        self._mount = mount
+
+    def options(self) -> list[str]:
+        mount = str(self._mount)
+        if not is_mounted(self._mount):
+            return []
+        return ["--bind", mount, "/aios", "--ro-bind", f"{mount}/tools", "/aios/tools", *HIDDEN]
 
 
 def no_more_users() -> tuple[str, ...]:

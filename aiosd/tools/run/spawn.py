@@ -1,7 +1,7 @@
 """Starts the process of a tool call or session: in its cage, network and control group, as its caller.
 
-Called by the one thread of aiosd.tools.run.runner, whose network namespace and group it changes for a moment;
-a sandbox dies with the thread that started it.
+Called by the one thread of aiosd.tools.run.runner, whose network namespace it changes for a moment; a sandbox
+dies with the thread that started it.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Call:
     bounds: Bounds
     events: Events
     program: int | None = None  # the file beside the manifest, open; None: it is still to be opened
+    opening: bytes = b""  # that its standard input begins with, before what Runner.tell gives it
 
     def discard(self) -> None:
         """It does not start."""
@@ -94,17 +95,17 @@ def popen(
             for name, secret in cage.credentials.items()
         }
         gated = group if group and group.unified else None
+        entrance, identity = list[str](), whose(call.uid, call.groups)
+        if group and not gated:
+            entrance, identity = entered(call, group), {}
         if gated:
             gate, opener = os.pipe()
             stack.callback(os.close, gate)
             stack.callback(os.close, opener)
         files = [environment, seccomp, program, hosts, gate, *secrets.values()]
-        with (
-            network.inside(namespace.fd) if namespace else nullcontext(),
-            group.entered() if group and not gated else nullcontext(),
-        ):
+        with network.inside(namespace.fd) if namespace else nullcontext():
             process = subprocess.Popen(
-                cage.command(environment, seccomp, program, hosts, gate, secrets),
+                [*entrance, *cage.command(environment, seccomp, program, hosts, gate, secrets)],
                 stdin=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -112,7 +113,7 @@ def popen(
                 pass_fds=[fd for fd in files if fd is not None],
                 cwd="/",
                 env={},
-                **whose(call.uid, call.groups),
+                **identity,
             )
             stack.push(partial(_end_failed, process))
         if gated:
@@ -126,6 +127,15 @@ def whose(uid: int, groups: tuple[int, ...]) -> dict[str, Any]:
     if os.geteuid() != 0:
         return {}
     return {"user": uid, "group": groups[0], "extra_groups": groups[1:]}
+
+
+def entered(call: Call, group: Group) -> list[str]:
+    """A command line that enters the group as this process's user, and then becomes the caller."""
+    if os.geteuid() != 0:
+        return group.entrance
+    gid, *more = call.groups
+    groups = [f"--groups={','.join(map(str, more))}"] if more else ["--clear-groups"]
+    return [*group.entrance, "/usr/bin/setpriv", f"--reuid={call.uid}", f"--regid={gid}", *groups, "--"]
 
 
 def _end_failed(process: subprocess.Popen[bytes], kind: type[BaseException] | None, *_: object) -> None:

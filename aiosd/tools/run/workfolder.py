@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -40,28 +40,45 @@ class Work:
             os.fchown(fd, uid, gid)
 
     def has(self, agent: int) -> bool:
-        return any(self.root.glob(f"*/{agent}"))
+        return any(str(agent) in names for _, names in self._folders())
 
     def forget(self, agent: int) -> None:
-        remove(self.root.glob(f"*/{agent}"))
+        for at, names in self._folders():
+            remove(at, [name for name in names if name == str(agent)])
 
     def forget_but(self, agents: Collection[int]) -> None:
-        """Of agents that a killed daemon was about to end."""
-        remove(f for f in self.root.glob("*/*") if f.name.isdecimal() and int(f.name) not in agents)
+        """Remove those of agents that a killed daemon was about to end."""
+        for at, names in self._folders():
+            remove(at, [name for name in names if name.isdecimal() and int(name) not in agents])
+
+    def _folders(self) -> Iterator[tuple[int, list[str]]]:
+        """Of each user the folder, open, and the names in it. A link in the place of one is passed over."""
+        with ExitStack() as undo, suppress(FileNotFoundError):
+            root = _open(undo, None, str(self.root))
+            for uid in os.listdir(root):
+                with ExitStack() as inner, suppress(OSError):
+                    at = _open(inner, root, uid)
+                    yield at, os.listdir(at)
 
 
 def _enter(undo: ExitStack, parent: int | None, name: str, mode: int, owner: int | None = None) -> int:
     """Opens a folder, made where it is not there; one that is another's is refused."""
     with suppress(FileExistsError):
         os.mkdir(name, mode, dir_fd=parent)
-    fd = os.open(name, FOLDER, dir_fd=parent)
-    undo.callback(os.close, fd)
+    fd = _open(undo, parent, name)
     if os.fstat(fd).st_uid not in (os.geteuid(), owner):
         raise PermissionError(1, f"{name} belongs to user {os.fstat(fd).st_uid}")
     return fd
 
 
-def remove(folders: Iterable[Path]) -> None:
+def _open(undo: ExitStack, parent: int | None, name: str) -> int:
+    fd = os.open(name, FOLDER, dir_fd=parent)
+    undo.callback(os.close, fd)
+    return fd
+
+
+def remove(at: int, names: list[str]) -> None:
     """By rm(1): shutil's recursion ends at a thousand folders in each other, which a tool may make."""
-    if names := list(folders):
-        subprocess.run(["/bin/rm", "-rf", "--one-file-system", "--", *names], stderr=subprocess.DEVNULL)
+    if names:
+        command = ["/bin/rm", "-rf", "--one-file-system", "--", *names]
+        subprocess.run(command, cwd=f"/proc/self/fd/{at}", stderr=subprocess.DEVNULL)

@@ -1,0 +1,73 @@
+"""Facts about calling processes: which program a process runs, and which files it holds open.
+
+A daemon with its own user may not look at the processes of others. Then `watch_by` sets another watcher for
+the whole daemon (aiosd.privilege.helped). aiosd.host.proc reads the formats of /proc. Any thread may call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Protocol
+
+from aiosd.host.proc import DESCRIPTORS
+
+
+class Watcher(Protocol):
+    def program(self, pid: int) -> str:
+        """Return the path of the program; empty: it cannot be seen."""
+        ...
+
+    def holds(self, pid: int, path: str) -> bool:
+        """Whether the process has a file open whose path ends with `path`. Unknown counts as no."""
+        ...
+
+    def writes(self, uid: int, groups: frozenset[int], pids: Sequence[int]) -> None:
+        """One of these processes of the user writes to a file of the tree, and waits meanwhile."""
+        ...
+
+
+class Direct:
+    """This process looks with its own rights."""
+
+    def program(self, pid: int) -> str:
+        try:
+            return os.readlink(f"/proc/{pid}/exe")
+        except OSError:
+            return ""
+
+    def holds(self, pid: int, path: str) -> bool:
+        try:
+            with os.scandir(f"/proc/{pid}/fd") as descriptors:
+                for descriptor in islice(descriptors, DESCRIPTORS):
+                    with suppress(OSError):  # another thread may close it meanwhile
+                        if os.readlink(descriptor.path).endswith(path):
+                            return True
+        except OSError:
+            return False
+        return False
+
+    def writes(self, uid: int, groups: frozenset[int], pids: Sequence[int]) -> None:
+        """Nothing to do: this process runs the tools itself."""
+
+
+_watcher: Watcher = Direct()
+
+
+def watch_by(watcher: Watcher) -> None:
+    global _watcher
+    _watcher = watcher
+
+
+def program(pid: int) -> str:
+    return _watcher.program(pid)
+
+
+def holds(pid: int, path: str) -> bool:
+    return _watcher.holds(pid, path)
+
+
+def writes(uid: int, groups: frozenset[int], pids: Sequence[int]) -> None:
+    _watcher.writes(uid, groups, pids)
