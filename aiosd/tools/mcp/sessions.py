@@ -4,6 +4,8 @@ In it runs aiosd.tools.mcp.bridge, which speaks MCP with the server; here are JS
 says is foreign, as all in it runs as its user. The first call starts it; idle or dead, it is gone, and
 the next call starts another. A call is never made twice. All but `call`, `cancel` and `list` is on the
 runner's thread.
+
+Large: a session has one life, from its first call to its last, and its calls are part of it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from aiosd.syscall.foreign import read_json
 from aiosd.tools.catalog import shorten
 from aiosd.tools.manifest import Manifest
 from aiosd.tools.mcp.calling import Asked, News, Progress, Question, User, Withdrawn, attached
-from aiosd.tools.mcp.program import program
+from aiosd.tools.mcp.program import about, program
 from aiosd.tools.run.runner import STDERR_BYTES
 from aiosd.tools.run.spawn import Bounds, Call, End, Events
 from aiosd.tools.run.toolrunner import ToolRunner
