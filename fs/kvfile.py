@@ -24,10 +24,10 @@ class KvFile(File):
     context: Context = field(default=None)  # type: ignore[assignment]
 
     def open(self, opening: Opening) -> Handle:
-        return Writing(self, opening) if opening.writes else Reading(self, opening.caller)
+        return KvWriting(self, opening) if opening.writes else KvReading(self, opening.caller)
 
 
-class Reading(Handle):
+class KvReading(Handle):
     """A reader sees the state at the time of the first read."""
 
     def __init__(self, kv: KvFile, caller: Caller) -> None:
@@ -75,7 +75,7 @@ class Reading(Handle):
             return self._export
 
 
-class Writing(Handle):
+class KvWriting(Handle):
     """A writer changes the conversation only with the last byte, when the whole file is valid."""
 
     def __init__(self, kv: KvFile, opening: Opening) -> None:

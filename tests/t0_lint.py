@@ -106,3 +106,14 @@ def test_what_is_large_says_why() -> None:
         if large and "Large:" not in about:
             silent.append(file.relative_to(ROOT).as_posix())
     assert not silent
+
+
+def test_no_two_classes_have_one_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for file in (
+        sorted(ROOT.glob("aiosd/**/*.py")) + sorted(ROOT.glob("fs/*.py")) + sorted(ROOT.glob("policies/*.py"))
+    ):
+        for one in ast.parse(file.read_text()).body:
+            if isinstance(one, ast.ClassDef):
+                homes.setdefault(one.name, []).append(file.relative_to(ROOT).as_posix())
+    assert not {name: files for name, files in homes.items() if len(files) > 1}

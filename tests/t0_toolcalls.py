@@ -13,7 +13,7 @@ from aiosd.syscall import answers, chat, families, response, toolcalls
 from aiosd.syscall.families import FAMILIES, THINKING
 from aiosd.syscall.reading import Reading
 from aiosd.syscall.request import Request, State
-from aiosd.syscall.toolcalls import CALLS_MAX, Call, Offer, Said, parse
+from aiosd.syscall.toolcalls import CALLS_MAX, Offer, ParsedAnswer, ParsedCall, parse
 
 A = '{"name": "add", "arguments": {"a": 1}}'
 P = '{"name": "add", "parameters": {"a": 1}}'
@@ -117,7 +117,7 @@ TEXT = [
 ]
 
 
-def read(text: str, family: str = "hermes", offered: Offer = OFFER) -> Said:
+def read(text: str, family: str = "hermes", offered: Offer = OFFER) -> ParsedAnswer:
     """The answer taken apart; what its readers had while it grew is the beginning of that."""
     said = parse(text, family, offered)
     growing, thought, answer = Reading(family, True), "", ""
@@ -129,7 +129,7 @@ def read(text: str, family: str = "hermes", offered: Offer = OFFER) -> Said:
     return said
 
 
-def arguments(calls: list[Call]) -> list[tuple[str, Any]]:
+def arguments(calls: list[ParsedCall]) -> list[tuple[str, Any]]:
     return [(call.name, json.loads(call.arguments)) for call in calls]
 
 
@@ -154,7 +154,7 @@ def test_what_the_families_print(
 @pytest.mark.parametrize("text", TEXT)
 @pytest.mark.parametrize("family", ["hermes", "llama", "mistral-args", "qwen-coder", families.UNKNOWN])
 def test_what_is_no_call_stays_text(text: str, family: str) -> None:
-    assert read(f" {text}\n", family) == Said("", f" {text}\n", [])
+    assert read(f" {text}\n", family) == ParsedAnswer("", f" {text}\n", [])
 
 
 # thinking is not acting
@@ -171,8 +171,8 @@ def test_a_call_in_thinking_is_no_call(family: str, mark: families.Thinking) -> 
         if mark.closing in thought:
             continue
         said = read(f"{mark.opening}{thought}{mark.closing}Hello", family)
-        assert said == Said(thought.strip(), "Hello", [])
-        assert read(f"\n{mark.opening}{thought}", family) == Said(thought.strip(), "", [])
+        assert said == ParsedAnswer(thought.strip(), "Hello", [])
+        assert read(f"\n{mark.opening}{thought}", family) == ParsedAnswer(thought.strip(), "", [])
 
 
 def test_a_quoted_call_in_the_thinking_does_not_void_the_real_one() -> None:
@@ -244,16 +244,16 @@ def test_json_that_names_no_offered_tool_is_an_answer(family: str) -> None:
         "[Ada(age=36)]",
         '{"Ada": {}}',
     ):
-        assert read(text, family) == Said("", text, [])
+        assert read(text, family) == ParsedAnswer("", text, [])
 
 
 def test_a_call_of_a_tool_that_was_not_offered_is_text_but_for_those_who_can_say_so() -> None:
     text = 'x <tool_call>{"name": "nope", "arguments": {}}</tool_call>'
-    assert read(text) == Said("", text, [])
+    assert read(text) == ParsedAnswer("", text, [])
     offered = Offer(OFFER.tools, any_name=True)
-    assert parse(text, "hermes", offered) == Said("", "x", [Call("nope", "{}")])
+    assert parse(text, "hermes", offered) == ParsedAnswer("", "x", [ParsedCall("nope", "{}")])
     bare = '{"name": "nope", "parameters": {}}'
-    assert parse(bare, "llama", offered) == Said("", bare, [])
+    assert parse(bare, "llama", offered) == ParsedAnswer("", bare, [])
 
 
 @pytest.mark.parametrize(
@@ -307,17 +307,19 @@ def test_a_value_in_tags_has_the_type_of_its_parameter(schema: Any, said: str, m
 
 def test_arguments_are_as_they_were_said() -> None:
     said = '{"x":"ß", "n": 1.10, "m": 1e2, "y": "\\u00e9"}'
-    assert parse(f'<tool_call>{{"name":"f","arguments":{said}}}', "hermes", OFFER).calls == [Call("f", said)]
+    assert parse(f'<tool_call>{{"name":"f","arguments":{said}}}', "hermes", OFFER).calls == [
+        ParsedCall("f", said)
+    ]
 
 
 def test_half_a_surrogate_pair_is_no_argument() -> None:
     text = '<tool_call>{"name": "f", "arguments": {"q": "half \\ud83d"}}</tool_call>'
-    assert read(text) == Said("", text, [])
+    assert read(text) == ParsedAnswer("", text, [])
 
 
 def test_a_key_that_comes_twice_counts_once() -> None:
     text = '<tool_call>{"name": "f", "arguments": {"q": 1, "q": 2}}</tool_call>'
-    assert read(text).calls == [Call("f", '{"q": 2}')]
+    assert read(text).calls == [ParsedCall("f", '{"q": 2}')]
 
 
 def test_brackets_and_tags_before_a_call_are_text() -> None:
@@ -333,7 +335,7 @@ def test_without_parallel_calls_the_first_counts() -> None:
 def test_more_calls_than_anybody_means_stay_text() -> None:
     assert len(read(CALL * CALLS_MAX).calls) == CALLS_MAX
     text = CALL * (CALLS_MAX + 1)
-    assert read(text) == Said("", text, [])
+    assert read(text) == ParsedAnswer("", text, [])
 
 
 # any text
@@ -361,7 +363,7 @@ def test_any_text_is_read(family: str, text: str) -> None:
 @given(st.text(), st.sampled_from(NAMES))
 def test_text_without_marks_stays_as_it_is(text: str, family: str) -> None:
     if not any(sign in text for sign in "<[{>:"):
-        assert read(text, family) == Said("", text, [])
+        assert read(text, family) == ParsedAnswer("", text, [])
 
 
 LONG = 1 << 18
@@ -396,7 +398,7 @@ def test_a_deeply_nested_call_stays_text(deep: int) -> None:
         ("pythonic", f"[{python}]"),
         ("olmo", f"<function_calls>{python}</function_calls>"),
     ):
-        assert parse(text, family, OFFER) == Said("", text, [])
+        assert parse(text, family, OFFER) == ParsedAnswer("", text, [])
 
 
 # answers

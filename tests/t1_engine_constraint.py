@@ -14,7 +14,7 @@ import pytest
 
 from aiosd.cores.engine.constraint import COMPILED_MAX, Constraints
 from aiosd.cores.engine.engine import Engine
-from aiosd.cores.engine.model import Model, load
+from aiosd.cores.engine.model import LoadedModel, load
 from aiosd.cores.engine.vocabulary import Vocabulary
 from aiosd.errors import BadRequest
 from aiosd.syscall import families, grammar, toolcalls
@@ -76,7 +76,7 @@ STYLED = [family.name for family in families.FAMILIES if family.style]
 
 
 def called_by(
-    tools: list[dict[str, Any]], choice: str, family: str, m: Model | None = None, parallel: bool = True
+    tools: list[dict[str, Any]], choice: str, family: str, m: LoadedModel | None = None, parallel: bool = True
 ) -> str:
     """The grammar of an answer of a model of that family."""
     silent = m.vocabulary.silent if m else []
@@ -89,12 +89,12 @@ def of(schema: dict[str, Any]) -> str:
     return grammar.grammar(Form(json.dumps(schema)), Voice())
 
 
-def answer(m: Model, form: str, sampling: Sampling = WILD, asked: list[int] | None = None) -> Answer:
+def answer(m: LoadedModel, form: str, sampling: Sampling = WILD, asked: list[int] | None = None) -> Answer:
     return alone(m, asked or prompt(20), sampling, grammar=form)
 
 
 @functools.cache
-def tiny() -> Model:
+def tiny() -> LoadedModel:
     return load(TINY)
 
 

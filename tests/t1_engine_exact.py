@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aiosd.cores.engine.engine import Engine
-from aiosd.cores.engine.model import Model, load
+from aiosd.cores.engine.model import LoadedModel, load
 from aiosd.cores.engine.ops import library
 from aiosd.syscall.sampling import Sampling
 from tests.t1_engine_models import (
@@ -45,7 +45,7 @@ GREEDY = Sampling(max_tokens=24, ignore_eos=True, logprobs=2)
 DRAWN = Sampling(max_tokens=24, ignore_eos=True, logprobs=2, temperature=1.0, top_p=0.95, seed=7)
 
 
-def get(name: str, core: str) -> Model:
+def get(name: str, core: str) -> LoadedModel:
     if core in ("fused", "int8") and library() is None:
         pytest.skip("compiled operations are not built")
     return model(name, core)
@@ -79,7 +79,7 @@ def test_without_determinism_an_answer_is_right_up_to_rounding(name: str, core: 
         assert abs(a.logprob - b.logprob) < 1e-3
 
 
-def among(m: Model, sampling: Sampling, neighbours: int, prefill_tokens: int) -> Answer:
+def among(m: LoadedModel, sampling: Sampling, neighbours: int, prefill_tokens: int) -> Answer:
     """Neighbours of all lengths come and go while the request runs."""
     rng = random.Random(neighbours)
     e = engine(m, prefill_tokens=prefill_tokens)
@@ -115,7 +115,9 @@ def test_neighbours_and_the_cutting_of_prefill_change_nothing(
         assert among(m, sampling, neighbours, prefill_tokens) == expected
 
 
-def interrupted(m: Model, sampling: Sampling, rng: random.Random, lose_kv: bool, company: int) -> Answer:
+def interrupted(
+    m: LoadedModel, sampling: Sampling, rng: random.Random, lose_kv: bool, company: int
+) -> Answer:
     """Remove and add the request several times, also during prefill, while others run."""
     e: Engine = engine(m, prefill_tokens=64)
     answer = Answer()

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, logging
 from transformers import models as arch
 
 from aiosd.cores.engine.engine import Engine
-from aiosd.cores.engine.model import Model, load
+from aiosd.cores.engine.model import LoadedModel, load
 from aiosd.cores.engine.sampler import TokenLogprob
 from aiosd.cores.engine.sequence import Output
 from aiosd.syscall.sampling import Sampling
@@ -155,7 +155,7 @@ def folder(name: str) -> Path:
 
 
 @functools.cache
-def model(name: str, core: str = "auto") -> Model:
+def model(name: str, core: str = "auto") -> LoadedModel:
     """`core`: int8 means the fused core with 8-bit weights."""
     quantization = core if core == "int8" else "none"
     made = load(
@@ -171,7 +171,7 @@ def reference(name: str) -> Any:
     return new.from_pretrained(folder(name), dtype=torch.float32, attn_implementation="eager").eval()
 
 
-def engine(m: Model, tokens: int = 8192, **options: int) -> Engine:
+def engine(m: LoadedModel, tokens: int = 8192, **options: int) -> Engine:
     return Engine(m, kv_bytes=tokens * m.kv_bytes_per_token, **options)
 
 
@@ -208,7 +208,9 @@ def run(e: Engine, answers: dict[int, Answer]) -> None:
         assert steps < 3000
 
 
-def alone(m: Model, asked: Sequence[int], sampling: Sampling, grammar: str = "", **options: int) -> Answer:
+def alone(
+    m: LoadedModel, asked: Sequence[int], sampling: Sampling, grammar: str = "", **options: int
+) -> Answer:
     e = engine(m, **options)
     e.add(1, list(asked), sampling, owner="ada", grammar=grammar)
     answers: dict[int, Answer] = {}

@@ -141,7 +141,7 @@ def test_a_worker_gets_only_existing_devices(tmp_path: Path, random_llama: Path)
         channel.send(orders.Probe())
         found = channel.receive()
         assert [facts["uuid"] for facts in found.devices] == ["GPU-12345678", "cpu"]
-        channel.send(orders.Worker(99, "start", ["GPU-87654321"]))
+        channel.send(orders.WorkerOrder(99, "start", ["GPU-87654321"]))
         assert channel.receive() == orders.WorkerFailed(99, "there is no device 'GPU-87654321'")
     finally:
         own.clean()

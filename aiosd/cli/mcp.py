@@ -21,7 +21,7 @@ from mcp import MCPError, stdio_server, types
 from mcp.server import Server, ServerRequestContext
 
 from aiosd import __version__
-from aiosd.cli.transactions import Failed, Reporter, Tree
+from aiosd.cli.transactions import Reporter, TransactionFailed, TreeClient
 from aiosd.syscall import schemas
 
 SCHEME = "aios://"
@@ -58,7 +58,7 @@ class Serve:
     """`agent`: through which tools are called; empty: one of this process."""
 
     def __init__(self, root: Path, agent: str) -> None:
-        self._tree = Tree(root, agent)
+        self._tree = TreeClient(root, agent)
 
     def server(self) -> Server[Any]:
         return Server(
@@ -113,15 +113,15 @@ class Serve:
             name, function = self._find(asked.name)
             judge(function["parameters"], arguments)
             return shown(await self._tree.call(name, arguments, report))
-        except (Failed, OSError) as error:
+        except (TransactionFailed, OSError) as error:
             return types.CallToolResult(content=[types.TextContent(text=str(error))], is_error=True)
 
     def _find(self, asked: str) -> tuple[str, dict[str, Any]]:
-        """By its name here, or the name that it is offered by. Raises Failed."""
+        """By its name here, or the name that it is offered by. Raises TransactionFailed."""
         for name, function in self._callable():
             if asked in (name, function["name"]):
                 return name, function
-        raise Failed(f"no tool {asked[:64]!r} that you may call")
+        raise TransactionFailed(f"no tool {asked[:64]!r} that you may call")
 
     async def _own(self, name: str, arguments: dict[str, Any], report: Reporter) -> str:
         if name == "agents":
@@ -133,7 +133,7 @@ class Serve:
     async def _ask(self, agent: str, message: str, report: Reporter) -> str:
         """The text of the answer, each piece of which is reported as it is made."""
         if not NAME.fullmatch(agent):
-            raise Failed(f"{agent[:64]!r} is no agent's name")
+            raise TransactionFailed(f"{agent[:64]!r} is no agent's name")
         body = {"messages": [{"role": "user", "content": message}], "stream": True}
         text, calls = "", list[Any]()
         try:
@@ -141,16 +141,18 @@ class Serve:
                 async for line in lines:
                     said = json.loads(line)
                     if "error" in said:
-                        raise Failed(said["error"]["message"])
+                        raise TransactionFailed(said["error"]["message"])
                     delta = said["choices"][0]["delta"]
                     calls += delta.get("tool_calls", [])
                     if more := delta.get("content"):
                         text += more
                         await report(more)
         except FileNotFoundError:
-            raise Failed(f"no agent {agent}; yours are {', '.join(self._mine('agents')) or 'none'}") from None
+            raise TransactionFailed(
+                f"no agent {agent}; yours are {', '.join(self._mine('agents')) or 'none'}"
+            ) from None
         except OSError as error:
-            raise Failed(self._tree.logged(agent) or str(error)) from None
+            raise TransactionFailed(self._tree.logged(agent) or str(error)) from None
         return text or json.dumps(calls or "", ensure_ascii=False)
 
     # prompts
@@ -164,11 +166,11 @@ class Serve:
         try:
             name, function = self._find(asked.name)
             if PROMPT not in name:
-                raise Failed(f"no prompt {asked.name[:64]!r}")
+                raise TransactionFailed(f"no prompt {asked.name[:64]!r}")
             arguments: dict[str, Any] = dict(asked.arguments or {})
             judge(function["parameters"], arguments)
             said = json.loads((await self._tree.call(name, arguments, reporter(context)))["output"])
-        except (Failed, OSError, ValueError) as error:
+        except (TransactionFailed, OSError, ValueError) as error:
             raise MCPError(types.INVALID_PARAMS, str(error)) from None
         messages = [
             types.PromptMessage(role=one["role"], content=types.TextContent(text=one["content"]))
@@ -224,10 +226,10 @@ class Serve:
 
 
 def judge(schema: dict[str, Any], arguments: dict[str, Any]) -> None:
-    """Raises Failed."""
+    """Raises TransactionFailed."""
     validator = jsonschema.Draft202012Validator(schemas.reduced(schema))
     if wrong := best_match(validator.iter_errors(arguments)):
-        raise Failed(schemas.place(wrong.absolute_path) + wrong.message[:500])
+        raise TransactionFailed(schemas.place(wrong.absolute_path) + wrong.message[:500])
 
 
 def reporter(context: Context) -> Reporter:

@@ -18,11 +18,11 @@ LOOK_S = 0.3  # between two looks at how far a call is
 Reporter = Callable[[str], Awaitable[None]]
 
 
-class Failed(Exception):
+class TransactionFailed(Exception):
     """Why a call did, for people."""
 
 
-class Tree:
+class TreeClient:
     """The tree, as its user sees it. Calls of tools go through an agent: only then there are reasons and
     files."""
 
@@ -85,7 +85,9 @@ class Tree:
             return b"".join([line async for line in lines]).decode("utf-8", "replace")
 
     async def call(self, tool: str, arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
-        """What requests/ID/response.json says of a call: output, files, structured. Raises Failed."""
+        """What requests/ID/response.json says of a call: output, files, structured. Raises
+        TransactionFailed.
+        """
         if not (agent := self.agent):
             return {"output": await self.text(f"tools/{tool}/call", arguments)}
         body = {"name": tool, "arguments": arguments}
@@ -105,7 +107,7 @@ class Tree:
             with suppress(OSError, ValueError):  # of one that was refused or removed there is none
                 said = self.json(f"agents/{agent}/requests/{id}/response.json")
         if failed:
-            raise Failed(said.get("error") or self.logged(agent) or failed)
+            raise TransactionFailed(said.get("error") or self.logged(agent) or failed)
         return said
 
     async def _follow(

@@ -53,7 +53,7 @@ class Worker:
     leaving: bool = False  # it serves until a worker of its model in another place is ready
 
 
-class Events(Protocol):
+class PoolEvents(Protocol):
     def worker_ready(self, worker: Worker) -> None: ...
     def worker_said(self, worker: Worker, message: wire.Message) -> None: ...
     def worker_died(self, worker: Worker) -> None: ...
@@ -66,7 +66,7 @@ class Pool:
     def __init__(self, engine: EngineConfig, launch: Launcher, probe: Probe) -> None:
         self.places = Assignment(engine, probe)
         self._launch = launch
-        self._events: Events
+        self._events: PoolEvents
         self._lock = threading.Lock()
         self._arranging = threading.RLock()  # only one thread at a time decides about the workers
         self._models: dict[str, Model] = {}  # the models that should be loaded
@@ -77,7 +77,7 @@ class Pool:
         self._stopping = threading.Event()
         self.restarts = 0
 
-    def report_to(self, events: Events) -> None:
+    def report_to(self, events: PoolEvents) -> None:
         """Set the receiver of the workers' events. Call it before the first model is loaded."""
         self._events = events
 

@@ -30,7 +30,7 @@ from aiosd.syscall.sampling import Sampling
 
 if TYPE_CHECKING:
     from aiosd.cores.engine.engine import Engine
-    from aiosd.cores.engine.model import Model
+    from aiosd.cores.engine.model import LoadedModel
     from aiosd.cores.engine.sampler import TokenLogprob
     from aiosd.cores.engine.sequence import Output
 
@@ -72,7 +72,7 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
     facts |= {"kv_shapes": model.kv_shapes, "kv_layout": model.kv_layout}
     facts |= {"kv_bytes_per_token": model.kv_bytes_per_token}
     channel.send(wire.Ready({**model.info, **facts}))
-    Loop(channel, engine).run()
+    WorkerLoop(channel, engine).run()
 
 
 def load_engine(order: wire.Load) -> Engine:
@@ -121,7 +121,7 @@ def lacks_cuda() -> str:
     return ""
 
 
-class Loop:
+class WorkerLoop:
     """Obeys the daemon between two steps of the engine."""
 
     def __init__(self, channel: wire.Channel, engine: Engine) -> None:
@@ -281,7 +281,7 @@ class Inbox(queue.SimpleQueue[wire.Message]):
         self.files: deque[int | None] = deque()  # of the Restores that are still in it
 
 
-def render(message: wire.Submit, model: Model) -> list[int]:
+def render(message: wire.Submit, model: LoadedModel) -> list[int]:
     """Return the prompt. With truncation, the oldest turns go until an answer fits, but no system message."""
     if message.operation == "embed":
         return model.encode(message.messages[-1]["content"])
@@ -304,7 +304,7 @@ def render(message: wire.Submit, model: Model) -> list[int]:
     return since(turns[min(fits, len(turns) - 1)])
 
 
-def grammar_of(message: wire.Submit, model: Model, prompt: list[int]) -> str:
+def grammar_of(message: wire.Submit, model: LoadedModel, prompt: list[int]) -> str:
     """Return the grammar of the answer; empty: it may be any text. Raises BadRequest."""
     vocabulary = model.vocabulary
     form = grammar.Form(message.schema, message.tools, message.decoded, message.tool_choice, message.parallel)
@@ -312,7 +312,7 @@ def grammar_of(message: wire.Submit, model: Model, prompt: list[int]) -> str:
     return grammar.grammar(form, grammar.Voice(family, vocabulary.thinks, opened, vocabulary.silent))
 
 
-def check_length(message: wire.Submit, model: Model) -> None:
+def check_length(message: wire.Submit, model: LoadedModel) -> None:
     """Before the work of tokenizing: no token spells more than LONGEST_TOKEN characters on the average."""
     size, most = len(str(message.messages)), model.context_length * LONGEST_TOKEN
     if size > most:
@@ -322,7 +322,7 @@ def check_length(message: wire.Submit, model: Model) -> None:
         )
 
 
-def logprob(model: Model, one: TokenLogprob) -> dict[str, Any]:
+def logprob(model: LoadedModel, one: TokenLogprob) -> dict[str, Any]:
     """The OpenAI shape, with the token's id beside its text."""
     top = [{"token": model.decode([id]), "id": id, "logprob": value} for id, value in one.top]
     chosen = {"token": model.decode([one.token]), "id": one.token, "logprob": one.logprob}

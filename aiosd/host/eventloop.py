@@ -19,7 +19,7 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 
-class Loop:
+class EventLoop:
     def __init__(self, name: str) -> None:
         self._orders: deque[Callable[[], None]] = deque()
         self._selector = selectors.DefaultSelector()

@@ -31,7 +31,7 @@ from aiosd.privilege.users import NOBODY, Users, holds
 from aiosd.tools.manifest import OWN_BYTES, PROGRAM, Manifest
 from aiosd.tools.mcp import sessions
 from aiosd.tools.run.runner import CALLS_MOST, Places, Runner
-from aiosd.tools.run.spawn import Bounds, Call, End, Events
+from aiosd.tools.run.spawn import Bounds, Call, End, RunEvents
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class DaemonConnection:
                 runner.forget_but(message.agents)
             case orders.Notify():
                 self._notify(message)
-            case orders.Worker():
+            case orders.WorkerOrder():
                 self._systemctl.order(message)
             case orders.Probe():
                 self._systemctl.probe()
@@ -181,8 +181,8 @@ class DaemonConnection:
         if len(text) > most:
             raise WireError(f"more than {most} characters for a tool")
 
-    def _events(self, id: int) -> Events:
-        return Events(
+    def _events(self, id: int) -> RunEvents:
+        return RunEvents(
             lambda: True,
             lambda data: self._send(Said(id, data.decode("latin-1"))),
             partial(self._ended, id),

@@ -28,7 +28,7 @@ from aiosd.cores.devices import received as received_device
 from aiosd.cores.launch import Child, Launcher
 from aiosd.errors import ConfigError, WireError
 from aiosd.host import processes
-from aiosd.host.eventloop import Loop
+from aiosd.host.eventloop import EventLoop
 from aiosd.host.usage import Spent
 from aiosd.privilege import orders
 from aiosd.privilege.orders import Answered, Ended, Erred, Found, Mounted, Said, WorkerFailed
@@ -174,7 +174,7 @@ class Asking:
             del self._waiting[number]
 
 
-class Remote(Loop):
+class Remote(EventLoop):
     """As aiosd.tools.run.runner.Runner, elsewhere."""
 
     def __init__(

@@ -121,7 +121,7 @@ class Notify:
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class WorkerOrder:
     """`devices`: by UUID, those that it may open."""
 
     id: int
@@ -221,7 +221,7 @@ class Answered:
 QUESTIONS: tuple[type[Any], ...] = (See, Holds, Program)
 # A daemon that is told to do these without end makes processes, threads or work on the disk: they are paced.
 ACTS: tuple[type[Any], ...] = (
-    RunTool, RunOwn, RunServer, Forget, ForgetBut, Notify, Worker, Probe, Reload,
+    RunTool, RunOwn, RunServer, Forget, ForgetBut, Notify, WorkerOrder, Probe, Reload,
 )  # fmt: skip
 ORDERS: tuple[type[Any], ...] = (*ACTS, Kill, Tell, Shut, Rest, *QUESTIONS)
 ANSWERS: tuple[type[Any], ...] = (Mounted, Said, Erred, Ended, WorkerFailed, Found, Answered)

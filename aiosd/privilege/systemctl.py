@@ -16,9 +16,9 @@ from typing import Any
 
 from aiosd.cores import devices
 from aiosd.errors import AiosError, Denied
-from aiosd.host.eventloop import Loop
+from aiosd.host.eventloop import EventLoop
 from aiosd.privilege.administrator import Administrator
-from aiosd.privilege.orders import Found, Worker, WorkerFailed
+from aiosd.privilege.orders import Found, WorkerFailed, WorkerOrder
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +35,11 @@ WORDS = {
 class Systemctl:
     def __init__(self, administrator: Administrator, answer: Callable[[Any], None]) -> None:
         self._administrator, self._answer = administrator, answer
-        self._loop = Loop("workers")
+        self._loop = EventLoop("workers")
         self._room = threading.BoundedSemaphore(WAITING_MOST)
         self.start, self.stop = self._loop.start, self._loop.stop
 
-    def order(self, order: Worker) -> None:
+    def order(self, order: WorkerOrder) -> None:
         self._do(partial(self._order, order))
 
     def probe(self) -> None:
@@ -55,7 +55,7 @@ class Systemctl:
         self._room.acquire()
         self._loop.order(acting)
 
-    def _order(self, order: Worker) -> None:
+    def _order(self, order: WorkerOrder) -> None:
         unit = f"aios-worker@{order.id}.service"
         try:
             if order.what == "start":
@@ -68,7 +68,7 @@ class Systemctl:
         if done.returncode and order.what == "start":
             self._failed(order, done.stderr.strip() or f"{unit} cannot be started")
 
-    def _failed(self, order: Worker, why: str) -> None:
+    def _failed(self, order: WorkerOrder, why: str) -> None:
         log.error("aios-worker@%d.service: %s", order.id, why)
         self._answer(WorkerFailed(order.id, why))
 

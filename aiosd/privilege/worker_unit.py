@@ -98,7 +98,7 @@ class Unit:
 
     def _order(self, what: str) -> None:
         with suppress(OSError):
-            self._channel.send(orders.Worker(self._id, what, self._devices))
+            self._channel.send(orders.WorkerOrder(self._id, what, self._devices))
 
 
 def workers_uid() -> int:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Delivery:
-    """Implements aiosd.cores.pool.Events."""
+    """Implements aiosd.cores.pool.PoolEvents."""
 
     def __init__(
         self,

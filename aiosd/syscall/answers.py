@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiosd.syscall.reading import Reading
 from aiosd.syscall.spec import Message
-from aiosd.syscall.toolcalls import NOTHING, Offer, Said, offer, parse
+from aiosd.syscall.toolcalls import NOTHING, Offer, ParsedAnswer, offer, parse
 
 if TYPE_CHECKING:
     from aiosd.syscall.chat import Chat
@@ -24,7 +24,7 @@ class Heard:
     reading: Reading | None = None  # made with the first text, when the model's family is known
 
 
-def said(request: Request, chat: Chat) -> Said:
+def said(request: Request, chat: Chat) -> ParsedAnswer:
     return parse(request.text, request.family, offered(chat))
 
 

@@ -22,7 +22,7 @@ from aiosd.syscall.keys import boolean, choice, integer, number, string
 from aiosd.syscall.sampling import Sampling
 from aiosd.syscall.spec import Message, Spec, with_tuples
 from aiosd.syscall.template import TEMPLATE_KEYS, variables
-from aiosd.syscall.toolcalls import Said
+from aiosd.syscall.toolcalls import ParsedAnswer
 
 if TYPE_CHECKING:
     from aiosd.syscall.request import Request
@@ -68,7 +68,7 @@ class Chat(Spec):
     def state(self) -> object:
         return answers.Heard()
 
-    def said(self, request: Request) -> Said:
+    def said(self, request: Request) -> ParsedAnswer:
         """Return the thinking, the text and the calls of everything that the model has said."""
         return answers.said(request, self)
 
@@ -131,9 +131,9 @@ class Loop(Chat):
     def state(self) -> object:
         return Between()
 
-    def said(self, request: Request) -> Said:
+    def said(self, request: Request) -> ParsedAnswer:
         """Return the text as it is: it was parsed step by step."""
-        return Said("", request.text, [])
+        return ParsedAnswer("", request.text, [])
 
     def grown(self, request: Request, text: str) -> tuple[str, str]:
         return "", text

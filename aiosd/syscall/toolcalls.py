@@ -23,16 +23,16 @@ CALLS_MAX = 64  # a model that says more than these goes in circles
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ParsedCall:
     name: str
     arguments: str  # JSON of an object, as it was said
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ParsedAnswer:
     reasoning: str
     content: str  # the text of the answer without thinking and calls
-    calls: list[Call]
+    calls: list[ParsedCall]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def offer(functions: Iterable[dict[str, Any]], *, any_name: bool = False, one: b
 NOTHING = Offer()
 
 
-def parse(text: str, family: str, offered: Offer) -> Said:
+def parse(text: str, family: str, offered: Offer) -> ParsedAnswer:
     """`family`: the name in aiosd.syscall.families. Without an offer nothing is a call."""
     scan = Scan(text, families.of(family), offered)
     if offered.tools or offered.any_name:
@@ -73,12 +73,12 @@ class Scan:
         self.quotation = Quotation(text)
         self.prose = list[str]()
         self.thoughts = list[str]()
-        self.calls = list[Call]()
+        self.calls = list[ParsedCall]()
         self.blank = True  # the answer has no text so far
         self.dropped = False  # something was taken out of the text
         self.doubtful = 0  # before this place a mark that is not the family's opened thinking
 
-    def run(self) -> Said:
+    def run(self) -> ParsedAnswer:
         self._begin()
         marks = marks_of(self.family)
         mark = marks.search(self.text, self.at)
@@ -88,12 +88,12 @@ class Scan:
         self._keep(len(self.text))
         return self._said()
 
-    def _said(self) -> Said:
+    def _said(self) -> ParsedAnswer:
         content = "".join(self.prose)
         if self.calls or self.dropped:
             content = content.rstrip()
         reasoning = "\n".join(filter(None, (thought.strip() for thought in self.thoughts)))
-        return Said(reasoning, content, self.calls[:1] if self.offered.one else self.calls)
+        return ParsedAnswer(reasoning, content, self.calls[:1] if self.offered.one else self.calls)
 
     def _begin(self) -> None:
         """An answer may begin with anybody's mark of thinking, or with a call that has no mark."""
@@ -163,10 +163,10 @@ class Scan:
         self.quotation.leave_out(behind)
         return behind
 
-    def _call(self, said: Spoken) -> Call:
-        return Call(said.name, argument_types.arguments(said, self.offered.tools.get(said.name)))
+    def _call(self, said: Spoken) -> ParsedCall:
+        return ParsedCall(said.name, argument_types.arguments(said, self.offered.tools.get(said.name)))
 
-    def _add(self, calls: list[Call]) -> None:
+    def _add(self, calls: list[ParsedCall]) -> None:
         self.calls += calls
         if len(self.calls) > CALLS_MAX:
             raise ValueError("too many calls")

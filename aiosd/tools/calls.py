@@ -21,7 +21,7 @@ from aiosd.tools.mcp.calling import Asked, Attached, News, Progress, Question, U
 from aiosd.tools.mcp.listing import Listings
 from aiosd.tools.mcp.sessions import Sessions
 from aiosd.tools.run.runner import CALLS_MOST
-from aiosd.tools.run.spawn import Bounds, Call, End, Events
+from aiosd.tools.run.spawn import Bounds, Call, End, RunEvents
 from aiosd.tools.run.toolrunner import ToolRunner
 
 
@@ -100,7 +100,9 @@ class Calls:
         if tool is None or tool.manifest.server not in ("", *config.mcp):
             raise NotFound(f"tool {spec.tool} was removed", "ls tools lists the tools")
         self._live[request.id] = tool
-        events = Events(partial(self._began, request), request.answer.append, partial(self._ended, request))
+        events = RunEvents(
+            partial(self._began, request), request.answer.append, partial(self._ended, request)
+        )
         if (server := config.mcp.get(tool.manifest.server)) and (served := tool.manifest.served):
             user = User(request.uid, spec.groups, work_folder(server), True)
             news, given = partial(self._heard, request, tool), params(served, spec.arguments)

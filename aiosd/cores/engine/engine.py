@@ -18,7 +18,7 @@ from aiosd.cores.engine import sampler
 from aiosd.cores.engine.conversations import Conversations, KvCopy
 from aiosd.cores.engine.core import KV, Batch, Segment
 from aiosd.cores.engine.kv import BLOCK, BlockPool, root
-from aiosd.cores.engine.model import Model
+from aiosd.cores.engine.model import LoadedModel
 from aiosd.cores.engine.sampler import Row, TokenLogprob
 from aiosd.cores.engine.sequence import Output, Sequence
 from aiosd.cores.engine.text import TextStream
@@ -30,7 +30,7 @@ Plan = list[tuple[Sequence, int]]  # the sequences of a step, and how many pendi
 
 class Engine:
     def __init__(
-        self, model: Model, *, kv_bytes: int, max_running: int = 64, prefill_tokens: int = 512
+        self, model: LoadedModel, *, kv_bytes: int, max_running: int = 64, prefill_tokens: int = 512
     ) -> None:
         self.model = model
         self.core = model.core

@@ -11,7 +11,7 @@ import torch
 from aiosd.cores import snapshot
 from aiosd.cores.engine.core import KV
 from aiosd.cores.engine.engine import Engine
-from aiosd.cores.engine.model import Model
+from aiosd.cores.engine.model import LoadedModel
 from aiosd.errors import BadSnapshot
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32"}
@@ -42,7 +42,7 @@ def write(engine: Engine, context: int) -> tuple[int, int] | None:
     return file, len(shot.tokens)
 
 
-def read(file: int, model: Model, check: bool) -> tuple[list[int], int, KV]:
+def read(file: int, model: LoadedModel, check: bool) -> tuple[list[int], int, KV]:
     """Return tokens, length of the prompt, and KV. Raises BadSnapshot, also for a file of another model."""
     header = snapshot.read(file)
     if check:

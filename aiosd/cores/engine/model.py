@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Model:
+class LoadedModel:
     name: str
     identity: str  # hash of configuration, vocabulary and weights
     context_length: int
@@ -96,7 +96,7 @@ def load(
     core: str = "auto",
     deterministic: bool = True,
     quantization: str = "none",
-) -> Model:
+) -> LoadedModel:
     """`device`: cpu, cuda, cuda:N, or auto (accelerate spreads the model over all GPUs).
 
     `dtype`: auto is float32 on the CPU, what the weights are in or else bfloat16 on a GPU. `threads`: for the
@@ -119,7 +119,7 @@ def load(
         **made.info,
         **facts(vocabulary),
     }
-    return Model(
+    return LoadedModel(
         folder.path.resolve().name,
         folder.identity(),
         int(text.max_position_embeddings),

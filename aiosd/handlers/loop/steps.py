@@ -172,7 +172,7 @@ class Steps:
         )  # fmt: skip
         self._make(loop, str(step), chat, "")
 
-    def _call(self, loop: RunningLoop, at: str, call: toolcalls.Call) -> Request:
+    def _call(self, loop: RunningLoop, at: str, call: toolcalls.ParsedCall) -> Request:
         if child := loop.children.get(at):
             return child
         groups, hopeless = loop.asked.groups, ""
@@ -209,14 +209,16 @@ def place(child: Request) -> str:
     return child.file.rpartition("/")[2]
 
 
-def heard(child: Request) -> toolcalls.Said:
+def heard(child: Request) -> toolcalls.ParsedAnswer:
     """Parse the answer of a step. A call of a tool that was not offered is one too: it fails."""
     assert isinstance(child.spec, Chat)
     offered = toolcalls.offer(child.spec.tools, any_name=True, one=not child.spec.parallel)
     return toolcalls.parse(child.text, child.family, offered)
 
 
-def turn(answer: toolcalls.Said, calls: list[toolcalls.Call], made: list[Request]) -> list[Message]:
+def turn(
+    answer: toolcalls.ParsedAnswer, calls: list[toolcalls.ParsedCall], made: list[Request]
+) -> list[Message]:
     """Return an answer with calls, and the calls' results, as messages.
 
     The thinking is kept, because some templates show a model what it thought between the calls of one turn.

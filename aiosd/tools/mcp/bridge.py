@@ -163,7 +163,7 @@ class Host:
                 return content.Shown([messages]), False, ""
         answer = mend.said(
             await self._client.call_tool(
-                params["name"], params["arguments"], progress_callback=Progress(order["id"])
+                params["name"], params["arguments"], progress_callback=ProgressReports(order["id"])
             )
         )
         failed = answer.get("isError") is True
@@ -183,7 +183,7 @@ class Host:
         return False
 
 
-class Progress:
+class ProgressReports:
     """Passes reports of one call on, not too many of them."""
 
     def __init__(self, id: int) -> None:

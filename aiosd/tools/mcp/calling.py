@@ -9,7 +9,7 @@ from typing import Any
 
 from aiosd.config.mcp import Server
 from aiosd.tools.catalog import shorten
-from aiosd.tools.run.spawn import Events
+from aiosd.tools.run.spawn import RunEvents
 
 FILE_KEYS = ("name", "type", "data")
 
@@ -69,7 +69,7 @@ class Asked:
     id: int
     method: str
     params: dict[str, Any]
-    events: Events
+    events: RunEvents
     output: dict[str, Any] | None = None  # the JSON Schema of a tool's structured result
     news: Callable[[News], None] = field(default=unheard)
 

@@ -29,7 +29,7 @@ from aiosd.tools.manifest import Manifest
 from aiosd.tools.mcp.calling import Asked, News, Progress, Question, User, Withdrawn, attached
 from aiosd.tools.mcp.program import about, program
 from aiosd.tools.run.runner import STDERR_BYTES
-from aiosd.tools.run.spawn import Bounds, Call, End, Events
+from aiosd.tools.run.spawn import Bounds, Call, End, RunEvents
 from aiosd.tools.run.toolrunner import ToolRunner
 
 MOST = 64  # sessions at once
@@ -45,7 +45,7 @@ LAST_LINES = 4  # of its standard error, that are told where it did not start
 
 
 @dataclass(slots=True, eq=False)
-class Running:
+class RunningCall:
     asked: Asked
     from_stderr: int  # bytes that the session had said there
     why: str = ""  # it is being given up
@@ -57,7 +57,7 @@ class Session:
     id: int
     server: Server
     user: User
-    calls: dict[int, Running] = field(default_factory=dict)
+    calls: dict[int, RunningCall] = field(default_factory=dict)
     line: bytearray = field(default_factory=bytearray)  # that is not whole yet
     used_s: float = field(default_factory=time.monotonic)
     noise_bytes: int = 0  # that nobody had asked for
@@ -92,7 +92,7 @@ class Sessions:
         def ended(end: End) -> None:
             told(None if end.why else json.loads(b"".join(said)), end.why)
 
-        events = Events(lambda: True, said.append, ended)
+        events = RunEvents(lambda: True, said.append, ended)
         self.call(server, user, Asked(next(self._ids), "", {}, events))
 
     def cancel(self, id: int) -> None:
@@ -119,7 +119,7 @@ class Sessions:
         except AiosError as error:
             asked.events.ended(End(-1, "", error.explanation))
             return
-        session.calls[asked.id] = Running(asked, self._runner.stderr(session.id)[0])
+        session.calls[asked.id] = RunningCall(asked, self._runner.stderr(session.id)[0])
         self._runner.rest(session.id, False)
         order = {"id": asked.id, "method": asked.method, "params": asked.params, "output": asked.output}
         self._tell(session, order if asked.method else {"list": True})
@@ -150,7 +150,7 @@ class Sessions:
         session = Session(next(self._ids), server, user)
         manifest = host(server)
         self._by_id[session.id] = session
-        events = Events(lambda: True, partial(self._said, session), partial(self._ended, session))
+        events = RunEvents(lambda: True, partial(self._said, session), partial(self._ended, session))
         bounds = Bounds(sys.maxsize, self.work_bytes, self.reserve_bytes)
         self._runner.later(server.start_s, partial(self._end_if_slow, session))
         whose = user.uid, user.groups, user.folder, user.sees_aios
@@ -171,7 +171,7 @@ class Sessions:
                 self._tell(session, {"cancel": id})
                 self._runner.later(PATIENCE_S, partial(self._end_if_deaf, session, call))
 
-    def _end_if_deaf(self, session: Session, call: Running) -> None:
+    def _end_if_deaf(self, session: Session, call: RunningCall) -> None:
         if session.calls.get(call.asked.id) is call:
             self._kill(session, "it does not give up calls")
 
@@ -242,7 +242,7 @@ class Sessions:
             self._kill(session, "it says what is not JSON")
 
     @staticmethod
-    def _news(call: Running, news: News) -> None:
+    def _news(call: RunningCall, news: News) -> None:
         if not call.why:  # who has given it up wants to hear no more
             call.asked.news(news)
 
@@ -269,7 +269,7 @@ class Sessions:
         if session.noise_bytes > NOISE_BYTES:
             self._kill(session, "it says too much that nobody asked for")
 
-    def _answer(self, session: Session, call: Running, text: str, failed: bool) -> None:
+    def _answer(self, session: Session, call: RunningCall, text: str, failed: bool) -> None:
         if call.why:
             self._end_call(session, call, End(-1, self._stderr(session, call), call.why))
             return
@@ -281,13 +281,13 @@ class Sessions:
             call.asked.events.said(data)
         self._end_call(session, call, End(int(failed), self._stderr(session, call), why))
 
-    def _stderr(self, session: Session, call: Running) -> str:
+    def _stderr(self, session: Session, call: RunningCall) -> str:
         """What the session said there since the call began, be it for this one or for another."""
         count, last = self._runner.stderr(session.id)
         new = min(count - call.from_stderr, len(last))
         return last[len(last) - new :].decode("utf-8", "replace")
 
-    def _end_call(self, session: Session, call: Running, end: End) -> None:
+    def _end_call(self, session: Session, call: RunningCall, end: End) -> None:
         del session.calls[call.asked.id]
         self._withdraw(call)
         session.retired |= not call.asked.method  # one that was told the list is asked by nobody again
@@ -299,7 +299,7 @@ class Sessions:
         call.asked.events.ended(end)
 
     @staticmethod
-    def _withdraw(call: Running) -> None:
+    def _withdraw(call: RunningCall) -> None:
         for number in call.asks:
             call.asked.news(Withdrawn(number))
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from aiosd.errors import AiosError, in_words
 from aiosd.host import proc
-from aiosd.host.eventloop import Loop
+from aiosd.host.eventloop import EventLoop
 from aiosd.host.usage import free_bytes, memory, reap, size
 from aiosd.tools.run import credentials, network
 from aiosd.tools.run.cgroups import Cgroups, Group
@@ -81,7 +81,7 @@ class Places:
     mount: Path
 
 
-class Runner(Loop):
+class Runner(EventLoop):
     """Its end ends all that run, without a word: they are told as interrupted by the next daemon."""
 
     def __init__(self, places: Places, tree: ShownTree | None = None) -> None:

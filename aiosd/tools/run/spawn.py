@@ -38,7 +38,7 @@ def ignore(_: bytes) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Events:
+class RunEvents:
     """Called on the runner's thread."""
 
     began: Callable[[], bool]  # it is about to start; False: it is not to
@@ -64,7 +64,7 @@ class Call:
     folder: str  # of its caller's work folders; empty: one that is gone with the call
     sees_aios: bool
     bounds: Bounds
-    events: Events
+    events: RunEvents
     program: int | None = None  # the file beside the manifest, open; None: it is still to be opened
     opening: bytes = b""  # that its standard input begins with, before what Runner.tell gives it
 
