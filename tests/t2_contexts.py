@@ -20,6 +20,7 @@ from aiosd.access.permissions import Permission
 from aiosd.context import kvfile
 from aiosd.context.contexts import Context
 from aiosd.cores import snapshot
+from aiosd.database.health import MARKER
 from aiosd.database.store import Store
 from aiosd.errors import AiosError, BadRequest, BadSnapshot, Busy, Denied, OverQuota
 from aiosd.handlers.embed.spec import Embed
@@ -508,6 +509,7 @@ def test_a_conversation_too_long_fails_or_loses_its_oldest_turns(make_kernel: Ma
 
 def test_a_state_folder_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
     Store(tmp_path, SPECS).close()
+    (tmp_path / MARKER).unlink()
     db = sqlite3.connect(tmp_path / "aios.db")
     db.executescript(
         "DROP TABLE counters; DROP TABLE pins; DROP TABLE grants; DROP TABLE contexts;"
@@ -528,6 +530,7 @@ def test_a_state_folder_of_the_first_version_is_taken_over(tmp_path: Path) -> No
 def test_requests_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
     """Version 6 stored all kinds in one form, with a tool's name in the field of the model."""
     Store(tmp_path, SPECS).close()
+    (tmp_path / MARKER).unlink()
     sampling = {**asdict(GREEDY), "stop": []}
     said = [{"role": "user", "content": '{"x": 1}'}]
     common = {

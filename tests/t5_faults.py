@@ -201,7 +201,7 @@ def test_a_bad_configuration_is_told_with_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "aiosd.toml"
     file.write_text("[scheduler]\npolicy = 'fifo'\nquantums = 3\n")
     done = run_aiosd("--config", file, "--mount", tmp_path / "m", "--state", tmp_path / "s")
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert f"{file}:3: unknown key 'quantums'" in done.stderr
     assert not (tmp_path / "m").exists()
 

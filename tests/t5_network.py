@@ -371,7 +371,7 @@ print(n)
 def test_a_tool_whose_hosts_are_not_found_says_so(host: Host) -> None:
     facts = host.call("echo ran", tool="lost")
     assert facts["output"] == ""
-    assert "the granted hosts are not found: nowhere.invalid: " in facts["error"]
+    assert "the granted hosts do not resolve: nowhere.invalid: " in facts["error"]
     assert host.say("echo ran") == "ran\n"
 
 

@@ -71,7 +71,10 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
     facts = {"context_length": model.context_length, "identity": model.identity, "pid": os.getpid()}
     facts |= {"kv_shapes": model.kv_shapes, "kv_layout": model.kv_layout}
     facts |= {"kv_bytes_per_token": model.kv_bytes_per_token}
-    channel.send(wire.Ready({**model.info, **facts}))
+    try:
+        channel.send(wire.Ready({**model.info, **facts}))
+    except BrokenPipeError:  # the daemon ended while the model was loaded
+        return
     WorkerLoop(channel, engine).run()
 
 
