@@ -25,7 +25,7 @@ _aiosctl_options() {
         trace*) echo --plot ;;
         'mcp serve'*) echo --agent ;;
         'engine install'*) echo --cuda --cpu ;;
-        'model add'*) echo --name ;;
+        'model add'*) echo --name --replace ;;
     esac
     echo -h --help
 }

@@ -111,6 +111,7 @@ complete -c aiosctl -n '__aiosctl_at model' -a unload -d 'end the workers of a m
 complete -c aiosctl -n '__aiosctl_at model' -a remove -d 'remove an added model'
 complete -c aiosctl -n '__aiosctl_at model add' -a '(__fish_complete_directories (commandline -ct))'
 complete -c aiosctl -n '__aiosctl_in model add' -l name -x -d 'a name other than that of the folder'
+complete -c aiosctl -n '__aiosctl_in model add' -l replace -d 'replace the model of this name'
 for verb in load unload remove
     complete -c aiosctl -n "__aiosctl_at model $verb" -a '(__aiosctl_names models)'
 end

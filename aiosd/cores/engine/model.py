@@ -6,7 +6,6 @@ transformers' own modules for everything else. Never runs code from a model's fo
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,6 @@ from aiosd.cores.engine.ops import library
 from aiosd.cores.engine.vocabulary import Vocabulary
 from aiosd.errors import BadRequest, ModelError
 
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -139,10 +137,7 @@ def facts(vocabulary: Vocabulary) -> dict[str, Any]:
         hint = "give its folder another chat_template.jinja"
         raise ModelError(f"the model cannot be asked anything: {error}", hint) from None
     thinking = [[one.opening, one.closing] for one in habits.family.thinking] if vocabulary.thinks else []
-    lacks = habits.lacks
-    if lacks:
-        log.warning("the chat template does not take %s as they are; they are rewritten", ", ".join(lacks))
-    return {"tool_calls": habits.family.name, "thinking": thinking, "template_lacks": lacks}
+    return {"tool_calls": habits.family.name, "thinking": thinking, "template_lacks": habits.lacks}
 
 
 def _check_device(device: str) -> None:
