@@ -21,7 +21,11 @@ def new(i: int) -> str:
 
 def judges() -> set[int]:
     children = psutil.Process().children()
-    return {child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE and MODULE in child.cmdline()}
+    return {
+        child.pid
+        for child in children
+        if child.status() != psutil.STATUS_ZOMBIE and MODULE in child.cmdline()
+    }
 
 
 def test_a_new_schema_costs_no_new_process() -> None:

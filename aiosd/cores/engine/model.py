@@ -26,7 +26,6 @@ from aiosd.cores.engine.vocabulary import Vocabulary
 from aiosd.errors import BadRequest, ModelError
 
 
-
 @dataclass
 class LoadedModel:
     name: str
