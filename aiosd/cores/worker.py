@@ -17,6 +17,7 @@ import threading
 import traceback
 from bisect import bisect_left
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -53,7 +54,8 @@ def main() -> None:
     channel = wire.Channel(sock)
     first = channel.receive()
     if isinstance(first, wire.Load):
-        serve(channel, first)
+        with suppress(BrokenPipeError, ConnectionResetError):  # the daemon is gone: there is nobody to tell
+            serve(channel, first)
 
 
 def serve(channel: wire.Channel, order: wire.Load) -> None:
@@ -71,10 +73,7 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
     facts = {"context_length": model.context_length, "identity": model.identity, "pid": os.getpid()}
     facts |= {"kv_shapes": model.kv_shapes, "kv_layout": model.kv_layout}
     facts |= {"kv_bytes_per_token": model.kv_bytes_per_token}
-    try:
-        channel.send(wire.Ready({**model.info, **facts}))
-    except BrokenPipeError:  # the daemon ended while the model was loaded
-        return
+    channel.send(wire.Ready({**model.info, **facts}))
     WorkerLoop(channel, engine).run()
 
 

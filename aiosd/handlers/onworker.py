@@ -10,9 +10,7 @@ from aiosd.cores.pool import Worker
 from aiosd.errors import AiosError
 from aiosd.handlers.parts import Parts
 from aiosd.scheduler.handler import Handler, Source
-from aiosd.syscall.chat import GREEDY
 from aiosd.syscall.request import Request, State
-from aiosd.syscall.spec import Message
 
 
 class OnWorker(Handler):
@@ -43,12 +41,3 @@ class OnWorker(Handler):
     def message(self, request: Request, owner: str, context: int) -> wire.Submit:
         """Return the order to the worker."""
         raise NotImplementedError
-
-
-def text_input(request: Request, text: str, owner: str) -> wire.Submit:
-    """Return the order for a kind whose input is one text."""
-    said: Message = {"role": "user", "content": text}
-    return wire.Submit(
-        id=request.id, messages=[said], tools=[], decoded=[], sampling=wire.plain(GREEDY), owner=owner,
-        resume=[], context=0, operation=request.spec.kind,
-    )  # fmt: skip

@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from aiosd.access.caller import Caller
-from aiosd.cores import wire
-from aiosd.handlers.onworker import OnWorker, text_input
+from aiosd.handlers.ontext import OnText
 from aiosd.handlers.tokenize.spec import Tokenize
-from aiosd.scheduler.handler import Source
-from aiosd.syscall.request import Request
 
 
-class TokenizeHandler(OnWorker):
-    def judge(self, caller: Caller, source: Source, body: bytes) -> Tokenize:
-        asked = Tokenize.parse(body, source.target)
-        self._parts.names.check_model(caller, asked.model)
-        return asked
-
-    def misunderstood(self, source: Source, body: bytes) -> Tokenize:
-        return Tokenize("", source.target, json=True)
-
-    def message(self, request: Request, owner: str, context: int) -> wire.Submit:
-        assert isinstance(request.spec, Tokenize)
-        return text_input(request, request.spec.input, owner)
+class TokenizeHandler(OnText):
+    spec = Tokenize
