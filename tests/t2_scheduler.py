@@ -145,7 +145,7 @@ def test_a_request_that_kills_its_workers_is_failed_and_others_are_not(
     make_kernel: MakeKernel, slow_llama: Path
 ) -> None:
     text = "[engine]\nmax_running = 1\n[limits]\nworker_deaths_per_request = 1\n"
-    kernel = make_kernel(text, slow_llama)
+    kernel = make_kernel(f'[scheduler]\npolicy = "fifo"\n{text}', slow_llama)  # the same request runs again
     kernel.start()
     poisoned = ask(kernel, "poison", max_tokens=900)
     innocent = ask(kernel, "hello", max_tokens=5)

@@ -59,7 +59,7 @@ def run(file: str, text: str) -> str:
 
 def test_a_users_own_tool_is_a_folder_with_a_manifest_and_a_program(aios: Daemon, greet: str) -> None:
     assert os.listdir(aios.root / greet) == [
-        "schema.json", "info", "call", "limit", "stats", "manifest", "program",
+        "schema.json", "info", "call", "error", "limit", "stats", "manifest", "program",
     ]  # fmt: skip
     assert aios.read(f"{greet}/manifest") == GREET
     assert (aios.root / greet / "program").stat().st_size == len(PROGRAM)
@@ -96,14 +96,14 @@ def test_only_the_owner_changes_a_tool(aios: Daemon, greet: str) -> None:
     ("line", "said"),
     [
         ('network = ["example.org:443"]', "network is only for tools of the administrator"),
-        ('exclusive = "db"', "exclusive is for"),
-        ('write = ["/home"]', "write is for"),
+        ('exclusive = "db"', "exclusive is only for tools of the administrator"),
+        ('write = ["/home"]', "write is only for tools of the administrator"),
         ("limit = 500", "limit is at most 16"),
         ("timeout_s = nan", "a value is a date, nan or inf"),
         ("parameters.default = 2020-01-01", "a value is a date, nan or inf"),
         (".".join("a" * 20_000) + " = 1", "more than 200 dots"),
         ('command = ["./other"]', "command names a file other than ./program"),
-        ('name = "calc"', "use one name for both"),
+        ('name = "calc"', "the tool 'calc' is in a folder 'greet'"),
         ("a = " + "[" * 2000 + "]" * 2000, "nested too deep"),
         ("= 5", "Invalid"),
     ],

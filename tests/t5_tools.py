@@ -612,7 +612,7 @@ def test_a_guest_of_an_agent_reads_why_the_own_request_failed(aios: Daemon, agen
     asked = f"exec 3<>{agent}/syscall/tool; echo '{wrong}' >&3"
     done = as_user(aios, ALICE, f"{asked}; cat <&3 || cat {agent}/syscall/error")
     assert " failed: exit status " in done.stdout
-    assert done.stdout == aios.read(f"{agent}/requests/latest/error")
+    assert done.stdout.endswith(" failed: " + aios.read(f"{agent}/requests/latest/error"))
     assert aios.read(f"{agent}/syscall/error") == "", "the owner asked nothing"
     assert as_user(aios, ALICE, f"cat {agent}/requests/latest/error").returncode != 0
     refused = as_user(aios, ALICE, f"echo '{{}}' > {agent}/syscall/tool || cat {agent}/syscall/error")
