@@ -395,11 +395,13 @@ def test_the_policy_is_switched_live_and_nothing_is_lost(aios: Daemon, agent: st
             aios.write("scheduler/policy", name)
             time.sleep(0.02)
 
+    before = {name: aios.read(name) for name in ("scheduler/policy", "scheduler/quantum")}
     aios.write("scheduler/quantum", "2")
     try:
         together(switch, *(lambda i=i: client(i) for i in range(30)))
     finally:
-        aios.write("scheduler/policy", "fifo")
+        for name, value in before.items():
+            aios.write(name, value)
     assert answers == dict(enumerate(alone))
 
 

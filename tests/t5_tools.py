@@ -529,7 +529,8 @@ def test_a_schema_that_takes_for_ever_is_refused_and_nobody_waits(aios: Daemon, 
 
 
 def test_a_user_with_one_call_does_not_wait_behind_the_many_of_another(aios: Daemon) -> None:
-    """Alice used the model a lot and bob never did. Bob's calls hold the tool; hers is next but one."""
+    """She used the model a lot and he never did. His calls hold the tool; hers is next but one."""
+    hers_uid, his_uid = 61023, 61024  # no other test gave them a share of the tools
 
     def written(file: str, body: dict[str, Any]) -> str:
         return f"(exec 3<>{file}; echo '{json.dumps(body)}' >&3; cat <&3)"
@@ -539,12 +540,12 @@ def test_a_user_with_one_call_does_not_wait_behind_the_many_of_another(aios: Dae
     limit.write_text("1\n")
     try:
         long = {"prompt": "hi", "max_tokens": 200, "ignore_eos": True}
-        assert as_user(aios, ALICE, written("models/tiny/llm", long)).returncode == 0
+        assert as_user(aios, hers_uid, written("models/tiny/llm", long)).returncode == 0
         slow = written(call, {"code": "import time; time.sleep(0.6)"})
         with ThreadPoolExecutor() as pool:
-            his = pool.submit(as_user, aios, BOB, f"for i in 1 2 3 4 5; do {slow} & done; wait")
-            wait_until(lambda: aios.read("scheduler/queue").count("tools/python") == 5, "bob's calls")
-            hers = as_user(aios, ALICE, written(call, {"code": "print(6 * 7)"}))
+            his = pool.submit(as_user, aios, his_uid, f"for i in 1 2 3 4 5; do {slow} & done; wait")
+            wait_until(lambda: aios.read("scheduler/queue").count("tools/python") == 5, "his calls")
+            hers = as_user(aios, hers_uid, written(call, {"code": "print(6 * 7)"}))
             left = aios.read("scheduler/queue").count("tools/python")
             assert his.result().returncode == 0
         assert hers.stdout == "42\n"
