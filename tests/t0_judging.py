@@ -6,6 +6,7 @@ import json
 import threading
 
 import psutil
+import pytest
 
 from aiosd.syscall import grammar, judging
 from aiosd.syscall.judging import JUDGES, Court
@@ -56,6 +57,7 @@ def test_a_judge_that_is_killed_is_replaced() -> None:
     assert judges() - before - {judge}
 
 
+@pytest.mark.slow
 def test_who_asks_for_very_much_delays_nobody_else() -> None:
     court, ended = Court(MODULE), list[int]()
     many = 3

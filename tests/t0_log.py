@@ -95,6 +95,7 @@ print(signal.sigwait({signal.SIGTERM}).name, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_no_thread_waits_for_the_reader_of_standard_error() -> None:
     """Not at the exit either. The writing thread leaves signals to the main thread."""
     code = "import signal; from aiosd.host.backlog import SIGNALS\n" + STANDS_STILL.replace(

@@ -148,6 +148,7 @@ def test_a_user_is_told_what_the_tests_need_in_one_line(copy: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_pip")
+@pytest.mark.slow
 def test_a_step_of_the_setup_that_fails_shows_the_end_of_its_log_and_a_remedy(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

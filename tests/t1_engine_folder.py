@@ -240,6 +240,7 @@ def test_unusable_operations_are_told_once_in_one_line(
         ops.library.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_operations_build_with_a_compiler_alone(tmp_path: Path) -> None:
     needs("g++")
     made = build.build(tmp_path, {"avx2": []})

@@ -208,6 +208,7 @@ def test_a_killed_worker_makes_contexts_cold_and_no_token_changes(make_kernel: M
     assert conversation(kernel, kill) == expected
 
 
+@pytest.mark.slow
 def test_the_next_daemon_finds_kv_on_disk(make_kernel: MakeKernel) -> None:
     before = make_kernel()
     before.start()
@@ -281,6 +282,7 @@ def test_a_live_context_goes_to_another_machine_in_the_middle_of_an_answer(
         os.close(file)
 
 
+@pytest.mark.slow
 def test_a_cold_context_has_a_kv_file_too(make_kernel: MakeKernel) -> None:
     kernel = make_kernel()
     kernel.start()
@@ -355,6 +357,7 @@ def test_hostile_files_are_refused_with_the_reason_and_change_nothing(make_kerne
     assert turn(kernel, "well?", "target").tokens == turn(kernel, "well?").tokens
 
 
+@pytest.mark.slow
 def test_kv_from_a_file_stays_with_its_context(make_kernel: MakeKernel) -> None:
     """A forged file can spoil the answers of its own context, but of no other, not even the same user's."""
     kernel = make_kernel()

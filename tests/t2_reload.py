@@ -103,6 +103,7 @@ def test_the_default_model_is_always_one_that_is_there(
         assert kernel.models.names() == [name for name in ("first", "second") if name in text] or ["tiny"]
 
 
+@pytest.mark.slow
 def test_a_model_that_left_the_configuration_answers_what_it_has_and_goes(
     make_kernel: MakeKernel, tmp_path: Path, random_llama: Path, slow_llama: Path
 ) -> None:

@@ -274,6 +274,7 @@ def test_a_prompt_too_long_for_its_model_fails_with_the_numbers(make_kernel: Mak
     assert "1024" in request.error
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_fails_its_requests_with_the_reason(
     make_kernel: MakeKernel,
 ) -> None:
@@ -308,6 +309,7 @@ def test_a_request_no_worker_can_compute_fails_alone(make_kernel: MakeKernel) ->
     assert kernel.pool.restarts == 0
 
 
+@pytest.mark.slow
 def test_turns_are_stored_once_though_many_threads_end_requests(make_kernel: MakeKernel) -> None:
     kernel = make_kernel()
     held = kernel.agents.add("held")
