@@ -13,7 +13,7 @@ from aiosd.syscall import answers, chat, families, response, toolcalls
 from aiosd.syscall.families import FAMILIES, THINKING
 from aiosd.syscall.reading import Reading
 from aiosd.syscall.request import Request, State
-from aiosd.syscall.toolcalls import CALLS_MAX, Offer, ParsedAnswer, ParsedCall, parse
+from aiosd.syscall.toolcalls import CALLS_MAX, NOTHING, Offer, ParsedAnswer, ParsedCall, parse
 
 A = '{"name": "add", "arguments": {"a": 1}}'
 P = '{"name": "add", "parameters": {"a": 1}}'
@@ -120,13 +120,19 @@ TEXT = [
 def read(text: str, family: str = "hermes", offered: Offer = OFFER) -> ParsedAnswer:
     """The answer taken apart; what its readers had while it grew is the beginning of that."""
     said = parse(text, family, offered)
-    growing, thought, answer = Reading(family, True), "", ""
+    grow(Reading(family, True), text, said)
+    grow(Reading(family, False), text, parse(text, family, NOTHING))
+    return said
+
+
+def grow(growing: Reading, text: str, said: ParsedAnswer) -> None:
+    thought = answer = ""
     for character in text:
         more = growing.push(character)
         thought, answer = thought + more[0], answer + more[1]
     assert said.reasoning.startswith(thought)
     assert said.content.startswith(answer)
-    return said
+    assert not growing.plain or said == ParsedAnswer("", text, [])
 
 
 def arguments(calls: list[ParsedCall]) -> list[tuple[str, Any]]:

@@ -25,6 +25,10 @@ class Heard:
 
 
 def said(request: Request, chat: Chat) -> ParsedAnswer:
+    assert isinstance(request.own, Heard)
+    seen = request.own.reading
+    if seen and seen.plain and request.read == len(request.text):
+        return ParsedAnswer("", request.text, [])
     return parse(request.text, request.family, offered(chat))
 
 
@@ -68,7 +72,7 @@ def held(request: Request, chat: Chat) -> tuple[str, str]:
 def reading(request: Request, chat: Chat) -> Reading:
     assert isinstance(request.own, Heard)
     if request.own.reading is None:
-        request.own.reading = Reading(request.family, offered(chat) is not NOTHING)
+        request.own.reading = Reading(request.family, bool(chat.tools) and chat.json)
     return request.own.reading
 
 

@@ -59,7 +59,7 @@ class Style:
     field_end: str = ""  # as in a literal, without its quotation marks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Family:
     name: str
     template: str  # pattern that a chat template of this family has

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import re
 from enum import Enum, auto
+from functools import cache
 
 from aiosd.syscall import families
-from aiosd.syscall.families import THINKING
+from aiosd.syscall.families import THINKING, Family
 from aiosd.syscall.toolcalls import marks_of
 
 LONGEST = 96  # characters of a mark
+OPENINGS = tuple(one.opening for one in THINKING)
+DROPPED = "<[>"  # the first characters of the marks that are no part of the text
+BEGINNINGS = {opening[0] for opening in OPENINGS}
 
 
 class Stage(Enum):
@@ -29,16 +33,20 @@ class Reading:
     def __init__(self, family: str, calls: bool) -> None:
         self._family, self._calls = families.of(family), calls
         self._marks = marks_of(self._family)
-        self._openings = [one.opening for one in THINKING]
-        self._openings += self._family.marks if calls else ()
+        self._openings, self._starts = awaited(self._family, calls)
+        self._taken_out = False  # a mark, or thinking
         self._stage = Stage.BEGINNING
         self._rest = ""  # not given yet
         self._closing = ""  # the mark that ends the thinking that goes on
         self._trim = True  # leave out the blanks that come next
-        self._unmarked = (
-            calls and self._family.bare is not None
-        )  # the answer may be a call from its beginning
+        self._unmarked = calls and self._family.bare is not None  # the answer may be a call without a mark
         self.thought, self.answered = 0, 0  # characters given
+
+    @property
+    def plain(self) -> bool:
+        """Whether all that was pushed is the answer as it stands, also what was not given yet."""
+        begun = self._stage is Stage.ANSWERING and (self.answered > 0 or not self._unmarked)
+        return begun and not self._taken_out
 
     def push(self, text: str) -> tuple[str, str]:
         """The thinking and the answer that are new."""
@@ -58,15 +66,15 @@ class Reading:
 
     def _begin(self) -> None:
         said = self._rest.lstrip()
-        found = next((one for one in THINKING if said.startswith(one.opening)), None)
-        if found:
+        if said.startswith(OPENINGS):
+            found = next(one for one in THINKING if said.startswith(one.opening))
             self._open(len(self._rest) - len(said) + len(found.opening), found.closing)
-        elif said and not any(one.opening.startswith(said) for one in THINKING):
+        elif said and not (said[0] in BEGINNINGS and any(one.startswith(said) for one in OPENINGS)):
             self._stage, self._trim = Stage.ANSWERING, False
 
     def _open(self, at: int, closing: str) -> None:
         self._rest, self._closing, self._trim = self._rest[at:], closing, True
-        self._stage = Stage.THINKING
+        self._stage, self._taken_out = Stage.THINKING, True
 
     def _think(self) -> str:
         end = self._rest.find(self._closing)
@@ -97,7 +105,7 @@ class Reading:
         if own:
             self._open(mark.end(), own.closing)
         elif mark.lastgroup == "dropped":
-            self._rest, self._unmarked = self._rest[mark.end() :], False
+            self._rest, self._unmarked, self._taken_out = self._rest[mark.end() :], False, True
         return bool(own) or mark.lastgroup == "dropped"
 
     def _bare(self) -> bool:
@@ -109,10 +117,14 @@ class Reading:
 
     def _sure(self) -> int:
         """How much cannot become part of a mark."""
-        for at in range(max(0, len(self._rest) - LONGEST), len(self._rest)):
-            tail = self._rest[at:]
-            if (self._family.dropped and tail[0] in "<[>") or any(o.startswith(tail) for o in self._openings):
-                return at
+        start = self._starts.search(self._rest, max(0, len(self._rest) - LONGEST))
+        while start:
+            tail = self._rest[start.start() :]
+            if (self._family.dropped and tail[0] in DROPPED) or any(
+                o.startswith(tail) for o in self._openings
+            ):
+                return start.start()
+            start = self._starts.search(self._rest, start.end())
         return len(self._rest)
 
     def _give(self, end: int) -> str:
@@ -123,6 +135,14 @@ class Reading:
             text = text.lstrip()
         self._trim = self._trim and not text
         return text
+
+
+@cache
+def awaited(family: Family, calls: bool) -> tuple[tuple[str, ...], re.Pattern[str]]:
+    """Return the marks that an answer may turn into, and a pattern of their first characters."""
+    openings = OPENINGS + (family.marks if calls else ())
+    first = {opening[0] for opening in openings} | set(DROPPED if family.dropped else "")
+    return openings, re.compile(f"[{re.escape(''.join(sorted(first)))}]")
 
 
 def _overlap(text: str, mark: str) -> int:

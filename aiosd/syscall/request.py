@@ -40,12 +40,14 @@ class Answer:
         self._bytes = bytearray()
         self._watchers = Watchers()
         self.watch = self._watchers.add
+        self.whole = False  # nothing but the end is missing
         self.ended = False
         self.error: AiosError | None = None
 
     def append(self, data: bytes, last: bool = False) -> None:
         """Append bytes and wake the readers. With `last`, `end()` follows and wakes them once."""
         with self._lock:
+            self.whole = self.whole or last
             if not data or self.ended:  # a worker's last tokens may come after a cancel
                 return
             self._bytes += data

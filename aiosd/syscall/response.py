@@ -29,7 +29,7 @@ def end(request: Request) -> None:
     """Complete the answer of a request that has ended."""
     done, spec = request.state is State.DONE, request.spec
     if not spec.json:
-        left = spec.left(request)
+        left = b"" if request.answer.whole else spec.left(request)
         lacks = done and spec.ends_line() and not ends_line(request, left)
         reason = f"request {request.id} {request.state}: {request.error}"
         request.answer.end(left + (b"\n" if lacks else b""), None if done else RequestFailed(reason))
