@@ -9,6 +9,7 @@ import grp
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ class Kernel:
         self.pool.report_to(self.delivery)
 
     def _build_handlers(self, config: Config) -> None:
-        self.names = Names(self.permissions, self.trust, self.models, self.contexts, self.tools)
+        self.names = Names(self.permissions, self.trust, self.models, self.contexts, self.tools, self.group)
         self.kv_budget = KvBudget(self.limits, self.permissions, self.contexts, self.residency)
         self.kv_files = KvFiles(self.contexts, self.residency, self.pool, self.models, self.scheduler)
         self.approvals = Approvals(
@@ -155,7 +156,7 @@ class Kernel:
         self.context_objects = ContextObjects(
             self.making, self.contexts, self.residency, self.pool, self.scheduler
         )
-        self.model_objects = ModelObjects(self.making, self.models, self.pool)
+        self.model_objects = ModelObjects(self.making, self.models, self.pool, self.admins)
         self.tool_objects = ToolObjects(self.making, self.tools, self.agents)
         self.trust_objects = TrustObjects(self.making, self.trust, self.audit, self.agents)
 
@@ -230,12 +231,12 @@ class Kernel:
 
     # groups of administrators
 
-    @property
+    @cached_property
     def group(self) -> int | None:
-        """The group that may make agents and contexts; None: everybody may."""
+        """The group that uses the models and tools, and makes agents and contexts; None: everybody may."""
         return gid_of(self.config.daemon.group)
 
-    @property
+    @cached_property
     def admins(self) -> int | None:
         """The group that administers beside root; None: there is none."""
         return gid_of(self.config.daemon.admin_group)

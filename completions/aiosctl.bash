@@ -37,7 +37,7 @@ _aiosctl() {
     for ((i = 1; i < COMP_CWORD; i++)); do # the words that are not options
         word=${COMP_WORDS[i]}
         case $word in
-            --mount | --name | --agent | --plot) ((i++)) ;;
+            --mount | --name | --agent | --group | --plot) ((i++)) ;;
             -m | --model) asks_model=yes && ((i++)) ;;
             -*) ;;
             *) words+=("$word") ;;
@@ -50,14 +50,15 @@ _aiosctl() {
         -m | --model) answers=$(command ls "$root/models" 2>/dev/null) ;;
         --agent) answers=$(command ls "$root/agents" 2>/dev/null) ;;
         --name) ;;
+        --group) answers=$(compgen -g) ;;
         *)
             if [[ $current == -* ]]; then
                 answers=$(_aiosctl_options "${words[*]}")
             else
                 case "${words[*]}" in
-                    '') answers='status queue agents agent models ask log cancel policy tools access audit mcp trace engine model' ;;
+                    '') answers='status queue agents agent models ask log cancel share unshare policy tools access audit mcp trace engine model' ;;
                     ask) [[ $asks_model == yes ]] || answers=$(command ls "$root/agents" 2>/dev/null) ;;
-                    log) answers=$(command ls "$root/agents" 2>/dev/null) ;;
+                    log | share | unshare) answers=$(command ls "$root/agents" 2>/dev/null) ;;
                     cancel) answers=$(awk 'NR > 1 { print $1 }' "$root/scheduler/queue" 2>/dev/null) ;;
                     policy) answers=$(cat "$root/scheduler/policies" 2>/dev/null) ;;
                     access) answers='allow deny' ;;

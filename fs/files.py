@@ -71,6 +71,7 @@ class File:
     """A name in the tree; `mode` is the default until somebody chmods it."""
 
     mode: int = 0o444
+    gid: int | None = field(default=None, kw_only=True)  # None: as the nearest object above
 
     @property
     def asks_groups(self) -> bool:

@@ -40,9 +40,10 @@ README = (Path(__file__).parent / "README.txt").read_text()
 
 
 def build(kernel: Kernel) -> Tree:
-    private = (0o1777, None) if kernel.group is None else (0o1770, kernel.group)
+    private = (0o1777, None) if kernel.group is None else (0o1771, kernel.group)
     shared = (0o1777, None) if kernel.group is None else (0o1775, kernel.group)
     admins = kernel.admins
+    administered_by = (0o755, None) if admins is None else (0o775, admins)
     entries: dict[str, Factory] = {
         "README": lambda: Text(render=lambda: README),
         "version": lambda: Text(render=lambda: __version__ + "\n"),
@@ -57,6 +58,7 @@ def build(kernel: Kernel) -> Tree:
             partial(model_folder, kernel),
             kernel.model_objects.add,
             kernel.model_objects.remove,
+            *administered_by,
         ),
         "tools": lambda: Collection(
             kernel.tools.names,
@@ -188,7 +190,8 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
     ]
 
     def transaction(source: Source) -> Factory:
-        return lambda: Transaction(0o666, kernel.admission, source)
+        mode = 0o666 if kernel.group is None else 0o660
+        return lambda: Transaction(mode, kernel.admission, source, gid=kernel.group)
 
     return Table(
         {

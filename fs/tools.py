@@ -34,10 +34,12 @@ def tool_folder(kernel: Kernel, name: str) -> Folder | None:
         tool.limit = whole(text, 1, tool.limit_max, "limit")
         kernel.scheduler.stir()
 
+    users = None if tool.own else kernel.group
+    mode = 0o777 if users is None else 0o770
     files: dict[str, Factory] = {
         "schema.json": lambda: Text(render=lambda: json.dumps(tool.function, indent=2) + "\n"),
         "info": lambda: Text(render=lambda: info(tool)),
-        "call": lambda: Transaction(0o777, kernel.admission, source),
+        "call": lambda: Transaction(mode, kernel.admission, source, gid=users),
         "error": lambda: Reason(kernel, f"/tools/{name}", [source]),
         "limit": lambda: Value(get=lambda: str(tool.limit), set=set_limit),
         "stats": lambda: Text(

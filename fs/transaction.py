@@ -56,8 +56,10 @@ class TransactionHandle(Handle):
         self._mine = False  # written through this open file; else the newest when it was opened
         # file positions: where the answer begins, where the last read ended, and what that one counted from
         self._start = self._next = self._base = 0
-        newest = self._admission.newest(self._source, opening.caller.uid) if reads else None
-        self._newest = newest
+        known, uid = self._admission.newest, opening.caller.uid
+        self._newest = newest = known.of(self._source, uid) if reads else None
+        only = reads and not self._private
+        self._refusal = known.refusal(self._source, uid) if only and self._id is None else None
         self._request: Request | None = None if newest is None else self._admission.find(newest)
 
     # writing
@@ -66,9 +68,21 @@ class TransactionHandle(Handle):
         with self._lock:
             if self._unread():
                 raise Busy("the answer to the request before is not complete", "read it to its end first")
-            self._draft.add(data)
-            self._request = self._newest = None
+            try:
+                self._draft.add(data)
+            except AiosError as error:
+                self._refused(error)
+                raise
+            self._request = self._newest = self._refusal = None
             self._start = self._next = self._base = offset + len(data)
+
+    def _refused(self, error: AiosError) -> None:
+        """A read that follows must not take an older answer for the new one: through this descriptor or, if
+        that is not private, through another one of this user."""
+        if self._private:
+            self._refusal = None if isinstance(error, Busy) else error
+        elif self._id is None:
+            self._admission.newest.refuse(self._source, self._opening.caller.uid, error)
 
     def flush(self, pid: int) -> None:
         """Submits when the opener closes its last descriptor: the shell's `>` dups, and closes twice."""
@@ -102,15 +116,24 @@ class TransactionHandle(Handle):
 
     def _submit(self) -> None:
         body, caller = bytes(self._draft.body), self._opening.caller
-        with judging.of(caller.uid):
-            self._request = self._admission.submit(caller, self._source, body, self._id)
+        try:
+            with judging.of(caller.uid):
+                self._request = self._admission.submit(caller, self._source, body, self._id)
+        except AiosError as error:
+            self._refused(error)
+            raise
         self._draft.taken()  # not before: what could not be submitted can be tried again
         self._mine, self._id = True, None
 
     # reading
 
     def read(self, size: int, offset: int) -> bytes | None:
+        refusal = self._refusal
+        if self._private:  # it is told once
+            self._refusal = None
         self._draft.check()
+        if refusal:
+            raise refusal.again()
         request = self._answering()
         if request is None:
             return b""
@@ -128,7 +151,7 @@ class TransactionHandle(Handle):
         request = self._answering()
         return (
             request is None
-            or self._draft.refused is not None
+            or (self._draft.refused or self._refusal) is not None
             or request.answer.ready(self._next - self._base)
         )
 

@@ -156,7 +156,9 @@ class Tree:
             owner = explicit or owner
         gid = folder.gid if folder and folder.gid is not None else owner.gid
         mode = node.mode
-        if admins is not None and isinstance(node, File):
+        if isinstance(node, File) and node.gid is not None:
+            gid = node.gid
+        elif isinstance(node, File) and admins is not None:
             gid, mode = admins, mode | mode >> 3 & 0o060
         permission = explicit or Permission(owner.uid, gid, mode)
         return FoundNode(path, node, permission, int(changed_s * 1e9))

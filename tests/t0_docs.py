@@ -131,7 +131,9 @@ KINDS: dict[type[Node], set[str]] = {
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[Kernel]:
     """A kernel with one object of each kind, not started. The group root exists everywhere."""
-    kernel = Kernel(Config(daemon=DaemonConfig(state=str(tmp_path), group="root")), tmp_path / "NAME")
+    kernel = Kernel(
+        Config(daemon=DaemonConfig(state=str(tmp_path), group="root", admin_group="root")), tmp_path / "NAME"
+    )
     caller = Caller(0, 0, 1)
     kernel.agent_objects.add("NAME", caller)
     kernel.context_objects.add("NAME", caller)

@@ -27,6 +27,17 @@ def schema(of: object) -> dict[str, object]:
     return {"type": "json_schema", "json_schema": {"name": "x", "schema": of}}
 
 
+USER = {"role": "user", "content": "x"}
+TEXT = {"type": "text", "text": "x"}
+ANY_OBJECT = {"type": "object"}
+F = {"type": "function", "function": {"name": "f"}}
+
+
+def called(**more: object) -> dict[str, Any]:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}, **more}
+    return {"role": "assistant", "tool_calls": [call]}
+
+
 def test_text_is_one_user_message_without_its_last_newline() -> None:
     spec = parse(b"two\nlines\n", DEFAULTS)
     assert spec.messages == ({"role": "user", "content": "two\nlines"},)
@@ -158,9 +169,6 @@ def test_bytes_that_cannot_become_json_are_not_waited_on(body: bytes) -> None:
     assert not caught.value.incomplete
 
 
-F = {"type": "function", "function": {"name": "f"}}
-
-
 @pytest.mark.parametrize("choice", ["auto", "required", F])
 def test_a_spec_survives_the_store_and_being_asked_again(choice: object) -> None:
     form = schema({"type": "integer", "$comment": "größer"})
@@ -190,6 +198,85 @@ def test_tool_choice_is_auto_or_one_of_the_tools() -> None:
 def test_any_json_object_and_any_text_need_no_schema() -> None:
     assert parse_json(response_format={"type": "text"}).schema == ""
     assert json.loads(parse_json(response_format={"type": "json_object"}).schema) == {"type": "object"}
+
+
+def test_a_schema_beside_json_object_counts() -> None:
+    form = {"type": "json_object", "schema": {"type": "object", "required": ["n"], "properties": {"n": {}}}}
+    assert json.loads(parse_json(response_format=form).schema) == form["schema"]
+    assert json.loads(parse_json(response_format={"type": "json_object", "schema": {}}).schema) == ANY_OBJECT
+
+
+NESTED: list[tuple[str, dict[str, Any]]] = [
+    (
+        "response_format: unknown key 'shcema'",
+        {"response_format": {"type": "json_object", "shcema": {"a": 1}}},
+    ),
+    (
+        "response_format: unknown key 'json_schema'",
+        {"response_format": {"type": "text", "json_schema": {"a": 1}}},
+    ),
+    (
+        r"response_format.json_schema: unknown key 'strct'",
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strct": False}}},
+    ),
+    (
+        "strict must be true or false",
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strict": 1}}},
+    ),
+    (
+        r"messages\[0\]: unknown key 'images'",
+        {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]},
+    ),
+    (r"messages\[1\]: unknown key 'contnet'", {"messages": [USER, {**USER, "contnet": "y"}]}),
+    (
+        r"messages\[0\].content\[1\]: unknown key 'cache_control'",
+        {"messages": [{"role": "user", "content": [TEXT, {**TEXT, "cache_control": {"type": "ephemeral"}}]}]},
+    ),
+    (
+        "may only have text parts",
+        {"messages": [{"role": "user", "content": [{**TEXT, "type": "image_url"}]}]},
+    ),
+    (r"messages\[0\].tool_calls\[0\]: unknown key 'args'", {"messages": [called(args={"a": 1})]}),
+    (
+        r"messages\[0\].tool_calls\[0\].function: unknown key 'argumnets'",
+        {"messages": [called(function={"name": "f", "argumnets": "{}"})]},
+    ),
+    (
+        r"messages\[0\].tool_calls\[0\] must be an object",
+        {"messages": [{"role": "assistant", "tool_calls": ["f"]}]},
+    ),
+    (r"tools\[0\]: unknown key 'parameters'", {"tools": [{**F, "parameters": {"type": "object"}}]}),
+    (r"tools\[0\] must be a function", {"tools": [{**F, "type": "web_search"}]}),
+    ("tool_choice: unknown key 'name'", {"tools": [F], "tool_choice": {**F, "name": "f"}}),
+    ("prompt and messages", {"prompt": "x", "messages": [USER]}),
+]
+
+
+@pytest.mark.parametrize(("reason", "keys"), NESTED)
+def test_an_unknown_key_is_refused_at_any_depth(reason: str, keys: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest, match=reason):
+        parse_json(**keys)
+
+
+def test_what_says_nothing_is_no_unknown_key() -> None:
+    """Programs send back the message that they got, with all its keys."""
+    answer: dict[str, Any] = {
+        "role": "assistant",
+        "content": "y",
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+    }
+    answer |= {"function_call": None, "tool_calls": None, "reasoning": "so"}
+    spec = parse_json(messages=[USER, answer, USER])
+    assert spec.messages[1] == {"role": "assistant", "content": "y", "reasoning_content": "so"}
+    streamed = called(index=0, function={"name": "f", "arguments": "{}"})
+    assert parse_json(messages=[streamed]).messages[0]["tool_calls"] == called()["tool_calls"]
+
+
+def test_all_that_a_function_says_goes_to_the_chat_template() -> None:
+    tool = {"type": "function", "function": {"name": "f", "strict": True, "examples": [1]}}
+    assert parse_json(tools=[tool]).tools == (tool,)
 
 
 @pytest.mark.parametrize("wrap", ["items", "anyOf", "allOf"])

@@ -27,7 +27,7 @@ class Requests:
     def finish(self, request: Request, state: State, error: str) -> bool:
         return True
 
-    def call(self, caller: Caller, name: str, arguments: str, nice: int) -> ToolCall:
+    def call(self, caller: Caller, name: str, arguments: str, nice: int, agent: str) -> ToolCall:
         return ToolCall("calc", arguments, (0,))
 
     def away(self, request: Request, calls: list[Request]) -> None:

@@ -394,7 +394,7 @@ def test_an_answer_is_resumed_once_and_only_by_its_own_model(
     context, target = begin(kernel), begin(kernel, "target")
     agent = kernel.agents.add("asks")
     source = Source("/agents/asks/syscall/llm", agent)
-    kernel.agents.change(agent, system="you are a pirate", params={"ignore_eos": True, "max_tokens": 90})
+    kernel.agents.change(agent, system="you are a pirate", params={"ignore_eos": True, "max_tokens": 250})
     body = b'{"prompt":"go on and on","context":"talk"}'
     running = kernel.admission.submit(ME, source, body)
     wait_until(lambda: len(running.tokens) > 20, "tokens", LONG_S)

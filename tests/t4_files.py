@@ -157,6 +157,19 @@ def test_every_tool_writes_one_request(aios: Daemon, agent: str, script: str, tm
     assert aios.table(f"{agent}/usage")["requests"] == "1"
 
 
+def test_after_a_refused_write_an_older_answer_is_not_taken_for_the_new_one(aios: Daemon, agent: str) -> None:
+    llm, ask = f"{agent}/syscall/llm", "echo 'Repeat: pear' > {0} && cat {0}"
+    assert aios.sh(ask.format(llm)).stdout == "pear\n"
+    refused = aios.sh(f"echo '{{\"nonsense\": 1}}' > {llm}; cat {llm}")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "Invalid argument" in refused.stderr.splitlines()[-1]
+    assert aios.sh(f"cat {llm}; cat {llm}").returncode == 1, "and so until there is a newer request"
+    assert aios.sh(f"exec 3<>{llm}; echo 'Repeat: fig' >&3; cat <&3").stdout == "fig\n"
+    assert aios.sh(f"cat {llm}").stdout == "fig\n"
+    assert aios.sh(f"exec 3<>{llm}; echo '{{}}' >&3; cat <&3").returncode == 1
+    assert aios.sh(f"cat {llm}").stdout == "fig\n", "a private transaction is nobody else's"
+
+
 def test_json_in_json_out(aios: Daemon, agent: str) -> None:
     request = {"messages": [{"role": "user", "content": "Repeat: lime"}], "logprobs": True, "top_logprobs": 2}
     answer = json.loads(ask(aios, agent, json.dumps(request)))
@@ -167,6 +180,17 @@ def test_json_in_json_out(aios: Daemon, agent: str) -> None:
     assert "".join(t["token"] for t in tokens).startswith("lime")
     assert all(len(t["top_logprobs"]) == 2 and t["logprob"] <= 0 for t in tokens)
     assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] + len(tokens)
+
+
+def test_the_bytes_of_tokens_add_up_where_their_texts_do_not(aios: Daemon, agent: str) -> None:
+    """A token may hold a part of a character, whose text is a replacement character."""
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "🦜"}}}
+    request = {"prompt": "Who are you?", "response_format": form, "logprobs": True, "top_logprobs": 1}
+    [choice] = json.loads(ask(aios, agent, json.dumps(request)))["choices"]
+    tokens = choice["logprobs"]["content"]
+    assert b"".join(bytes(t["bytes"]) for t in tokens).decode() == choice["message"]["content"] == '"🦜"'
+    assert any("\N{REPLACEMENT CHARACTER}" in t["token"] for t in tokens), "no token had half of it"
+    assert all(isinstance(top["bytes"], list) for t in tokens for top in t["top_logprobs"])
 
 
 def test_a_json_stream_adds_up_to_the_answer(aios: Daemon, agent: str) -> None:

@@ -198,6 +198,24 @@ def test_an_answer_fits_its_schema_whatever_the_model_would_say(aios: Daemon, ag
     assert json.loads(cut)["choices"][0]["finish_reason"] == "length"
 
 
+def test_a_loose_answer_is_judged_by_its_whole_schema_at_its_end(aios: Daemon, agent: str) -> None:
+    """Both parts fit each answer that can be decoded, so that oneOf fits none of them."""
+    part: dict[str, Any] = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    part["additionalProperties"] = False
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Name a number."}]}
+    for schema, why in (({"oneOf": [part, {**part, "title": "same"}]}, "is valid under each of"), (part, "")):
+        asked["response_format"] = form(schema)
+        asked["response_format"]["json_schema"]["strict"] = False
+        for more in ({}, {"stream": True}):
+            code, answer = call(aios, f"{agent}/syscall/llm", json.dumps({**asked, **more}))
+            [*_, last] = [json.loads(line)["choices"][0] for line in answer.splitlines()]
+            assert (code, last["finish_reason"]) == (0, "stop")
+            assert why in last.get("schema_error", "")
+            assert bool(why) == ("schema_error" in last)
+    cut = call(aios, f"{agent}/syscall/llm", json.dumps({**asked, "max_tokens": 2}))[1]
+    assert json.loads(cut)["choices"][0]["finish_reason"] == "length", "and it is not judged"
+
+
 def test_a_schema_that_cannot_be_used_is_refused_by_the_write(aios: Daemon, agent: str) -> None:
     asked = {"messages": [{"role": "user", "content": "Hi"}], "response_format": form({"type": "strong"})}
     with pytest.raises(OSError, match="Invalid argument"):

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from aiosd import __version__
-from aiosd.cli import packaged, torch_install
+from aiosd.cli import packaged, sharing, torch_install
 from aiosd.client import Failed, Files
 from aiosd.config.config import private_mount
 from aiosd.host import hashchain
@@ -115,6 +115,11 @@ def arguments() -> argparse.ArgumentParser:
     ask_parser.add_argument("text", nargs="*", help="default: standard input")
     command("log", log, "why an agent's requests were refused or failed").add_argument("agent")
     command("cancel", cancel, "end an unfinished request").add_argument("id")
+    shared = command("share", sharing.share, "let a group use one of your agents")
+    shared.add_argument("agent")
+    shared.add_argument("--group", required=True)
+    shared.add_argument("--with-context", action="store_true", help="let it continue the conversation too")
+    command("unshare", sharing.unshare, "take it back").add_argument("agent")
     policy_parser = command("policy", policy, "show or switch the scheduling policy")
     policy_parser.add_argument("name", nargs="?")
     command("tools", tools, "the tools that you may call")

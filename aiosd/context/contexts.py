@@ -15,8 +15,9 @@ from typing import Any
 from aiosd.access.permissions import Permission, Permissions
 from aiosd.database.store import Store
 from aiosd.errors import BadRequest, BadValue, Exists, NotFound, OverQuota
-from aiosd.syscall.chat import Chat, message
+from aiosd.syscall.chat import Chat
 from aiosd.syscall.foreign import read_json
+from aiosd.syscall.messages import message
 from aiosd.syscall.spec import Message, Spec
 
 

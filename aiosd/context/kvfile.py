@@ -19,8 +19,9 @@ from aiosd.cores import snapshot
 from aiosd.cores.models import Models
 from aiosd.cores.pool import Pool
 from aiosd.errors import BadRequest, BadSnapshot, Busy
-from aiosd.syscall.chat import Chat, Defaults, as_asked, message, parse
+from aiosd.syscall.chat import Chat, Defaults, as_asked, parse
 from aiosd.syscall.foreign import read_json
+from aiosd.syscall.messages import message
 from aiosd.syscall.request import Request
 
 TOKENS_MAX = 1 << 20

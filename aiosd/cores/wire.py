@@ -26,6 +26,7 @@ FRAME_BYTES_MAX = 64 << 20
 FILES_MAX = 4  # that came and were not taken: one for each frame of one receive
 CLOEXEC = socket.MSG_CMSG_CLOEXEC
 LENGTH = struct.Struct("<I")
+DECODER = json.JSONDecoder()
 COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
@@ -215,7 +216,10 @@ def types_of(kind: Any) -> dict[str, type[Any]]:
 
 def decode(body: bytes, kinds: Mapping[str, type[Any]] = BY_NAME) -> Any:
     try:
-        raw = json.loads(body.decode())  # decode first: json guesses the encoding of bytes
+        text = body.decode()
+        raw, end = DECODER.raw_decode(text)  # json.loads also looks for white space around the value
+        if end != len(text):
+            raise ValueError(f"extra data at {end}")
         kind = kinds[raw.pop("is")]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise WireError(f"not a message: {error!r}") from None
@@ -226,6 +230,8 @@ def decode(body: bytes, kinds: Mapping[str, type[Any]] = BY_NAME) -> Any:
 
 def _build(kind: Any, raw: object) -> Any:
     types = types_of(kind)
+    if isinstance(raw, dict) and [*raw] == [*types] and [*map(type, raw.values())] == [*types.values()]:
+        return kind(*raw.values())  # as it is sent; what follows says what is wrong
     if not isinstance(raw, dict) or raw.keys() != types.keys():
         raise WireError(f"{kind.__name__} with other fields than its own")
     for name, wanted in types.items():

@@ -325,10 +325,13 @@ def check_length(message: wire.Submit, model: LoadedModel) -> None:
 
 
 def logprob(model: LoadedModel, one: TokenLogprob) -> dict[str, Any]:
-    """The OpenAI shape, with the token's id beside its text."""
-    top = [{"token": model.decode([id]), "id": id, "logprob": value} for id, value in one.top]
-    chosen = {"token": model.decode([one.token]), "id": one.token, "logprob": one.logprob}
-    return {**chosen, "top_logprobs": top}
+    """The OpenAI shape, with the token's id beside its text. Half a character is only in `bytes`."""
+
+    def named(token: int, logprob: float) -> dict[str, Any]:
+        said = list(model.vocabulary.spelling(token))
+        return {"token": model.decode([token]), "bytes": said, "id": token, "logprob": logprob}
+
+    return {**named(one.token, one.logprob), "top_logprobs": [named(*top) for top in one.top]}
 
 
 def read(channel: wire.Channel, inbox: Inbox) -> None:

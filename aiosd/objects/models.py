@@ -21,16 +21,21 @@ REPLICAS_MAX = 64
 
 
 class ModelObjects:
-    def __init__(self, making: Making, models: Models, pool: Pool) -> None:
-        self._making, self._models, self._pool = making, models, pool
+    def __init__(self, making: Making, models: Models, pool: Pool, admins: int | None) -> None:
+        """`admins`: the group that administers models as root does."""
+        self._making, self._models, self._pool, self._admins = making, models, pool, admins
 
     # making and ending
 
     def add(self, name: str, caller: Caller, mode: int = 0o700) -> None:
+        """A model that an administrator adds is root's, and for all users."""
         with self._making.lock:
             if self._models.find(name):
                 raise Exists(f"model {name} exists")
-            with self._making.permissions.made(f"/models/{name}", caller, mode):
+            root = Caller(identity.uid(), identity.gid(), caller.pid)
+            administers = caller.uid == root.uid or self._admins in caller.with_groups().all_groups
+            owner, mode = (root, 0o755) if administers else (caller, mode)
+            with self._making.permissions.made(f"/models/{name}", owner, mode):
                 self._models.add(name)
 
     def remove(self, name: str) -> None:

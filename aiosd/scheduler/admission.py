@@ -29,6 +29,7 @@ from aiosd.errors import (
 from aiosd.scheduler.ending import Ending
 from aiosd.scheduler.handler import Handler, Source
 from aiosd.scheduler.limits import Limits
+from aiosd.scheduler.newest import Newest
 from aiosd.scheduler.notices import Notices
 from aiosd.scheduler.numbers import Numbers
 from aiosd.scheduler.saving import Saving
@@ -60,7 +61,7 @@ class Admission:
         self._agents, self._permissions = agents, permissions
         self._lock = threading.Lock()
         self._submitting = threading.Lock()
-        self._newest: dict[tuple[int, str, int | None], int] = {}
+        self.newest = Newest(store)
         self._read = WeakValueDictionary[int, Request]()  # ended requests, shared by all their readers
         self._drafts: dict[str, dict[int, None]] = {}  # by agent: allocated ids, oldest first
         self._numbers = Numbers(store)
@@ -106,10 +107,8 @@ class Admission:
                 self.judge(caller, source, body)
         with self._submitting:  # what `judge` finds still holds when the request enters the queue
             request = self._submit(caller, source, body, id)
-        with self._lock:
-            if id is None:
-                shared = self._shared(source, caller.uid)
-                self._newest[shared] = max(request.id, self._newest.get(shared, 0))
+        if id is None:
+            self.newest.came(source, caller.uid, request.id)
         self._withdraw_if_removed(source, request)
         return request
 
@@ -190,13 +189,6 @@ class Admission:
             with self._lock:
                 self._drafts.setdefault(source.agent.name, {})[id] = None
 
-    @staticmethod
-    def _shared(source: Source, uid: int) -> tuple[int, str, int | None]:
-        """The key of a file's newest request: one for all users of an agent's file, one per user of a
-        model's.
-        """
-        return (source.agent.id, source.file, None) if source.agent else (0, source.file, uid)
-
     # for fs.transaction.Draft
 
     @property
@@ -212,12 +204,6 @@ class Admission:
         self._ending.cancel(request, "its file was closed before the answer was read")
 
     # finding
-
-    def newest(self, source: Source, uid: int) -> int | None:
-        key = self._shared(source, uid)
-        with self._lock:
-            known = self._newest.get(key)
-        return known if known is not None else self._store.newest(*key)
 
     def find(self, id: int) -> Request | None:
         """Return a request that runs or waits, or whose end is not stored yet."""
@@ -238,7 +224,7 @@ class Admission:
     def forget(self, agent: Agent) -> None:
         with self._lock:
             self._drafts.pop(agent.name, None)
-            self._newest = {key: id for key, id in self._newest.items() if key[0] != agent.id}
+        self.newest.forget(agent)
 
     # drafts: requests/new
 

@@ -6,6 +6,7 @@ The pool's listening threads call. A message about a request that has ended or m
 from __future__ import annotations
 
 import logging
+import threading
 import time
 
 from aiosd.context.interception import Interception
@@ -18,7 +19,7 @@ from aiosd.host.message_ids import about
 from aiosd.scheduler.ending import Ending
 from aiosd.scheduler.notices import Notices
 from aiosd.scheduler.scheduler import Scheduler
-from aiosd.syscall import response
+from aiosd.syscall import judging, response
 from aiosd.syscall.request import Request, State
 
 log = logging.getLogger(__name__)
@@ -112,12 +113,24 @@ class Delivery:
         response.grow(request, made.logprobs, over)
         if over:
             request.finish_reason = made.finish
-            self._ending.finish(request, State.DONE)
+            if request.spec.judged:
+                threading.Thread(target=self._judge, args=(request,), name="judge", daemon=True).start()
+            else:
+                self._ending.finish(request, State.DONE)
             return
         if request.parent:
             scheduler.step_said(request)
         if made.finish:
             self._requeue(request, State.PREEMPTED, "swapped")
+
+    def _judge(self, request: Request) -> None:
+        """In a thread of its own, because it may take seconds."""
+        try:
+            with judging.of(request.uid):
+                request.spec.judge(request)
+        except Exception:
+            log.exception("request %d: its answer was not judged", request.id)
+        self._ending.finish(request, State.DONE)
 
     def _requeue(self, request: Request, state: State, span: str) -> None:
         if self._scheduler.requeue(request, state, span):

@@ -28,6 +28,8 @@ def park(store: Store, models: Models, left: Iterable[Request]) -> None:
 
 def pack(request: Request, model: Model | None) -> str:
     """Return a request's partial answer as JSON; empty: there is none."""
+    if request.finish_reason:  # whole: only its end is missing
+        return ""
     if model is None or not request.tokens:
         return request.parked  # parked by the last stop, and not started since
     kept = {"model": model.info.get("identity"), "tokens": request.tokens, "text": request.text}

@@ -22,6 +22,7 @@ class Heard:
     """The extra state of a request for a model's answer."""
 
     reading: Reading | None = None  # made with the first text, when the model's family is known
+    quarrel: str = ""  # why the answer does not fit its schema, where that was judged
 
 
 def said(request: Request, chat: Chat) -> ParsedAnswer:
@@ -49,6 +50,10 @@ def message(request: Request, chat: Chat) -> Message:
             for i, call in enumerate(whole.calls)
         ]
     return made
+
+
+def quarrel(request: Request) -> str:
+    return request.own.quarrel if isinstance(request.own, Heard) else ""
 
 
 def offered(chat: Chat) -> Offer:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from aiosd.config.config import STEPS_MAX
 from aiosd.errors import BadRequest
-from aiosd.syscall import answers, completion, grammar
+from aiosd.syscall import answers, completion, fitting, grammar
 from aiosd.syscall.decodable import LOOSE
 from aiosd.syscall.foreign import decode, is_object, prose, read_json
-from aiosd.syscall.keys import boolean, choice, integer, number, string
+from aiosd.syscall.keys import boolean, choice, integer, number, only, string
+from aiosd.syscall.messages import messages, tool_choice, tools
 from aiosd.syscall.sampling import Sampling
 from aiosd.syscall.spec import Message, Spec, with_tuples
 from aiosd.syscall.template import TEMPLATE_KEYS, variables
@@ -79,6 +80,15 @@ class Chat(Spec):
     def held(self, request: Request) -> tuple[str, str]:
         """Return the thinking and the text that were held back until the end."""
         return answers.held(request, self)
+
+    @property
+    def judged(self) -> bool:
+        """Whether the schema was weakened to decode by it, so that the whole answer is judged at its end."""
+        return bool(self.schema) and json.loads(self.schema).get(LOOSE) is True
+
+    def judge(self, request: Request) -> None:
+        if request.finish_reason == "stop" and isinstance(request.own, answers.Heard):
+            request.own.quarrel = fitting.quarrel(self.schema, self.said(request).content)
 
     def text(self) -> str:
         if self.json or len(self.messages) > 1:  # a step of an agent's loop has many messages
@@ -158,7 +168,6 @@ def between(request: Request) -> list[Message]:
 
 
 LOOPS = "loops"  # the queue of all loops, which start at once
-ROLES = ("system", "user", "assistant", "tool", "developer")
 SAMPLING_KEYS = tuple(f.name for f in fields(Sampling))
 KEYS = {
     "messages",
@@ -175,6 +184,13 @@ KEYS = {
     "parallel_tool_calls",
     *TEMPLATE_KEYS,
 } | ({*SAMPLING_KEYS} | {"max_completion_tokens", "top_logprobs", "tool_choice", "response_format", "prompt"})
+
+FORMATS: dict[str, tuple[str, ...]] = {  # the keys beside `type` of response_format
+    "text": (),
+    "json_object": ("schema",),
+    "json_schema": ("json_schema",),
+}
+FORMAT_HINT = '{"type":"json_schema","json_schema":{"name":…,"schema":{…}}}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +235,7 @@ def looping(chat: Chat, steps: int) -> Chat:
 def parse_json(text: str, d: Defaults) -> Chat:
     raw = read_json(text)
     assert isinstance(raw, dict)  # it begins with {
-    for key in raw:
-        if key not in KEYS:
-            raise BadRequest(f"unknown key {key!r}", f"keys are {', '.join(sorted(KEYS))}")
+    only(raw, "", *KEYS)
     if raw.get("n") not in (None, 1):
         raise BadRequest("n must be 1", "write one request for each answer")
     resume = boolean(raw, "resume", False)
@@ -274,89 +288,29 @@ def as_asked(spec: Chat) -> Message:
     return asked
 
 
-def messages(raw: Message) -> tuple[Message, ...]:
-    if "prompt" in raw and "messages" not in raw:
-        return ({"role": "user", "content": string(raw, "prompt", "")},)
-    given = raw.get("messages")
-    if not isinstance(given, list) or not given:
-        raise BadRequest("messages is missing or empty", '{"messages":[{"role":"user","content":"…"}]}')
-    return tuple(message(one, f"messages[{i}]") for i, one in enumerate(given))
-
-
-def message(raw: object, where: str) -> Message:
-    """Check one chat message. A list of text parts becomes one text."""
-    if not isinstance(raw, dict) or raw.get("role") not in ROLES:
-        raise BadRequest(f"{where} needs a role, one of {', '.join(ROLES)}")
-    content = raw.get("content")
-    if isinstance(content, list):
-        if not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-            raise BadRequest(f"{where}: content may only have text parts")
-        content = "".join(part["text"] for part in content)
-    if not isinstance(content, str) and not (content is None and raw.get("tool_calls")):
-        raise BadRequest(f"{where}: content must be text")
-    clean = {"role": raw["role"], "content": content or ""}
-    if raw["role"] == "developer":  # OpenAI's newer name of role system
-        clean["role"] = "system"
-    for key in ("tool_calls", "tool_call_id", "name", "reasoning_content"):
-        if raw.get(key) is not None:
-            clean[key] = raw[key]
-    if not isinstance(clean.get("tool_calls", []), list):
-        raise BadRequest(f"{where}: tool_calls must be a list")
-    for key in ("tool_call_id", "name", "reasoning_content"):
-        if not isinstance(clean.get(key, ""), str):
-            raise BadRequest(f"{where}: {key} must be text")
-    return clean
-
-
-def tools(raw: Message) -> tuple[Message, ...]:
-    given = raw.get("tools") or []
-    named = isinstance(given, list) and all(
-        isinstance(t, dict)
-        and isinstance(t.get("function"), dict)
-        and isinstance(t["function"].get("name"), str)
-        for t in given
-    )
-    if not named:
-        raise BadRequest(
-            "tools must be a list of OpenAI functions", '[{"type":"function","function":{"name":…}}]'
-        )
-    return () if raw.get("tool_choice") == "none" else tuple(given)
-
-
-def tool_choice(raw: Message, offered: tuple[Message, ...]) -> str:
-    wanted = raw.get("tool_choice")
-    if wanted in (None, "auto", "none"):
-        return "auto"
-    if not offered:
-        raise BadRequest("tool_choice needs tools", "name some in tools")
-    if wanted == "required":
-        return "required"
-    function = wanted.get("function") if isinstance(wanted, dict) else None
-    name = function.get("name") if isinstance(function, dict) else None
-    if not any(tool["function"]["name"] == name for tool in offered):
-        raise BadRequest(
-            "tool_choice must be auto, none, required or one of tools",
-            '{"type":"function","function":{"name":…}}',
-        )
-    return f"{grammar.FUNCTION}{name}"
-
-
 def schema(raw: Message) -> str:
     """Return the JSON Schema of response_format."""
     wanted = raw.get("response_format")
-    kind = wanted.get("type") if isinstance(wanted, dict) else "text" if wanted is None else None
+    if wanted is None:
+        return ""
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if not isinstance(kind, str) or kind not in FORMATS:
+        raise BadRequest("response_format must be of type text, json_object or json_schema", FORMAT_HINT)
+    only(wanted, "response_format", "type", *FORMATS[kind])
     if kind == "text":
         return ""
-    if kind == "json_object":
+    named = wanted.get("json_schema") if kind == "json_schema" else wanted
+    if not isinstance(named, dict):
+        raise BadRequest("response_format: json_schema must be an object", FORMAT_HINT)
+    if kind == "json_schema":
+        only(named, "response_format.json_schema", "name", "description", "schema", "strict")
+    given = named.get("schema")
+    if kind == "json_object" and given in (None, {}):
         return '{"type": "object"}'
-    named = wanted.get("json_schema") if isinstance(wanted, dict) and kind == "json_schema" else None
-    if not isinstance(named, dict) or not isinstance(named.get("schema"), dict):
-        raise BadRequest(
-            "response_format must be of type text, json_object or json_schema",
-            '{"type":"json_schema","json_schema":{"name":…,"schema":{…}}}',
-        )
-    loose = {LOOSE: True} if named.get("strict") is False else {}
-    text = json.dumps({**named["schema"], **loose})
+    if not isinstance(given, dict):
+        raise BadRequest("response_format: schema must be an object", FORMAT_HINT)
+    loose = {LOOSE: True} if not boolean(named, "strict", True) else {}
+    text = json.dumps({**given, **loose})
     try:
         grammar.check(text)
     except BadRequest as error:

@@ -16,7 +16,7 @@ def whole(request: Request, chat: Chat) -> str:
     """Return one `chat.completion` document and a newline."""
     message = answers.message(request, chat)
     calls = message.get("tool_calls", [])
-    choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish_reason(request, calls)}
+    choice: dict[str, Any] = {"index": 0, "message": message, **finish(request, calls)}
     if chat.sampling.logprobs is not None:
         choice["logprobs"] = {"content": request.logprobs}
     return line({**header(request, chat, "chat.completion"), "choices": [choice], "usage": usage(request)})
@@ -36,17 +36,15 @@ def rest(request: Request, chat: Chat) -> str:
     thought, answer = chat.held(request)
     held_back = chunk(request, chat, thought, answer, []) if thought or answer else ""
     calls = answers.message(request, chat).get("tool_calls", [])
-    choice = {
-        "index": 0,
-        "delta": {"tool_calls": calls} if calls else {},
-        "finish_reason": finish_reason(request, calls),
-    }
+    choice = {"index": 0, "delta": {"tool_calls": calls} if calls else {}, **finish(request, calls)}
     end = {**header(request, chat, "chat.completion.chunk"), "choices": [choice], "usage": usage(request)}
     return held_back + line(end)
 
 
-def finish_reason(request: Request, calls: list[dict[str, Any]]) -> str:
-    return "tool_calls" if calls else request.finish_reason
+def finish(request: Request, calls: list[dict[str, Any]]) -> dict[str, str]:
+    quarrel = answers.quarrel(request)
+    why = {"schema_error": quarrel} if quarrel else {}
+    return {"finish_reason": "tool_calls" if calls else request.finish_reason, **why}
 
 
 def header(request: Request, chat: Chat, kind: str) -> dict[str, Any]:

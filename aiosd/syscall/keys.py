@@ -12,6 +12,14 @@ from aiosd.errors import BadRequest
 Keys = dict[str, Any]
 
 
+def only(raw: Keys, where: str, *known: str) -> None:
+    """Refuse any other key, unless its value is null or empty, which says nothing."""
+    for key, value in raw.items():
+        if key not in known and (not where or value not in (None, "", [], {})):
+            at = f"{where}: " if where else ""
+            raise BadRequest(f"{at}unknown key {key[:40]!r}", f"keys are {', '.join(sorted(known))}")
+
+
 def integer(raw: Keys, key: str, default: int, low: int, high: int) -> int:
     value = raw.get(key)
     if value is None:

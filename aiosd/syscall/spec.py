@@ -80,6 +80,14 @@ class Spec:
         """Return the text that completes a streamed answer; None: the document completes it."""
         return None
 
+    @property
+    def judged(self) -> bool:
+        """Whether `judge` must be called before the request ends."""
+        return False
+
+    def judge(self, request: Request) -> None:
+        """Judge the whole answer. May take seconds."""
+
     def ends_line(self) -> bool:
         """Whether a text answer gets a final newline if it has none."""
         return False

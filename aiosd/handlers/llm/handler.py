@@ -28,29 +28,30 @@ class ChatHandler(OnWorker):
     # admission
 
     def asks_groups(self, source: Source) -> bool:
-        return source.agent is not None and bool(source.agent.settings.tools)
+        agent = source.agent
+        return agent is not None and (bool(agent.settings.tools) or self._parts.names.asks_groups(agent.name))
 
     def check(self, caller: Caller, source: Source) -> None:
-        defaults = self.defaults(source)
-        self._parts.names.check_model(caller, defaults.model)
+        defaults, agent = self.defaults(source), source.agent.name if source.agent else ""
+        self._parts.names.check_model(caller, defaults.model, agent)
         if defaults.steps:
-            self._parts.names.check_tools(caller, names_of(defaults.tools))
+            self._parts.names.check_tools(caller, names_of(defaults.tools), agent)
         if defaults.context:
             self._parts.names.check_context(caller, defaults.context)
             self._parts.kv_budget.check(caller)
 
     def judge(self, caller: Caller, source: Source, body: bytes) -> Chat:
-        defaults = self.defaults(source)
+        defaults, agent = self.defaults(source), source.agent.name if source.agent else ""
         asked = parse(body, defaults)
         if asked.nice < defaults.nice:
             check_nice(caller, asked.nice)
-        self._parts.names.check_model(caller, asked.model)
+        self._parts.names.check_model(caller, asked.model, agent)
         if asked.context:
             self._parts.names.check_context(caller, asked.context)
             self._parts.kv_budget.check(caller)
             asked = replace(asked, context_id=self._parts.contexts.get(asked.context).id)
         if isinstance(asked, Loop):
-            self._parts.names.check_tools(caller, names_of(asked.tools))
+            self._parts.names.check_tools(caller, names_of(asked.tools), agent)
             asked = replace(asked, groups=acting(caller))
         return resumed(asked, self._unfinished(asked)) if asked.resume else asked
 

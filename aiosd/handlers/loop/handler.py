@@ -61,10 +61,10 @@ class LoopHandler(Handler):
     def finish(self, request: Request, state: State, error: str) -> bool:
         return self._parts.ending.finish(request, state, error)
 
-    def call(self, caller: Caller, name: str, arguments: str, nice: int) -> ToolCall:
+    def call(self, caller: Caller, name: str, arguments: str, nice: int, agent: str) -> ToolCall:
         tool = self._parts.handlers["tool"]
         assert isinstance(tool, ToolHandler)
-        return tool.call(caller, name, arguments, nice)
+        return tool.call(caller, name, arguments, nice, agent)
 
     def away(self, request: Request, calls: list[Request]) -> None:
         """Move the loop's KV while these calls run."""

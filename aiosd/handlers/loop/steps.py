@@ -37,7 +37,7 @@ class Requests(Protocol):
     def new_id(self) -> int: ...
     def admit(self, request: Request, hopeless: str) -> None: ...
     def finish(self, request: Request, state: State, error: str) -> bool: ...
-    def call(self, caller: Caller, name: str, arguments: str, nice: int) -> ToolCall:
+    def call(self, caller: Caller, name: str, arguments: str, nice: int, agent: str) -> ToolCall:
         """Check a tool call. Raises AiosError if the caller may not make it or its arguments are wrong."""
         ...
 
@@ -178,7 +178,7 @@ class Steps:
         groups, hopeless = loop.asked.groups, ""
         caller = Caller(loop.request.uid, groups[0], 0, frozenset(groups[1:]))
         try:
-            spec = self._requests.call(caller, call.name, call.arguments, loop.asked.nice)
+            spec = self._requests.call(caller, call.name, call.arguments, loop.asked.nice, loop.request.agent)
         except AiosError as error:  # the model sees the error, and may correct the call
             hopeless = error.explanation
             spec = ToolCall(call.name[:NAME_CHARS], call.arguments)

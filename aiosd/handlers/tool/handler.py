@@ -43,11 +43,12 @@ class ToolHandler(Handler):
     def judge(self, caller: Caller, source: Source, body: bytes) -> ToolCall:
         text = decode(body)
         name, given = (source.target, text) if source.target else catalog.call(text)
-        return self.call(caller, name, given, source.agent.settings.nice if source.agent else 0)
+        agent, nice = (source.agent.name, source.agent.settings.nice) if source.agent else ("", 0)
+        return self.call(caller, name, given, nice, agent)
 
-    def call(self, caller: Caller, name: str, arguments: str, nice: int) -> ToolCall:
+    def call(self, caller: Caller, name: str, arguments: str, nice: int, agent: str = "") -> ToolCall:
         """Check a call with arguments as JSON. Raises BadRequest, NotFound, Denied."""
-        tool = self._parts.names.check_tool(caller, name)
+        tool = self._parts.names.check_tool(caller, name, agent)
         said = json.dumps(catalog.arguments(tool, arguments), ensure_ascii=False)
         return ToolCall(tool.name, said, acting(caller), nice=nice)
 
