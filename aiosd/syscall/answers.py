@@ -68,7 +68,11 @@ def grown(request: Request, chat: Chat, text: str) -> tuple[str, str]:
 
 def held(request: Request, chat: Chat) -> tuple[str, str]:
     """Return the thinking and the text that readers do not have yet."""
-    whole, seen = said(request, chat), reading(request, chat)
+    seen = reading(request, chat)
+    if seen.plain and request.read == len(request.text):
+        rest, seen.answered = request.text[seen.answered :], len(request.text)
+        return "", rest
+    whole = said(request, chat)
     thought, answer = whole.reasoning[seen.thought :], whole.content[seen.answered :]
     seen.thought, seen.answered = len(whole.reasoning), len(whole.content)
     return thought, answer

@@ -50,6 +50,9 @@ class Reading:
 
     def push(self, text: str) -> tuple[str, str]:
         """The thinking and the answer that are new."""
+        if self._goes_on(text):
+            self.answered += len(text)
+            return "", text
         self._rest += text
         thought, answer, stage = "", "", None
         while stage is not self._stage:
@@ -63,6 +66,11 @@ class Reading:
                     answer += self._answer()
         self.thought += len(thought)
         return thought, answer
+
+    def _goes_on(self, text: str) -> bool:
+        """Whether all of the text is answer: for most tokens, and the cheapest way to see it."""
+        begun = self._stage is Stage.ANSWERING and self.answered and not self._rest
+        return bool(begun and text and not text[-1].isspace() and not self._starts.search(text))
 
     def _begin(self) -> None:
         said = self._rest.lstrip()
