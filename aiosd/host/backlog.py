@@ -66,7 +66,8 @@ class Backlog(logging.Handler):
         while True:
             self._some.wait()
             time.sleep(SOON_S)
-            self._some.clear()
+            if not self._messages:  # not after each batch: under load nobody has to wake this thread
+                self._some.clear()
             while self._messages:
                 self._write_first()
 

@@ -89,7 +89,8 @@ class Saving:
         while not self._stopping.is_set():
             self._some.wait()
             self._stopping.wait(SOON_S)
-            self._some.clear()
+            if not self._untold:  # not after each batch: under load nobody has to wake this thread
+                self._some.clear()
             self.save()
             while self._untold:
                 self._ended(self._untold.popleft())
