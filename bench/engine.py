@@ -24,8 +24,7 @@ from typing import Any
 import torch
 import transformers
 
-from bench.engine_models import path_of
-from bench.engine_sides import NEW, SIDES
+from bench.engine_sides import NEW, of
 
 RESULTS = Path(__file__).parent / "results"
 SLOW_S = 20.0  # a side that takes longer runs once
@@ -77,8 +76,8 @@ def measure(
     name: str, length: int, requests: list[int], options: argparse.Namespace
 ) -> dict[str, dict[int, list[float]]]:
     """Tokens per second of each run, by side and number of requests."""
-    path_of(name)  # made once, before the sides read it
-    names = [side for side in SIDES if re.search(options.sides, side)]
+    _, makers, _ = of(name)  # made once, before the sides read it
+    names = [side for side in makers if re.search(options.sides, side)]
     sides = {side: Process(name, side, options.threads) for side in names}
     for side in sides.values():
         side.run(length, 2)  # to warm up
@@ -133,7 +132,7 @@ def main() -> None:
     parser.add_argument(
         "--models",
         default="A:128,S:128,S:512,M:128:1/4/16",
-        help="MODEL:PROMPT_TOKENS[:N/N/…],… of A, S, M, L",
+        help="MODEL:PROMPT_TOKENS[:N/N/…],…; MODEL is A, S, M, L or a GGUF file",
     )
     parser.add_argument("--requests", default="1,4,16,64")
     parser.add_argument("--rounds", type=int, default=3)
@@ -147,9 +146,9 @@ def main() -> None:
     old: Path = options.result
     results = json.loads(old.read_text())["tokens_per_second"] if options.keep and old.exists() else {}
     for part in options.models.split(","):
-        name, length, *only = part.split(":")
+        name, length, *only = part.split(":")  # of a GGUF file its path
         requests = [int(n) for n in (only[0].split("/") if only else options.requests.split(","))]
-        label = f"{name} P{length}, N={'/'.join(map(str, requests))}"
+        label = f"{Path(name).stem} P{length}, N={'/'.join(map(str, requests))}"
         results[label] = measure(name, int(length), requests, options)
         report = {"machine": machine(), "new_tokens": NEW, "tokens_per_second": results}
         old.write_text(json.dumps(report, indent=1) + "\n")

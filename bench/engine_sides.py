@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from aiosd.cores.engine.engine import Engine
+from aiosd.cores.engine.gguf import GgufFile
 from aiosd.cores.engine.model import load
 from aiosd.syscall import grammar
 from aiosd.syscall.sampling import Sampling
@@ -134,13 +135,29 @@ if importlib.util.find_spec("llama_cpp"):
     SIDES["llama.cpp, Q8_0"] = lambda path: llama_cpp(path, "Q8_0")
 
 
+STORED: dict[str, Callable[[Path], Side]] = {  # of a GGUF file
+    "aiosd, as stored": lambda path: ours(path, "auto"),
+    "aiosd, int8": lambda path: ours(path, "fused", "int8"),
+}
+if "llama.cpp, F32" in SIDES:
+    STORED["llama.cpp, as stored"] = lambda path: llama_cpp(path, "")
+
+
+def of(name: str) -> tuple[Path, dict[str, Callable[[Path], Side]], int]:
+    """Return a model's path, its sides and the size of its vocabulary. `name`: a shape, or a GGUF file."""
+    if not name.endswith(".gguf"):
+        return path_of(name), SIDES, SHAPES[name]["vocab_size"]
+    return Path(name), STORED, GgufFile(Path(name)).config["vocab_size"]
+
+
 def main() -> None:
     name, side, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    run, vocabulary = SIDES[side](path_of(name)), SHAPES[name]["vocab_size"]
+    path, sides, vocabulary = of(name)
+    run = sides[side](path)
     print("ready", flush=True)
     for line in sys.stdin:
         length, count = map(int, line.split())

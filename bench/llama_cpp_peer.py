@@ -75,9 +75,11 @@ def name_of(key: str) -> str:
     return f"blk.{layer}.{NAMES[rest]}.weight"
 
 
-def side(folder: Path, kind: str, threads: int, new: int) -> Callable[[list[list[int]]], float]:
+def side(path: Path, kind: str, threads: int, new: int) -> Callable[[list[list[int]]], float]:
+    """`path`: a GGUF file, or a model folder, which becomes one of that kind."""
     c.llama_log_set(_quiet, None)
-    model = c.llama_model_load_from_file(os.fsencode(convert(folder, kind)), c.llama_model_default_params())
+    file = path if path.is_file() else convert(path, kind)
+    model = c.llama_model_load_from_file(os.fsencode(file), c.llama_model_default_params())
     vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(model))
 
     def run(prompts: list[list[int]]) -> float:

@@ -165,7 +165,7 @@ def arguments() -> argparse.ArgumentParser:
         run=torch_install.remove, served=False
     )
     model = command("model", models, "add, load, unload or remove a model").add_subparsers(required=True)
-    add = model.add_parser("add", help="serve a folder with a Hugging Face model")
+    add = model.add_parser("add", help="serve a folder with a Hugging Face model, or a GGUF file")
     add.add_argument("path", type=Path)
     add.add_argument("--name", help="default: the folder's name")
     add.add_argument("--replace", action="store_true", help="serve this folder under a name that is taken")
@@ -305,7 +305,7 @@ def mcp_serve(files: Files, options: argparse.Namespace) -> None:
 
 def model_add(files: Files, options: argparse.Namespace) -> None:
     path = options.path.resolve()
-    name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name)
+    name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name.removesuffix(".gguf"))
     made = not (files.root / "models" / name).exists()
     if made:
         files.make(f"models/{name}")

@@ -84,7 +84,8 @@ class Models:
         for name, path in store.models():
             self._by_name[name] = Model(name, Path(path), configured=False)
         if option is not None:
-            self._option = re.sub(r"[^A-Za-z0-9._-]", "-", option.resolve().name).lstrip(".")[:64] or "model"
+            file = option.resolve().name.removesuffix(".gguf")
+            self._option = re.sub(r"[^A-Za-z0-9._-]", "-", file).lstrip(".")[:64] or "model"
         self._by_name |= {model.name: model for model in self._configured(config)}
         if option is not None:
             self._by_name[self._option] = Model(self._option, option.resolve())
@@ -242,25 +243,20 @@ def check_folder(path: Path, reader: Reader) -> None:
 
 def present(path: Path, remedy: str) -> None:
     """Raises ModelError, and OSError where the daemon may not look."""
-    gguf = path if path.suffix == ".gguf" else None
     try:
         names = os.listdir(path)
     except FileNotFoundError:
-        raise ModelError(
-            f"{path}: no such folder", remedy or "name the folder that holds config.json"
-        ) from None
+        what = "a folder with config.json, or a file that ends in .gguf"
+        raise ModelError(f"{path}: no such file or folder", remedy or f"name {what}") from None
     except NotADirectoryError:
-        names = []
-        if gguf is None:
-            raise ModelError(f"{path}: not a folder", "name the folder that holds config.json") from None
-    gguf = gguf or next((path / name for name in sorted(names) if name.endswith(".gguf")), None)
+        if path.suffix == ".gguf":
+            return
+        raise ModelError(f"{path}: not a model", "name a folder with config.json, or a .gguf file") from None
     if "config.json" in names:
         return
-    if gguf:
-        raise ModelError(
-            f"{gguf}: GGUF files are not read",
-            "get the same model with config.json, tokenizer.json and *.safetensors, and name its folder",
-        )
+    files = [path / name for name in sorted(names) if name.endswith(".gguf")]
+    if files:
+        raise ModelError(f"{path}: no config.json, but {len(files)} GGUF files", f"name the file: {files[0]}")
     raise ModelError(f"{path / 'config.json'}: no such file", "name a Hugging Face model folder")
 
 

@@ -22,6 +22,7 @@ FLAGS = [
     "-O3",
     "-mavx2",
     "-mfma",
+    "-mf16c",
     "-ffp-contract=off",
     "-fPIC",
     "-shared",

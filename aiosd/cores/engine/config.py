@@ -9,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from aiosd.cores.engine.folder import ModelFolder
+from aiosd.cores.engine.gguf import GgufFile
 from aiosd.errors import ModelError
 
 
@@ -36,6 +37,19 @@ class LlamaConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+
+
+def of_gguf(file: GgufFile) -> PreTrainedConfig:
+    """Raises ModelError."""
+    given = dict(file.config)
+    kind = given.pop("model_type")
+    try:
+        return LlamaConfig(**given) if kind == "llama" else AutoConfig.for_model(kind, **given)
+    except Exception as error:  # noqa: BLE001  configuration classes raise errors of any kind
+        why = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{file.path}: its metadata are no model: {why}", "download the file again"
+        ) from None
 
 
 def read(folder: ModelFolder) -> PreTrainedConfig:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from aiosd.cores.engine.folder import ModelFolder
+from aiosd.cores.engine.gguf import GgufFile, StoredTensor
 
 FAMILY = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 ROPE = {"default", "linear", "llama3", "yarn"}  # kinds whose frequencies do not depend on the length
@@ -94,7 +95,9 @@ def _rope(config: Any) -> tuple[torch.Tensor, float] | None:
     return inv_freq.float(), float(scale)
 
 
-def read_weights(folder: ModelFolder, spec: DecoderSpec, device: torch.device, dtype: torch.dtype) -> Weights:
+def read_weights(
+    folder: ModelFolder | GgufFile, spec: DecoderSpec, device: torch.device, dtype: torch.dtype
+) -> Weights:
     def get(name: str, *shape: int) -> torch.Tensor:
         return folder.tensor(name, shape).to(device, dtype)
 
@@ -106,8 +109,55 @@ def read_weights(folder: ModelFolder, spec: DecoderSpec, device: torch.device, d
     return Weights(embedding, head, get("model.norm.weight", hidden), layers)
 
 
+@dataclass
+class StoredWeights:
+    """As they lie in a file: the parts of each linear, one below the other."""
+
+    embedding: StoredTensor
+    head: StoredTensor
+    norm: torch.Tensor
+    layers: Iterator[dict[str, list[StoredTensor] | torch.Tensor | None]]
+
+
+def read_stored(file: GgufFile, spec: DecoderSpec) -> StoredWeights:
+    hidden = spec.hidden
+    embedding = file.stored("model.embed_tokens.weight", (spec.vocab, hidden))
+    head = embedding if spec.tied else file.stored("lm_head.weight", (spec.vocab, hidden))
+    layers = (_stored_layer(file, spec, i) for i in range(spec.layers))
+    return StoredWeights(embedding, head, file.tensor("model.norm.weight", (hidden,)), layers)
+
+
+def _stored_layer(
+    file: GgufFile, spec: DecoderSpec, i: int
+) -> dict[str, list[StoredTensor] | torch.Tensor | None]:
+    begin = f"model.layers.{i}."
+    q, kv, hidden, inner = (
+        spec.heads * spec.head_dim,
+        spec.kv_heads * spec.head_dim,
+        spec.hidden,
+        spec.intermediate,
+    )
+    joined = {
+        "qkv": ([(f"self_attn.{n}_proj", q if n == "q" else kv) for n in "qkv"], hidden, spec.qkv_bias),
+        "out": ([("self_attn.o_proj", hidden)], q, spec.out_bias),
+        "gate_up": ([("mlp.gate_proj", inner), ("mlp.up_proj", inner)], hidden, spec.mlp_bias),
+        "down": ([("mlp.down_proj", hidden)], inner, spec.mlp_bias),
+    }  # fmt: skip
+    layer: dict[str, list[StoredTensor] | torch.Tensor | None] = {}
+    for name, (parts, inputs, bias) in joined.items():
+        layer[name] = [file.stored(f"{begin}{part}.weight", (rows, inputs)) for part, rows in parts]
+        biases = [file.tensor(f"{begin}{part}.bias", (rows,)) for part, rows in parts] if bias else []
+        layer[f"{name}_bias"] = torch.cat(biases) if biases else None
+    layer["norm1"] = file.tensor(f"{begin}input_layernorm.weight", (hidden,))
+    layer["norm2"] = file.tensor(f"{begin}post_attention_layernorm.weight", (hidden,))
+    for name in ("q_norm", "k_norm"):
+        whole = f"{begin}self_attn.{name}.weight"
+        layer[name] = file.tensor(whole, (spec.head_dim,)) if spec.qk_norm else None
+    return layer
+
+
 def _layer(
-    folder: ModelFolder, spec: DecoderSpec, i: int, device: torch.device, dtype: torch.dtype
+    folder: ModelFolder | GgufFile, spec: DecoderSpec, i: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, torch.Tensor | None]:
     def get(name: str, *shape: int) -> torch.Tensor:
         return folder.tensor(f"model.layers.{i}.{name}", shape).to(device, dtype)

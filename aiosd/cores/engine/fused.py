@@ -9,16 +9,25 @@ from __future__ import annotations
 import ctypes
 import weakref
 from array import array
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from aiosd.cores.engine.core import KV, Batch, zeros
-from aiosd.cores.engine.family import DecoderSpec, Weights
+from aiosd.cores.engine.family import DecoderSpec, StoredWeights, Weights
+from aiosd.cores.engine.gguf import TYPES, StoredTensor, plain
 from aiosd.cores.engine.kv import BLOCK
 
 LINEARS = ("qkv", "out", "gate_up", "down")
 NORMS = ("norm1", "norm2", "q_norm", "k_norm")
+
+
+# Kinds of stored weights that stay as they are, with ggml's numbers: values in a block.
+PACKED = {"F32": 1, "Q4_0": 32, "Q4_1": 32, "Q8_0": 32, "Q4_K": 256, "Q6_K": 256}
+NUMBERS = {name: number for number, (name, _, _) in TYPES.items()}
+OUTPUTS = 16  # of a panel
 
 
 class FusedLlama:
@@ -26,7 +35,12 @@ class FusedLlama:
     kv_block_dim = 1
 
     def __init__(
-        self, spec: DecoderSpec, weights: Weights, lib: ctypes.CDLL, threads: int, quantization: str
+        self,
+        spec: DecoderSpec,
+        weights: Weights | StoredWeights,
+        lib: ctypes.CDLL,
+        threads: int,
+        quantization: str,
     ) -> None:
         self._lib = lib
         self.spec = spec
@@ -45,15 +59,22 @@ class FusedLlama:
             ],
         )
         reals = array("f", [spec.eps, spec.rope_scale])
-        held = [t.contiguous() for t in (spec.inv_freq, weights.embedding, weights.norm, weights.head)]
+        ends = [spec.inv_freq, weights.norm]
+        ends += [weights.embedding, weights.head] if isinstance(weights, Weights) else []
+        held = [t.contiguous() for t in ends]
+        inv_freq, norm, embedding, head = [*(t.data_ptr() for t in held), None, None][:4]
         self._model = ctypes.c_void_p(
             lib.aiosd_new(
-                _at(dims), _at(reals), *(t.data_ptr() for t in held), threads, quantization == "int8"
+                _at(dims), _at(reals), inv_freq, embedding, norm, head, threads, quantization == "int8"
             )
         )
         self._free = weakref.finalize(self, lib.aiosd_free, self._model)
-        for i, layer in enumerate(weights.layers):
-            self._give(i, layer)
+        self._rows: Any = None  # of the embedding, which C++ reads while the model lives
+        if isinstance(weights, StoredWeights):
+            self._give_stored(weights)
+        else:
+            for i, layer in enumerate(weights.layers):
+                self._give(i, layer)
         self.kv_bytes_per_token = lib.aiosd_kv_floats(self._model) * 4 // BLOCK
         self.info: dict[str, Any] = {
             "path": "fused",
@@ -77,10 +98,37 @@ class FusedLlama:
                 None if bias is None else bias.data_ptr(),
                 *weight.shape,
             )
+        self._give_norms(i, layer)
+
+    def _give_norms(self, i: int, layer: Mapping[str, Any]) -> None:
         for which, name in enumerate(NORMS):
-            norm = layer.pop(name)
+            norm = layer[name]
             if norm is not None:
                 self._lib.aiosd_norm(self._model, i, which, norm.contiguous().data_ptr(), norm.numel())
+
+    def _give_stored(self, weights: StoredWeights) -> None:
+        kind, rows = _packable([weights.embedding])[0][:2]
+        self._rows = np.frombuffer(rows, np.uint8)
+        self._lib.aiosd_stored_embedding(self._model, kind, self._rows.ctypes.data)
+        self._pack(-1, 0, [weights.head])
+        for i, layer in enumerate(weights.layers):
+            for which, name in enumerate(LINEARS):
+                parts, bias = layer[name], layer[f"{name}_bias"]
+                assert isinstance(parts, list)
+                self._pack(i, which, parts)
+                if isinstance(bias, torch.Tensor):
+                    bias = bias.contiguous()
+                    self._lib.aiosd_bias(self._model, i, which, bias.data_ptr(), bias.numel())
+            self._give_norms(i, layer)
+
+    def _pack(self, i: int, which: int, parts: list[StoredTensor]) -> None:
+        first, outputs = 0, sum(part.shape[0] for part in parts)
+        for kind, data, count, inputs in _packable(parts):
+            rows = np.frombuffer(data, np.uint8)
+            self._lib.aiosd_stored(
+                self._model, i, which, kind, rows.ctypes.data, first, count, outputs, inputs
+            )
+            first += count
 
     def reserve(self, blocks: int) -> KV:
         # Attention multiplies the unused slots of a block by zero. Zeroed memory has no NaN there.
@@ -113,6 +161,21 @@ class FusedLlama:
             states.data_ptr(),
         )
         return logits[:, : self.vocab], states
+
+
+def _packable(parts: list[StoredTensor]) -> list[tuple[int, Any, int, int]]:
+    """Kind, bytes, outputs and inputs of each part. What cannot stay as it is stored becomes float32."""
+    if any(part.shape[0] % OUTPUTS for part in parts[:-1]):  # a panel would hold two parts
+        whole = np.concatenate([plain(part) for part in parts])
+        return [(NUMBERS["F32"], whole.data.cast("B"), len(whole), whole.shape[1])]
+    made = list[tuple[int, Any, int, int]]()
+    for part in parts:
+        outputs, inputs = part.shape
+        if part.type in PACKED and inputs % max(8, PACKED[part.type]) == 0:
+            made.append((NUMBERS[part.type], part.data, outputs, inputs))
+        else:
+            made.append((NUMBERS["F32"], plain(part).data.cast("B"), outputs, inputs))
+    return made
 
 
 def _at(values: array[Any]) -> int:

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from aiosd.cores.engine.config import read
+from aiosd.cores.engine.config import of_gguf, read
 from aiosd.cores.engine.constraint import Constraints
 from aiosd.cores.engine.core import Core
-from aiosd.cores.engine.family import read_weights, spec_of
+from aiosd.cores.engine.family import read_stored, read_weights, spec_of
 from aiosd.cores.engine.folder import ModelFolder
-from aiosd.cores.engine.fused import FusedLlama
+from aiosd.cores.engine.fused import PACKED, FusedLlama
+from aiosd.cores.engine.gguf import GgufFile, stored_bytes
 from aiosd.cores.engine.kv import BLOCK
 from aiosd.cores.engine.llama import TorchLlama
 from aiosd.cores.engine.ops import library
@@ -105,9 +106,7 @@ def load(
     if threads is not None:
         torch.set_num_threads(threads)
     _check_device(device)
-    folder = ModelFolder(Path(path))
-    config = read(folder)
-    vocabulary = Vocabulary(folder.path, folder.config, config)
+    folder, config, vocabulary = _opened(Path(path))
     made = _core(folder, config, device, _dtype(dtype, device, config), core, deterministic, quantization)
     text = config.get_text_config()
     info = {
@@ -125,6 +124,23 @@ def load(
         made,
         info,
     )
+
+
+def _opened(path: Path) -> tuple[ModelFolder | GgufFile, Any, Vocabulary]:
+    if path.suffix == ".gguf":
+        from aiosd.cores.engine import gguf_vocabulary
+
+        file = GgufFile(path)
+        hf = gguf_vocabulary.read(path, file.metadata)
+        config = of_gguf(file)
+        return (
+            file,
+            config,
+            Vocabulary(path, {"eos_token_id": gguf_vocabulary.ends(file.metadata)}, config, hf),
+        )
+    folder = ModelFolder(path)
+    config = read(folder)
+    return folder, config, Vocabulary(folder.path, folder.config, config)
 
 
 def facts(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -159,7 +175,7 @@ def _dtype(name: str, device: str, config: Any) -> torch.dtype:
 
 
 def _core(
-    folder: ModelFolder,
+    folder: ModelFolder | GgufFile,
     config: Any,
     device: str,
     dtype: torch.dtype,
@@ -175,9 +191,23 @@ def _core(
             raise ModelError(
                 f"{folder.path}: no own forward pass for this architecture", "no core or quantization then"
             )
+        if isinstance(folder, GgufFile):
+            raise ModelError(
+                f"{folder.path}: a GGUF file runs on one device, by aiosd's own forward pass",
+                "use the model's folder with safetensors",
+            )
         from aiosd.cores.engine.foreign import Foreign
 
         return Foreign(folder, config, device, dtype, deterministic)
+    packs = (
+        quantization == "none" and wanted in ("auto", "fused") and device == "cpu" and dtype == torch.float32
+    )
+    if isinstance(folder, GgufFile) and packs and (lib := library()) is not None:
+        kind = max(sizes := stored_bytes(folder.tensors), key=lambda kind: sizes[kind])
+        made = FusedLlama(spec, read_stored(folder, spec), lib, torch.get_num_threads(), kind)
+        expanded = sum(4 * one.count for one in folder.tensors.values() if one.type not in PACKED)
+        made.info |= {"stored_bytes": sizes, "expanded_bytes": expanded}
+        return made
     weights = read_weights(folder, spec, torch.device(device), dtype)
     if wanted != "torch" and device == "cpu" and dtype == torch.float32 and (lib := library()) is not None:
         return FusedLlama(spec, weights, lib, torch.get_num_threads(), quantization)

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <vector>
 
+#include "quantised.h"
 #include "simd.h"
 #include "team.h"
 
@@ -76,8 +77,12 @@ inline void product(const float* x, i64 ldx, i64 rows, const T* const* w, i64 st
 
 // --- the model ----------------------------------------------------------------------------------------
 
+struct Panel { i32 kind; i64 at; };  // of packed weights: ggml's kind, place of its first byte
+
 struct Linear {
   i64 inputs = 0, panels = 0;
+  std::vector<Panel> packed;       // empty: float or int8 weights
+  std::vector<uint8_t> store;
   Floats weight, bias, scale;      // scale: one for each output, if the weights are bytes
   std::vector<int8_t> bytes;
   bool has_bias = false;
@@ -111,6 +116,33 @@ struct Linear {
         if (b) tob[p * W + j] = b[row];
       }
   }
+
+  // Rows of a file of one kind, which are the outputs from `first` on. Both are multiples of 16, where a part of
+  // the outputs ends too.
+  void pack_stored(i32 kind, const uint8_t* rows, i64 first, i64 count, i64 outputs, i64 in, bool gated) {
+    inputs = in;
+    i64 half = gated ? outputs / 2 : outputs, each = up(half, W) / W;
+    panels = gated ? 2 * each : each;
+    packed.resize(panels);
+    i64 bytes = row_bytes(kind, in);
+    for (i64 r = 0; r < count; r += W) {
+      i64 output = first + r, p = output / W;
+      if (gated) p = output < half ? 2 * (output / W) : 2 * ((output - half) / W) + 1;
+      packed[p] = {kind, i64(store.size())};
+      store.resize(store.size() + panel_bytes(kind, in));
+      for (i64 j = 0; j < W && r + j < count; j++) pack_row(kind, rows + (r + j) * bytes, in, store.data() + packed[p].at, j);
+    }
+  }
+
+  void add_bias(const float* b, i64 outputs, bool gated) {
+    i64 half = gated ? outputs / 2 : outputs;
+    float* to = bias.reserve(panels * W);
+    has_bias = true;
+    for (i64 i = 0; i < outputs; i++) {
+      i64 at = i % half, p = gated ? 2 * (at / W) + (i >= half) : at / W;
+      to[p * W + at % W] = b[i];
+    }
+  }
 };
 
 enum { QKV, OUT, GATE_UP, DOWN, LINEARS };
@@ -129,6 +161,8 @@ struct Model {
   std::vector<float> inv_freq;
   std::vector<Layer> layer;
   Floats embedding, final_norm;
+  const uint8_t* stored_embedding = nullptr;  // rows of a file, which the caller keeps
+  i32 embedding_kind = F32;
   Linear head;
   bool int8 = false;
   float* kv = nullptr;  // [layers][blocks][kv_heads]: keys [dim][16], then values [16][dim padded]
@@ -166,6 +200,31 @@ struct Model {
   void multiply(const Linear& lin, const float* in, i64 ldx, i64 count, float* out, i64 ldy, float* gated);
 };
 
+// y = x * w for the panels p0 … p0 + panels of packed weights, which may be of different kinds.
+void packed_product(const Linear& lin, i64 p0, i64 panels, const float* x, i64 ldx, i64 rows, float* const* y, i64 ldy) {
+  const uint8_t* w[GROUP];
+  for (i64 p = 0; p < panels; p++) w[p] = lin.store.data() + lin.packed[p0 + p].at;
+  for (i64 p = 0, end; p < panels; p = end) {
+    i32 kind = lin.packed[p0 + p].kind;
+    for (end = p; end < panels && lin.packed[p0 + end].kind == kind;) end++;
+    if (rows <= MR) {
+      with_reader(kind, [&](auto r) { packed_rows<decltype(r)>(x, ldx, rows, w + p, end - p, lin.inputs, y + p, ldy); });
+      continue;
+    }
+    thread_local Floats buffer;  // arithmetic, not memory, limits a large batch: unpack once for all rows
+    float* to = buffer.reserve(GROUP * DEEP * W);
+    for (i64 k = 0; k < lin.inputs; k += DEEP) {
+      i64 depth = lin.inputs - k < DEEP ? lin.inputs - k : DEEP;
+      const float* floats[GROUP];
+      for (i64 i = p; i < end; i++) {
+        floats[i - p] = to + (i - p) * DEEP * W;
+        with_reader(kind, [&](auto r) { packed_floats<decltype(r)>(w[i], k, depth, to + (i - p) * DEEP * W); });
+      }
+      product(x + k, ldx, rows, floats, W, end - p, depth, y + p, ldy, k == 0);
+    }
+  }
+}
+
 // Turns bytes into floats once for all rows of a task. Arithmetic, not memory, limits a large batch.
 void w_from_bytes(const int8_t* const* bytes, const float** w, i64 panels, i64 depth) {
   thread_local Floats buffer;
@@ -186,7 +245,8 @@ void Model::multiply(const Linear& lin, const float* in, i64 ldx, i64 count, flo
     i64 depth = m1 - m0 <= MR ? lin.inputs : DEEP;
     float* y[GROUP];
     for (i64 p = 0; p < panels; p++) y[p] = out + m0 * ldy + (p0 + p) * W;
-    for (i64 k = 0; k < lin.inputs; k += depth) {
+    if (!lin.packed.empty()) packed_product(lin, p0, panels, in + m0 * ldx, ldx, m1 - m0, y, ldy);
+    for (i64 k = lin.packed.empty() ? 0 : lin.inputs; k < lin.inputs; k += depth) {
       i64 d = lin.inputs - k < depth ? lin.inputs - k : depth;
       const float* w[GROUP];
       const int8_t* b[GROUP];
@@ -222,7 +282,10 @@ void Model::multiply(const Linear& lin, const float* in, i64 ldx, i64 count, flo
 
 void Model::embed(i64 t) {
   i64 hs = hidden_stride(), half = dim / 2;
-  std::memcpy(x.get() + t * hs, embedding.get() + i64(tokens[t]) * hs, hs * sizeof(float));
+  if (stored_embedding)
+    row_floats(embedding_kind, stored_embedding + tokens[t] * row_bytes(embedding_kind, hidden), hidden, x.get() + t * hs);
+  else
+    std::memcpy(x.get() + t * hs, embedding.get() + i64(tokens[t]) * hs, hs * sizeof(float));
   for (i64 i = 0; i < half; i++) {
     float angle = float(position[t]) * inv_freq[i];
     cos.get()[t * half + i] = cosf(angle) * rope_scale;
@@ -422,7 +485,7 @@ void copy_padded(Floats& to, const float* from, i64 rows, i64 width) {
 
 extern "C" {
 
-int aiosd_abi() { return 3; }
+int aiosd_abi() { return 4; }
 
 // dims: layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary; reals: eps, scale of cos and
 // sin.
@@ -432,11 +495,29 @@ void* aiosd_new(const i64* dims, const float* reals, const float* inv_freq, cons
   m->eps = reals[0];
   m->rope_scale = reals[1];
   m->inv_freq.assign(inv_freq, inv_freq + m->dim / 2);
-  copy_padded(m->embedding, embedding, m->vocab, m->hidden);
+  if (embedding) copy_padded(m->embedding, embedding, m->vocab, m->hidden);
   copy_padded(m->final_norm, final_norm, 1, m->hidden);
   m->int8 = int8;
-  m->head.pack(head, nullptr, m->vocab, m->hidden, false, int8);
+  if (head) m->head.pack(head, nullptr, m->vocab, m->hidden, false, int8);
   return m;
+}
+
+// The rows of a file, which the caller keeps until aiosd_free.
+void aiosd_stored_embedding(void* model, int kind, const uint8_t* rows) {
+  auto* m = static_cast<Model*>(model);
+  m->embedding_kind = kind;
+  m->stored_embedding = rows;
+}
+
+// Some rows of a linear as they are stored; layer -1: the head. Call it for all parts of the linear.
+void aiosd_stored(void* model, int layer, int which, int kind, const uint8_t* rows, i64 first, i64 count, i64 outputs, i64 inputs) {
+  auto* m = static_cast<Model*>(model);
+  Linear& to = layer < 0 ? m->head : m->layer[layer].linear[which];
+  to.pack_stored(kind, rows, first, count, outputs, inputs, layer >= 0 && which == GATE_UP);
+}
+
+void aiosd_bias(void* model, int layer, int which, const float* bias, i64 outputs) {
+  static_cast<Model*>(model)->layer[layer].linear[which].add_bias(bias, outputs, which == GATE_UP);
 }
 
 void aiosd_free(void* model) { delete static_cast<Model*>(model); }

@@ -12,17 +12,20 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-ABI = 3
+ABI = 4
 HERE = Path(__file__).parent
 NEEDS = {  # best first
-    "avx512": {"avx512f", "avx512vl", "avx512dq", "avx512bw", "avx2", "fma"},
-    "avx2": {"avx2", "fma"},
+    "avx512": {"avx512f", "avx512vl", "avx512dq", "avx512bw", "avx2", "fma", "f16c"},
+    "avx2": {"avx2", "fma", "f16c"},
 }
 P, I, L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 SIGNATURES = {
     "aiosd_new": (P, [P, P, P, P, P, P, I, I]),
     "aiosd_free": (None, [P]),
     "aiosd_linear": (None, [P, I, I, P, P, L, L]),
+    "aiosd_stored_embedding": (None, [P, I, P]),
+    "aiosd_stored": (None, [P, I, I, I, P, L, L, L, L]),
+    "aiosd_bias": (None, [P, I, I, P, L]),
     "aiosd_norm": (None, [P, I, I, P, L]),
     "aiosd_kv_floats": (L, [P]),
     "aiosd_forward": (None, [P, P, L, L, P, L, P, P, P, L, P, L, P, P]),

@@ -45,9 +45,11 @@ BYTE = re.compile("<0x([0-9A-F]{2})>")  # SentencePiece's tokens of a byte
 
 
 class Vocabulary:
-    def __init__(self, folder: Path, config: dict[str, Any], read: Any = None) -> None:
-        """`config`: what config.json has; `read`: as config.read gives it, else transformers reads it."""
-        self.hf = _open(folder, read)
+    def __init__(self, folder: Path, config: dict[str, Any], read: Any = None, hf: Any = None) -> None:
+        """`config`: what config.json has; `read`: as config.read gives it, else transformers reads it; `hf`:
+        the tokenizer, if it is not in the folder.
+        """
+        self.hf = _open(folder, read) if hf is None else hf
         self.hf.backend_tokenizer.no_truncation()  # it may come with either
         self.hf.backend_tokenizer.no_padding()
         self.eos = self._end_tokens(folder, config)

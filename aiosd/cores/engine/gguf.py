@@ -1,0 +1,332 @@
+"""A GGUF file: its metadata, its tensors as they are stored, and the same model in Hugging Face's words.
+
+The file is mapped, not copied. Everything in it may be wrong or hostile: each length, offset and type is
+checked against the size of the file before it is used (ModelError). Format: ggml's docs/gguf.md. Looks like
+aiosd.cores.engine.folder.ModelFolder to the rest of the engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aiosd.cores.engine.folder import unreadable
+from aiosd.errors import ModelError
+
+MAGIC = b"GGUF"
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+KEYS_MAX, TENSORS_MAX, ITEMS_MAX, DIMENSIONS_MAX = 10_000, 100_000, 2_000_000, 4
+NAME_BYTES_MAX, TEXT_BYTES_MAX = 256, 16 << 20
+SAMPLE_BYTES, SAMPLES = 1 << 16, 16
+AGAIN = "download the file again, and compare its checksum"
+# types of tensors: number, name, values in a block, bytes of a block
+TYPES = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+}  # fmt: skip
+ARCHITECTURES = {  # of GGUF: model_type and class of transformers
+    "llama": ("llama", "LlamaForCausalLM"),
+    "mistral": ("mistral", "MistralForCausalLM"),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+}
+NAMES = {  # of Hugging Face → of GGUF
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+WHOLE = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as it lies in the file. `shape` is that of Hugging Face: outputs first."""
+
+    type: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+class GgufFile:
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.tensors: dict[str, StoredTensor] = {}
+        self.metadata: dict[str, Any] = {}
+        for file in _parts(self.path):
+            self._read(file)
+        self.config = self._config()
+
+    # what ModelFolder has too
+
+    @property
+    def parameters(self) -> int:
+        return sum(one.count for one in self.tensors.values())
+
+    def identity(self) -> str:
+        """Hex digest that changes with metadata, vocabulary or weights, from samples of the file."""
+        digest = hashlib.sha256()
+        for file in _parts(self.path):
+            size = file.stat().st_size
+            digest.update(f"{size}".encode())
+            with file.open("rb") as f:
+                digest.update(f.read(1 << 20))
+                for i in range(SAMPLES):
+                    f.seek(max(0, size - SAMPLE_BYTES) * i // (SAMPLES - 1))
+                    digest.update(f.read(SAMPLE_BYTES))
+        return digest.hexdigest()[:32]
+
+    def __contains__(self, name: str) -> bool:
+        return gguf_name(name) in self.tensors
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return a tensor in float32, by its name in Hugging Face's words."""
+        return torch.from_numpy(plain(self.stored(name, shape)))
+
+    def stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        found = self.tensors.get(gguf_name(name))
+        if found is None:
+            raise ModelError(f"{self.path}: no tensor {gguf_name(name)}", AGAIN)
+        if found.shape != shape:
+            why = f"{gguf_name(name)} has shape {found.shape}, the metadata say {shape}"
+            raise ModelError(f"{self.path}: {why}", AGAIN)
+        return self._rotated(name, found)
+
+    def _rotated(self, name: str, stored: StoredTensor) -> StoredTensor:
+        """Undo the order of rows that GGUF gives the queries and keys of Llama: pairs side by side."""
+        part = name.rsplit(".", 2)[1]
+        if self.config["model_type"] not in ("llama", "mistral") or part not in ("q_proj", "k_proj"):
+            return stored
+        heads = self.config["num_attention_heads" if part == "q_proj" else "num_key_value_heads"]
+        rows = np.frombuffer(stored.data, np.uint8).reshape(heads, -1, 2, len(stored.data) // stored.shape[0])
+        return StoredTensor(stored.type, stored.shape, memoryview(rows.swapaxes(1, 2).tobytes()))
+
+    # reading
+
+    def _read(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                data = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+        except OSError as error:
+            raise unreadable(path, error) from None
+        except ValueError:
+            raise ModelError(f"{path}: the file is empty", AGAIN) from None
+        cursor = _Cursor(path, data)
+        if bytes(cursor.take(4)) != MAGIC:
+            raise ModelError(f"{path}: not a GGUF file", "name a file that ends in .gguf, or a model folder")
+        version = cursor.number("I")
+        if version not in (2, 3):
+            raise ModelError(
+                f"{path}: GGUF version {version}; aiosd reads 2 and 3",
+                "convert it again with a newer llama.cpp",
+            )
+        tensors, keys = cursor.count(TENSORS_MAX), cursor.count(KEYS_MAX)
+        for _ in range(keys):
+            key = cursor.text(TEXT_BYTES_MAX)
+            self.metadata.setdefault(key, cursor.value(cursor.number("I")))
+        infos = [cursor.tensor() for _ in range(tensors)]
+        alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
+            raise cursor.wrong(f"an alignment of {alignment}")
+        begin = -(-cursor.at // alignment) * alignment
+        for name, kind, shape, offset in infos:
+            name_of, values, size = kind
+            if shape[-1] % values:
+                raise cursor.wrong(f"{name}: {shape[-1]} values in blocks of {values}")
+            length = math.prod(shape) // values * size
+            at = begin + offset
+            if offset % alignment or at + length > len(data):
+                raise ModelError(
+                    f"{path}: truncated: {name} ends at byte {at + length} of {len(data)}", AGAIN
+                )
+            if name in self.tensors:
+                raise cursor.wrong(f"two tensors {name}")
+            self.tensors[name] = StoredTensor(name_of, shape, data[at : at + length])
+
+    # the same model in Hugging Face's words
+
+    def _config(self) -> dict[str, Any]:
+        kind = self.metadata.get("general.architecture")
+        if kind not in ARCHITECTURES:
+            raise ModelError(
+                f"{self.path}: architecture {str(kind)[:40]!r} is not read from GGUF",
+                f"use one of {', '.join(ARCHITECTURES)}, or the model's folder with safetensors",
+            )
+        hidden, heads = self._number("embedding_length"), self._number("attention.head_count")
+        model_type, architecture = ARCHITECTURES[kind]
+        vocabulary = self.tensors.get("token_embd.weight")
+        if vocabulary is None:
+            raise ModelError(f"{self.path}: no tensor token_embd.weight", AGAIN)
+        config: dict[str, Any] = {
+            "model_type": model_type,
+            "architectures": [architecture],
+            "vocab_size": vocabulary.shape[0],
+            "hidden_size": hidden,
+            "intermediate_size": self._number("feed_forward_length"),
+            "num_hidden_layers": self._number("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": self._number("attention.head_count_kv", heads),
+            "head_dim": self._number("attention.key_length", hidden // heads),
+            "max_position_embeddings": self._number("context_length"),
+            "rms_norm_eps": self._real("attention.layer_norm_rms_epsilon", 1e-6),
+            "hidden_act": "silu",
+            "tie_word_embeddings": "output.weight" not in self.tensors,
+            "attention_bias": model_type == "llama" and "blk.0.attn_q.bias" in self.tensors,
+            "rope_parameters": self._rope(),
+        }
+        if model_type == "mistral":
+            config["sliding_window"] = None
+        return config
+
+    def _rope(self) -> dict[str, Any]:
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self._real("rope.freq_base", 10000.0)}
+        if "rope_freqs.weight" in self.tensors:  # Llama 3: a factor for each frequency
+            return {**rope, "factors": plain(self.tensors["rope_freqs.weight"]).tolist()}
+        scaling = self._key("rope.scaling.type", "none")
+        if scaling in ("linear", "yarn"):
+            rope |= {"rope_type": scaling, "factor": self._real("rope.scaling.factor", 1.0)}
+            if scaling == "yarn":
+                rope["original_max_position_embeddings"] = self._number(
+                    "rope.scaling.original_context_length"
+                )
+        elif scaling != "none":
+            raise ModelError(
+                f"{self.path}: rope scaling {str(scaling)[:40]!r} is not known", "use another file"
+            )
+        return rope
+
+    def _key(self, name: str, default: Any = None) -> Any:
+        return self.metadata.get(f"{self.metadata['general.architecture']}.{name}", default)
+
+    def _number(self, name: str, default: int = 0) -> int:
+        value = self._key(name, default)
+        if not isinstance(value, int) or not 0 < value < 1 << 31:
+            raise ModelError(f"{self.path}: {name} is {str(value)[:40]}, not a number above 0", AGAIN)
+        return value
+
+    def _real(self, name: str, default: float) -> float:
+        value = self._key(name, default)
+        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ModelError(f"{self.path}: {name} is {str(value)[:40]}, not a number above 0", AGAIN)
+        return float(value)
+
+
+class _Cursor:
+    """A place in the header. Each step is checked against the end of the file."""
+
+    def __init__(self, path: Path, data: memoryview) -> None:
+        self.path, self._data, self.at = path, data, 0
+
+    def wrong(self, why: str) -> ModelError:
+        return ModelError(f"{self.path}: damaged header: {why}", AGAIN)
+
+    def take(self, size: int) -> memoryview:
+        taken = self._data[self.at : self.at + size]
+        if len(taken) < size:
+            raise ModelError(f"{self.path}: truncated: the header ends after {len(self._data)} bytes", AGAIN)
+        self.at += size
+        return taken
+
+    def number(self, form: str) -> Any:
+        return struct.unpack("<" + form, self.take(struct.calcsize("<" + form)))[0]
+
+    def count(self, most: int) -> int:
+        value: int = self.number("Q")
+        if value > most:
+            raise self.wrong(f"a count of {value}")
+        return value
+
+    def text(self, most: int) -> str:
+        return bytes(self.take(self.count(most))).decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self.text(TEXT_BYTES_MAX)
+        if kind != ARRAY:
+            if kind not in SCALARS:
+                raise self.wrong(f"a value of type {kind}")
+            return self.number(SCALARS[kind])
+        inner, count = self.number("I"), self.count(ITEMS_MAX)
+        if inner == STRING:
+            return [self.text(TEXT_BYTES_MAX) for _ in range(count)]
+        if inner not in SCALARS:
+            raise self.wrong(f"a list of type {inner}")
+        form = f"<{count}{SCALARS[inner]}"
+        return list(struct.unpack(form, self.take(struct.calcsize(form))))
+
+    def tensor(self) -> tuple[str, tuple[str, int, int], tuple[int, ...], int]:
+        """Return name, type, shape and offset."""
+        name, dimensions = self.text(NAME_BYTES_MAX), self.number("I")
+        if not 1 <= dimensions <= DIMENSIONS_MAX:
+            raise self.wrong(f"{name}: {dimensions} dimensions")
+        shape = tuple(reversed([self.count(1 << 40) for _ in range(dimensions)]))
+        kind, offset = self.number("I"), self.number("Q")
+        if kind not in TYPES:
+            raise ModelError(f"{self.path}: {name} has type {kind}, which aiosd does not know", AGAIN)
+        if 0 in shape:
+            raise self.wrong(f"{name} has no values")
+        return name, TYPES[kind], shape, offset
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return the files of a model: NAME-00001-of-00003.gguf names the first of three."""
+    split = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
+    if split is None:
+        return [path]
+    parts = [path.with_name(f"{split[1]}-{i:05d}-of-{split[2]}.gguf") for i in range(1, int(split[2]) + 1)]
+    missing = [part for part in parts if not part.exists()]
+    if missing:
+        raise ModelError(f"{missing[0]}: no such file", "put all parts of the model into one folder")
+    return parts
+
+
+def gguf_name(name: str) -> str:
+    """model.layers.3.self_attn.q_proj.weight → blk.3.attn_q.weight"""
+    if layer := LAYER.fullmatch(name):
+        return f"blk.{layer[1]}.{NAMES.get(layer[2], layer[2])}.{layer[3]}"
+    return WHOLE.get(name, name)
+
+
+def plain(stored: StoredTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return a tensor's values in float32, [*shape]."""
+    if stored.type == "F32":
+        return np.frombuffer(stored.data, np.float32).reshape(stored.shape).copy()
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    rows = np.frombuffer(stored.data, np.uint8).reshape(*stored.shape[:-1], -1)
+    kind = GGMLQuantizationType[stored.type]
+    made: np.ndarray[Any, np.dtype[np.float32]] = dequantize(rows, kind).reshape(stored.shape)
+    return made
+
+
+def stored_bytes(stored: Mapping[str, StoredTensor]) -> dict[str, int]:
+    """Return the bytes of each type of tensor."""
+    sizes: dict[str, int] = {}
+    for one in stored.values():
+        sizes[one.type] = sizes.get(one.type, 0) + len(one.data)
+    return sizes
