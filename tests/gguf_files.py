@@ -11,7 +11,9 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.quants import quantize
 
 from aiosd.cores.engine.vocabulary import ALPHABET
+from tests.running import REPOSITORY
 
+REAL = REPOSITORY / ".venv/models/SmolLM2-135M-Instruct.Q4_1.gguf"  # ./setup --tests fetches it
 BLOCKS = {"Q4_K": (256, 144), "Q6_K": (256, 210)}  # which the library cannot make: values and bytes
 HALVES = {"Q4_K": (0, 2), "Q6_K": (208,)}  # places of the scales of a block, as 16 bits
 MARKS = ["<|begin|>", "<|im_start|>", "<|im_end|>"]

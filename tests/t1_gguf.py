@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from aiosd.cores.engine import family, fused
 from aiosd.cores.engine.config import of_gguf
@@ -21,7 +22,7 @@ from aiosd.cores.engine.family import DecoderSpec, Weights, spec_of
 from aiosd.cores.engine.fused import FusedLlama
 from aiosd.cores.engine.gguf import GgufFile, StoredTensor, plain
 from aiosd.cores.engine.gguf_vocabulary import SPLITS
-from aiosd.cores.engine.model import load
+from aiosd.cores.engine.model import LoadedModel, load
 from aiosd.cores.engine.ops import library
 from aiosd.errors import ModelError
 from aiosd.syscall.sampling import Sampling
@@ -103,6 +104,16 @@ def logits(core: FusedLlama, tokens: list[int], cuts: list[int]) -> torch.Tensor
     return torch.cat(made)
 
 
+def answers(model: LoadedModel, batch: list[list[int]]) -> list[list[int]]:
+    engine, got = Engine(model, kv_bytes=1 << 27), [list[int]() for _ in batch]
+    for i, prompt in enumerate(batch):
+        engine.add(i, prompt, Sampling(max_tokens=24), owner=str(i))
+    while not engine.idle:
+        for output in engine.step():
+            got[output.id] += output.tokens
+    return got
+
+
 TOKENS = [int(i) for i in np.random.default_rng(1).integers(3, 250, 130)]
 
 
@@ -147,17 +158,7 @@ def test_a_file_answers_alone_as_in_a_batch(made: Any, kind: str) -> None:
     model = load(made(kind), threads=2)
     assert model.info["quantization"] == kind
     prompts = [model.render([{"role": "user", "content": text}]) for text in ("a", "What now?", "x" * 60)]
-
-    def answers(batch: list[list[int]]) -> list[list[int]]:
-        engine, got = Engine(model, kv_bytes=1 << 25), [list[int]() for _ in batch]
-        for i, prompt in enumerate(batch):
-            engine.add(i, prompt, Sampling(max_tokens=24, ignore_eos=True), owner=str(i))
-        while not engine.idle:
-            for output in engine.step():
-                got[output.id] += output.tokens
-        return got
-
-    assert answers(prompts) == [answers([prompt])[0] for prompt in prompts]
+    assert answers(model, prompts) == [answers(model, [prompt])[0] for prompt in prompts]
 
 
 def test_the_chat_template_and_the_marks_come_from_the_file(made: Any) -> None:
@@ -189,6 +190,40 @@ def test_a_vocabulary_of_pieces_is_read_too(tmp_path: Path) -> None:
     assert (begin, pieces[:5]) == (0, ["▁the", "▁w", "in", "t", "er"])
     assert pieces[-3:] == ["<0xE6>", "<0x9D>", "<0xB1>"]
     assert model.decode(tokens).strip() == "the winter, 東"
+
+
+# a real model
+
+QUESTIONS = ["What is the capital of France?", "Count from one to five.", "Say <|im_end|> twice. 2024!"]
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> LoadedModel:
+    return load(gguf_files.REAL, threads=2)
+
+
+def test_a_real_model_answers_alone_as_in_a_batch(smollm2: LoadedModel) -> None:
+    assert (smollm2.info["quantization"], smollm2.info["expanded_bytes"]) == ("Q4_1", 0)
+    prompts = [smollm2.render([{"role": "user", "content": text}]) for text in QUESTIONS]
+    together = answers(smollm2, prompts)
+    assert together == [answers(smollm2, [prompt])[0] for prompt in prompts]
+    assert smollm2.decode(together[0]) == "The capital of France is Paris."
+
+
+@pytest.mark.slow
+def test_a_real_model_has_the_tokens_and_the_bits_of_its_floats(
+    smollm2: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = AutoTokenizer.from_pretrained(gguf_files.REAL.parent, gguf_file=gguf_files.REAL.name)
+    for text in ("naïve café, 東京 — it's 12345!\n\n x  y", *QUESTIONS[:2]):
+        assert smollm2.encode(text) == theirs.encode(text)
+    file, lib = GgufFile(gguf_files.REAL), library()
+    assert lib
+    floats = FusedLlama(spec(file), as_floats(file, monkeypatch), lib, 2, "none")
+    packed = FusedLlama(spec(file), family.read_stored(file, spec(file)), lib, 2, "Q4_1")
+    tokens = smollm2.render([{"role": "user", "content": QUESTIONS[0]}])
+    want = logits(floats, tokens, [len(tokens)])
+    assert torch.equal(logits(packed, tokens, [1, 5, len(tokens) - 6]), want)
 
 
 # damaged and hostile files
