@@ -67,10 +67,11 @@ class Files:
             notes = [json.loads(line) for line in (self.root / "refused.jsonl").read_text().splitlines()]
         except (OSError, ValueError):
             return ""
+        path = os.path.realpath(file)  # requests/ID may be a link
         mine = [
             note["message"]
             for note in notes
-            if self.root / note["file"] == file and note["time"] > self._began_s - CLOCK_S
+            if os.path.realpath(self.root / note["file"]) == path and note["time"] > self._began_s - CLOCK_S
         ]
         return str(mine[-1]) if mine else ""
 

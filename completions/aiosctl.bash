@@ -22,6 +22,8 @@ _aiosctl_options() {
         '') echo --mount -v --verbose --version ;;
         ask*) echo -m --model ;;
         'access allow'*) echo --always ;;
+        cancel*) echo --user ;;
+        share*) echo --group --with-context ;;
         trace*) echo --plot ;;
         'mcp serve'*) echo --agent ;;
         'engine install'*) echo --cuda --cpu ;;
@@ -37,7 +39,7 @@ _aiosctl() {
     for ((i = 1; i < COMP_CWORD; i++)); do # the words that are not options
         word=${COMP_WORDS[i]}
         case $word in
-            --mount | --name | --agent | --group | --plot) ((i++)) ;;
+            --mount | --name | --agent | --group | --user | --plot) ((i++)) ;;
             -m | --model) asks_model=yes && ((i++)) ;;
             -*) ;;
             *) words+=("$word") ;;
@@ -51,6 +53,7 @@ _aiosctl() {
         --agent) answers=$(command ls "$root/agents" 2>/dev/null) ;;
         --name) ;;
         --group) answers=$(compgen -g) ;;
+        --user) answers=$(compgen -u) ;;
         *)
             if [[ $current == -* ]]; then
                 answers=$(_aiosctl_options "${words[*]}")

@@ -231,7 +231,8 @@ class Ops:
 
     @staticmethod
     def _check_kept(path: str) -> None:
-        if path.startswith("/agents/") and path.split("/")[3:4] == ["requests"]:
+        in_agent = path.startswith("/agents/") and path.split("/")[3:4] == ["requests"]
+        if in_agent or path.startswith("/requests/"):
             raise NotAllowed("requests come and go: share the agent, or copy the answer")
         if path.startswith(("/access/pending/", "/access/allowed/")):  # it would be remembered for ever
             raise NotAllowed("what is here comes and goes, and is one user's alone")
