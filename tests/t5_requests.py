@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 
-from tests.running import Daemon
+from tests.running import Daemon, wait_until
 from tests.t5_users import ALICE, BOB, STAFF, as_user
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
@@ -109,3 +110,22 @@ def test_a_request_of_an_agent_is_a_link_and_a_guests_is_his_own(make_daemon: Ma
     )
     assert aiosctl(daemon, ALICE, "cancel", hers).returncode == 0
     assert queue(daemon) == []
+
+
+def test_waiting_requests_fail_when_the_quota_of_their_user_becomes_zero(busy: Daemon) -> None:
+    hers = ids(busy, ALICE)
+    assert as_user(busy, BOB, f"echo '{CALL}' > tools/shell/call").returncode == 0
+    (his,) = ids(busy, BOB)
+    config = busy.root.with_name("aiosd.toml")
+    config.write_text(f"[quota.user.{ALICE}]\nqueued_requests = 0\n")
+    busy.signal(signal.SIGHUP)
+    wait_until(lambda: not ids(busy, ALICE), "the end of alice's requests")
+    assert [state(busy, id) for id in [*hers, his]] == ["failed", "failed", "queued"]
+    why = f"the quota of user {ALICE} is 0 requests by now: ask the administrator\n"
+    assert as_user(busy, ALICE, f"cat requests/{hers[0]}/error").stdout == why
+
+    busy.kill()
+    config.write_text("[quota]\nqueued_requests = 0\n")
+    busy.start()
+    assert queue(busy) == []
+    assert str(BOB) in busy.read(f"requests/{his}/error")
