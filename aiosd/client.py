@@ -51,6 +51,10 @@ class Files:
         self.show(f"rmdir {self._quoted(path)}")
         (self.root / path).rmdir()
 
+    def give(self, path: str, uid: int, gid: int) -> None:
+        self.show(f"chown {uid}:{gid} {self._quoted(path)}")
+        os.chown(self.root / path, uid, gid)
+
     def ask(self, path: str, text: str) -> None:
         """Write a question and print the answer in one private transaction (O_RDWR)."""
         quoted = self._quoted(path)

@@ -107,7 +107,10 @@ def build(kernel: Kernel) -> Tree:
         s = os.statvfs(kernel.config.daemon.state)
         return s.f_bavail * s.f_frsize, s.f_blocks * s.f_frsize
 
-    return Tree(Table(entries), kernel.permissions, space, kernel.explain, lambda: kernel.limits.quotas)
+    return Tree(
+        Table(entries), kernel.permissions, space, kernel.explain, lambda: kernel.limits.quotas,
+        kernel.accounts.check,
+    )  # fmt: skip
 
 
 def status(kernel: Kernel) -> str:

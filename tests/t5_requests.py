@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 
-from tests.running import Daemon, wait_until
+from tests.running import PATHS, PYTHON, REPOSITORY, Daemon, wait_until
 from tests.t5_users import ALICE, BOB, STAFF, as_user
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
@@ -34,8 +33,8 @@ def state(daemon: Daemon, id: str) -> str:
 def aiosctl(daemon: Daemon, uid: int, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups",
-         sys.executable, "-m", "aiosd.cli.aiosctl", "--mount", str(daemon.root), *words],
-        capture_output=True, text=True, timeout=60,
+         PYTHON, "-m", "aiosd.cli.aiosctl", "--mount", str(daemon.root), *words],
+        cwd=REPOSITORY, env={**os.environ, **PATHS}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from aiosd.client import Failed, Files
 
+OBJECTS = ("agents", "contexts", "tools", "models", "access/groups")
+
 
 def cancel(files: Files, options: argparse.Namespace) -> None:
     if options.user is not None:
@@ -26,6 +28,47 @@ def cancel_all(files: Files, uid: int) -> Iterator[str]:
     for id, owner, agent in unfinished(files):
         if owner == str(uid) and end(files, id, agent):
             yield f"request {id}: cancelled"
+
+
+def remove(files: Files, options: argparse.Namespace) -> None:
+    """Cancel the requests of a user, and remove his objects or give them to another user."""
+    uid = int(options.user) if options.user.isdecimal() else account(options.user).pw_uid
+    to = account(options.to) if options.to else None
+    if os.geteuid() != 0:
+        raise Failed(f"only root removes what is another's: sudo aiosctl user remove {options.user}")
+    if uid == 0:
+        raise Failed("root is not removed; name another user")
+    lines = [*cancel_all(files, uid), *(leave(files, path, to) for path in objects(files, uid))]
+    print("\n".join(lines) if lines else f"user {options.user} has nothing here")
+
+
+def objects(files: Files, uid: int) -> list[str]:
+    paths = [f"{folder}/{name}" for folder in OBJECTS for name in files.names(folder)]
+    return [path for path in paths if owner(files, path) == uid]
+
+
+def owner(files: Files, path: str) -> int | None:
+    try:
+        return (files.root / path).stat().st_uid
+    except FileNotFoundError:  # it has ended meanwhile
+        return None
+
+
+def leave(files: Files, path: str, to: pwd.struct_passwd | None) -> str:
+    """What root made and only gave to the user goes back to root, because rmdir refuses it."""
+    try:
+        if to:
+            files.give(path, to.pw_uid, to.pw_gid)
+            return f"{path}: given to {to.pw_name}"
+        files.remove(path)
+    except FileNotFoundError:
+        return f"{path}: has ended"
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EPERM):
+            raise
+        files.give(path, 0, 0)
+        return f"{path}: given back to root"
+    return f"{path}: removed"
 
 
 def unfinished(files: Files) -> list[tuple[str, str, str]]:

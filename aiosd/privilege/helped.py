@@ -210,6 +210,9 @@ class Remote(EventLoop):
     def forget_but(self, agents: Collection[int]) -> None:
         self._send(orders.ForgetBut(list(agents)))
 
+    def disown(self, uid: int) -> None:
+        """aios-privileged sees it by itself (aiosd.privilege.users)."""
+
     def notify(self, hook: str, facts: Mapping[str, str], uid: int, gid: int) -> None:
         del hook  # it is not for this process to say which
         id, tool, agent, group = (facts[f"AIOS_{key}"] for key in ("REQUEST", "TOOL", "AGENT", "GROUP"))

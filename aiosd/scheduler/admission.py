@@ -232,6 +232,14 @@ class Admission:
         self._read[id] = ended(request)
         return request
 
+    def disown(self, uid: int, to: int) -> None:
+        """Give the ended requests of a former account to another user."""
+        self._store.give_requests(uid, to)
+        for request in list(self._read.values()):
+            if request.uid == uid:
+                request.uid = to
+        self.newest.disown(uid)
+
     def forget(self, agent: Agent) -> None:
         with self._lock:
             self._drafts.pop(agent.name, None)

@@ -38,7 +38,13 @@ class Limits:
         self.reload(config)
 
     def reload(self, config: Config) -> None:
-        self._limits, self.quotas = config.limits, Quotas(config)
+        self._config, self._limits, self.quotas = config, config.limits, Quotas(config)
+
+    def forget(self, uid: int) -> None:
+        """The uid is another account now: it has used nothing, and quotas by name may be another's."""
+        with self._lock:
+            self._queue.ledger.forget(uid)
+        self.quotas = Quotas(self._config)
 
     @property
     def request_bytes(self) -> int:

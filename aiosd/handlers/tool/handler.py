@@ -97,6 +97,10 @@ class ToolHandler(Handler):
         return tool is not None and self._parts.calls.free(tool, running)
 
     def start(self, request: Request, worker: Worker | None) -> None:
+        if self._parts.accounts.replaced(request.uid):
+            why = f"its user was removed: {request.uid} is another one by now"
+            self._parts.ending.finish(request, State.FAILED, why)
+            return
         try:
             self._parts.calls.run(request)
         except AiosError as error:
