@@ -5,6 +5,7 @@ Each scenario is a process with a passwd file of its own, bound over /etc/passwd
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -37,7 +38,7 @@ MODEL = REPOSITORY / "models/tiny"
 
 def passwd(**users: int) -> None:
     lines = [f"{name}:x:{uid}:{uid}::/:/bin/sh\n" for name, uid in users.items()]
-    accounts.PASSWD.write_text("root:x:0:0::/root:/bin/sh\n" + "".join(lines))
+    Path(accounts.PASSWD).write_text("root:x:0:0::/root:/bin/sh\n" + "".join(lines))
 
 
 def as_uid(daemon: Daemon, script: str) -> str:
@@ -88,7 +89,7 @@ def check_inherited(daemon: Daemon, unfinished: list[int]) -> None:
 def check_bobs(daemon: Daemon) -> None:
     """What bob makes is his, and stays so."""
     ask = "echo 'Repeat: fig' > agents/b/syscall/llm; cat agents/b/syscall/llm"
-    assert as_uid(daemon, f"mkdir agents/b && {ask}") == "fig\n"
+    assert as_uid(daemon, f"mkdir agents/b agents/more && {ask}") == "fig\n", "with no quota of alice's"
     daemon.kill()
     daemon.start()
     assert as_uid(daemon, "cat agents/b/syscall/llm") == "fig\n"
@@ -98,6 +99,7 @@ def check_bobs(daemon: Daemon) -> None:
 def inherit(daemon: Daemon) -> None:
     unfinished = carry(daemon)
     assert len(unfinished) == 2
+    events = (daemon.root / "events.jsonl").open("rb", buffering=0)
     passwd(carol=CAROL)
     assert "secret\n" in as_uid(daemon, "cat agents/a/system"), "a missing name says nothing"
     passwd(bob=UID, carol=CAROL)
@@ -107,6 +109,10 @@ def inherit(daemon: Daemon) -> None:
     if daemon.helped:  # aios-privileged sees it by itself, when bob calls a tool
         as_uid(daemon, "echo '{}' > tools/clock/call; cat tools/clock/call")
     check_inherited(daemon, unfinished)
+    with events:
+        told = [json.loads(line) for line in events.read(65536).splitlines()]
+    seen = [(one["account"], one["name"], one["before"]) for one in told if one["event"] == "account"]
+    assert seen == [(UID, "bob", "alice")]
     check_bobs(daemon)
 
 
@@ -196,7 +202,7 @@ if __name__ == "__main__":
     passwd(alice=UID, carol=CAROL)
     folder.mkdir()
     open_to_all(folder)
-    daemon = Daemon(folder, MODEL)
+    daemon = Daemon(folder, MODEL, "[quota.user.alice]\nagents = 1\n")
     try:
         SCENARIOS[sys.argv[1]](daemon.start())
     finally:

@@ -12,12 +12,12 @@ import pwd
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
+from aiosd.errors import StoreFailed
 from aiosd.host import identity
 
-PASSWD = Path("/etc/passwd")
+PASSWD = "/etc/passwd"
 AGAIN_S = 60.0  # a name is looked up again after this time, or when PASSWD has changed
 CHECKED_MOST = 10_000
 
@@ -34,6 +34,7 @@ class Accounts:
     ) -> None:
         """`names`: the remembered ones; `keep` stores another."""
         self._names, self._keep, self._events = names, keep, events
+        self._exempt = {0, identity.uid(), os.geteuid()}
         self._checked: dict[int, tuple[object, float]] = {}  # by uid: PASSWD as it was, and until when
         self._taking = threading.RLock()
 
@@ -54,7 +55,7 @@ class Accounts:
 
     def _look(self, uid: int) -> str:
         """Return the uid's name if it is not the remembered one."""
-        if uid in (0, identity.uid(), os.geteuid()):
+        if uid in self._exempt:
             return ""
         passwd, now = passwd_version(), time.monotonic()
         checked = self._checked.get(uid)
@@ -75,7 +76,12 @@ class Accounts:
                 return
             if before is not None:
                 self._events.replaced(uid, before, name)
-            self._keep(uid, name)
+            try:
+                self._keep(uid, name)
+            except StoreFailed:
+                if before is None:  # who is new on a full disk may read, and is remembered later
+                    return
+                raise
             self._names[uid] = name
 
 
