@@ -15,6 +15,7 @@ import pytest
 
 from aiosd.host import accounts
 from tests.running import REPOSITORY, Daemon, open_to_all, wait_until
+from tests.t5_mcp import SERVER, python, table
 from tests.t5_requests import aiosctl
 from tests.t5_users import as_user
 
@@ -152,6 +153,20 @@ def call_after(daemon: Daemon) -> None:
     assert daemon.read(f"requests/{first}/state").startswith("queued")
 
 
+def end_sessions(daemon: Daemon) -> None:
+    """An MCP server's process and the folder where it keeps things are not the next account's."""
+    passwd(alice=UID)
+    call = "exec 3<>tools/proof.{}/call; echo '{}' >&3 && cat <&3"
+    keep, who = (call.format("keep", '{{"text": "{}"}}'), call.format("who", "{{}}"))
+    wait_until(lambda: "proof.who" in os.listdir(daemon.root / "tools"), "the tools of the server")
+    assert as_uid(daemon, keep.format("hers")) == "hers\n"
+    hers = as_uid(daemon, who.format())
+    assert as_uid(daemon, who.format()) == hers, "one process"
+    passwd(bob=UID)
+    assert as_uid(daemon, keep.format("his")) == "his\n"
+    assert as_uid(daemon, who.format()) != hers
+
+
 def removed_in_time(daemon: Daemon) -> None:
     first, second = carry(daemon)
     for refused in (["root"], ["nobody-there"], [f"{UID}", "--to", "nobody-there"]):
@@ -174,9 +189,8 @@ def removed_in_time(daemon: Daemon) -> None:
     assert os.listdir(daemon.root / "agents") == []
 
 
-SCENARIOS = {
-    one.__name__: one for one in (inherit, remove_first, replaced_while_down, call_after, removed_in_time)
-}
+ALL = (inherit, remove_first, replaced_while_down, call_after, end_sessions, removed_in_time)
+SCENARIOS = {one.__name__: one for one in ALL}
 
 
 @pytest.mark.parametrize("helped", [False, True])
@@ -202,7 +216,10 @@ if __name__ == "__main__":
     passwd(alice=UID, carol=CAROL)
     folder.mkdir()
     open_to_all(folder)
-    daemon = Daemon(folder, MODEL, "[quota.user.alice]\nagents = 1\n")
+    config = "[quota.user.alice]\nagents = 1\n"
+    if sys.argv[1] == "end_sessions":
+        config += table("proof", [*python(), str(SERVER), str(folder)], read=[str(SERVER.parent)])
+    daemon = Daemon(folder, MODEL, config)
     try:
         SCENARIOS[sys.argv[1]](daemon.start())
     finally:

@@ -38,11 +38,13 @@ class Accounts:
         self._checked: dict[int, tuple[object, float]] = {}  # by uid: PASSWD as it was, and until when
         self._taking = threading.RLock()
 
-    def check(self, uid: int) -> None:
+    def check(self, uid: int, fresh: bool = False) -> None:
         """Before a user gets anything: remember a new account, and end the former one of its uid.
 
-        Raises AiosError when that fails; the user then gets nothing.
+        `fresh`: look its name up in any case. Raises AiosError when that fails; the user then gets nothing.
         """
+        if fresh:
+            self._checked.pop(uid, None)
         if self._look(uid):
             self._take(uid)
 

@@ -13,7 +13,7 @@ from aiosd.access.trust import Trust
 from aiosd.agents.agents import Agents
 from aiosd.context.contexts import Contexts
 from aiosd.cores.models import Models
-from aiosd.host import identity
+from aiosd.host import identity, processes
 from aiosd.host.message_ids import NOTICE, about
 from aiosd.objects.making import Making
 from aiosd.scheduler.admission import Admission
@@ -62,6 +62,7 @@ class FormerAccounts:
             self._making.cancel(lambda request: request.uid == uid or request.agent in agents, why)
         self._sessions.end_of(uid)
         self._runner.disown(uid)
+        processes.forget(uid)
         self._admission.disown(uid, identity.uid())
         self._trust.forget(uid)
         self._limits.forget(uid)

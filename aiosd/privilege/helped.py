@@ -150,6 +150,10 @@ class Asking:
                 self._told.clear()
             self._told[who] = now
 
+    def forget(self, uid: int) -> None:
+        for who in [who for who in list(self._told) if who[0] == uid]:
+            self._told.pop(who, None)
+
     def answered(self, message: Answered) -> None:
         if waiting := self._waiting.get(message.number):
             waiting.put(message.answer)

@@ -73,7 +73,7 @@ class Users:
         for pid in pids:
             groups = writer(pid, uid, device)
             if groups is not None:
-                self._accounts.check(uid)
+                self._accounts.check(uid, fresh=True)  # the daemon may have seen another name already
                 self._note(uid, groups, time.time())
                 return True
         return False
