@@ -117,7 +117,7 @@ def arguments() -> argparse.ArgumentParser:
     cancel = command("cancel", users.cancel, "end unfinished requests")
     which = cancel.add_mutually_exclusive_group(required=True)
     which.add_argument("id", nargs="?", help="a number of aiosctl queue")
-    which.add_argument("--user", metavar="NAME", help="all requests of this user")
+    which.add_argument("--user", metavar="NAME|UID", help="all requests of this user")
     user = command("user", users.remove, "users who go").add_subparsers(required=True)
     gone = user.add_parser("remove", help="cancel a user's requests and remove his objects (root)")
     gone.add_argument("user", metavar="NAME|UID")

@@ -15,7 +15,7 @@ OBJECTS = ("agents", "contexts", "tools", "models", "access/groups")
 
 def cancel(files: Files, options: argparse.Namespace) -> None:
     if options.user is not None:
-        for line in cancel_all(files, account(options.user).pw_uid):
+        for line in cancel_all(files, uid_of(options.user)):
             print(line)
         return
     agent = next((agent for id, _, agent in unfinished(files) if id == options.id), None)
@@ -32,7 +32,7 @@ def cancel_all(files: Files, uid: int) -> Iterator[str]:
 
 def remove(files: Files, options: argparse.Namespace) -> None:
     """Cancel the requests of a user, and remove his objects or give them to another user."""
-    uid = int(options.user) if options.user.isdecimal() else account(options.user).pw_uid
+    uid = uid_of(options.user)
     to = account(options.to) if options.to else None
     if os.geteuid() != 0:
         raise Failed(f"only root removes what is another's: sudo aiosctl user remove {options.user}")
@@ -91,6 +91,10 @@ def end(files: Files, id: str, agent: str) -> bool:
             raise
         return False
     return True
+
+
+def uid_of(user: str) -> int:
+    return int(user) if user.isdecimal() else account(user).pw_uid
 
 
 def account(user: str) -> pwd.struct_passwd:

@@ -55,13 +55,20 @@ class Accounts:
     def unknown(self, uid: int) -> bool:
         return uid not in self._names
 
+    def fresh(self, uid: int) -> bool:
+        """Whether the uid's name was looked up lately. Never waits for the name service."""
+        return uid in self._exempt or self._is_fresh(uid, passwd_version(), time.monotonic())
+
+    def _is_fresh(self, uid: int, passwd: object, now: float) -> bool:
+        checked = self._checked.get(uid)
+        return checked is not None and checked[0] == passwd and now < checked[1]
+
     def _look(self, uid: int) -> str:
         """Return the uid's name if it is not the remembered one."""
         if uid in self._exempt:
             return ""
         passwd, now = passwd_version(), time.monotonic()
-        checked = self._checked.get(uid)
-        if checked and checked[0] == passwd and now < checked[1]:
+        if self._is_fresh(uid, passwd, now):
             return ""
         name = name_of(uid)
         if name and name != self._names.get(uid):
