@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.root]
 UID, CAROL = 61001, 61003  # UID is alice's, and later bob's
 CALL = 'echo \'{"command": "true"}\' > tools/shell/call'  # it waits for a decision
 OF_AGENT = '{"name": "shell", "arguments": {"command": "echo hers > /work/file"}}'
-TOOL = '{"description":"t","parameters":{"type":"object","properties":{}},"command":["/bin/true"]}'
+TOOL = 'description = "t"\ncommand = ["/bin/true"]\nparameters.type = "object"'
 MAKE = f"""
 set -e; umask 0; mkdir agents/a contexts/c tools/t; chmod 755 agents/a contexts/c tools/t
 echo secret > agents/a/system; chmod 666 agents/a/system agents/a/syscall/llm; echo c > agents/a/context
@@ -72,9 +72,12 @@ def check_inherited(daemon: Daemon, unfinished: list[int]) -> None:
     assert "mango" not in as_uid(daemon, "cat models/tiny/llm"), "her last answer there"
     assert as_user(daemon, CAROL, "cat access/owners").stdout == "\n"
     modes = {"agents/a": 0o700, "contexts/c": 0o700, "tools/t": 0o600, "agents/a/system": 0o644}
+    assert json.loads(daemon.read("tools/t/info"))["description"] == "t"
     wait_until(lambda: modes == {path: roots_mode(daemon.root / path) for path in modes}, f"{modes}")
     assert daemon.read("agents/a/system") == "secret\n", "root reads it"
     assert daemon.read("agents/a/state") == "paused\n"
+    called = daemon.sh("echo '{}' > tools/t/call").stderr
+    assert "ermission denied" in called, f"it would run as root: {called}"
     assert os.listdir(daemon.root / "requests") == []
     why = f"its user alice was removed: user {UID} is bob by now\n"
     for id in unfinished:
