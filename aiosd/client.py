@@ -51,6 +51,10 @@ class Files:
         self.show(f"rmdir {self._quoted(path)}")
         (self.root / path).rmdir()
 
+    def give(self, path: str, uid: int, gid: int) -> None:
+        self.show(f"chown {uid}:{gid} {self._quoted(path)}")
+        os.chown(self.root / path, uid, gid)
+
     def ask(self, path: str, text: str) -> None:
         """Write a question and print the answer in one private transaction (O_RDWR)."""
         quoted = self._quoted(path)
@@ -67,10 +71,11 @@ class Files:
             notes = [json.loads(line) for line in (self.root / "refused.jsonl").read_text().splitlines()]
         except (OSError, ValueError):
             return ""
+        path = os.path.realpath(file)  # requests/ID may be a link
         mine = [
             note["message"]
             for note in notes
-            if self.root / note["file"] == file and note["time"] > self._began_s - CLOCK_S
+            if os.path.realpath(self.root / note["file"]) == path and note["time"] > self._began_s - CLOCK_S
         ]
         return str(mine[-1]) if mine else ""
 

@@ -38,8 +38,10 @@ from aiosd.handlers.tool.handler import ToolHandler
 from aiosd.handlers.tool.questions import Questions
 from aiosd.handlers.tool.sampled import Sampled
 from aiosd.host import identity
+from aiosd.host.accounts import Accounts
 from aiosd.objects.agents import AgentObjects
 from aiosd.objects.contexts import ContextObjects
+from aiosd.objects.former import FormerAccounts
 from aiosd.objects.making import Making
 from aiosd.objects.models import ModelObjects
 from aiosd.objects.tools import ToolObjects
@@ -83,6 +85,7 @@ class Kernel:
         """What exists: read from the store, and written through to it."""
         self.store = Store(Path(config.daemon.state), {name: kind.spec for name, kind in table.KINDS.items()})
         self.permissions = Permissions(self.store)
+        self.accounts = Accounts(self.store.accounts(), self.store.save_account, self)
         self.agents = Agents(self.store)
         self.contexts = Contexts(self.store, self.permissions, config.limits.context_bytes)
         self.models = Models(config, self.store, model, workers_uid)
@@ -159,6 +162,10 @@ class Kernel:
         self.model_objects = ModelObjects(self.making, self.models, self.pool, self.admins)
         self.tool_objects = ToolObjects(self.making, self.tools, self.agents)
         self.trust_objects = TrustObjects(self.making, self.trust, self.audit, self.agents)
+        self.former_accounts = FormerAccounts(
+            self.making, self.agents, self.contexts, self.models, self.tools, self.scheduler, self.admission,
+            self.limits, self.names, self.trust, self.reasons, self.sessions, self.runner,
+        )  # fmt: skip
 
     def _forget_gone(self) -> None:
         """Forget owners and modes of objects that do not exist: a killed daemon was making or ending them."""
@@ -185,6 +192,8 @@ class Kernel:
 
     def start(self) -> None:
         """Take up an earlier daemon's unfinished requests, then start all parts."""
+        for uid in filter(self.accounts.unknown, self.store.users()):  # an earlier version remembered none
+            self.accounts.check(uid)
         self.admission.take_up()
         self.residency.swap.start(context.id for context in self.contexts.all())
         self.listings.report_to(self)
@@ -204,6 +213,10 @@ class Kernel:
         self.events.emit("mcp", server=server, state="failed" if error else "listed", **facts)
         self.tool_objects.cancel_gone()
         self.scheduler.stir()
+
+    def replaced(self, uid: int, before: str, now: str) -> None:
+        """Implements aiosd.host.accounts.AccountEvents."""
+        self.former_accounts.replaced(uid, before, now)
 
     def drain(self) -> None:
         """Refuse and start nothing more. Running requests go on."""

@@ -42,6 +42,7 @@ def reload(kernel: Kernel, config: Config) -> None:
     if old.scheduler.quantum != config.scheduler.quantum:
         kernel.scheduler.quantum_tokens = config.scheduler.quantum
     models(kernel, old, config)
+    kernel.admission.fail_barred()
     kernel.scheduler.stir()
 
 

@@ -22,6 +22,9 @@ _aiosctl_options() {
         '') echo --mount -v --verbose --version ;;
         ask*) echo -m --model ;;
         'access allow'*) echo --always ;;
+        cancel*) echo --user ;;
+        'user remove'*) echo --to ;;
+        share*) echo --group --with-context ;;
         trace*) echo --plot ;;
         'mcp serve'*) echo --agent ;;
         'engine install'*) echo --cuda --cpu ;;
@@ -37,7 +40,7 @@ _aiosctl() {
     for ((i = 1; i < COMP_CWORD; i++)); do # the words that are not options
         word=${COMP_WORDS[i]}
         case $word in
-            --mount | --name | --agent | --group | --plot) ((i++)) ;;
+            --mount | --name | --agent | --group | --user | --to | --plot) ((i++)) ;;
             -m | --model) asks_model=yes && ((i++)) ;;
             -*) ;;
             *) words+=("$word") ;;
@@ -51,15 +54,18 @@ _aiosctl() {
         --agent) answers=$(command ls "$root/agents" 2>/dev/null) ;;
         --name) ;;
         --group) answers=$(compgen -g) ;;
+        --user | --to) answers=$(compgen -u) ;;
         *)
             if [[ $current == -* ]]; then
                 answers=$(_aiosctl_options "${words[*]}")
             else
                 case "${words[*]}" in
-                    '') answers='status queue agents agent models ask log cancel share unshare policy tools access audit mcp trace engine model' ;;
+                    '') answers='status queue agents agent models ask log cancel user share unshare policy tools access audit mcp trace engine model' ;;
                     ask) [[ $asks_model == yes ]] || answers=$(command ls "$root/agents" 2>/dev/null) ;;
                     log | share | unshare) answers=$(command ls "$root/agents" 2>/dev/null) ;;
                     cancel) answers=$(awk 'NR > 1 { print $1 }' "$root/scheduler/queue" 2>/dev/null) ;;
+                    user) answers=remove ;;
+                    'user remove') answers=$(compgen -u) ;;
                     policy) answers=$(cat "$root/scheduler/policies" 2>/dev/null) ;;
                     access) answers='allow deny' ;;
                     'access allow' | 'access deny') answers=$(command ls "$root/access/pending" 2>/dev/null) ;;

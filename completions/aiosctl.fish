@@ -25,7 +25,7 @@ function __aiosctl_words
     for word in (commandline -opc)[2..]
         if test $skip = yes
             set skip no
-        else if contains -- $word --mount --name --agent --plot -m --model
+        else if contains -- $word --mount --name --agent --group --user --to --plot -m --model
             set skip yes
         else if not string match -q -- '-*' $word
             echo $word
@@ -72,7 +72,8 @@ complete -c aiosctl -n __aiosctl_at -a engine -d 'the PyTorch of workers'
 complete -c aiosctl -n __aiosctl_at -a models -d 'the models and their state'
 complete -c aiosctl -n __aiosctl_at -a ask -d 'ask an agent, or a model with -m, and print the answer'
 complete -c aiosctl -n __aiosctl_at -a log -d "why an agent's requests were refused or failed"
-complete -c aiosctl -n __aiosctl_at -a cancel -d 'end an unfinished request'
+complete -c aiosctl -n __aiosctl_at -a cancel -d 'end unfinished requests'
+complete -c aiosctl -n __aiosctl_at -a user -d 'users who go'
 complete -c aiosctl -n __aiosctl_at -a share -d 'let a group use one of your agents'
 complete -c aiosctl -n __aiosctl_at -a unshare -d 'take it back'
 complete -c aiosctl -n __aiosctl_at -a policy -d 'show or switch the scheduling policy'
@@ -87,6 +88,10 @@ complete -c aiosctl -n '__aiosctl_in ask' -s m -l model -x -a '(__aiosctl_names 
 complete -c aiosctl -n '__aiosctl_at ask; and not __fish_contains_opt -s m model' -a '(__aiosctl_names agents)'
 complete -c aiosctl -n '__aiosctl_at log' -a '(__aiosctl_names agents)'
 complete -c aiosctl -n '__aiosctl_at cancel' -a '(__aiosctl_queue)'
+complete -c aiosctl -n '__aiosctl_in cancel' -l user -x -a '(__fish_complete_users)' -d 'all requests of this user'
+complete -c aiosctl -n '__aiosctl_at user' -a remove -d 'cancel the requests of a user and remove his objects'
+complete -c aiosctl -n '__aiosctl_at user remove' -a '(__fish_complete_users)'
+complete -c aiosctl -n '__aiosctl_in user remove' -l to -x -a '(__fish_complete_users)' -d 'give the objects to this user instead'
 complete -c aiosctl -n '__aiosctl_at share' -a '(__aiosctl_names agents)'
 complete -c aiosctl -n '__aiosctl_at unshare' -a '(__aiosctl_names agents)'
 complete -c aiosctl -n '__aiosctl_in share' -l group -x -a '(__fish_complete_groups)' -d 'the group that may use it'

@@ -100,7 +100,10 @@ class Owners(File):
             return " ".join(map(user_name, sorted(self._kernel.trust.owners(caller.uid))))
 
         def set(_: Caller, text: str) -> None:
-            self._kernel.trust_objects.allow_owners(caller, {uid_of(name) for name in text.split()})
+            owners = {uid_of(name) for name in text.split()}
+            for owner in owners:
+                self._kernel.accounts.check(owner)
+            self._kernel.trust_objects.allow_owners(caller, owners)
 
         return ValueHandle(Value(get=get, set=set), opening)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache, partial
@@ -12,21 +11,18 @@ from aiosd.access.caller import Caller
 from aiosd.agents import agents
 from aiosd.agents.agents import Agent
 from aiosd.config.config import STEPS_MAX
-from aiosd.errors import BadValue, NotAllowed, NotFound
-from aiosd.fs.files import AnswerFile, Control, Text, Value
+from aiosd.errors import BadValue
+from aiosd.fs.files import Control, Text, Value
 from aiosd.fs.reason import Reason
-from aiosd.fs.results import files_folder, files_of
+from aiosd.fs.requests import find, is_id, whole_folder
 from aiosd.fs.text import table
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Link, Node, Table
-from aiosd.handlers.loop.steps import place
 from aiosd.kernel import Kernel
 from aiosd.scheduler.handler import Source
 from aiosd.scheduler.names import check_nice
-from aiosd.syscall import response
-from aiosd.syscall.chat import Loop
 from aiosd.syscall.number import whole
-from aiosd.syscall.request import Request, State
+from aiosd.syscall.request import State
 
 
 def agent_folder(kernel: Kernel, name: str) -> Folder | None:
@@ -144,7 +140,7 @@ def requests_folder(kernel: Kernel, agent: Agent) -> Folder:
             return Text(0o400, render=lambda: f"{kernel.admission.allocate(agent.name)}\n")
         if name == "latest":
             return Link(latest) if ids() else None
-        return request_folder(kernel, agent, int(name)) if name.isdecimal() and len(name) < 19 else None
+        return request_folder(kernel, agent, int(name)) if is_id(name) else None
 
     def names() -> list[str]:
         return ["new", *(["latest"] if ids() else []), *map(str, ids())]
@@ -162,70 +158,5 @@ def request_folder(kernel: Kernel, agent: Agent, id: int) -> Folder | None:
             },
             0o700,
         )
-    try:
-        request = kernel.admission.get(id)
-    except NotFound:
-        return None
-    if request.agent_id != agent.id:
-        return None
-
-    def command(caller: Caller, verb: str, argument: str) -> None:
-        if verb != "cancel" or argument:
-            raise BadValue(f"unknown command {verb[:40]!r}", "cancel")
-        if not kernel.ending.cancel(request):
-            raise NotAllowed(f"request {id} has ended already: it is {request.state}")
-
-    linked: dict[str, Factory] = {}
-    if request.parent:
-        linked["parent"] = lambda: Text(0o400, render=lambda: f"{request.parent}\n")
-    if files_of(request):
-        linked["files"] = lambda: files_folder(request)
-    if isinstance(request.spec, Loop):
-        linked["steps"] = lambda: steps_folder(kernel, request)
-    return Table(
-        {
-            **linked,
-            "request": lambda: Text(0o400, render=request.spec.shown),
-            "state": lambda: Text(0o400, render=partial(request_state, kernel, request)),
-            "response": lambda: AnswerFile(0o400, request),
-            "response.json": lambda: Text(0o400, render=lambda: response.document(request)),
-            "error": lambda: Text(0o400, render=lambda: f"{request.error}\n" if request.error else ""),
-            "usage": lambda: Text(0o400, render=lambda: request_usage(request)),
-            "ctl": lambda: Control(run=command),
-        },
-        0o700,
-        request.finished_s or request.submitted_s,
-    )
-
-
-def steps_folder(kernel: Kernel, request: Request) -> Folder:
-    """requests/ID/steps: links to the requests that are the steps of an agent's loop."""
-
-    def made() -> dict[str, int]:
-        return {place(child): child.id for child in kernel.store.children(request.id)}
-
-    def child(name: str) -> Node | None:
-        id = made().get(name)
-        return None if id is None else Link(lambda: f"../../{id}")
-
-    return Collection(lambda: list(made()), child, mode=0o700)
-
-
-def request_state(kernel: Kernel, request: Request) -> str:
-    """The state. A waiting request adds how many requests start earlier, and the expected seconds until it
-    starts; a call adds the progress that its MCP server reports."""
-    if progress := kernel.calls.progress.get(request.id):
-        return f"{request.state} {progress}\n"
-    place = kernel.scheduler.position(request)
-    return f"{request.state}\n" if place is None else f"{request.state} {place[0]} {place[1]:.1f}\n"
-
-
-def request_usage(request: Request) -> str:
-    ended = request.finished_s or time.time()
-    return table(
-        **request.spec.measured(request),
-        **asdict(request.usage),
-        preemptions=request.preemptions,
-        waited_s=round((request.started_s or ended) - request.submitted_s, 3),
-        turnaround_s=round(ended - request.submitted_s, 3),
-    )
+    request = find(kernel, str(id))
+    return whole_folder(kernel, request) if request and request.agent_id == agent.id else None

@@ -26,6 +26,7 @@ from aiosd.fs.agents import agent_folder
 from aiosd.fs.contexts import context_folder
 from aiosd.fs.files import Control, Shared, Stream, Text, TextForUser, Value
 from aiosd.fs.reason import Reason
+from aiosd.fs.requests import requests_of_all
 from aiosd.fs.text import columns, table
 from aiosd.fs.tools import tool_folder
 from aiosd.fs.transaction import Transaction
@@ -80,6 +81,7 @@ def build(kernel: Kernel) -> Tree:
             kernel.agent_objects.remove,
             *private,
         ),
+        "requests": lambda: requests_of_all(kernel),
         "contexts": lambda: Collection(
             kernel.contexts.names,
             partial(context_folder, kernel),
@@ -105,7 +107,10 @@ def build(kernel: Kernel) -> Tree:
         s = os.statvfs(kernel.config.daemon.state)
         return s.f_bavail * s.f_frsize, s.f_blocks * s.f_frsize
 
-    return Tree(Table(entries), kernel.permissions, space, kernel.explain, lambda: kernel.limits.quotas)
+    return Tree(
+        Table(entries), kernel.permissions, space, kernel.explain, lambda: kernel.limits.quotas,
+        kernel.accounts.check,
+    )  # fmt: skip
 
 
 def status(kernel: Kernel) -> str:

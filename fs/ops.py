@@ -142,14 +142,15 @@ class Ops:
             "flush",
         ):  # a name is looked up
             return
-        uid = self._caller().uid
+        uid = libfuse.context().uid
         if path is None and arguments and (opened := self._open.get(arguments[-1].fh)):
             path, uid = opened.opening.path, opened.opening.caller.uid
         self._tree.explain(path or "", error, uid)
 
-    @staticmethod
-    def _caller() -> Caller:
+    def _caller(self) -> Caller:
+        """Before anything is looked up: a new account of the same uid ends the former one's rights."""
         context = libfuse.context()
+        self._tree.check_account(context.uid)
         return Caller(context.uid, context.gid, context.pid, grouped=False)
 
     # names
@@ -172,11 +173,11 @@ class Ops:
         }
 
     def opendir(self, path: str, *_: Any) -> int:
-        number = next(self._numbers)
+        number, caller = next(self._numbers), self._caller()
         found = self._tree.find(path)
         if not isinstance(found.node, Folder):
             raise NotAllowed("not a folder")
-        self._tree.check(found, self._caller(), permissions.READ)
+        self._tree.check(found, caller, permissions.READ)
         self._folders[number] = found.node
         return number
 
@@ -194,12 +195,14 @@ class Ops:
         return node.target()
 
     def mkdir(self, path: str, mode: int) -> None:
+        caller = self._caller()
         parent, name = self._parent(path)
-        self._tree.make(parent, name, self._caller(), mode)
+        self._tree.make(parent, name, caller, mode)
 
     def rmdir(self, path: str) -> None:
+        caller = self._caller()
         parent, name = self._parent(path)
-        self._tree.remove(parent, name)
+        self._tree.remove(parent, name, caller)
 
     def unlink(self, path: str) -> None:
         self._tree.find(path)
@@ -227,11 +230,13 @@ class Ops:
 
     def chown(self, path: str, uid: int, gid: int) -> None:
         self._check_kept(path)
+        self._tree.check_account(uid if uid >= 0 else 0)
         self._tree.chown(path, self._caller(), uid, gid)
 
     @staticmethod
     def _check_kept(path: str) -> None:
-        if path.startswith("/agents/") and path.split("/")[3:4] == ["requests"]:
+        in_agent = path.startswith("/agents/") and path.split("/")[3:4] == ["requests"]
+        if in_agent or path.startswith("/requests/"):
             raise NotAllowed("requests come and go: share the agent, or copy the answer")
         if path.startswith(("/access/pending/", "/access/allowed/")):  # it would be remembered for ever
             raise NotAllowed("what is here comes and goes, and is one user's alone")
@@ -254,10 +259,10 @@ class Ops:
     # files
 
     def open(self, path: str, info: Any) -> None:
+        caller, quotas = self._caller(), self._tree.quotas()
         found = self._tree.find(path)
         if not isinstance(found.node, File):
             raise NotAllowed("a folder")
-        caller, quotas = self._caller(), self._tree.quotas()
         caller = self._tree.check(found, caller, permissions.wanted(info.flags))
         if not caller.grouped and (found.node.asks_groups or quotas.asks_groups):
             caller = caller.with_groups()
@@ -310,8 +315,9 @@ class Ops:
     def truncate(self, path: str | None, length: int, info: Any = None) -> None:
         # by descriptor the file that was opened, though another may have its name by now
         if info is None and path:
+            caller = self._caller()
             found = self._tree.find(path)
-            self._tree.check(found, self._caller(), permissions.WRITE)
+            self._tree.check(found, caller, permissions.WRITE)
         else:
             found = self._open[info.fh].found
         node = found.node

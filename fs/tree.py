@@ -7,6 +7,7 @@ the nearest object at or above it that has one (aiosd.access.permissions.Permiss
 from __future__ import annotations
 
 import re
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -126,9 +127,11 @@ class Tree:
         space: Callable[[], tuple[int, int]],
         explain: Callable[[str, AiosError, int], None],
         quotas: Callable[[], Quotas],
+        check_account: Callable[[int], None],
     ) -> None:
+        """`check_account`: called with the uid before a user gets anything (aiosd.host.accounts)."""
         self._root, self._permissions, self.space, self.explain = root, permissions, space, explain
-        self.quotas = quotas
+        self.quotas, self.check_account = quotas, check_account
         self._born_s = time.time()
         self._owner = Permission(identity.uid(), identity.gid(), 0)
 
@@ -190,11 +193,13 @@ class Tree:
             raise Exists(f"{name} exists")
         parent.node.make(name, caller, mode & 0o700)
 
-    def remove(self, parent: FoundNode, name: str) -> None:
+    def remove(self, parent: FoundNode, name: str, caller: Caller) -> None:
         if not isinstance(parent.node, Folder):
             raise NotFound(f"{parent.path}: not a folder")
         if not isinstance(parent.node.child(name), Folder):
             raise NotFound(f"{name}: no such folder")
+        if parent.permission.mode & stat.S_ISVTX and caller.uid != parent.permission.uid:
+            self._owned(f"{parent.path.rstrip('/')}/{name}", caller)
         parent.node.remove(name)
 
     def chmod(self, path: str, caller: Caller, mode: int) -> None:

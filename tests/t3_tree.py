@@ -111,7 +111,7 @@ def test_more_objects_than_the_bound_are_refused(tree: Tree) -> None:
         tree.make(tree.find("/agents"), name, ME, 0o700)
     with pytest.raises(OverQuota, match="3 agents"):
         tree.make(tree.find("/agents"), "d", ME, 0o700)
-    tree.remove(tree.find("/agents"), "b")
+    tree.remove(tree.find("/agents"), "b", ME)
     tree.make(tree.find("/agents"), "d", ME, 0o700)
 
 
@@ -120,7 +120,7 @@ def test_nothing_else_can_be_made_or_removed(tree: Tree) -> None:
         with pytest.raises(NotAllowed):
             tree.make(tree.find(path), "x", ME, 0o700)
     with pytest.raises(NotAllowed):
-        tree.remove(tree.find("/"), "agents")
+        tree.remove(tree.find("/"), "agents", ME)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_removing_an_agent_cancels_its_requests_and_forgets_them(tree: Tree, ker
     [request] = requests(kernel)
     reader = opened(tree, LLM)
     assert reader.read(1, 0) is None
-    tree.remove(tree.find("/agents"), "ada")
+    tree.remove(tree.find("/agents"), "ada", ME)
     assert request.state is State.CANCELLED
     with pytest.raises(AiosError, match="its agent was removed"):
         reader.read(1, 0)
@@ -451,7 +451,7 @@ def test_a_file_opened_before_its_object_was_removed_does_nothing_to_the_next_ow
     handle = opened(tree, path, os.O_RDWR)
     old = tree.find(path).node
     for folder, name in (("/agents", "ada"), ("/contexts", "chat")):
-        tree.remove(tree.find(folder), name)
+        tree.remove(tree.find(folder), name, ME)
         tree.make(tree.find(folder), name, OTHER, 0o700)
     with pytest.raises(NotFound, match="was removed"):
         handle.write(OLD_FILES[path].encode(), 0)
@@ -470,7 +470,7 @@ def test_a_file_opened_before_its_object_was_removed_does_nothing_to_the_next_ow
 def test_a_request_written_while_its_agent_is_removed_leaves_nothing(tree: Tree, kernel: Kernel) -> None:
     handle = opened(tree, LLM, os.O_WRONLY)
     handle.write(b"my secret", 0)
-    tree.remove(tree.find("/agents"), "ada")
+    tree.remove(tree.find("/agents"), "ada", ME)
     tree.make(tree.find("/agents"), "ada", OTHER, 0o700)
     with pytest.raises(NotFound):
         handle.flush(ME.pid)
@@ -481,7 +481,7 @@ def test_a_request_written_while_its_agent_is_removed_leaves_nothing(tree: Tree,
 def test_reset_empties_a_context_only_with_permission_to_write(tree: Tree, kernel: Kernel) -> None:
     tree.make(tree.find("/contexts"), "chat", ME, 0o700)
     write(tree, "/agents/ada/context", "chat")
-    tree.remove(tree.find("/contexts"), "chat")
+    tree.remove(tree.find("/contexts"), "chat", ME)
     tree.make(tree.find("/contexts"), "chat", OTHER, 0o700)
     stranger = Caller(777, 777, 1 << 29)
     with pytest.raises(Denied):

@@ -103,11 +103,11 @@ class TreeMachine(RuleBasedStateMachine):
     def rmdir(self, path: str) -> None:
         _, kind, name = path.split("/")
         if path in self.model:
-            self.tree.remove(self.tree.find(f"/{kind}"), name)
+            self.tree.remove(self.tree.find(f"/{kind}"), name, ROOT)
             del self.model[path]
         else:
             with pytest.raises(NotFound):
-                self.tree.remove(self.tree.find(f"/{kind}"), name)
+                self.tree.remove(self.tree.find(f"/{kind}"), name, ROOT)
 
     @rule(path=objects, mode=MODES)
     def chmod(self, path: str, mode: int) -> None:

@@ -32,7 +32,7 @@ SHARED = {"private": (0o700, 0), "read": (0o750, 0o040), "use": (0o770, 0o070), 
 OBJECTS = ("agents/matrix", "contexts/matrix", "tools/matrix", "access/groups/matrix")
 BESIDE = ["status", "README", "scheduler/policy", "scheduler/queue", "models/tiny/llm", "workers/0/ctl"]
 BESIDE += ["tools/calc/call", "tools/calc/limit", "tools/calc/info", "access/audit.jsonl", "access/pending"]
-BESIDE += ["access/rules", "access/owners"]
+BESIDE += ["access/rules", "access/owners", "requests"]
 REFUSED = {errno.EACCES, errno.EPERM}
 
 

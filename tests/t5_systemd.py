@@ -144,6 +144,21 @@ def test_members_of_its_group_and_root_may_use_it(machine: Machine) -> None:
     machine.run("root", "usermod -aG aios alice; usermod -aG aios bob; mkdir /aios/agents/roots")
 
 
+def test_a_new_user_with_the_uid_of_a_removed_one_finds_nothing_of_his(machine: Machine) -> None:
+    machine.run("root", "useradd -u 4001 -G aios dora")
+    call = 'echo \'{"command": "true"}\' > /aios/tools/shell/call && ls /aios/requests'
+    id = machine.out("dora", f"mkdir /aios/agents/doras; echo secret > /aios/agents/doras/system; {call}")
+    machine.run("root", "userdel dora && useradd -u 4001 -G aios eve")
+    for attempt in ("rmdir /aios/agents/doras", "cat /aios/agents/doras/system", f"ls /aios/requests/{id}"):
+        assert not machine.works("eve", attempt)
+    roots = f"cat /aios/agents/doras/system /aios/requests/{id}/state"
+    assert machine.out("root", roots) == "secret\ncancelled"
+    assert "user 4001 is eve and was dora" in journal(machine, "--unit=aiosd")
+    machine.run("eve", "mkdir /aios/agents/eves")
+    assert machine.out("root", "aiosctl user remove eve") == "agents/eves: removed"
+    machine.run("root", "userdel eve && rmdir /aios/agents/doras")
+
+
 def test_a_minute_after_its_start_a_shell_has_an_answer(machine: Machine) -> None:
     machine.run("root", "systemctl stop aiosd")
     began = time.monotonic()

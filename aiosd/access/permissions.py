@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiosd.access.caller import Caller
@@ -105,16 +105,42 @@ class Permissions:
     def change(
         self, path: str, now: Permission, *, uid: int = -1, gid: int = -1, mode: int | None = None
     ) -> None:
-        """Change owner, group or mode; -1 keeps an id, as in chown(2)."""
-        self.set(
-            path,
-            replace(
-                now,
-                uid=now.uid if uid < 0 else uid,
-                gid=now.gid if gid < 0 else gid,
-                mode=now.mode if mode is None else mode,
-            ),
-        )
+        """Change owner, group or mode; -1 keeps an id, as in chown(2).
+
+        The files of an object go with it, also those with modes of their own.
+        """
+        new_uid, new_gid = now.uid if uid < 0 else uid, now.gid if gid < 0 else gid
+        with self._lock:
+            changed = {path: Permission(new_uid, new_gid, now.mode if mode is None else mode)}
+            for below in self._below.get(path, ()) if new_uid != now.uid else ():
+                at = self._by_path[below]
+                if below != path and at.uid == now.uid:
+                    changed[below] = Permission(new_uid, new_gid if at.gid == now.gid else at.gid, at.mode)
+            self._save([], changed)
+
+    def of_user(self, uid: int) -> list[str]:
+        """Return the user's objects, and what else was given to him; not the files of his objects."""
+        with self._lock:
+            own = {path for path, at in self._by_path.items() if at.uid == uid}
+        return [path for path in own if path == object_of(path) or object_of(path) not in own]
+
+    def give(self, modes: Mapping[str, int | None], uid: int, gid: int) -> None:
+        """Give paths to another user. With a mode, the files below go back to theirs; None keeps the mode."""
+        with self._lock:
+            gone = [below for path, mode in modes.items() if mode is not None for below in self._below[path]]
+            now = dict[str, Permission]()
+            for path, mode in modes.items():
+                now[path] = Permission(uid, gid, self._by_path[path].mode if mode is None else mode)
+            self._save(gone, now)
+
+    def _save(self, gone: list[str], now: Mapping[str, Permission]) -> None:
+        """Drop paths, and set others. The caller holds the lock."""
+        rows = [(path, at.uid, at.gid, at.mode) for path, at in now.items()]
+        self._store.change_permissions(gone, rows)
+        for path in set(gone) - now.keys():
+            self._put(path, None)
+        for path, at in now.items():
+            self._put(path, at)
 
     def paths(self) -> list[str]:
         with self._lock:

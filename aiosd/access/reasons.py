@@ -38,6 +38,10 @@ class Reasons:
             if len(self._by_uid) > USERS:
                 self._by_uid.popitem(last=False)
 
+    def forget(self, uid: int) -> None:
+        with self._lock:
+            self._by_uid.pop(uid, None)
+
     def last(self, uid: int, folder: str) -> Refusal:
         """Return the user's last refusal of a file directly in the folder; an empty one if there is none."""
         found = (one for one in reversed(self._of(uid)) if one.file.rpartition("/")[0] == folder)

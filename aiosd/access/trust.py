@@ -27,6 +27,15 @@ class Trust:
     def set_owners(self, uid: int, owners: set[int]) -> None:
         self._set(OWNERS, str(uid), owners)
 
+    def forget(self, uid: int) -> None:
+        """Take back what this user granted, and what others granted to him."""
+        with self._lock:
+            self._store.remove_grant(OWNERS, str(uid))
+            self._ids.pop((OWNERS, str(uid)), None)
+            granted = [(key, ids) for key, ids in self._ids.items() if key[0] == OWNERS and uid in ids]
+        for key, ids in granted:
+            self._set(*key, ids - {uid})
+
     def groups(self) -> list[str]:
         return [name for kind, name in list(self._ids) if kind == GROUP]
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from aiosd import __version__
-from aiosd.cli import packaged, sharing, torch_install
+from aiosd.cli import packaged, sharing, torch_install, users
 from aiosd.client import Failed, Files
 from aiosd.config.config import private_mount
 from aiosd.host import hashchain
@@ -114,7 +114,15 @@ def arguments() -> argparse.ArgumentParser:
     ask_parser.add_argument("agent", nargs="?", help="an agent; a missing agent is made")
     ask_parser.add_argument("text", nargs="*", help="default: standard input")
     command("log", log, "why an agent's requests were refused or failed").add_argument("agent")
-    command("cancel", cancel, "end an unfinished request").add_argument("id")
+    cancel = command("cancel", users.cancel, "end unfinished requests")
+    which = cancel.add_mutually_exclusive_group(required=True)
+    which.add_argument("id", nargs="?", help="a number of aiosctl queue")
+    which.add_argument("--user", metavar="NAME|UID", help="all requests of this user")
+    user = command("user", users.remove, "users who go").add_subparsers(required=True)
+    gone = user.add_parser("remove", help="cancel a user's requests and remove his objects (root)")
+    gone.add_argument("user", metavar="NAME|UID")
+    gone.add_argument("--to", metavar="USER", help="give the objects to this user instead")
+    gone.set_defaults(run=users.remove)
     shared = command("share", sharing.share, "let a group use one of your agents")
     shared.add_argument("agent")
     shared.add_argument("--group", required=True)
@@ -221,16 +229,6 @@ def log(files: Files, options: argparse.Namespace) -> None:
         note = json.loads(line)
         when = time.strftime("%F %T", time.localtime(note["time"]))
         print(when, note.get("file") or f"request {note.get('request')}", note["message"], sep="  ")
-
-
-def cancel(files: Files, options: argparse.Namespace) -> None:
-    rows = [line.split() for line in files.read("scheduler/queue").splitlines()[1:]]
-    agent = next((row[3] for row in rows if row[0] == options.id), None)
-    if agent is None:
-        raise Failed(f"no unfinished request {options.id}; aiosctl queue shows them")
-    if agent == "-":
-        raise Failed(f"request {options.id} has no agent; it ends with the program that waits for its answer")
-    files.write(f"agents/{agent}/requests/{options.id}/ctl", "cancel")
 
 
 def policy(files: Files, options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ class Contexts:
         self._lock = threading.Lock()
         self._by_name = {row[0]: Context(*row) for row in store.contexts()}
         self._loops: dict[int, Context] = {}
+        self._former = Counter[int]()  # accounts that a uid had before
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -89,7 +91,12 @@ class Contexts:
         context of several users, or from a file, only within itself.
         """
         alone = context.id < 0 or self.owner(context) == (uid, True)  # a loop is its caller's alone
-        return context.salt or (str(uid) if alone else f"context {context.id}")
+        user = f"{uid} {self._former[uid]}" if uid in self._former else f"{uid}"
+        return context.salt or (user if alone else f"context {context.id}")
+
+    def disown(self, uid: int) -> None:
+        """The uid is another account now, which shares no KV with the former one."""
+        self._former[uid] += 1
 
     def whole(self, spec: Chat) -> list[Message]:
         """Return the system prompt, the conversation so far, and the new messages."""

@@ -43,6 +43,12 @@ class Store(Connection):
         with self._transaction() as db:
             db.execute("REPLACE INTO permissions VALUES (?,?,?,?)", (path, uid, gid, mode))
 
+    def change_permissions(self, gone: list[str], now: list[tuple[str, int, int, int]]) -> None:
+        """Drop paths, then save others, all or none."""
+        with self._transaction() as db:
+            db.executemany("DELETE FROM permissions WHERE path=?", [(path,) for path in gone])
+            db.executemany("REPLACE INTO permissions VALUES (?,?,?,?)", now)
+
     def forget_permissions(self, path: str) -> None:
         with self._transaction() as db:
             below = (path + "/", path + "0")  # paths that begin with the first: 0 follows / in ASCII
@@ -58,6 +64,17 @@ class Store(Connection):
     def remove_grant(self, kind: str, name: str) -> None:
         with self._transaction() as db:
             db.execute("DELETE FROM grants WHERE kind=? AND name=?", (kind, name))
+
+    def accounts(self) -> dict[int, str]:
+        return dict(self._rows("SELECT uid, name FROM accounts"))
+
+    def save_account(self, uid: int, name: str) -> None:
+        with self._transaction() as db:
+            db.execute("REPLACE INTO accounts VALUES (?,?)", (uid, name))
+
+    def users(self) -> list[int]:
+        """Return all who have something here."""
+        return [uid for (uid,) in self._rows("SELECT uid FROM permissions UNION SELECT uid FROM requests")]
 
     # agents, contexts, models
 
@@ -323,6 +340,11 @@ class Store(Connection):
     def children(self, id: int) -> list[Request]:
         """Return the steps of a loop, in the order they were made."""
         return [self._request(row) for row in self._select("parent=?", id)]
+
+    def give_requests(self, uid: int, to: int) -> None:
+        """Give a user's requests to another, whose newest ones of models and tools stay the same."""
+        with self._transaction() as db:
+            db.execute("UPDATE requests SET file=iif(agent_id=0,'',file), uid=? WHERE uid=?", (to, uid))
 
     def remove_request(self, id: int) -> None:
         with self._transaction() as db:

@@ -14,6 +14,7 @@ from aiosd.cores.pool import Pool
 from aiosd.database.store import Store
 from aiosd.handlers.tool.approvals import Approvals
 from aiosd.handlers.tool.questions import Questions
+from aiosd.host.accounts import Accounts
 from aiosd.scheduler.admission import Admission
 from aiosd.scheduler.dispatch import Dispatch
 from aiosd.scheduler.ending import Ending
@@ -30,6 +31,7 @@ from aiosd.tools.catalog import Tools
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     handlers: Mapping[str, Handler]  # all handlers, by kind
+    accounts: Accounts
     admission: Admission
     approvals: Approvals
     audit: Audit

@@ -28,6 +28,10 @@ class Watcher(Protocol):
         """One of these processes of the user writes to a file of the tree, and waits meanwhile."""
         ...
 
+    def forget(self, uid: int) -> None:
+        """The uid is another account now, which nobody has seen yet."""
+        ...
+
 
 class Direct:
     """This process looks with its own rights."""
@@ -52,6 +56,9 @@ class Direct:
     def writes(self, uid: int, groups: frozenset[int], pids: Sequence[int]) -> None:
         """Nothing to do: this process runs the tools itself."""
 
+    def forget(self, uid: int) -> None:
+        """It knows no users."""
+
 
 _watcher: Watcher = Direct()
 
@@ -71,3 +78,7 @@ def holds(pid: int, path: str) -> bool:
 
 def writes(uid: int, groups: frozenset[int], pids: Sequence[int]) -> None:
     _watcher.writes(uid, groups, pids)
+
+
+def forget(uid: int) -> None:
+    _watcher.forget(uid)

@@ -100,13 +100,19 @@ class DaemonConnection:
             case orders.Reload():
                 self._administrator.reload()
             case orders.See():
-                seen = self._users.see(message.uid, message.pids, self._device)
-                self._send(Answered(message.number, "seen" if seen else ""))
+                self._send(Answered(message.number, "seen" if self._see(message) else ""))
             case orders.Holds():
                 held = holds(message.pid, message.path, self._device)
                 self._send(Answered(message.number, "held" if held else ""))
             case orders.Program():
                 self._send(Answered(message.number, Direct().program(message.pid)))
+
+    def _see(self, message: orders.See) -> bool:
+        try:
+            return self._users.see(message.uid, message.pids, self._device)
+        except AiosError as error:
+            log.error("user %d: %s", message.uid, error.explanation)
+            return False
 
     # calls and sessions
 

@@ -150,6 +150,10 @@ class Asking:
                 self._told.clear()
             self._told[who] = now
 
+    def forget(self, uid: int) -> None:
+        for who in [who for who in list(self._told) if who[0] == uid]:
+            self._told.pop(who, None)
+
     def answered(self, message: Answered) -> None:
         if waiting := self._waiting.get(message.number):
             waiting.put(message.answer)
@@ -209,6 +213,9 @@ class Remote(EventLoop):
 
     def forget_but(self, agents: Collection[int]) -> None:
         self._send(orders.ForgetBut(list(agents)))
+
+    def disown(self, uid: int) -> None:
+        """aios-privileged sees it by itself (aiosd.privilege.users)."""
 
     def notify(self, hook: str, facts: Mapping[str, str], uid: int, gid: int) -> None:
         del hook  # it is not for this process to say which

@@ -31,6 +31,7 @@ from aiosd.privilege.administrator import Administrator
 from aiosd.privilege.connection import DaemonConnection
 from aiosd.privilege.peer import peer_of
 from aiosd.privilege.users import Users
+from aiosd.tools.run.workfolder import Work
 
 log = logging.getLogger("aios-privileged")
 
@@ -63,7 +64,7 @@ class Privileged:
             self._work = prepare(state, Path(self._administrator.config.daemon.state) / "work")
         except ConfigError as error:
             raise Misconfigured(str(error), error.hint) from None
-        self._users = Users(state / "users.json")
+        self._users = Users(state, Work(self._work))
 
     def serve(self) -> None:
         signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}

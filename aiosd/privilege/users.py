@@ -3,7 +3,9 @@
 The daemon says which user calls, and it may lie. So it names the process while the process waits in write(2).
 /proc then tells the process's user and groups, and whether it has a file of the tree open to write. Such a
 sighting holds for a week, because a request outlives its process: it waits in the queue, or for a restart.
-System accounts are refused in any case. Only the thread that receives orders uses this.
+System accounts are refused in any case. A uid under another name than the remembered one is another account
+(aiosd.host.accounts): it has not been seen, and the former work folders are set aside. Only the thread that
+receives orders uses this.
 """
 
 from __future__ import annotations
@@ -13,13 +15,17 @@ import logging
 import os
 import pwd
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from aiosd.errors import Denied
-from aiosd.host import proc
+from aiosd.errors import Denied, StoreFailed
+from aiosd.host import disk, proc
+from aiosd.host.accounts import Accounts
+from aiosd.host.message_ids import NOTICE
+from aiosd.tools.run.workfolder import Work
 
 log = logging.getLogger(__name__)
 
@@ -39,24 +45,44 @@ class Sighting:
 
 
 class Users:
-    def __init__(self, file: Path) -> None:
-        """`file` keeps the sightings over a restart. Only root can change it."""
-        self._file = file
+    """Implements aiosd.host.accounts.AccountEvents."""
+
+    def __init__(self, state: Path, work: Work) -> None:
+        """`state`: keeps the sightings and the names of users over a restart. Only root can change it."""
+        self._file, self._work = state / "users.json", work
         self._seen: dict[int, list[Sighting]] = {}
         self._read()
+        self._names_file = state / "accounts.json"
+        self._names = {int(uid): str(name) for uid, name in read(self._names_file).items()}
+        self._accounts = Accounts(self._names, self._remember, self)
+
+    def replaced(self, uid: int, before: str, now: str) -> None:
+        self._seen.pop(uid, None)
+        self._write(time.time())
+        self._work.set_aside(uid)
+        log.log(NOTICE, "user %d is %s and was %s, whose work folders are set aside", uid, now, before)
+
+    def _remember(self, uid: int, name: str) -> None:
+        write(self._names_file, {**self._names, uid: name})
 
     def see(self, uid: int, pids: Iterable[int], device: bytes) -> bool:
-        """Whether one of these processes is that user's and has a file of the device open to write."""
+        """Whether one of these processes is that user's and has a file of the device open to write.
+
+        Raises StoreFailed.
+        """
         for pid in pids:
             groups = writer(pid, uid, device)
             if groups is not None:
+                self._accounts.check(uid, fresh=True)  # the daemon may have seen another name already
                 self._note(uid, groups, time.time())
                 return True
         return False
 
     def check(self, uid: int, groups: Collection[int], system_users: Sequence[str]) -> None:
-        """Raises Denied: tools do not run as that user with these groups."""
+        """Raises Denied: tools do not run as that user with these groups. Raises StoreFailed."""
         check_account(uid, system_users)
+        if uid in self._seen:
+            self._accounts.check(uid)
         since_s = time.time() - LASTS_S
         fresh = [sighting for sighting in self._seen.get(uid, ()) if sighting.at_s > since_s]
         if not fresh:
@@ -85,11 +111,9 @@ class Users:
 
     def _read(self) -> None:
         try:
-            for uid, sightings in json.loads(self._file.read_bytes()).items():
+            for uid, sightings in read(self._file).items():
                 self._seen[int(uid)] = [Sighting(frozenset(groups), at_s) for groups, at_s in sightings]
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             log.error("%s: %s; a user is seen again at the next write", self._file, error)
             self._seen = {}
 
@@ -99,17 +123,36 @@ class Users:
             -USERS_MOST:
         ]
         self._seen = {uid: fresh[uid] for _, uid in last}
-        new = self._file.with_suffix(".new")
+        rows = {uid: [[sorted(s.groups), s.at_s] for s in known] for uid, known in self._seen.items()}
         try:
-            new.write_text(
-                json.dumps(
-                    {uid: [[sorted(s.groups), s.at_s] for s in known] for uid, known in self._seen.items()}
-                )
-            )
-            new.chmod(0o600)
-            new.replace(self._file)
-        except OSError as error:
-            log.error("%s: %s; a restart loses which users were seen", self._file, error)
+            write(self._file, rows)
+        except StoreFailed as error:
+            log.error("%s; a restart loses which users were seen", error)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A table in JSON. It is empty if the file is missing or damaged, which the log says."""
+    try:
+        found = json.loads(file.read_bytes())
+        if isinstance(found, dict):
+            return found
+        log.error("%s: it has no table, and is left aside", file)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        log.error("%s: %s; it is left aside", file, error)
+    return {}
+
+
+def write(file: Path, table: Mapping[int, object]) -> None:
+    """Raises StoreFailed."""
+    new = file.with_suffix(".new")
+    try:
+        new.write_text(json.dumps(table))
+        new.chmod(0o600)
+        new.replace(file)
+    except OSError as error:
+        raise disk.failed(file, error) from None
 
 
 def check_account(uid: int, system_users: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from weakref import WeakValueDictionary
 
 from aiosd.access.caller import Caller
@@ -78,6 +79,16 @@ class Admission:
             why = why or handler.forbid(request)  # ask a person again, even if the call was allowed
             self._scheduler.queue.add(request, startable=not why)
             if why:
+                self._ending.finish(request, State.FAILED, why)
+        self.fail_barred()
+
+    def fail_barred(self) -> None:
+        """Fail the requests that have not begun, of users and agents whose quota of requests is 0 by now."""
+        bar = cache(self._limits.bar)
+        for request in self._scheduler.unfinished():
+            begun = request.state is not State.QUEUED or request.tokens or request.parked
+            if not begun and not request.parent and (whose := bar(request.uid, request.agent)):
+                why = f"the quota of {whose} is 0 requests by now: ask the administrator"
                 self._ending.finish(request, State.FAILED, why)
 
     # judging
@@ -220,6 +231,14 @@ class Admission:
             raise NotFound(f"no request {id}")
         self._read[id] = ended(request)
         return request
+
+    def disown(self, uid: int, to: int) -> None:
+        """Give the ended requests of a former account to another user."""
+        self._store.give_requests(uid, to)
+        for request in list(self._read.values()):
+            if request.uid == uid:
+                request.uid = to
+        self.newest.disown(uid)
 
     def forget(self, agent: Agent) -> None:
         with self._lock:

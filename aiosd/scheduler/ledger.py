@@ -59,6 +59,11 @@ class Shares:
         self._seen_s[request.uid, request.agent] = now
         self._last = request.uid
 
+    def forget(self, uid: int) -> None:
+        self.users.pop(uid, None)
+        for run in [run for run in self.agents if run[0] == uid]:
+            del self.agents[run]
+
     def _forget_idle(self, now: float) -> None:
         """Keep only the agents of the last RUN_IDLE_S, so that memory stays bounded."""
         for run in [r for r, seen in self._seen_s.items() if now - seen > RUN_IDLE_S]:
@@ -71,6 +76,11 @@ class Ledger:
         self.tokens = Shares()  # of models
         self.seconds = Shares()  # of tools
         self.buckets = Buckets()
+
+    def forget(self, uid: int) -> None:
+        self.tokens.forget(uid)
+        self.seconds.forget(uid)
+        self.buckets.forget(uid)
 
     def arrive(self, request: Request, now: float) -> None:
         self._of(request).arrive(request, now)

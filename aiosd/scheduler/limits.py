@@ -19,9 +19,11 @@ from functools import lru_cache
 from typing import Any
 
 from aiosd.access.caller import Caller
+from aiosd.access.rules import user_name
 from aiosd.config.config import UNBOUNDED, Config, Quota
 from aiosd.database.store import Store
 from aiosd.errors import Busy, ShuttingDown, StoreFull
+from aiosd.host.readable import Reader
 from aiosd.scheduler.queue import Queue, add
 
 RATES = ("running_requests", "tokens_per_minute")  # 0 means no bound
@@ -36,7 +38,13 @@ class Limits:
         self.reload(config)
 
     def reload(self, config: Config) -> None:
-        self._limits, self.quotas = config.limits, Quotas(config)
+        self._config, self._limits, self.quotas = config, config.limits, Quotas(config)
+
+    def forget(self, uid: int) -> None:
+        """The uid is another account now: it has used nothing, and quotas by name may be another's."""
+        with self._lock:
+            self._queue.ledger.forget(uid)
+        self.quotas = Quotas(self._config)
 
     @property
     def request_bytes(self) -> int:
@@ -65,6 +73,13 @@ class Limits:
         self._check_rate(caller.uid, quota.tokens_per_minute, "you have")
         self._check_rate(agent, own.get("tokens_per_minute", UNBOUNDED), f"agent {agent} has")
         self.check_disk(size)
+
+    def bar(self, uid: int, agent: str) -> str:
+        """Say whose quota of requests is 0: such a user or agent may have none. Empty: neither's."""
+        groups = Reader.of(uid).groups if self.quotas.asks_groups else frozenset[int]()
+        if self.quotas.of(Caller(uid, -1, 0, groups)).queued_requests == 0:
+            return f"user {user_name(uid)}"
+        return f"agent {agent}" if self.quotas.of_agent(agent).get("queued_requests") == 0 else ""
 
     def check_disk(self, size: int) -> None:
         """Raise StoreFull if `size` more bytes would leave less than the reserve."""

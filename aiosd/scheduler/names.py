@@ -63,6 +63,10 @@ class Names:
             self._owners[at.uid] = time.monotonic(), owner
         return owner
 
+    def forget(self, uid: int) -> None:
+        """The uid is another account now, with other groups."""
+        self._owners.pop(uid, None)
+
     def _may(self, caller: Caller, agent: str, *asked: tuple[str, Permission, int]) -> bool:
         """Whether the agent's owner or the caller has these rights: path, default and rights of each."""
         now = [(self._permissions.get(path) or default, want) for path, default, want in asked]

@@ -64,6 +64,11 @@ class Newest:
         with self._lock:
             self._ids = {key: id for key, id in self._ids.items() if key[0] != agent.id}
 
+    def disown(self, uid: int) -> None:
+        with self._lock:
+            self._ids = {key: id for key, id in self._ids.items() if key[2] != uid}
+            self._refused.pop(uid, None)
+
 
 def _key(source: Source, uid: int) -> Key:
     return (source.agent.id, source.file, None) if source.agent else (0, source.file, uid)

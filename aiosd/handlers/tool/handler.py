@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterable
 from typing import ClassVar
@@ -97,6 +98,20 @@ class ToolHandler(Handler):
         return tool is not None and self._parts.calls.free(tool, running)
 
     def start(self, request: Request, worker: Worker | None) -> None:
+        """A call that waited long may be of a user who is gone. Orders do not wait for the name service."""
+        if self._parts.accounts.fresh(request.uid):
+            self._run(request)
+        else:
+            threading.Thread(target=self._check_and_run, args=(request,), name="account", daemon=True).start()
+
+    def _check_and_run(self, request: Request) -> None:
+        if self._parts.accounts.replaced(request.uid):
+            why = f"its user was removed: {request.uid} is another one by now"
+            self._parts.ending.finish(request, State.FAILED, why)
+        else:
+            self._run(request)
+
+    def _run(self, request: Request) -> None:
         try:
             self._parts.calls.run(request)
         except AiosError as error:

@@ -109,6 +109,16 @@ class Sessions:
 
         self._runner.order(keep)
 
+    def end_of(self, uid: int) -> None:
+        """End the sessions of a user whose account has ended."""
+
+        def end() -> None:
+            for session in list(self._by_id.values()):
+                if session.user.uid == uid:
+                    self._kill(session, "the account of its user has ended")
+
+        self._runner.order(end)
+
     # down
 
     def _call(self, server: Server, user: User, asked: Asked) -> None:

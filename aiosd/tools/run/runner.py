@@ -136,6 +136,9 @@ class Runner(EventLoop):
     def forget_but(self, agents: Collection[int]) -> None:
         self._work.forget_but(agents)
 
+    def disown(self, uid: int) -> None:
+        self._work.set_aside(uid)
+
     def notify(self, hook: str, facts: Mapping[str, str], uid: int, gid: int) -> None:
         """Runs the administrator's program, not in a sandbox and for no long time, as that user."""
         self.order(partial(self._notify, hook, facts, uid, gid))

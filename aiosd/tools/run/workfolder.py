@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -38,6 +39,20 @@ class Work:
     def _give(fd: int, uid: int, gid: int) -> None:
         if os.geteuid() == 0:
             os.fchown(fd, uid, gid)
+
+    def set_aside(self, uid: int) -> None:
+        """Give a former account's work folders to root, under a name that no uid has. Raises StoreFailed."""
+        with ExitStack() as undo:
+            try:
+                root = _open(undo, None, str(self.root))
+                fd = _open(undo, root, str(uid))
+                self._give(fd, os.geteuid(), os.getegid())
+                os.fchmod(fd, 0o700)
+                os.rename(str(uid), f"{uid}.{time.time_ns()}", src_dir_fd=root, dst_dir_fd=root)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise disk.failed(self.root / str(uid), error) from None
 
     def has(self, agent: int) -> bool:
         return any(str(agent) in names for _, names in self._folders())
