@@ -121,6 +121,10 @@ class Daemon:
             self.privileged.wait(30)
         subprocess.run(["umount", "-l", self.root], stderr=subprocess.DEVNULL)
 
+    def says(self, words: str) -> None:
+        """Wait for words in the log, which is written a moment later."""
+        wait_until(lambda: words in self.log.read_text(), f"{words!r} in the log")
+
     def read(self, path: str) -> str:
         return (self.root / path).read_text()
 

@@ -349,11 +349,15 @@ def test_names_in_a_request_are_checked_against_the_callers_rights(tree: Tree, k
     with pytest.raises(Denied, match="secret"):
         write(tree, LLM, document, stranger)
     tree.chmod("/models/random", ME, 0o750)
+    tree.make(tree.find("/agents"), "guest", stranger, 0o777)
     with pytest.raises(Denied, match="model random"):
-        write(tree, LLM, "x", stranger)
+        write(tree, "/agents/guest/syscall/llm", "x", stranger)
     with pytest.raises(NotFound, match="no context none"):
         write(tree, LLM, document.replace("secret", "none"), ME)
     assert requests(kernel) == []
+    write(tree, LLM, "x", stranger)  # who shares an agent shares the models that he may use
+    [request] = requests(kernel)
+    assert request.uid == 777
 
 
 def test_an_allocated_request_is_written_and_read_by_its_id(tree: Tree, kernel: Kernel) -> None:

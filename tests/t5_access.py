@@ -349,7 +349,7 @@ def test_a_tool_gets_the_secrets_that_its_manifest_names_and_no_log_has_them(
     daemon = make_daemon(f"[tools]\nfolder = '{tmp_path}/tools.d'\ncredentials = '{secrets}'\n").start()
     ask = run("tools/secret/call", "{}")
     assert "Input/output" in as_user(daemon, ALICE, ask).stderr
-    assert "may be read by others; chmod 600 it" in daemon.log.read_text()
+    daemon.says("may be read by others; chmod 600 it")
     (secrets / "token").chmod(0o600)
     done = as_user(daemon, ALICE, ask)
     assert done.stdout == "400\ns3cret-of-ours\ntoken\n", done.stderr

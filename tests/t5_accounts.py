@@ -87,7 +87,7 @@ def check_inherited(daemon: Daemon, unfinished: list[int]) -> None:
     [aside] = daemon.work.glob(f"{UID}.*")
     assert (aside.stat().st_uid, aside.stat().st_mode & 0o777) == (0, 0o700)
     assert [file.read_text() for file in aside.glob("*/file")] == ["hers\n"]
-    assert f"user {UID} is bob and was alice" in daemon.log.read_text()
+    daemon.says(f"user {UID} is bob and was alice")
 
 
 def check_bobs(daemon: Daemon) -> None:

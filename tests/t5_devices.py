@@ -194,7 +194,7 @@ def test_a_device_that_fails_is_drained_and_its_requests_go_on(
     daemon.write("models/slow/ctl", f"pin {A[:12]}\n")
     wait_until(lambda: on(daemon, "slow") == [[A]], "the device that is back", 60)
     assert ask(daemon, "slow") == wanted
-    assert f"device {B} has failed: it is not there any more" in daemon.log.read_text()
+    daemon.says(f"device {B} has failed: it is not there any more")
 
 
 def test_two_models_share_a_device_by_fractions(
@@ -238,5 +238,5 @@ def test_a_model_that_runs_on_the_processor_instead_of_its_gpu_says_so(
     lines = daemon.read("devices").splitlines()
     assert any(line.startswith(f"# {said}") for line in lines)
     assert f"# {B}: NVML: lost; reboot" in lines
-    assert f"WARNING aiosd.cores.assignment: device {said}" in daemon.log.read_text()
+    daemon.says(f"WARNING aiosd.cores.assignment: device {said}")
     assert "on the processor" in json.loads(daemon.read("models/random/info.json"))["warning"]
