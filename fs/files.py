@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiosd.access.caller import Caller
-from aiosd.errors import BadValue, NotAllowed, TooBig
+from aiosd.errors import AiosError, BadValue, NotAllowed, TooBig
 from aiosd.host.watchers import Unwatch
 from aiosd.syscall.request import Request
 
@@ -51,6 +51,9 @@ class Handle:
 
     def write(self, data: bytes, offset: int) -> None:
         raise NotAllowed("this file is read-only")
+
+    def refused(self, error: AiosError) -> None:
+        """A write was refused before it came here."""
 
     def watch(self, callback: Callable[[], None]) -> Unwatch:
         return lambda: None

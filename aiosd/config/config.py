@@ -83,6 +83,7 @@ class Quota:
     queued_requests: int = 2_000  # agent too
     running_requests: int = 0  # agent too; 0: as many as there is room for
     tokens_per_minute: int = 0  # agent too; of prompts and answers; 0: no bound
+    writing_ms_per_minute: int = 3_000  # of the processor, for refused and large writes; 0: no bound
     open_files: int = 4096  # below the mount; root has no bound
     open_bytes: int = 64 << 20  # contents that the open files keep from their open()
     agents: int = 20_000

@@ -24,7 +24,7 @@ from aiosd.database.store import Store
 from aiosd.errors import Busy, ShuttingDown, StoreFull
 from aiosd.scheduler.queue import Queue, add
 
-RATES = ("running_requests", "tokens_per_minute")  # 0 means no bound
+RATES = ("running_requests", "tokens_per_minute", "writing_ms_per_minute")  # 0 means no bound
 LATER = "try again when some have ended"
 
 
