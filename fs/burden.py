@@ -1,8 +1,8 @@
-"""Count and bound what the files of each user take: their number, their bytes in memory, their waiting threads,
-and the processor's time for writes that are refused or large.
+"""Count and bound what the files of each user take: their number, their bytes in memory, their waiting
+threads, and the processor's time for writes that are refused or large.
 
-All users wait while the daemon parses for one of them, so that time has a bound for each person, whatever uid
-of his he uses. Any thread may call. Root and the daemon's own user have no bounds.
+All users wait while the daemon parses for one of them, so that time has a bound too. All uids that are lent
+to one user (subuid(5)) count as one. Any thread may call. Root and the daemon's own user have no bounds.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Burden:
 
     def check(self, caller: Caller, quota: Quota) -> None:
         """Check that the caller may open one more file. Raises TooManyOpen, OverQuota."""
-        if self._files.get(caller.uid, 0) >= quota.open_files and bounded(caller):
+        if self._files.get(owner(caller.uid), 0) >= quota.open_files and bounded(caller):
             raise TooManyOpen(f"you have {quota.open_files} files of this mount open", "close some of them")
         self.check_bytes(caller, quota)
 
     def check_bytes(self, caller: Caller, quota: Quota) -> None:
         """Check that the caller's open files may hold more bytes. Raises OverQuota."""
-        if self._bytes.get(caller.uid, 0) >= quota.open_bytes and bounded(caller):
+        if self._bytes.get(owner(caller.uid), 0) >= quota.open_bytes and bounded(caller):
             words = f"the files you have open hold {quota.open_bytes} bytes or more"
             raise OverQuota(words, "close some of them")
 
@@ -83,7 +83,7 @@ class Burden:
 
     def opened(self, file: Counted) -> None:
         with self._lock:
-            add(self._files, file.opening.caller.uid, 1)
+            add(self._files, owner(file.opening.caller.uid), 1)
         self.changed(file)
 
     def changed(self, file: Counted) -> None:
@@ -92,12 +92,12 @@ class Burden:
             with self._lock:
                 change = file.handle.held - file.held
                 file.held += change
-                add(self._bytes, file.opening.caller.uid, change)
+                add(self._bytes, owner(file.opening.caller.uid), change)
 
     def closed(self, file: Counted) -> None:
         with self._lock:
-            add(self._files, file.opening.caller.uid, -1)
-            add(self._bytes, file.opening.caller.uid, -file.held)
+            add(self._files, owner(file.opening.caller.uid), -1)
+            add(self._bytes, owner(file.opening.caller.uid), -file.held)
 
     def waits(self, uid: int) -> float:
         """Count one more waiting thread. Return for how many seconds it must not be woken."""

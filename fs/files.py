@@ -368,6 +368,7 @@ class AnswerHandle(Handle):
     def __init__(self, request: Request | None) -> None:
         self._request = request
         self._next = 0  # where poll(2) expects the next read
+        self.held = request.ended_bytes if request else 0
 
     def read(self, size: int, offset: int) -> bytes | None:
         data = self._request.answer.read(size, offset) if self._request else b""

@@ -162,6 +162,7 @@ class TransactionHandle(Handle):
                 self._submit()
             if self._request is None and self._newest is not None:
                 self._request, self._mine = self._admission.get(self._newest), False
+                self.held = self._request.ended_bytes
             return self._request
 
 

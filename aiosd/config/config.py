@@ -68,6 +68,7 @@ class SchedulerConfig:
 class LimitsConfig:
     request_bytes: int = 4 << 20
     queued_requests: int = 10_000
+    pending_bytes: int = 512 << 20  # memory of the half-written and waiting requests of all users
     context_bytes: int = 8 << 20  # messages of one context
     keep_requests: int = 100  # finished requests kept per agent
     disk_reserve_bytes: int = 8 << 20  # free space below the state folder; with less, requests are refused
@@ -90,7 +91,7 @@ class Quota:
     contexts: int = 20_000
     tools: int = 100
     kv_bytes: int = 4 << 30  # KV of the user's contexts, on all tiers
-    pending_bytes: int = 256 << 20  # half-written and waiting requests
+    pending_bytes: int = 64 << 20  # memory of half-written and waiting requests
 
 
 WHO = ("user", "group", "agent")

@@ -23,18 +23,23 @@ class Range(NamedTuple):
     owner: int
 
 
-class Owners:
+class SubUids:
     def __init__(self, file: Path = FILE) -> None:
         self._file = file
         self._version: tuple[int, int, int] | None = None
         self._ranges: list[Range] = []
+        self._known: dict[int, int] = {}  # what was counted for somebody is given back by the same
 
     def of(self, uid: int) -> int:
-        """Return the user to whom the uid is lent; the uid itself if to nobody."""
+        """Return the user to whom the uid is lent; the uid itself if to nobody. It stays the same while the
+        daemon runs."""
+        if (known := self._known.get(uid)) is not None:
+            return known
         self._refresh()
         ranges = self._ranges
         at = bisect_right(ranges, uid, key=lambda one: one.first) - 1
-        return ranges[at].owner if at >= 0 and uid <= ranges[at].last else uid
+        found = ranges[at].owner if at >= 0 and uid <= ranges[at].last else uid
+        return self._known.setdefault(uid, found)
 
     def _refresh(self) -> None:
         version = None
@@ -63,14 +68,14 @@ def read(file: Path) -> list[Range]:
 
 
 def number(name: str, otherwise: int) -> int:
-    """The uid of a user by name or number; of a name that this machine does not know, the first of the range."""
+    """The uid of a user by name or number. Without such a user, all uids of the range are one user's."""
     with suppress(KeyError, ValueError):
         return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
     return otherwise
 
 
-_owners = Owners()
+_subuids = SubUids()
 
 
 def owner(uid: int) -> int:
-    return _owners.of(uid)
+    return _subuids.of(uid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import Counter
 from typing import Any
 
@@ -15,6 +16,7 @@ INTEGER_MIN, INTEGER_MAX = -(1 << 63), (1 << 64) - 1
 DIGITS_MAX = 20  # characters of the longest such integer
 SMALL = 64 << 10  # characters of JSON that are parsed without a look at how many values they have
 VALUES_MAX = 100_000  # of a JSON text: no other thread goes on while Python makes them
+VALUE_BYTES = 64  # of an empty list, with its place in another
 OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
 
 
@@ -53,11 +55,11 @@ def checked(text: str) -> str:
     return text
 
 
-def read_json(text: str) -> Any:
-    """Parse JSON. Raises NotJson, also for more values than VALUES_MAX, nesting that is too deep, text that UTF-8 cannot encode, duplicate
-    keys, NaN, Infinity, and integers of more than 64 bits."""
-    if len(text) > SMALL and has_more(text, VALUES_MAX):
-        raise NotJson(f"the JSON has more than {VALUES_MAX} values")
+def read_json(text: str, values: int = VALUES_MAX) -> Any:
+    """Parse JSON. Raises NotJson, also for more than so many values, nesting that is too deep, text that
+    UTF-8 cannot encode, duplicate keys, NaN, Infinity, and integers of more than 64 bits."""
+    if len(text) > SMALL and values_of(text, values) > values:
+        raise NotJson(f"the JSON has more than {values} values")
     try:
         raw = DECODER.decode(text)
     except (ValueError, RecursionError) as error:  # ValueError: also from the hooks of DECODER
@@ -73,17 +75,27 @@ def read_json(text: str) -> Any:
     return raw
 
 
-def has_more(text: str, values: int) -> bool:
-    """Whether a JSON text has more values than that. It takes a thousandth of a second for a million characters,
-    and less than parsing for hostile ones: nothing is made of the values."""
-    if text.count(",") + text.count("[") + text.count("{") <= values:  # not even with those in strings
-        return False
+def values_of(text: str, enough: int = VALUES_MAX) -> int:
+    """The most values that a JSON text can have, not exactly above `enough`.
+
+    This takes milliseconds where parsing would take half a second, because no values are made.
+    """
+    most = text.count(",") + text.count("[") + text.count("{")
+    if most <= VALUES_MAX // 100:  # so few that it does not matter which of them are in strings
+        return most
     if "\\" in text:
         text = text.replace("\\\\", "").replace('\\"', "")
-    if text.count('"') > 4 * (values + 1):  # each value has two quotes, and two more for its key
-        return True
+    if (quotes := text.count('"')) > 4 * (enough + 1):  # each value has two, and two more for its key
+        return quotes // 4
     outside = "".join(text.split('"')[::2])
-    return outside.count(",") + outside.count("[") + outside.count("{") > values
+    return outside.count(",") + outside.count("[") + outside.count("{")
+
+
+def parsed_bytes(body: bytes) -> int:
+    """The memory of a request beside its bytes: one wide character makes all of a text wide, and each value
+    of JSON is an object."""
+    text = body.decode("utf-8", "replace")
+    return max(0, sys.getsizeof(text) - len(body)) + (VALUE_BYTES * values_of(text) if is_object(body) else 0)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
