@@ -95,8 +95,10 @@ class PartWriting(Handle):
         self._data = bytearray()
         self._changed = False
         self._judged = 0  # bytes of a manifest that were judged and not complete
+        self._wrong: BadValue | None = None  # why no more bytes can make it right
 
     def write(self, data: bytes, offset: int) -> None:
+        self._check()
         if offset != len(self._data):
             raise BadValue(f"{self._part.name} must be written from beginning to end", "use cp or cat")
         if offset + len(data) > self._most:
@@ -114,9 +116,17 @@ class PartWriting(Handle):
                 self._part.tool.judge(bytes(self._data))
         except Incomplete:  # the next write may bring the rest: bash's echo writes line by line
             self._judged = len(self._data)
+        except BadValue as error:
+            self._wrong = error
+            raise
+
+    def _check(self) -> None:
+        if self._wrong:
+            raise self._wrong.again()
 
     def _keep(self) -> None:
         if self._changed:
+            self._check()
             with judging.of(self._caller.uid):
                 self._part.kernel.tool_objects.keep(self._part.tool, self._part.name, bytes(self._data))
             self._changed = False

@@ -24,6 +24,7 @@ JUDGES = 2
 CPU_S = 1.0  # of the processor, that one schema may take
 WAIT_S = 20.0  # and by the clock
 END_S = 1.0  # that a killed one has to be gone
+NICE = 10  # models and the daemon come first
 JUDGED_MOST = 2000  # by one process: what its libraries do not give back is bounded
 DATA_BYTES = 1 << 30
 NOBODY = -1  # who asks for the daemon itself
@@ -162,6 +163,8 @@ class Court:
 
 def serve(verdict: Callable[[str], str], cpu_s: float = CPU_S) -> None:
     """The judge's side. A question that takes too long ends this process, also within a library."""
+    with suppress(PermissionError):  # a service manager's filter may refuse it
+        os.nice(NICE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
