@@ -27,6 +27,7 @@ from aiosd.scheduler.queue import add
 CROWD = 100  # waiting threads of one user that may be woken without delay
 PAUSE_S = 0.0005  # delay for each waiting thread: waking a crowd for every token would starve other users
 FREE_S = 0.003  # of a write that is not refused
+BEFORE_S = 0.02  # of the writes before one that is refused
 BURST_S = 20.0  # of this time a user may use the milliseconds at once
 
 
@@ -34,6 +35,7 @@ class Counted(Protocol):
     handle: Handle
     opening: Opening
     held: int  # bytes that Burden has counted
+    free_s: float  # time that was not charged
 
 
 class Burden:
@@ -67,19 +69,23 @@ class Burden:
             raise Busy(words, f"try again in {wait_s} s")
 
     @contextmanager
-    def timed(self, caller: Caller) -> Iterator[None]:
-        """Count the time of what the thread does within, which is a write of the caller's."""
-        began, free_s = time.thread_time(), FREE_S
+    def timed(self, file: Counted) -> Iterator[None]:
+        """Count the time of what the thread does within, for the user of the open file. What is refused costs
+        also the time of the writes before, which brought the rest of it."""
+        began, refused = time.thread_time(), False
         try:
             yield
         except AiosError:
-            free_s = 0.0
+            refused = True
             raise
         finally:
-            took_s = time.thread_time() - began - free_s
-            if took_s > 0:
+            took_s = time.thread_time() - began
+            free_s = 0.0 if refused else min(took_s, FREE_S)
+            charged_s = took_s - free_s + (file.free_s if refused else 0.0)
+            file.free_s = 0.0 if refused else min(file.free_s + free_s, BEFORE_S)
+            if charged_s > 0:
                 with self._lock:
-                    self._time.spend(owner(caller.uid), took_s * 1000)
+                    self._time.spend(owner(file.opening.caller.uid), charged_s * 1000)
 
     def opened(self, file: Counted) -> None:
         with self._lock:

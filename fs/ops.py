@@ -91,11 +91,11 @@ EXPECTED = (Interrupted, WouldBlock)  # no refusal
 class Open:
     """What one fh stands for."""
 
-    __slots__ = ("found", "handle", "held", "opening", "polled", "watch")
+    __slots__ = ("found", "free_s", "handle", "held", "opening", "polled", "watch")
 
     def __init__(self, found: FoundNode, handle: Handle, opening: Opening) -> None:
         self.found, self.handle, self.opening = found, handle, opening
-        self.held = 0  # bytes, as the burden has them
+        self.held, self.free_s = 0, 0.0  # bytes and time, as the burden has them
         self.polled: PollHandle | None = None
         self.watch: Unwatch = lambda: None  # ends the poll's watch
 
@@ -273,7 +273,7 @@ class Ops:
 
     def read(self, path: str | None, size: int, offset: int, info: Any) -> bytes:
         opened = self._open[info.fh]
-        with self._burden.timed(opened.opening.caller):  # it may submit what was written
+        with self._burden.timed(opened):  # it may submit what was written
             data = opened.handle.read(size, offset)
         if data is None:
             data = self._wait(opened, size, offset, info.flags)
@@ -309,7 +309,7 @@ class Ops:
             opened.handle.refused(error)
             raise
         processes.writes(opener.uid, opener.all_groups, (libfuse.context().pid, opener.pid))
-        with self._burden.timed(opener):
+        with self._burden.timed(opened):
             opened.handle.write(data, offset)
         self._burden.changed(opened)
         return len(data)
@@ -346,7 +346,7 @@ class Ops:
 
     def flush(self, path: str | None, info: Any) -> None:
         opened = self._open[info.fh]
-        with self._burden.timed(opened.opening.caller):
+        with self._burden.timed(opened):
             opened.handle.flush(libfuse.context().pid)
 
     def fsync(self, path: str | None, datasync: int, info: Any) -> None:
@@ -363,7 +363,7 @@ class Ops:
             opened.end_poll()
         self._burden.closed(opened)
         try:
-            with self._burden.timed(opened.opening.caller):
+            with self._burden.timed(opened):
                 opened.handle.release()
         except AiosError as error:  # nobody sees an errno of release
             self._tree.explain(path, error, opened.opening.caller.uid)
