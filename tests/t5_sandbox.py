@@ -482,11 +482,15 @@ def test_a_daemon_ends_though_its_tools_wait_for_a_file_system_that_never_answer
 
 def test_a_work_folder_of_any_depth_goes_with_its_agent(host: Host) -> None:
     as_user(host.daemon, ALICE, "mkdir agents/deep")
-    dig = python("import os\nfor i in range(1500):\n    os.mkdir('d')\n    os.chdir('d')\nprint('dug')")
-    client = host.client(ALICE, "agents/deep/syscall/tool")
-    said, _ = client.communicate(json.dumps({"name": "sh", "arguments": {"script": dig}}).encode(), 60)
-    assert said == b"dug\n"
     own = host.daemon.work / str(ALICE)
+    before = set(own.iterdir()) if own.exists() else set()
+    client = host.client(ALICE, "agents/deep/syscall/tool")
+    call = {"name": "sh", "arguments": {"script": "echo here"}}
+    assert client.communicate(json.dumps(call).encode(), 60)[0] == b"here\n"
+    [folder] = set(own.iterdir()) - before
+    dig = "import os\nfor i in range(1500):\n    os.mkdir('d')\n    os.chdir('d')"
+    # outside, because a call that is seen to dig so deep is ended
+    subprocess.run(["/usr/bin/python3", "-IS", "-c", dig], cwd=folder, check=True)
     count = len(list(own.iterdir()))
     assert as_user(host.daemon, ALICE, "rmdir agents/deep").returncode == 0
     wait_until(lambda: len(list(own.iterdir())) == count - 1, "the folder to go with the agent")
