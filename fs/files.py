@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiosd.access.caller import Caller
-from aiosd.errors import BadValue, NotAllowed, TooBig
+from aiosd.errors import AiosError, BadValue, NotAllowed, TooBig
 from aiosd.host.watchers import Unwatch
 from aiosd.syscall.request import Request
 
@@ -51,6 +51,9 @@ class Handle:
 
     def write(self, data: bytes, offset: int) -> None:
         raise NotAllowed("this file is read-only")
+
+    def refused(self, error: AiosError) -> None:
+        """A write was refused before it came here."""
 
     def watch(self, callback: Callable[[], None]) -> Unwatch:
         return lambda: None
@@ -365,6 +368,7 @@ class AnswerHandle(Handle):
     def __init__(self, request: Request | None) -> None:
         self._request = request
         self._next = 0  # where poll(2) expects the next read
+        self.held = request.ended_bytes if request else 0
 
     def read(self, size: int, offset: int) -> bytes | None:
         data = self._request.answer.read(size, offset) if self._request else b""

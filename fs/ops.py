@@ -91,11 +91,11 @@ EXPECTED = (Interrupted, WouldBlock)  # no refusal
 class Open:
     """What one fh stands for."""
 
-    __slots__ = ("found", "handle", "held", "opening", "polled", "watch")
+    __slots__ = ("found", "free_s", "handle", "held", "opening", "polled", "watch")
 
     def __init__(self, found: FoundNode, handle: Handle, opening: Opening) -> None:
         self.found, self.handle, self.opening = found, handle, opening
-        self.held = 0  # bytes, as the burden has them
+        self.held, self.free_s = 0, 0.0  # bytes and time, as the burden has them
         self.polled: PollHandle | None = None
         self.watch: Unwatch = lambda: None  # ends the poll's watch
 
@@ -278,7 +278,8 @@ class Ops:
 
     def read(self, path: str | None, size: int, offset: int, info: Any) -> bytes:
         opened = self._open[info.fh]
-        data = opened.handle.read(size, offset)
+        with self._burden.timed(opened):  # it may submit what was written
+            data = opened.handle.read(size, offset)
         if data is None:
             data = self._wait(opened, size, offset, info.flags)
         self._burden.changed(opened)
@@ -307,8 +308,14 @@ class Ops:
         if opened.held:
             self._burden.check_bytes(opened.opening.caller, self._tree.quotas().of(opened.opening.caller))
         opener = opened.opening.caller
+        try:
+            self._burden.check_time(opener, self._tree.quotas().of(opener))
+        except Busy as error:
+            opened.handle.refused(error)
+            raise
         processes.writes(opener.uid, opener.all_groups, (libfuse.context().pid, opener.pid))
-        opened.handle.write(data, offset)
+        with self._burden.timed(opened):
+            opened.handle.write(data, offset)
         self._burden.changed(opened)
         return len(data)
 
@@ -344,7 +351,9 @@ class Ops:
             return True  # the read will say what is wrong
 
     def flush(self, path: str | None, info: Any) -> None:
-        self._open[info.fh].handle.flush(libfuse.context().pid)
+        opened = self._open[info.fh]
+        with self._burden.timed(opened):
+            opened.handle.flush(libfuse.context().pid)
 
     def fsync(self, path: str | None, datasync: int, info: Any) -> None:
         """What a write was answered is stored already."""
@@ -360,7 +369,8 @@ class Ops:
             opened.end_poll()
         self._burden.closed(opened)
         try:
-            opened.handle.release()
+            with self._burden.timed(opened):
+                opened.handle.release()
         except AiosError as error:  # nobody sees an errno of release
             self._tree.explain(path, error, opened.opening.caller.uid)
 

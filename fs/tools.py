@@ -16,11 +16,13 @@ from aiosd.fs.transaction import Transaction, same_process
 from aiosd.fs.tree import Factory, Folder, Table
 from aiosd.kernel import Kernel
 from aiosd.scheduler.handler import Source
+from aiosd.syscall import judging
 from aiosd.syscall.number import whole
 from aiosd.tools.catalog import Tool
 from aiosd.tools.manifest import FILE, OWN_BYTES, PROGRAM, Incomplete
 
 NOT_SHOWN = ("parameters", "env", "judge", "notes", "served")
+SHORT = 4096  # bytes of a manifest that each write judges; else a long one in lines would cost the square
 OF_SERVER = ("name", "description", "server", "timeout_s", "limit", "irreversible")  # an MCP server's tool
 
 
@@ -92,8 +94,11 @@ class PartWriting(Handle):
         self._most = OWN_BYTES[part.name]
         self._data = bytearray()
         self._changed = False
+        self._judged = 0  # bytes of a manifest that were judged and not complete
+        self._wrong: BadValue | None = None  # why no more bytes can make it right
 
     def write(self, data: bytes, offset: int) -> None:
+        self._check()
         if offset != len(self._data):
             raise BadValue(f"{self._part.name} must be written from beginning to end", "use cp or cat")
         if offset + len(data) > self._most:
@@ -101,13 +106,29 @@ class PartWriting(Handle):
         self._part.kernel.limits.reserve(self._caller, len(data))
         self._data += data
         self._changed = True
-        if self._part.name == FILE:
-            with suppress(Incomplete):  # the next write may bring the rest: bash's echo writes line by line
+        size = len(self._data)
+        if self._part.name == FILE and (size <= SHORT or size >= 2 * self._judged):
+            self._judge()
+
+    def _judge(self) -> None:
+        try:
+            with judging.of(self._caller.uid):
                 self._part.tool.judge(bytes(self._data))
+        except Incomplete:  # the next write may bring the rest: bash's echo writes line by line
+            self._judged = len(self._data)
+        except BadValue as error:
+            self._wrong = error
+            raise
+
+    def _check(self) -> None:
+        if self._wrong:
+            raise self._wrong.again()
 
     def _keep(self) -> None:
         if self._changed:
-            self._part.kernel.tool_objects.keep(self._part.tool, self._part.name, bytes(self._data))
+            self._check()
+            with judging.of(self._caller.uid):
+                self._part.kernel.tool_objects.keep(self._part.tool, self._part.name, bytes(self._data))
             self._changed = False
 
     def flush(self, pid: int) -> None:

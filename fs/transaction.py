@@ -71,12 +71,12 @@ class TransactionHandle(Handle):
             try:
                 self._draft.add(data)
             except AiosError as error:
-                self._refused(error)
+                self.refused(error)
                 raise
             self._request = self._newest = self._refusal = None
             self._start = self._next = self._base = offset + len(data)
 
-    def _refused(self, error: AiosError) -> None:
+    def refused(self, error: AiosError) -> None:
         """A read that follows must not take an older answer for the new one: through this descriptor or, if
         that is not private, through another one of this user."""
         if self._private:
@@ -120,7 +120,7 @@ class TransactionHandle(Handle):
             with judging.of(caller.uid):
                 self._request = self._admission.submit(caller, self._source, body, self._id)
         except AiosError as error:
-            self._refused(error)
+            self.refused(error)
             raise
         self._draft.taken()  # not before: what could not be submitted can be tried again
         self._mine, self._id = True, None
@@ -162,6 +162,7 @@ class TransactionHandle(Handle):
                 self._submit()
             if self._request is None and self._newest is not None:
                 self._request, self._mine = self._admission.get(self._newest), False
+                self.held = self._request.ended_bytes
             return self._request
 
 

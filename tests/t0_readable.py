@@ -96,7 +96,7 @@ def test_a_folder_that_is_no_model_says_what_is_missing(tmp_path: Path) -> None:
     gguf = tmp_path / "m.gguf"
     for path, word in (
         (Path("models/m"), "not an absolute path"),
-        (tmp_path / "none", "no such folder"),
+        (tmp_path / "none", "no such file or folder"),
         (tmp_path, "config.json: no such file"),
     ):
         with pytest.raises(ModelError, match=word):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aiosd.errors import BadRequest
 from aiosd.syscall.chat import Chat, Defaults, Loop, as_asked, parse
-from aiosd.syscall.foreign import NotJson, read_json
+from aiosd.syscall.foreign import VALUES_MAX, NotJson, parsed_bytes, read_json, values_of
 from aiosd.syscall.sampling import Sampling
 
 DEFAULTS = Defaults(model="m", system="be brief", nice=3, sampling=Sampling(max_tokens=9))
@@ -393,3 +393,25 @@ def test_variables_of_the_chat_template_are_taken_and_kept() -> None:
 def test_wrong_values_of_them_are_refused(more: dict[str, Any]) -> None:
     with pytest.raises(BadRequest):
         parse(json.dumps({"messages": [{"role": "user", "content": "x"}], **more}).encode(), Defaults("tiny"))
+
+
+def test_json_of_very_many_values_is_refused_before_it_is_parsed() -> None:
+    lists = '{"messages":[' + ",".join(["[]"] * (VALUES_MAX + 1)) + "]"  # has no end
+    for text in (lists, '["' + '","'.join(["a"] * (VALUES_MAX + 1)), "[" * (VALUES_MAX + 1)):
+        with pytest.raises(NotJson, match="100000 values"):
+            read_json(text)
+    keys = ",".join(f'"{i}":[{i}]' for i in range(VALUES_MAX // 2 - 10))
+    assert len(read_json("{" + keys + "}")) == VALUES_MAX // 2 - 10
+
+
+@pytest.mark.parametrize("ends", ["", chr(92) * 2, chr(92) + '"'])
+def test_what_is_in_a_string_is_no_value(ends: str) -> None:
+    table = "1,2,[3]{4}" * VALUES_MAX + ends
+    assert len(read_json('{"prompt": "' + table + '"}')["prompt"]) >= len(table) - 1
+    assert values_of('{"prompt": "' + table + '", "a": [1]}') == 3
+
+
+def test_a_request_takes_the_memory_of_its_values_and_wide_characters() -> None:
+    assert parsed_bytes(b"x" * 1000) < 200
+    assert parsed_bytes(b"x" * 1000 + "\N{OWL}".encode()) > 3000
+    assert parsed_bytes(b'{"a": [' + b"[]," * 500 + b"[]]}") > 500 * 64

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
+from pathlib import Path
 
 import pytest
 
 from aiosd.access.caller import Caller
 from aiosd.config.config import UNBOUNDED, Config, Quota
 from aiosd.errors import BadValue, Busy
+from aiosd.host import subuids
 from aiosd.scheduler.handler import Source
 from aiosd.scheduler.ledger import Buckets
 from aiosd.scheduler.limits import Quotas
@@ -88,6 +90,60 @@ def test_queued_requests_of_an_agent(make_kernel: MakeKernel) -> None:
     with pytest.raises(Busy, match="1 requests of agent a0"):
         kernel.admission.submit(ME, Source("/agents/a0/syscall/llm", agent), b"y")
     ask(kernel, "of another agent")
+
+
+def test_one_person_never_takes_the_last_places_of_the_queue(
+    make_kernel: MakeKernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also not with many uids: subuid(5) lends them to one user."""
+    (tmp_path / "subuid").write_text("4242:200000:10\n")
+    monkeypatch.setattr(subuids, "_subuids", subuids.SubUids(tmp_path / "subuid"))
+    kernel = make_kernel("[limits]\nqueued_requests = 16\n")
+    source = Source("/models/random/llm", target="random")
+
+    def write(uid: int) -> int:
+        count = 0
+        try:
+            while count < 20:
+                kernel.admission.submit(Caller(uid, uid, os.getpid()), source, b"x")
+                count += 1
+        except Busy as error:
+            assert "kept for other users" in str(error)
+        return count
+
+    assert [write(uid) for uid in (4242, 200001, 200002, 5001, 5002, 5003)] == [8, 0, 0, 4, 2, 1]
+    assert write(4242) == 0
+    for request in list(kernel.scheduler.unfinished()):
+        if request.uid == 5001:
+            kernel.ending.cancel(request)
+    assert write(5004) == 3
+    for _ in range(16 - len(kernel.scheduler.unfinished())):  # root has no share, but the bound
+        kernel.admission.submit(Caller(0, 0, os.getpid()), source, b"x")
+    with pytest.raises(Busy, match="16 requests wait"):
+        kernel.admission.submit(Caller(0, 0, os.getpid()), source, b"x")
+
+
+def test_pending_bytes_are_those_of_memory_and_of_one_person(
+    make_kernel: MakeKernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "subuid").write_text("4242:200000:10\n")
+    monkeypatch.setattr(subuids, "_subuids", subuids.SubUids(tmp_path / "subuid"))
+    kernel = make_kernel("[limits]\npending_bytes = 100000\n[quota]\npending_bytes = 20000\n")
+    source, pending = Source("/models/random/llm", target="random"), kernel.scheduler.queue.pending_bytes
+    body = b'{"prompt": "x", "stop": [' + b'"a",' * 9 + b'"a"]}'
+    for uid in (4242, 200001):
+        kernel.limits.reserve(Caller(uid, uid, 0), len(body))
+        kernel.admission.submit(Caller(uid, uid, os.getpid()), source, body)
+    assert pending[4242] > 2 * (len(body) + 10 * 64)
+    assert pending.keys() == {4242}
+    for uid in (1001, 1002, 1003, 1004):
+        kernel.limits.reserve(Caller(uid, uid, 0), 19_000)
+    with pytest.raises(Busy):  # half of what others leave
+        kernel.limits.reserve(Caller(1005, 1005, 0), 15_000)
+    kernel.limits.reserve(Caller(1005, 1005, 0), 5_000)
+    for request in list(kernel.scheduler.unfinished()):
+        kernel.ending.cancel(request)
+    assert 4242 not in pending
 
 
 def test_the_place_in_a_queue_is_the_policys(make_kernel: MakeKernel) -> None:

@@ -35,6 +35,7 @@ from aiosd.fs.ops import ERRNO
 from aiosd.fs.tree import Folder, Tree
 from aiosd.kernel import Kernel
 from aiosd.syscall.request import Request, State
+from aiosd.tools import manifest
 
 ME = Caller(os.getuid(), os.getgid(), os.getpid())
 OTHER = Caller(4321, 4321, 1 << 29)
@@ -569,3 +570,36 @@ def test_a_slow_file_is_rendered_once_for_all_readers_of_a_moment() -> None:
     for file in (quick, quick, slow, slow, slow):
         assert file.open(opening).read(100, 0) == b"x" * 10
     assert made == [0, 0, 0.1]
+
+
+def test_a_long_manifest_in_lines_is_not_judged_at_each_of_them(
+    tree: Tree, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, ask = list[int](), manifest.COURT.verdict
+
+    def counted(text: str) -> str | None:
+        asked.append(len(text))
+        return ask(text)
+
+    monkeypatch.setattr(manifest.COURT, "verdict", counted)
+    tree.make(tree.find("/tools"), "mine", ME, 0o700)
+    lines = ["description = 'x'\n", "command = ['/usr/bin/true']\n", "[env]\n"]
+    lines += [f"name{i:04d} = 'x'\n" for i in range(2000)]
+    handle, at = opened(tree, "/tools/mine/manifest", os.O_WRONLY), 0
+    for line in [*lines, "[parameters]\n", "type = 'object'\n"]:
+        handle.write(line.encode(), at)
+        at += len(line)
+    handle.flush(ME.pid)
+    handle.release()
+    tool = kernel.tools.get("mine")
+    assert len(tool.manifest.env) == 2000
+    assert sum(asked) < 30 * at, "a few times its length, not its square"
+
+
+def test_a_manifest_that_takes_long_to_read_is_refused(tree: Tree) -> None:
+    tree.make(tree.find("/tools"), "mine", ME, 0o700)
+    handle = opened(tree, "/tools/mine/manifest", os.O_WRONLY)
+    parts = ",".join(["{}"] * 20_000)
+    text = f"description='x'\ncommand=['/usr/bin/true']\nparameters={{type='object',anyOf=[{parts}]}}\n"
+    with pytest.raises(BadValue, match="takes too long"):
+        handle.write(text.encode(), 0)

@@ -18,8 +18,10 @@ import pytest
 
 from aiosd.tools.manifest import read
 from aiosd.tools.run.cgroups import Group
+from aiosd.tools.run.runner import UNDYING_MOST
 from aiosd.tools.run.sandbox import Cage
 from aiosd.tools.run.spawn import popen
+from tests.deaf_fuse import deaf
 from tests.running import Daemon, together, wait_until
 from tests.t5_users import ALICE, BOB, as_user
 
@@ -420,9 +422,9 @@ def test_a_call_has_a_control_group_that_ends_with_it(host: Host) -> None:
         f"head -c {WORK_BYTES * 2} /dev/zero > huge",
         f"for i in $(seq 40); do head -c {WORK_BYTES // 20} /dev/zero > $i; done",
         f"seq {WORK_BYTES // 4096 + 9} | xargs touch",
-        python("import os\nfor i in range(30):\n    os.mkdir('d' * 200)\n    os.chdir('d' * 200)"),
+        python("import os\nfor i in range(300):\n    os.mkdir('d')\n    os.chdir('d')"),
     ],
-    ids=["one huge file", "many files", "many empty files", "folders too deep for a path"],
+    ids=["one huge file", "many files", "many empty files", "folders very deep in each other"],
 )
 def test_the_work_folder_cannot_be_filled_with(host: Host, fill: str) -> None:
     facts = host.call(fill + "\nsleep 20")
@@ -447,13 +449,48 @@ def test_a_call_ends_when_something_is_mounted_in_its_work_folder(host: Host, pl
     assert "something is mounted in its work folder" in wrong[0]
 
 
+@pytest.mark.parametrize("place", ["", "below"])
+def test_nobody_waits_for_a_file_system_in_a_work_folder_that_never_answers(host: Host, place: str) -> None:
+    """Not even SIGKILL ends who asks it."""
+    host.call("mkdir -p below")
+    with deaf(host.work() / place):
+        facts = host.call("ls below; sleep 20")
+        assert "something is mounted" in facts["error"]
+        assert host.call("echo here", BOB)["output"] == "here\n"
+    host.empty_work()
+
+
+def test_a_daemon_ends_though_its_tools_wait_for_a_file_system_that_never_answers(
+    tmp_path: Path, random_llama: Path
+) -> None:
+    host = Host(tmp_path, random_llama).start()
+    try:
+        host.call("mkdir below")
+        assert host.daemon.stop() == 0
+        with deaf(host.work() / "below"):
+            host.start()  # aios-privileged shows its tools what was mounted before it first started one
+            for _ in range(UNDYING_MOST):
+                assert "something is mounted" in host.call("exec cat below/file")["error"]
+            if "without cgroups" not in host.daemon.log.read_text():
+                wait_until(lambda: "fusermount" in host.call("echo here")["error"], "the refusal")
+            assert host.call("echo here", BOB)["output"] == "here\n"
+            assert as_user(host.daemon, ALICE, "rmdir agents/alice").returncode == 0
+            assert host.daemon.stop() == 0
+    finally:
+        host.daemon.clean()
+
+
 def test_a_work_folder_of_any_depth_goes_with_its_agent(host: Host) -> None:
     as_user(host.daemon, ALICE, "mkdir agents/deep")
-    dig = python("import os\nfor i in range(1500):\n    os.mkdir('d')\n    os.chdir('d')\nprint('dug')")
-    client = host.client(ALICE, "agents/deep/syscall/tool")
-    said, _ = client.communicate(json.dumps({"name": "sh", "arguments": {"script": dig}}).encode(), 60)
-    assert said == b"dug\n"
     own = host.daemon.work / str(ALICE)
+    before = set(own.iterdir()) if own.exists() else set()
+    client = host.client(ALICE, "agents/deep/syscall/tool")
+    call = {"name": "sh", "arguments": {"script": "echo here"}}
+    assert client.communicate(json.dumps(call).encode(), 60)[0] == b"here\n"
+    [folder] = set(own.iterdir()) - before
+    dig = "import os\nfor i in range(1500):\n    os.mkdir('d')\n    os.chdir('d')"
+    # outside, because a call that is seen to dig so deep is ended
+    subprocess.run(["/usr/bin/python3", "-IS", "-c", dig], cwd=folder, check=True)
     count = len(list(own.iterdir()))
     assert as_user(host.daemon, ALICE, "rmdir agents/deep").returncode == 0
     wait_until(lambda: len(list(own.iterdir())) == count - 1, "the folder to go with the agent")

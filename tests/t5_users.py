@@ -257,3 +257,41 @@ echo $n; exec 4<&-; until exec 4<status; do sleep 0.1; done; echo open
     assert "Disk quota exceeded" in done.stderr
     assert done.stdout == "8\nopen\n"
     assert as_user(daemon, BOB, "cat status contexts/full/messages.jsonl").returncode == 0, "nothing is left"
+
+
+REFUSED = """
+import errno, os, sys
+body, seen = b'{"prompt": "' + b"x" * (1 << 20) + b'", "no such key": 1}', []
+for i in range(200):
+    file = os.open(sys.argv[1], os.O_WRONLY)
+    try:
+        for at in range(0, len(body), 1 << 17):
+            os.write(file, body[at : at + (1 << 17)])
+    except OSError as error:
+        seen.append(errno.errorcode[error.errno])
+    try:
+        os.close(file)
+    except OSError:
+        pass
+print(seen[0], seen[-1], len(seen), seen.count("EINVAL") < 100)
+"""
+
+
+def test_writes_that_are_refused_cost_their_user_and_nobody_else(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon("[quota]\nwriting_ms_per_minute = 300\n").start()
+    for parent in [daemon.root.parent, *daemon.root.parents][:4]:
+        parent.chmod(0o755)
+    for uid, name in ((ALICE, "ada"), (BOB, "bo")):
+        done = as_user(
+            daemon, uid, f"mkdir agents/{name}; echo '{{\"max_tokens\": 2}}' > agents/{name}/params.json"
+        )
+        assert done.returncode == 0, done.stderr
+    (daemon.root.parent / "refused.py").write_text(REFUSED)
+    done = as_user(daemon, ALICE, f"/usr/bin/python3 {daemon.root.parent}/refused.py agents/ada/syscall/llm")
+    assert done.stdout == "EINVAL EAGAIN 200 True\n", done.stderr
+    assert "ms of the processor" in as_user(daemon, ALICE, "tail -1 refused.jsonl").stdout
+    reading = as_user(daemon, ALICE, "cat agents/ada/syscall/llm")
+    assert "Resource temporarily unavailable" in reading.stderr, "no older answer is read for the refused one"
+    asked = as_user(daemon, BOB, "echo x > agents/bo/syscall/llm && cat agents/bo/syscall/llm")
+    assert asked.returncode == 0, asked.stderr
+    assert not asked.stderr

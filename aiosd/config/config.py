@@ -68,6 +68,7 @@ class SchedulerConfig:
 class LimitsConfig:
     request_bytes: int = 4 << 20
     queued_requests: int = 10_000
+    pending_bytes: int = 512 << 20  # memory of the half-written and waiting requests of all users
     context_bytes: int = 8 << 20  # messages of one context
     keep_requests: int = 100  # finished requests kept per agent
     disk_reserve_bytes: int = 8 << 20  # free space below the state folder; with less, requests are refused
@@ -83,13 +84,14 @@ class Quota:
     queued_requests: int = 2_000  # agent too
     running_requests: int = 0  # agent too; 0: as many as there is room for
     tokens_per_minute: int = 0  # agent too; of prompts and answers; 0: no bound
+    writing_ms_per_minute: int = 3_000  # of the processor, for refused and large writes; 0: no bound
     open_files: int = 4096  # below the mount; root has no bound
     open_bytes: int = 64 << 20  # contents that the open files keep from their open()
     agents: int = 20_000
     contexts: int = 20_000
     tools: int = 100
     kv_bytes: int = 4 << 30  # KV of the user's contexts, on all tiers
-    pending_bytes: int = 256 << 20  # half-written and waiting requests
+    pending_bytes: int = 64 << 20  # memory of half-written and waiting requests
 
 
 WHO = ("user", "group", "agent")

@@ -20,7 +20,7 @@ from aiosd.cores.models import Models
 from aiosd.cores.pool import Pool
 from aiosd.errors import BadRequest, BadSnapshot, Busy
 from aiosd.syscall.chat import Chat, Defaults, as_asked, parse
-from aiosd.syscall.foreign import read_json
+from aiosd.syscall.foreign import VALUES_MAX, read_json
 from aiosd.syscall.messages import message
 from aiosd.syscall.request import Request
 
@@ -159,7 +159,7 @@ def check_model(models: Models, header: snapshot.Header) -> None:
 def judged(about: bytes) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """Return the checked messages and unfinished answer of a file's JSON part. Raises BadSnapshot."""
     try:
-        raw = read_json(about.decode())
+        raw = read_json(about.decode(), VALUES_MAX + TOKENS_MAX)
         messages = [message(one, f"messages[{i}]") for i, one in enumerate(raw["messages"])]
         unfinished = raw["unfinished"]
         if unfinished is None:

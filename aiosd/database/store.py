@@ -386,6 +386,7 @@ class Store(Connection):
             raise StoreFailed(f"request {id} (a row of requests) cannot be read: {in_words(wrong)}") from None
         return Request(
             id, uid, agent, file, asked, agent_id=agent_id, parent=parent, submitted_s=submitted_s,
+            size_bytes=len(spec),
             state=now, text=text, document=document,
             finish_reason=finish_reason, error=error, finished_s=finished_s,
             started_s=started_s, preemptions=preemptions, parked=parked, family=family,

@@ -14,6 +14,7 @@ REMEDIES = {
     errno.EACCES: "look at its owner and modes",
     errno.EPERM: "look at its owner and modes",
     errno.EMFILE: "raise LimitNOFILE of the service",
+    errno.EXDEV: "unmount it",
     errno.ENFILE: "raise fs.file-max",
 }
 LOOK = "look at the folder and its disk"

@@ -18,6 +18,8 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
+STOP_S = 10.0  # that it has to end; the daemon ends in any case
+
 
 class EventLoop:
     def __init__(self, name: str) -> None:
@@ -36,7 +38,7 @@ class EventLoop:
     def stop(self) -> None:
         self.order(lambda: setattr(self, "_stopping", True))
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(STOP_S)
 
     def order(self, order: Callable[[], None]) -> None:
         """Runs it on this thread, soon, after what was ordered before."""

@@ -1,8 +1,7 @@
-"""What processes and folders take: memory and disk, as bounds are held against it."""
+"""What processes and disks take, as bounds are held against it."""
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 from collections import Counter
@@ -13,7 +12,6 @@ from pathlib import Path
 import psutil
 
 DEEPEST = 1000  # processes below each other
-ENTRY_BYTES = 4096  # that any name in a work folder counts for
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +47,3 @@ def memory(tops: Collection[int]) -> Counter[int]:
 def free_bytes(folder: Path) -> int:
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize
-
-
-def size(folder: Path, enough: int) -> int:
-    """Bytes below a folder; counts no further than `enough`. What is empty counts too, and what is so deep
-    that it has no path as too much: else its owner could make this take for ever, or hide things."""
-    total, folders = 0, [str(folder)]
-    while folders and total <= enough:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    total += max(ENTRY_BYTES, entry.stat(follow_symlinks=False).st_blocks * 512)
-                    if total > enough:
-                        return total
-        except OSError as error:  # most of all one that was removed meanwhile
-            if error.errno == errno.ENAMETOOLONG:
-                return enough + 1
-    return total

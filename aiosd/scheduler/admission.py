@@ -27,15 +27,18 @@ from aiosd.errors import (
     ShuttingDown,
     in_words,
 )
+from aiosd.host.subuids import owner
 from aiosd.scheduler.ending import Ending
 from aiosd.scheduler.handler import Handler, Source
 from aiosd.scheduler.limits import Limits
 from aiosd.scheduler.newest import Newest
 from aiosd.scheduler.notices import Notices
 from aiosd.scheduler.numbers import Numbers
+from aiosd.scheduler.queue import add
 from aiosd.scheduler.saving import Saving
 from aiosd.scheduler.scheduler import Scheduler
 from aiosd.syscall import response
+from aiosd.syscall.foreign import parsed_bytes
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.spec import Spec
 
@@ -78,6 +81,7 @@ class Admission:
                 why = "the request could not be understood"  # the earlier daemon knew it
             why = why or handler.forbid(request)  # ask a person again, even if the call was allowed
             self._scheduler.queue.add(request, startable=not why)
+            add(self._scheduler.queue.pending_bytes, owner(request.uid), request.size_bytes)
             if why:
                 self._ending.finish(request, State.FAILED, why)
         self.fail_barred()
@@ -141,7 +145,12 @@ class Admission:
         self._claim(source, id)
         more = 0
         try:
-            more = 0 if hopeless else self._handlers[spec.kind].begin(caller, request)
+            if not hopeless:
+                parsed = parsed_bytes(body)
+                self._limits.reserve(caller, parsed)
+                request.size_bytes += parsed
+                more = parsed
+                more += self._handlers[spec.kind].begin(caller, request)
             self.admit(request, hopeless)
         except BaseException:
             self._limits.reserve(caller, -more)

@@ -112,16 +112,17 @@ class Ledger:
 
 
 class Buckets:
-    """Token buckets: each starts with a minute's tokens and refills evenly. Spending may overdraw a
-    bucket.
-    """
+    """Token buckets: each starts full and refills evenly. Spending may overdraw a bucket."""
 
-    def __init__(self) -> None:
+    def __init__(self, holds_s: float = 60.0) -> None:
+        """`holds_s`: a full bucket has the tokens of so many seconds."""
+        self._holds = holds_s / 60
         self._left: dict[object, tuple[float, float]] = {}  # (tokens, at which time)
 
     def left(self, who: object, per_minute: int, now: float) -> float:
-        tokens, at = self._left.get(who, (float(per_minute), now))
-        tokens = min(float(per_minute), tokens + (now - at) * per_minute / 60)
+        most = per_minute * self._holds
+        tokens, at = self._left.get(who, (most, now))
+        tokens = min(most, tokens + (now - at) * per_minute / 60)
         self._left[who] = (tokens, now)
         return tokens
 
@@ -129,7 +130,7 @@ class Buckets:
         """Drop the bucket of a user or agent without a bound. Needs no lock."""
         self._left.pop(who, None)
 
-    def spend(self, who: object, tokens: int) -> None:
+    def spend(self, who: object, tokens: float) -> None:
         """Take tokens from the bucket. Without a bucket there is no bound."""
         if known := self._left.get(who):
             left, at = known

@@ -23,10 +23,12 @@ from aiosd.access.rules import user_name
 from aiosd.config.config import UNBOUNDED, Config, Quota
 from aiosd.database.store import Store
 from aiosd.errors import Busy, ShuttingDown, StoreFull
+from aiosd.host import identity
 from aiosd.host.readable import Reader
+from aiosd.host.subuids import owner
 from aiosd.scheduler.queue import Queue, add
 
-RATES = ("running_requests", "tokens_per_minute")  # 0 means no bound
+RATES = ("running_requests", "tokens_per_minute", "writing_ms_per_minute")  # 0 means no bound
 LATER = "try again when some have ended"
 
 
@@ -66,6 +68,7 @@ class Limits:
         limits, quota, own = self._limits, self.quotas.of(caller), self.quotas.of_agent(agent)
         if len(self._queue) >= limits.queued_requests:
             raise Busy(f"{len(self._queue)} requests wait", LATER)
+        self._check_share(caller)
         if (waiting := self._queue.per_user.get(caller.uid, 0)) >= quota.queued_requests:
             raise Busy(f"{waiting} requests of yours wait", LATER)
         if (waiting := self._queue.per_agent.get(agent, 0)) >= own.get("queued_requests", UNBOUNDED):
@@ -80,6 +83,15 @@ class Limits:
         if self.quotas.of(Caller(uid, -1, 0, groups)).queued_requests == 0:
             return f"user {user_name(uid)}"
         return f"agent {agent}" if self.quotas.of_agent(agent).get("queued_requests") == 0 else ""
+
+    def _check_share(self, caller: Caller) -> None:
+        """Keep places of the queue for others: one person, with all uids that are lent to him, gets half of
+        what others leave. So there is a place for each user who comes. Raises Busy."""
+        mine = self._queue.per_person.get(owner(caller.uid), 0)
+        left = self._limits.queued_requests - (len(self._queue) - mine)
+        if mine >= math.ceil(left / 2) and caller.uid not in (0, identity.uid()):
+            words = f"you have {mine} of the {self._limits.queued_requests} places in the queue"
+            raise Busy(f"{words}, and the others are kept for other users", LATER)
 
     def check_disk(self, size: int) -> None:
         """Raise StoreFull if `size` more bytes would leave less than the reserve."""
@@ -101,9 +113,13 @@ class Limits:
         """Count bytes of a request that is being written; a negative size gives them back. Raises Busy."""
         most = self.quotas.of(caller).pending_bytes
         with self._lock:
-            if size > 0 and self._queue.pending_bytes.get(caller.uid, 0) + size > most:
-                raise Busy("your waiting and half-written requests take too many bytes", LATER)
-            add(self._queue.pending_bytes, caller.uid, size)
+            person, pending = owner(caller.uid), self._queue.pending_bytes
+            mine = pending.get(person, 0)
+            if size > 0:
+                left = self._limits.pending_bytes - (pending.total() - mine)
+                if mine + size > min(most, left // 2):
+                    raise Busy("your waiting and half-written requests take too many bytes", LATER)
+            add(pending, person, size)
 
 
 class Quotas:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from itertools import chain, islice
 from typing import TypeVar
 
+from aiosd.host.subuids import owner
 from aiosd.policies import Job
 from aiosd.scheduler.ledger import Ledger
 from aiosd.syscall.request import Request, State
@@ -70,7 +71,8 @@ class Queue:
         self.waiting: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
         self.per_user: Counter[int] = Counter()  # unfinished requests
-        self.pending_bytes: Counter[int] = Counter()  # by user: of half-written and unfinished requests
+        self.per_person: Counter[int] = Counter()  # the same, with all uids that are lent to one user
+        self.pending_bytes: Counter[int] = Counter()  # by person: of half-written and unfinished requests
         self.ledger = Ledger()
         self.per_agent: Counter[str] = Counter()
         self.running_of: Counter[int | str] = Counter()  # running requests, by user and by agent
@@ -101,6 +103,7 @@ class Queue:
     def add(self, request: Request, startable: bool = True) -> None:
         self.ledger.arrive(request, time.monotonic())
         self.per_user[request.uid] += 1
+        self.per_person[owner(request.uid)] += 1
         self.per_agent[request.agent] += 1
         self._of_agents.setdefault(request.agent_id, {})[request.id] = request
         self.waiting[request.id] = request
@@ -140,12 +143,13 @@ class Queue:
         self.ready(request.queue).pop(request.id)
         self.ledger.leave(request, time.monotonic())
         add(self.per_user, request.uid, -1)
+        add(self.per_person, owner(request.uid), -1)
         add(self.per_agent, request.agent, -1)
         same = self._of_agents[request.agent_id]
         del same[request.id]
         if not same:
             del self._of_agents[request.agent_id]
-        add(self.pending_bytes, request.uid, -request.size_bytes)
+        add(self.pending_bytes, owner(request.uid), -request.size_bytes)
         return True
 
     def _count_running(self, request: Request, change: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import Counter
 from typing import Any
 
@@ -13,6 +14,9 @@ from aiosd.errors import BadRequest
 DEPTH_MAX = 64
 INTEGER_MIN, INTEGER_MAX = -(1 << 63), (1 << 64) - 1
 DIGITS_MAX = 20  # characters of the longest such integer
+SMALL = 64 << 10  # characters of JSON that are parsed without a look at how many values they have
+VALUES_MAX = 100_000  # of a JSON text: no other thread goes on while Python makes them
+VALUE_BYTES = 64  # of an empty list, with its place in another
 OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
 
 
@@ -51,9 +55,11 @@ def checked(text: str) -> str:
     return text
 
 
-def read_json(text: str) -> Any:
-    """Parse JSON. Raises NotJson, also for nesting that is too deep, text that UTF-8 cannot encode, duplicate
-    keys, NaN, Infinity, and integers of more than 64 bits."""
+def read_json(text: str, values: int = VALUES_MAX) -> Any:
+    """Parse JSON. Raises NotJson, also for more than so many values, nesting that is too deep, text that
+    UTF-8 cannot encode, duplicate keys, NaN, Infinity, and integers of more than 64 bits."""
+    if len(text) > SMALL and values_of(text, values) > values:
+        raise NotJson(f"the JSON has more than {values} values")
     try:
         raw = DECODER.decode(text)
     except (ValueError, RecursionError) as error:  # ValueError: also from the hooks of DECODER
@@ -67,6 +73,29 @@ def read_json(text: str) -> Any:
             "half a surrogate pair (\\ud800 to \\udfff) is not a character", incomplete=False
         ) from None
     return raw
+
+
+def values_of(text: str, enough: int = VALUES_MAX) -> int:
+    """The most values that a JSON text can have, not exactly above `enough`.
+
+    This takes milliseconds where parsing would take half a second, because no values are made.
+    """
+    most = text.count(",") + text.count("[") + text.count("{")
+    if most <= VALUES_MAX // 100:  # so few that it does not matter which of them are in strings
+        return most
+    if "\\" in text:
+        text = text.replace("\\\\", "").replace('\\"', "")
+    if (quotes := text.count('"')) > 4 * (enough + 1):  # each value has two, and two more for its key
+        return quotes // 4
+    outside = "".join(text.split('"')[::2])
+    return outside.count(",") + outside.count("[") + outside.count("{")
+
+
+def parsed_bytes(body: bytes) -> int:
+    """The memory of a request beside its bytes: one wide character makes all of a text wide, and each value
+    of JSON is an object."""
+    text = body.decode("utf-8", "replace")
+    return max(0, sys.getsizeof(text) - len(body)) + (VALUE_BYTES * values_of(text) if is_object(body) else 0)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

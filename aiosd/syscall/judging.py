@@ -23,6 +23,8 @@ from pathlib import Path
 JUDGES = 2
 CPU_S = 1.0  # of the processor, that one schema may take
 WAIT_S = 20.0  # and by the clock
+END_S = 1.0  # that a killed one has to be gone
+NICE = 10  # models and the daemon come first
 JUDGED_MOST = 2000  # by one process: what its libraries do not give back is bounded
 DATA_BYTES = 1 << 30
 NOBODY = -1  # who asks for the daemon itself
@@ -85,8 +87,12 @@ class Judge:
 
     def end(self) -> None:
         self._process.kill()
-        with suppress(OSError), self._process:
-            pass
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):
+                assert pipe
+                pipe.close()
+        with suppress(subprocess.TimeoutExpired):  # it waits for a disk or a server: nobody waits for it
+            self._process.wait(END_S)
 
 
 class Court:
@@ -155,14 +161,16 @@ class Court:
             self._changed.notify_all()
 
 
-def serve(verdict: Callable[[str], str]) -> None:
-    """The judge's side. A schema that takes too long ends this process, also within a library."""
+def serve(verdict: Callable[[str], str], cpu_s: float = CPU_S) -> None:
+    """The judge's side. A question that takes too long ends this process, also within a library."""
+    with suppress(PermissionError):  # a service manager's filter may refuse it
+        os.nice(NICE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for line in sys.stdin.buffer:
-        signal.setitimer(signal.ITIMER_PROF, CPU_S)
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)
         said = verdict(json.loads(line))
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.write(json.dumps(said) + "\n")

@@ -114,7 +114,7 @@ class Request:
     file: str  # path of the transaction file, the key of "the newest request of that file"
     spec: Spec
     agent_id: int = 0
-    size_bytes: int = 0  # length as written; counts as the user's pending bytes until the end
+    size_bytes: int = 0  # memory of what was written; counts as the user's pending bytes until the end
     pid: int = 0  # the process that submitted it, for the audit log
     parent: int = 0  # the loop of which it is a step (aiosd.handlers.loop); 0: none
     submitted_s: float = field(default_factory=time.time)
@@ -163,6 +163,13 @@ class Request:
     def alone(self) -> bool:
         """Whether the answer can be recomputed: no turn of a conversation, no step of a loop, no act."""
         return self.spec.computes and not (self.spec.context_name or self.parent or self.spec.acts)
+
+    @property
+    def ended_bytes(self) -> int:
+        """Return the memory of an ended request, which is read from the store for who opens its answer."""
+        if not self.answer.ended:
+            return 0
+        return self.size_bytes + len(self.text) + len(self.document) + self.answer.size
 
     @property
     def slice_tokens(self) -> int:

@@ -22,8 +22,10 @@ from aiosd.errors import BadValue, ConfigError
 from aiosd.host import toml
 from aiosd.host.beneath import open_owned
 from aiosd.syscall import grammar, schemas
+from aiosd.syscall.judging import Court, serve
 from aiosd.syscall.references import References
 
+COURT = Court("aiosd.tools.manifest")
 FILE, PROGRAM = "tool.toml", "program"
 OWN_BYTES = {FILE: 64 << 10, PROGRAM: 1 << 20}  # largest files of a user's own tool
 DOTS = 200
@@ -141,7 +143,28 @@ def read(file: Path) -> Manifest:
 
 
 def own(folder: Path, data: bytes) -> Manifest:
-    """A user's own, which may leave out its name. Raises BadValue."""
+    """A user's own, which may leave out its name. A judge reads it, as it may take long. Raises BadValue."""
+    said = COURT.verdict(json.dumps([folder.name, data.decode("latin-1")]))
+    if said is None:
+        raise BadValue("the manifest takes too long to read", "give it fewer keys and parameters")
+    found = json.loads(said)
+    if "wrong" in found:
+        raise (Incomplete if found["incomplete"] else BadValue)(found["wrong"], found["hint"])
+    made = _made(folder, found["raw"])
+    return replace(made, judge=found["judge"], notes=tuple(found["notes"]))
+
+
+def verdict(text: str) -> str:
+    """The judge's: what it finds in a user's own manifest, or what is wrong there, as JSON."""
+    name, data = json.loads(text)
+    try:
+        return json.dumps(_read_own(name, data.encode("latin-1")))
+    except BadValue as error:
+        about = {"wrong": str(error), "hint": error.hint, "incomplete": isinstance(error, Incomplete)}
+        return json.dumps(about)
+
+
+def _read_own(name: str, data: bytes) -> dict[str, Any]:
     if max((line.count(b".") for line in data.split(b"\n")), default=0) > DOTS:
         raise BadValue(f"a line has more than {DOTS} dots")  # tomllib takes the square of a key's parts
     try:
@@ -151,31 +174,43 @@ def own(folder: Path, data: bytes) -> Manifest:
     except ValueError as error:
         raise BadValue(str(error), HINT) from None
     try:
-        return _own(folder, {"name": folder.name, **raw})
+        return _judged_own(name, {"name": name, **raw})
     except RecursionError:
         raise BadValue("the manifest is nested too deep") from None
 
 
-def _own(folder: Path, raw: dict[str, Any]) -> Manifest:
+def _judged_own(name: str, raw: dict[str, Any]) -> dict[str, Any]:
     if refused := [key for key in ADMINISTRATORS if key in raw]:
         raise BadValue(f"{refused[0]} is only for tools of the administrator", f"leave out {refused[0]}")
-    found = manifest(folder, raw)
-    if found.limit > LIMIT_OWN:
+    check(name, raw)
+    if raw.get("limit", 1) > LIMIT_OWN:
         raise BadValue(f"limit is at most {LIMIT_OWN}")
-    if any(part.startswith("./") and part != f"./{PROGRAM}" for part in found.command):
+    if any(part.startswith("./") and part != f"./{PROGRAM}" for part in raw["command"]):
         raise BadValue(
-            f"command names a file other than ./{PROGRAM}", f"cp the file to tools/{folder.name}/{PROGRAM}"
+            f"command names a file other than ./{PROGRAM}", f"cp the file to tools/{name}/{PROGRAM}"
         )
     notes: list[str] = []
     try:
-        judge = schemas.reduced(found.parameters, notes)
+        judge = schemas.reduced(raw["parameters"], notes)
     except ValueError as error:
         raise BadValue(f"parameters: {error}") from None
-    return replace(found, judge=judge, notes=tuple(notes))
+    return {"raw": raw, "judge": judge, "notes": notes}
 
 
 def manifest(folder: Path, raw: dict[str, Any]) -> Manifest:
-    """Check the keys and values of a manifest. Raises BadValue."""
+    """Raises BadValue."""
+    check(folder.name, raw)
+    return _made(folder, raw)
+
+
+def _made(folder: Path, raw: dict[str, Any]) -> Manifest:
+    keys = ("command", "read", "write", "network", "credentials")
+    lists: dict[str, Any] = {key: tuple(raw[key]) for key in keys if key in raw}
+    return Manifest(**{**raw, **lists}, folder=folder)
+
+
+def check(name: str, raw: dict[str, Any]) -> None:
+    """Check the keys and values of a manifest in a folder of that name. Raises BadValue."""
     try:
         json.dumps(raw, allow_nan=False)
     except (TypeError, ValueError):
@@ -185,14 +220,11 @@ def manifest(folder: Path, raw: dict[str, Any]) -> Manifest:
         raise BadValue(f"{place(wrong)}{wrong.message}", "see aios-tool(5)")
     if errors:
         raise Incomplete(f"{place(errors[0])}{errors[0].message}", "see aios-tool(5)")
-    if raw["name"] != folder.name or not NAME.fullmatch(raw["name"]):
-        raise BadValue(f"the tool {raw['name']!r} is in a folder {folder.name!r}", "use one name for both")
+    if raw["name"] != name or not NAME.fullmatch(raw["name"]):
+        raise BadValue(f"the tool {raw['name']!r} is in a folder {name!r}", "use one name for both")
     check_parameters(raw["parameters"])
     for grant in raw.get("network", ()):
         parse_grant(grant)
-    keys = ("command", "read", "write", "network", "credentials")
-    lists: dict[str, Any] = {key: tuple(raw[key]) for key in keys if key in raw}
-    return Manifest(**{**raw, **lists}, folder=folder)
 
 
 def check_parameters(schema: dict[str, Any]) -> None:
@@ -217,3 +249,7 @@ def mentioned(value: object) -> set[str]:
 
 def place(error: jsonschema.ValidationError | jsonschema.SchemaError) -> str:
     return schemas.place(error.absolute_path)
+
+
+if __name__ == "__main__":
+    serve(verdict)

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -23,15 +24,15 @@ from functools import partial
 from pathlib import Path
 
 from aiosd.errors import AiosError, in_words
-from aiosd.host import proc
 from aiosd.host.eventloop import EventLoop
-from aiosd.host.usage import free_bytes, memory, reap, size
+from aiosd.host.usage import memory, reap
 from aiosd.tools.run import credentials, network
 from aiosd.tools.run.cgroups import Cgroups, Group
+from aiosd.tools.run.measuring import Look, Survey
 from aiosd.tools.run.network import Namespace
 from aiosd.tools.run.sandbox import PROCESSES, Cage, OwnTree, ShownTree
 from aiosd.tools.run.spawn import Call, End, popen, whose
-from aiosd.tools.run.workfolder import Work
+from aiosd.tools.run.workfolder import Removal, Work
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,10 @@ NOTIFY_S = 10.0
 BWRAP_PROCESSES = 2  # besides the tool's
 UNSENT_BYTES = 64 << 20  # of standard input that a session has not read
 NOTES_MOST = 32  # programs that tell somebody of a call, at once
+DYING_S = 2.0  # that a killed process has to be gone
+DYING_TRIES = 10  # after these a process in a group cannot be killed
+UNDYING_MOST = 4  # such groups of one user, before he may start no more
+UNDYING = "your earlier calls wait for a file system that does not answer: unmount it (fusermount -u)"
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +70,7 @@ class Running:
     unsent: bytearray = field(default_factory=bytearray)  # of its standard input
     shut: bool = False  # nothing more is to come there
     resting: bool = False
+    measured: bool = True  # nobody is looking into its work folder
     why: str = ""
 
     def kill(self, why: str) -> None:
@@ -93,10 +99,13 @@ class Runner(EventLoop):
         self._cgroups = Cgroups()
         self._look_s = 0.0  # when what they use was looked at
         self._notes = 0
-        self._forgetting = set[int]()  # agents
+        self._removal, self._survey = Removal(), Survey(self._surveyed)
+        self._undying = Counter[int]()  # by user: groups of ended calls
 
     def start(self) -> None:
         self._cgroups.find()
+        self._removal.start()
+        self._survey.start()
         threading.Thread(target=network.clean, name="network", daemon=True).start()
         super().start()
 
@@ -123,18 +132,11 @@ class Runner(EventLoop):
         self.order(kill)
 
     def forget(self, agent: int) -> None:
-        """Remove its work folders, in a thread: there may be very much."""
-
-        def forget() -> None:
-            self._work.forget(agent)
-            self._forgetting.discard(agent)
-
-        if agent not in self._forgetting and self._work.has(agent):
-            self._forgetting.add(agent)
-            threading.Thread(target=forget, name="rm", daemon=True).start()
+        """Remove its work folders soon."""
+        self._removal.add(self._work.of(agent))
 
     def forget_but(self, agents: Collection[int]) -> None:
-        self._work.forget_but(agents)
+        self._removal.add(self._work.of_others(agents))
 
     def disown(self, uid: int) -> None:
         self._work.set_aside(uid)
@@ -188,7 +190,10 @@ class Runner(EventLoop):
     def _finish(self) -> None:
         for running in self._running.values():
             running.kill("the daemon stops")
-            running.process.wait()
+        until_s = time.monotonic() + DYING_S
+        for running in self._running.values():
+            with suppress(subprocess.TimeoutExpired):
+                running.process.wait(max(0.0, until_s - time.monotonic()))
             if running.namespace:
                 running.namespace.close()
             if running.group:
@@ -208,6 +213,10 @@ class Runner(EventLoop):
         try:
             if not call.events.began():  # cancelled meanwhile
                 call.discard()
+                return
+            if self._undying[call.uid] >= UNDYING_MOST:
+                call.discard()
+                call.events.ended(End(-1, "", UNDYING))
                 return
             try:
                 running = self._spawn(call, namespace)
@@ -250,7 +259,7 @@ class Runner(EventLoop):
             group = self._cgroups.make(PROCESSES + BWRAP_PROCESSES, manifest.memory_bytes)
             undo.pop_all()
             if group:
-                undo.callback(self._remove, group)
+                undo.callback(self._remove, group, call.uid)
             process = popen(call, cage, namespace, group)
             undo.callback(process.wait)
             undo.callback(process.kill)
@@ -284,10 +293,16 @@ class Runner(EventLoop):
         self._notes -= 1
         end_group(process)
 
-    def _remove(self, group: Group) -> None:
-        """When its last process is gone, which may take a moment."""
-        if not group.remove():
-            self.later(REMOVE_S, partial(self._remove, group))
+    def _remove(self, group: Group, uid: int, tries: int = 0) -> None:
+        """When its last process is gone, which takes a moment, or for ever: nothing ends a process that waits
+        for a file system that does not answer. A user may leave a few of those behind."""
+        gone = group.remove()
+        if tries == DYING_TRIES and not gone:
+            self._undying[uid] += 1
+        if gone and tries > DYING_TRIES:
+            self._undying[uid] -= 1
+        if not gone:
+            self.later(REMOVE_S, partial(self._remove, group, uid, tries + 1))
 
     def _send(self, running: Running) -> None:
         """As much as its standard input takes now; the rest when it takes more."""
@@ -348,7 +363,7 @@ class Runner(EventLoop):
                 if running.group.out_of_memory():
                     running.why = running.why or over_memory(running.call)
                 spent = running.group.spent(spent)
-            self._remove(running.group)
+            self._remove(running.group, running.call.uid)
         for file in (running.process.stdin, running.process.stdout, running.process.stderr):
             if file and not file.closed:
                 if file.fileno() in self._selector.get_map():
@@ -358,8 +373,7 @@ class Runner(EventLoop):
         stderr = running.stderr.decode("utf-8", "replace")
         running.call.events.ended(End(running.process.returncode, stderr, running.why, spent))
 
-    @staticmethod
-    def _look(running: Running, now: float, memory_bytes: int) -> None:
+    def _look(self, running: Running, now: float, memory_bytes: int) -> None:
         """Ends what takes too long, or more memory or disk than it may: rlimits bound each process alone.
 
         A group bounds memory by itself, but the kernel kills one of its processes only.
@@ -371,35 +385,29 @@ class Runner(EventLoop):
             running.kill(over_memory(running.call))
         elif running.stderr_bytes > STDERR_MOST:
             running.kill(f"it said more than {STDERR_MOST} bytes on its standard error")
-        elif (work := running.work) and has_mounts(work):
-            running.kill(
-                "something is mounted in its work folder, and what is written there cannot be bounded"
-            )
-        elif work and size(work, bounds.work_bytes) > bounds.work_bytes:
-            running.kill(f"its work folder has more than {bounds.work_bytes} bytes")
-        elif work and lacks_room(work, bounds.reserve_bytes):  # also of files that it removed and holds open
-            running.kill("the disk is full")
+        elif (work := running.work) and running.measured:
+            running.measured = False
+            wanted = Look(str(work.parent), work.name, bounds.work_bytes, bounds.reserve_bytes)
+            self._survey.ask(running.call.uid, running.call.id, wanted)
 
+    def _surveyed(self, id: int, why: str) -> None:
+        """On the thread of the survey."""
 
-def has_mounts(work: Path) -> bool:
-    try:
-        return proc.holds_mounts(work)
-    except OSError:  # no descriptor to be had: it is looked at again in a moment
-        return False
+        def heed() -> None:
+            if running := self._running.get(id):
+                running.measured = True
+                if why:
+                    running.kill(why)
 
-
-def lacks_room(work: Path, reserve_bytes: int) -> bool:
-    try:
-        return free_bytes(work) < reserve_bytes
-    except FileNotFoundError:  # removed with its agent: the call is being ended
-        return False
+        self.order(heed)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """And all that it has started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(DYING_S)
 
 
 def over_memory(call: Call) -> str:

@@ -6,16 +6,22 @@ given what it leads to. Only his group passes the one of his uid, so that a tool
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
+import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 from aiosd.host import disk
+from aiosd.host.unasked import FOLDER, enter
 
-FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+log = logging.getLogger(__name__)
+
+REMOVE_S = 30.0
 
 
 class Work:
@@ -57,23 +63,53 @@ class Work:
     def has(self, agent: int) -> bool:
         return any(str(agent) in names for _, names in self._folders())
 
-    def forget(self, agent: int) -> None:
-        for at, names in self._folders():
-            remove(at, [name for name in names if name == str(agent)])
+    def of(self, agent: int) -> list[Path]:
+        return [folder / str(agent) for folder, names in self._folders() if str(agent) in names]
 
-    def forget_but(self, agents: Collection[int]) -> None:
-        """Remove those of agents that a killed daemon was about to end."""
-        for at, names in self._folders():
-            remove(at, [name for name in names if name.isdecimal() and int(name) not in agents])
+    def of_others(self, agents: Collection[int]) -> list[Path]:
+        """Those of agents that a killed daemon was about to end."""
+        return [
+            folder / name
+            for folder, names in self._folders()
+            for name in names
+            if name.isdecimal() and int(name) not in agents
+        ]
 
-    def _folders(self) -> Iterator[tuple[int, list[str]]]:
-        """Of each user the folder, open, and the names in it. A link in the place of one is passed over."""
+    def _folders(self) -> Iterator[tuple[Path, list[str]]]:
+        """Of each user the folder, and the names in it. A link in the place of one is passed over."""
         with ExitStack() as undo, suppress(FileNotFoundError):
             root = _open(undo, None, str(self.root))
             for uid in os.listdir(root):
                 with ExitStack() as inner, suppress(OSError):
                     at = _open(inner, root, uid)
-                    yield at, os.listdir(at)
+                    yield self.root / uid, os.listdir(at)
+
+
+class Removal:
+    """Removes work folders, one after the other: much may be in one, or a file system that never answers."""
+
+    def __init__(self) -> None:
+        self._folders, self._known = SimpleQueue[Path](), set[Path]()
+        self._stuck = set[
+            str
+        ]()  # users of whose folders one could not be removed; the next daemon tries again
+        self._thread = threading.Thread(target=self._run, name="rm", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add(self, folders: Iterable[Path]) -> None:
+        for folder in set(folders) - self._known:
+            self._known.add(folder)
+            self._folders.put(folder)
+
+    def _run(self) -> None:
+        while True:
+            folder = self._folders.get()
+            if folder.parent.name not in self._stuck and not removed(folder):
+                self._stuck.add(folder.parent.name)
+                log.warning("%s cannot be removed: something in it does not answer", folder)
+            self._known.discard(folder)
 
 
 def _enter(undo: ExitStack, parent: int | None, name: str, mode: int, owner: int | None = None) -> int:
@@ -87,13 +123,23 @@ def _enter(undo: ExitStack, parent: int | None, name: str, mode: int, owner: int
 
 
 def _open(undo: ExitStack, parent: int | None, name: str) -> int:
-    fd = os.open(name, FOLDER, dir_fd=parent)
+    """Raises SomethingMounted, OSError. The root may be a mount."""
+    fd = os.open(name, FOLDER | os.O_NOFOLLOW) if parent is None else enter(parent, name)
     undo.callback(os.close, fd)
     return fd
 
 
-def remove(at: int, names: list[str]) -> None:
-    """By rm(1): shutil's recursion ends at a thousand folders in each other, which a tool may make."""
-    if names:
-        command = ["/bin/rm", "-rf", "--one-file-system", "--", *names]
-        subprocess.run(command, cwd=f"/proc/self/fd/{at}", stderr=subprocess.DEVNULL)
+def removed(folder: Path) -> bool:
+    """By rm(1): shutil's recursion ends at a thousand folders in each other, which a tool may make. False: it
+    takes so long that a file system in it may be one that never answers."""
+    with ExitStack() as undo, suppress(OSError):
+        above = _open(undo, None, str(folder.parents[1]))
+        at = f"/proc/self/fd/{_open(undo, above, folder.parent.name)}"
+        command = ["/bin/rm", "-rf", "--one-file-system", "--", folder.name]
+        process = subprocess.Popen(command, cwd=at, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(REMOVE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()  # nobody waits for it: it may be impossible to end
+            return False
+    return True
