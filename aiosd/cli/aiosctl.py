@@ -21,21 +21,20 @@ from pathlib import Path
 
 from aiosd import __version__
 from aiosd.cli import packaged, sharing, torch_install
-from aiosd.client import Failed, Files
+from aiosd.client import Failed, Files, patiently
 from aiosd.config.config import private_mount
 from aiosd.host import hashchain
 
 POLL_S = 0.1
+ABSENT_S = 1.0
 
 
 def main() -> int:
     options = arguments().parse_args()
     files = Files(options.mount or find_mount(), options.verbose)
     try:
-        if options.served and not (files.root / "version").exists():
-            raise Failed(
-                f"{files.root}: aiosd is not running; systemctl start aiosd, or name its mount with --mount"
-            )
+        if options.served:
+            wait_for_daemon(files.root)
         options.run(files, options)
     except Failed as error:
         print(f"aiosctl: {error}", file=sys.stderr)
@@ -54,11 +53,26 @@ def main() -> int:
     return 0
 
 
+def wait_for_daemon(root: Path) -> None:
+    """Raise Failed unless there is a tree within the time that a restart of both services leaves none."""
+    until = time.monotonic() + ABSENT_S
+    while not patiently((root / "version").exists):
+        if time.monotonic() > until:
+            raise Failed(
+                f"{root}: aiosd is not running; systemctl start aiosd, or name its mount with --mount"
+            )
+        time.sleep(POLL_S)
+
+
 def find_mount() -> Path:
     """Return $AIOS if it is set, else /aios if aiosd serves it, else the private mount of this user."""
     if "AIOS" in os.environ:
         return Path(os.environ["AIOS"])
-    return private_mount() if not Path("/aios/version").exists() and os.getuid() else Path("/aios")
+    try:
+        is_served = patiently(Path("/aios/version").exists)
+    except OSError:  # the command says which
+        is_served = True
+    return private_mount() if not is_served and os.getuid() else Path("/aios")
 
 
 def explained(files: Files, error: OSError) -> str:

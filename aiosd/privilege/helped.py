@@ -27,7 +27,7 @@ from aiosd.cores.devices import Device, processor
 from aiosd.cores.devices import received as received_device
 from aiosd.cores.launch import Child, Launcher
 from aiosd.errors import ConfigError, WireError
-from aiosd.host import processes
+from aiosd.host import proc, processes
 from aiosd.host.eventloop import EventLoop
 from aiosd.host.usage import Spent
 from aiosd.privilege import orders
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 REMEDY = "systemctl status aios-privileged"
 PATIENCE_S = 30.0
 ANSWER_S = 5.0
+REPLACE_S, LOOK_S = 5.0, 0.005
 TOLD_S = 1800.0  # after that a user is reported again
 TOLD_MOST = 1 << 16
 SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
@@ -79,8 +80,14 @@ class Helped:
         return fd
 
     def unmount(self, folder: Path) -> None:
-        """It is mounted again, for the next daemon: who comes meanwhile waits for it."""
-        del folder
+        """The other process puts a new tree in place of this one, for the next daemon. Serve until it has."""
+        if self._channel.closed:
+            return
+        with suppress(OSError):
+            served, until_s = proc.device_of(folder), time.monotonic() + REPLACE_S
+            self._channel.shut()
+            while not self.lost and proc.device_of(folder) == served and time.monotonic() < until_s:
+                time.sleep(LOOK_S)
         self._channel.shut()
 
     def tools(self, places: Places) -> Remote:

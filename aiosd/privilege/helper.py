@@ -21,6 +21,7 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+import aiosd
 from aiosd import __version__
 from aiosd.cores.wire import Channel
 from aiosd.errors import AiosError, ConfigError, Misconfigured
@@ -35,6 +36,7 @@ from aiosd.privilege.users import Users
 log = logging.getLogger("aios-privileged")
 
 STATE = "/var/lib/aios-privileged"
+HANDED = "AIOS_PRIVILEGED_HANDED"  # descriptors of tree and socket, from the program before an upgrade
 
 
 def main() -> int:
@@ -58,6 +60,7 @@ class Privileged:
     def __init__(self, file: Path | None, address: Path, state: Path, uid: int) -> None:
         """Raises Misconfigured."""
         self._address, self._uid = address, uid
+        self._installed = installed()
         try:
             self._administrator = Administrator(file)
             self._work = prepare(state, Path(self._administrator.config.daemon.state) / "work")
@@ -69,11 +72,20 @@ class Privileged:
         signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         folder = Path(self._administrator.config.daemon.mount)
-        mount.clear_stale(folder)
         with ExitStack() as undo:
-            self._fuse = mount.open_fuse(folder, shared=True)
+            if handed := os.environ.pop(HANDED, ""):
+                self._fuse, listening = map(int, handed.split())
+                os.set_inheritable(self._fuse, False)
+                listener = socket.socket(fileno=listening)  # Python's sockets are not inherited
+                listener.set_inheritable(False)
+            else:
+                for _ in range(2):  # a killed one may have left the next tree beneath the last
+                    mount.clear_stale(folder)
+                mount.guard(folder)
+                self._fuse = mount.open_fuse(folder, shared=True)
+                listener = self._listen()
             undo.callback(mount.unmount, folder)
-            listener = undo.enter_context(self._listen())
+            undo.enter_context(listener)
             threading.Thread(target=self._accept, args=(listener, folder), daemon=True).start()
             notify(READY=1, STATUS=f"mounted {folder}")
             while (got := signal.sigwait(signals)) == signal.SIGHUP:
@@ -105,14 +117,30 @@ class Privileged:
                 channel = Channel(sock, orders.ORDERS)
                 daemon = DaemonConnection(channel, self._administrator, self._users, self._work)
                 daemon.serve(self._fuse)
-                mount.unmount(folder)
-                self._fuse = mount.open_fuse(folder, shared=True)
+                self._fuse = mount.replace(folder)
                 log.info("the daemon is gone; who opens something below %s waits for the next", folder)
                 daemon.end()
+                if installed() != self._installed:
+                    self._become_new(listener)
             except Exception:
                 log.exception("the daemon's orders")
                 logging.shutdown()
                 os._exit(70)  # EX_SOFTWARE: tools die with it, and the service manager starts it again
+
+    def _become_new(self, listener: socket.socket) -> None:
+        """Go on as the program that an upgrade has installed. A daemon that connects meanwhile waits."""
+        log.info("going on as the program that was installed meanwhile")
+        logging.shutdown()
+        for descriptor in (self._fuse, listener.fileno()):
+            os.set_inheritable(descriptor, True)
+        handed = f"{self._fuse} {listener.fileno()}"
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, HANDED: handed})
+
+
+def installed() -> tuple[int, int]:
+    """Return what tells one installed package from another: dpkg replaces each file."""
+    status = os.stat(aiosd.__file__)
+    return status.st_ino, status.st_mtime_ns
 
 
 def prepare(state: Path, former: Path) -> Path:
