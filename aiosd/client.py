@@ -16,6 +16,7 @@ from typing import TypeVar
 
 CLOCK_S = 0.01  # times of notes are rounded
 RESTART_S = 15.0  # a restart takes no longer, with the default of daemon.drain_s
+ABSENT_S = 1.0  # a restart of both services leaves no tree for less
 LOOK_S = 0.05
 # aiosd restarts: the file belongs to the daemon that has ended, or to one that is ending
 AWAY = (errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN)
@@ -134,6 +135,17 @@ def patiently(act: Callable[[], Result]) -> Result:
         except OSError as error:
             if error.errno not in AWAY or time.monotonic() > until:
                 raise
+        time.sleep(LOOK_S)
+
+
+def wait_for_daemon(root: Path) -> None:
+    """Raise Failed unless there is a tree within the time that a restart of both services leaves none."""
+    until = time.monotonic() + ABSENT_S
+    while not patiently((root / "version").exists):
+        if time.monotonic() > until:
+            raise Failed(
+                f"{root}: aiosd is not running; systemctl start aiosd, or name its mount with --mount"
+            )
         time.sleep(LOOK_S)
 
 

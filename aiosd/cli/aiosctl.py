@@ -20,13 +20,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from aiosd import __version__
-from aiosd.cli import packaged, sharing, torch_install
-from aiosd.client import Failed, Files, patiently
+from aiosd.cli import audit_log, packaged, sharing, torch_install
+from aiosd.client import Failed, Files, patiently, wait_for_daemon
 from aiosd.config.config import private_mount
-from aiosd.host import hashchain
 
 POLL_S = 0.1
-ABSENT_S = 1.0
 
 
 def main() -> int:
@@ -51,17 +49,6 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def wait_for_daemon(root: Path) -> None:
-    """Raise Failed unless there is a tree within the time that a restart of both services leaves none."""
-    until = time.monotonic() + ABSENT_S
-    while not patiently((root / "version").exists):
-        if time.monotonic() > until:
-            raise Failed(
-                f"{root}: aiosd is not running; systemctl start aiosd, or name its mount with --mount"
-            )
-        time.sleep(POLL_S)
 
 
 def find_mount() -> Path:
@@ -147,10 +134,10 @@ def arguments() -> argparse.ArgumentParser:
                 "--always", action="store_true", help="also all later calls of this tool by this agent"
             )
         decision.set_defaults(run=decide, verb=verb, always=False)
-    logged = command("audit", audit_verify, "the audit log").add_subparsers(required=True)
-    logged.add_parser("verify", help="check that no line was changed or removed").set_defaults(
-        run=audit_verify
-    )
+    logged = command("audit", audit_log.verify, "the audit log").add_subparsers(required=True)
+    whole = logged.add_parser("verify", help="check that no line was changed or removed")
+    whole.add_argument("files", nargs="*", type=Path, metavar="FILE", help="each continues the one before")
+    whole.set_defaults(run=audit_log.verify, served=False)
     trace_parser = command("trace", trace, "a timeline of the requests, as JSON or as a picture")
     trace_parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the timeline: svg, png or pdf")
     served = command("mcp", mcp_serve, "serve the tree to an MCP client").add_subparsers(required=True)
@@ -280,16 +267,6 @@ def decide(files: Files, options: argparse.Namespace) -> None:
         )
     except FileNotFoundError:
         raise Failed(f"call {options.id} does not wait; aiosctl access lists the calls that do") from None
-
-
-def audit_verify(files: Files, options: argparse.Namespace) -> None:
-    with (files.root / "access/audit.jsonl").open("rb") as lines:
-        count, wrong = hashchain.verify(lines)
-    for one in wrong:
-        print(one)
-    if wrong:
-        raise Failed(f"the audit log of {count} lines is not whole; the messages above say where")
-    print(f"{count} lines, each follows the one before it")
 
 
 def trace(files: Files, options: argparse.Namespace) -> None:

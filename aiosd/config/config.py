@@ -72,6 +72,8 @@ class LimitsConfig:
     keep_requests: int = 100  # finished requests kept per agent
     disk_reserve_bytes: int = 8 << 20  # free space below the state folder; with less, requests are refused
     worker_deaths_per_request: int = 2
+    audit_bytes: int = at_least(4096, 64 << 20)  # of audit.jsonl; then another file begins
+    audit_files: int = at_least(1, 16)  # earlier files that are kept
 
 
 @dataclass(frozen=True)
