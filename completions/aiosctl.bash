@@ -22,6 +22,7 @@ _aiosctl_options() {
         '') echo --mount -v --verbose --version ;;
         ask*) echo -m --model ;;
         'access allow'*) echo --always ;;
+        share*) echo --group --with-context ;;
         trace*) echo --plot ;;
         'mcp serve'*) echo --agent ;;
         'engine install'*) echo --cuda --cpu ;;

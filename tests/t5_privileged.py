@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,7 +145,9 @@ def test_a_worker_gets_only_existing_devices(tmp_path: Path, random_llama: Path)
         found = channel.receive()
         assert [facts["uuid"] for facts in found.devices] == ["GPU-12345678", "cpu"]
         channel.send(orders.WorkerOrder(99, "start", ["GPU-87654321"]))
-        assert channel.receive() == orders.WorkerFailed(99, "there is no device 'GPU-87654321'")
+        assert channel.receive() == orders.WorkerFailed(
+            99, "there is no device GPU-87654321; cat /aios/devices"
+        )
     finally:
         own.clean()
 
@@ -249,6 +252,30 @@ def test_nobody_can_write_into_the_folder_while_nothing_runs(tmp_path: Path, ran
         assert own.read("version")
     finally:
         own.clean()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--socket", "/nonexistent/socket"], "No such file or directory; name another place with --socket"),
+        (["--socket", "/tmp/" + "x" * 120], "AF_UNIX path too long; name another place with --socket"),
+        (["--state", "/proc/state"], "No such file or directory; name another folder with --state"),
+        (["--user", "nosuchuser"], "no user nosuchuser; systemd-sysusers makes it"),
+    ],
+)
+def test_a_helper_that_cannot_start_says_what_to_do(options: list[str], said: str, tmp_path: Path) -> None:
+    config = tmp_path / "aiosd.toml"
+    config.write_text(f'[daemon]\nmount = "{tmp_path}/mnt"\nstate = "{tmp_path}/state"\n')
+    command = [sys.executable, "-m", "aiosd.privilege.helper", "--config", str(config), "--user", "0"]
+    command += ["--socket", str(tmp_path / "socket"), "--state", str(tmp_path / "own"), *options]
+    try:
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+    finally:
+        mount.unmount(tmp_path / "mnt")
+    assert done.returncode
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert kinds(tmp_path / "mnt") == []
 
 
 def test_a_client_waits_while_no_daemon_runs(daemon: Daemon) -> None:

@@ -168,7 +168,7 @@ def _merge(config: Config, file: Path) -> Config:
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}", "name a readable file with --config") from None
     except ValueError as error:
-        raise ConfigError(f"{file}: {error}") from None
+        raise ConfigError(f"{file}: {error}", "aiosd.toml(5) shows the format") from None
     source = TomlSource(file, text)
     changed: dict[str, Any] = {}
     sections = [name for name in _fields(Config) if name != "quotas"]

@@ -26,7 +26,7 @@ from aiosd.cores import wire
 from aiosd.cores.devices import Device, processor
 from aiosd.cores.devices import received as received_device
 from aiosd.cores.launch import Child, Launcher
-from aiosd.errors import ConfigError, WireError
+from aiosd.errors import ConfigError, WireError, in_words
 from aiosd.host import proc, processes
 from aiosd.host.eventloop import EventLoop
 from aiosd.host.usage import Spent
@@ -58,7 +58,7 @@ class Helped:
             self._channel = wire.Channel(sock, orders.ANSWERS)
             first, self._fuse = self._channel.receive(), self._channel.take_file()
         except (OSError, WireError) as error:
-            raise ConfigError(f"{address}: {error}", REMEDY) from None
+            raise ConfigError(f"{address}: {in_words(error)}", REMEDY) from None
         if not isinstance(first, Mounted) or self._fuse is None:
             raise ConfigError(f"{address}: nothing was mounted", REMEDY)
         sock.settimeout(None)
@@ -106,7 +106,9 @@ class Helped:
                 self._channel.send(orders.Probe())
                 return [received_device(facts) for facts in self._found.get(timeout=PATIENCE_S)]
             except (OSError, queue.Empty, TypeError, ValueError) as error:
-                log.error("aios-privileged does not say which devices there are: %r", error)
+                log.error(
+                    "aios-privileged does not say which devices there are: %s; %s", in_words(error), REMEDY
+                )
                 return [replace(processor(), trouble=f"aios-privileged does not tell of GPUs; {REMEDY}")]
 
     def _launch(self, id: int, env: Mapping[str, str], devices: Sequence[str]) -> Unit:
@@ -234,7 +236,7 @@ class Remote(EventLoop):
             orders.judge(order)
         except (OSError, ValueError, WireError) as error:
             if call.events.began():
-                call.events.ended(End(-1, "", f"cannot be started: {error}"))
+                call.events.ended(End(-1, "", f"cannot be started: {in_words(error)}"))
         else:
             if call.events.began():
                 self._calls[call.id] = call
@@ -255,7 +257,7 @@ class Remote(EventLoop):
                 else:
                     self.order(partial(self._heed, message))
         except (OSError, WireError) as error:
-            log.error("aios-privileged: %s", error)
+            log.error("aios-privileged: %s", in_words(error))
         if not self._channel.closed:
             self._lose()
 

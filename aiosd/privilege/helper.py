@@ -24,7 +24,7 @@ from pathlib import Path
 import aiosd
 from aiosd import __version__
 from aiosd.cores.wire import Channel
-from aiosd.errors import AiosError, ConfigError, Misconfigured
+from aiosd.errors import AiosError, ConfigError, Misconfigured, in_words
 from aiosd.host import journal, mount
 from aiosd.host.notify import notify
 from aiosd.privilege import orders
@@ -50,8 +50,8 @@ def main() -> int:
     journal.begin("info", "aios-privileged")
     try:
         Privileged(options.config, options.socket, options.state, uid_of(options.user)).serve()
-    except AiosError as error:
-        print(f"aios-privileged: {error.explanation}", file=sys.stderr)
+    except (AiosError, OSError) as error:
+        print(f"aios-privileged: {in_words(error)}", file=sys.stderr)
         return os.EX_CONFIG if isinstance(error, Misconfigured) else 1
     return 0
 
@@ -73,6 +73,7 @@ class Privileged:
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         folder = Path(self._administrator.config.daemon.mount)
         with ExitStack() as undo:
+            listener = None
             if handed := os.environ.pop(HANDED, ""):
                 self._fuse, listening = map(int, handed.split())
                 os.set_inheritable(self._fuse, False)
@@ -83,8 +84,8 @@ class Privileged:
                     mount.clear_stale(folder)
                 mount.guard(folder)
                 self._fuse = mount.open_fuse(folder, shared=True)
-                listener = self._listen()
             undo.callback(mount.unmount, folder)
+            listener = listener or self._listen()
             undo.enter_context(listener)
             threading.Thread(target=self._accept, args=(listener, folder), daemon=True).start()
             notify(READY=1, STATUS=f"mounted {folder}")
@@ -97,11 +98,16 @@ class Privileged:
         new = self._address.with_name(self._address.name + ".new")
         new.unlink(missing_ok=True)  # of one that was killed
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(new))
-        os.chown(new, self._uid, -1)
-        new.chmod(0o600)
-        listener.listen(1)
-        new.replace(self._address)
+        try:
+            listener.bind(str(new))
+            os.chown(new, self._uid, -1)
+            new.chmod(0o600)
+            listener.listen(1)
+            new.replace(self._address)
+        except OSError as error:
+            raise ConfigError(
+                f"{self._address}: {error.strerror or error}", "name another place with --socket"
+            ) from None
         return listener
 
     def _accept(self, listener: socket.socket, folder: Path) -> None:
@@ -175,7 +181,9 @@ def uid_of(user: str) -> int:
     try:
         return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
     except KeyError:
-        raise ConfigError(f"there is no user {user}", "systemd-sysusers") from None
+        raise ConfigError(
+            f"there is no user {user}", "systemd-sysusers makes it, or name one with --user"
+        ) from None
 
 
 if __name__ == "__main__":

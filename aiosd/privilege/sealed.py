@@ -11,7 +11,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from aiosd.errors import Denied
+from aiosd.errors import Denied, in_words
 from aiosd.host.beneath import open_beneath
 from aiosd.host.mount import EMPTY_PATH, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, SYS_MOVE_MOUNT, check
 from aiosd.host.proc import device_of
@@ -48,7 +48,9 @@ class Sealed:
             if device_of(self._mount) != self._device:
                 raise OSError(f"{self._mount} is another mount now")
         except OSError as error:
-            raise Denied(f"the tree cannot be shown to tools: {error}", "systemctl restart aiosd") from None
+            raise Denied(
+                f"the tree cannot be shown to tools: {in_words(error)}", "systemctl restart aiosd"
+            ) from None
         return ["--bind", str(self._mount), "/aios"]
 
     def _build(self) -> None:
