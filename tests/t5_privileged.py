@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from aiosd.client import Files
 from aiosd.cores.wire import Channel
 from aiosd.host import mount, proc
 from aiosd.privilege import orders
@@ -155,10 +156,10 @@ def test_a_worker_gets_only_existing_devices(tmp_path: Path, random_llama: Path)
 class Opener:
     """Opens and reads a file of the tree again and again, and keeps the errors."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, read: Callable[[str], str]) -> None:
         self.errors: list[str] = []
         self.count = 0
-        self._file = daemon.root / "version"
+        self._read = read
         self._enough = threading.Event()
         self._thread = threading.Thread(target=self._open)
 
@@ -173,14 +174,14 @@ class Opener:
     def _open(self) -> None:
         while not self._enough.is_set():
             try:
-                self._file.read_text()
+                self._read("version")
                 self.count += 1
             except OSError as error:
                 self.errors.append(errno.errorcode[error.errno or 0])
 
 
 def test_no_open_fails_while_the_daemon_restarts(daemon: Daemon) -> None:
-    with Opener(daemon) as opener:
+    with Opener(daemon.read) as opener:
         for _ in range(3):
             before = opener.count
             daemon.stop()
@@ -193,6 +194,15 @@ def test_no_open_fails_while_the_daemon_restarts(daemon: Daemon) -> None:
 def kinds(folder: Path) -> list[str]:
     """Return the kinds of what is mounted at the folder, the lowest first."""
     return [point.kind for point in proc.mounts() if point.folder == folder]
+
+
+def test_aiosctl_tries_again_when_the_daemon_was_killed(daemon: Daemon) -> None:
+    with Opener(Files(daemon.root, verbose=False).read) as opener:
+        for _ in range(5):
+            daemon.kill()
+            daemon.start(ready=False)
+    assert opener.errors == []
+    assert opener.count > 10
 
 
 @pytest.mark.parametrize("beneath", [mount.BENEATH, 1 << 20], ids=["Linux 6.5", "older"])
@@ -221,7 +231,7 @@ def test_after_an_upgrade_the_helper_goes_on_as_the_new_program(daemon: Daemon) 
     became = "going on as the program that was installed meanwhile"
     before = daemon.log.read_text().count(became)
     os.utime(REPOSITORY / "aiosd/__init__.py")
-    with Opener(daemon) as opener:
+    with Opener(daemon.read) as opener:
         daemon.stop()
         daemon.start()
     assert opener.errors == []

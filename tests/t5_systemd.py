@@ -129,12 +129,24 @@ class Load:
 # install and use
 
 
-def test_it_installs_without_a_network_and_says_what_to_do_next(machine: Machine) -> None:
+def test_it_installs_with_what_it_depends_on_and_says_what_to_do_next(machine: Machine) -> None:
+    """The service starts before ldconfig(8) has seen the libraries that came with it."""
+    for name in ("python3", "libfuse2", "bubblewrap"):
+        assert not machine.works("root", f"dpkg -s {name}"), name
     done = machine.run("root", "apt-get install -y /root/aiosd.deb 2>&1", timeout_s=300)
     assert "usermod -aG aios" in done.stdout
     assert "mkdir /aios/agents/ada" in done.stdout
     assert machine.out("root", "systemctl is-enabled aiosd") == "enabled"
     machine.run("root", 'dpkg --audit && test -z "$(dpkg --audit)"')
+    steps = [line.split()[2:4] for line in machine.out("root", "cat /var/log/dpkg.log").splitlines()]
+    names = [f"{step} {package.partition(':')[0]}" for step, package in steps]
+    after = names[names.index("configure aiosd") :]
+    assert "trigproc libc-bin" in after, "ldconfig ran later"
+    assert machine.out("root", "systemctl show -p NRestarts --value aiosd aios-privileged").split() == [
+        "0",
+        "0",
+    ]
+    assert machine.works("root", "systemctl is-active aiosd && cat /aios/version")
 
 
 def test_members_of_its_group_and_root_may_use_it(machine: Machine) -> None:
