@@ -60,7 +60,11 @@ def main() -> int:
         with misconfigured():
             config = configure(options)
         journal.begin(config.daemon.log_level)
-        return serve(config, options)
+        status = serve(config, options)
+        logging.shutdown()
+        # libfuse cancels its threads. One that was in perror(3) keeps the lock of stderr, and Python's end
+        # would wait for it without end.
+        os._exit(status)
     except AiosError as error:
         print(f"aiosd: {error.explanation}", file=sys.stderr)
         return os.EX_CONFIG if isinstance(error, Misconfigured) else 1

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 CLOCK_S = 0.01  # times of notes are rounded
+RESTART_S = 15.0  # a restart takes no longer, with the default of daemon.drain_s
+ABSENT_S = 1.0  # a restart of both services leaves no tree for less
+LOOK_S = 0.05
+# aiosd restarts: the file belongs to the daemon that has ended, or to one that is ending
+AWAY = (errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN)
+Result = TypeVar("Result")
 
 
 class Failed(Exception):
@@ -32,16 +41,16 @@ class Files:
     def read(self, path: str) -> str:
         self.show(f"cat {self._quoted(path)}")
         with self._named(path):
-            return (self.root / path).read_text("utf-8")
+            return patiently(lambda: (self.root / path).read_text("utf-8"))
 
     def write(self, path: str, text: str) -> None:
         self.show(f"echo {shlex.quote(text)} > {self._quoted(path)}")
-        with self._named(path), open(self.root / path, "wb", buffering=0) as file:
-            file.write(given(text) + b"\n")
+        with self._named(path):
+            self._sent(path, "wb", text).close()
 
     def names(self, path: str) -> list[str]:
         self.show(f"ls {self._quoted(path)}")
-        return sorted(os.listdir(self.root / path))
+        return sorted(patiently(lambda: os.listdir(self.root / path)))
 
     def make(self, path: str) -> None:
         self.show(f"mkdir {self._quoted(path)}")
@@ -59,11 +68,36 @@ class Files:
         """Write a question and print the answer in one private transaction (O_RDWR)."""
         quoted = self._quoted(path)
         self.show(f"exec 3<>{quoted}; echo {shlex.quote(text)} >&3; cat <&3")
-        with self._named(path), open(self.root / path, "r+b", buffering=0) as file:
-            file.write(given(text) + b"\n")
-            while data := file.read(65536):
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
+        with self._named(path), self._sent(path, "r+b", text) as file:
+            try:
+                while data := file.read(65536):
+                    sys.stdout.buffer.write(data)
+                    sys.stdout.buffer.flush()
+            except OSError as error:
+                if error.errno not in AWAY:
+                    raise
+                raise Failed(f"aiosd has ended before the end of the answer; {self._later(path)}") from None
+
+    def _sent(self, path: str, mode: str, text: str) -> io.FileIO:
+        """Open the file and write the text. While aiosd restarts, try again: it has not taken the text."""
+        until = time.monotonic() + RESTART_S
+        while True:
+            file = patiently(lambda: io.FileIO(self.root / path, mode))
+            try:
+                file.write(given(text) + b"\n")
+                return file
+            except OSError as error:
+                file.close()
+                if error.errno != errno.ESHUTDOWN or time.monotonic() > until:
+                    raise
+            time.sleep(LOOK_S)
+
+    def _later(self, path: str) -> str:
+        folder, syscall, _ = path.partition("/syscall/")
+        if syscall:
+            answer = self._quoted(f"{folder}/requests/latest/response")
+            return f"the request goes on when it is back: cat {answer}"
+        return "ask again when it is back"
 
     def why(self, file: Path) -> str:
         """Why the daemon refused this user's last call on a file; empty: it refused none."""
@@ -95,6 +129,29 @@ class Files:
     def show(self, line: str) -> None:
         if self._verbose:
             print(f"+ {line}", file=sys.stderr)
+
+
+def patiently(act: Callable[[], Result]) -> Result:
+    """Do it, and again while aiosd restarts. Raises OSError."""
+    until = time.monotonic() + RESTART_S
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in AWAY or time.monotonic() > until:
+                raise
+        time.sleep(LOOK_S)
+
+
+def wait_for_daemon(root: Path) -> None:
+    """Raise Failed unless there is a tree within the time that a restart of both services leaves none."""
+    until = time.monotonic() + ABSENT_S
+    while not patiently((root / "version").exists):
+        if time.monotonic() > until:
+            raise Failed(
+                f"{root}: aiosd is not running; systemctl start aiosd, or name its mount with --mount"
+            )
+        time.sleep(LOOK_S)
 
 
 def given(text: str) -> bytes:

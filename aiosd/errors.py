@@ -111,6 +111,9 @@ class NoNetwork(AiosError):
 class BadSnapshot(AiosError):
     """A kv file is malformed, damaged, or belongs to another model."""
 
+    def __init__(self, reason: str, hint: str = "copy the context's messages.jsonl instead") -> None:
+        super().__init__(reason, hint)
+
 
 class WireError(AiosError):
     """A message between daemon and worker breaks the protocol."""
@@ -140,4 +143,6 @@ def in_words(error: BaseException) -> str:
         return "there is not enough memory"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, OSError) and str(error):  # the words are ours
+        return str(error)
     return f"{str(error) or 'an error without a message'} ({type(error).__name__})"

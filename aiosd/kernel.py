@@ -91,7 +91,7 @@ class Kernel:
         self.models = Models(config, self.store, model, workers_uid)
         self.tools = Tools(Path(config.tools.folder), self.store.folder / "tools", config.tools.network)
         self.trust = Trust(self.store)
-        self.audit = Audit(self.store.folder / "audit.jsonl")
+        self.audit = Audit(self.store.folder / "audit.jsonl", config.limits)
         self.events = Events(self.permissions)
         self.refusals, self.reasons = Refusals(), Reasons()
 

@@ -61,6 +61,7 @@ def limits(kernel: Kernel, config: Config) -> None:
     kernel.residency.swap.resize(engine.host_kv_bytes, engine.disk_kv_bytes, bounds.disk_reserve_bytes)
     kernel.limits.reload(config)
     kernel.saving.keep = bounds.keep_requests
+    kernel.audit.limits = bounds
     kernel.delivery.deaths_max = bounds.worker_deaths_per_request
     kernel.contexts.bytes_max = bounds.context_bytes
 

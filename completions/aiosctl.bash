@@ -72,6 +72,7 @@ _aiosctl() {
                     agent) answers='run check list' ;;
                     'agent run' | 'agent check') files=-d && answers=$(aiosctl agent list 2>/dev/null | awk '{ print $1 }') ;;
                     audit) answers=verify ;;
+                    'audit verify'*) files=-f ;;
                     mcp) answers=serve ;;
                     engine) answers='install status remove' ;;
                     model) answers='add load unload remove' ;;

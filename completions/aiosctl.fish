@@ -108,6 +108,7 @@ complete -c aiosctl -n '__aiosctl_at agent' -a list -d 'list packaged agents'
 complete -c aiosctl -n '__aiosctl_at agent run' -a '(__aiosctl_packages)'
 complete -c aiosctl -n '__aiosctl_at agent check' -a '(__aiosctl_packages)'
 complete -c aiosctl -n '__aiosctl_at audit' -a verify -d 'check that no line was changed or removed'
+complete -c aiosctl -n '__aiosctl_in audit verify' -F
 complete -c aiosctl -n '__aiosctl_at engine' -a install -d 'install a PyTorch other than that of the package'
 complete -c aiosctl -n '__aiosctl_at engine' -a status -d 'the PyTorch in use'
 complete -c aiosctl -n '__aiosctl_at engine' -a remove -d 'go back to the PyTorch of the package'

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 lib = ctypes.CDLL(fuse._libfuse._name)  # CDLL, never PyDLL: libfuse calls back with a lock of its own held
 
 FILE_INFO = ctypes.POINTER(fuse.fuse_file_info)
+CLIENTS_S = 0.5  # for clients that are between an open and a close when the tree is unmounted
 READS_ONLY = 2  # _IOC_READ without _IOC_WRITE: a buffer goes back that nothing was copied into
 INTERRUPT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 
@@ -232,8 +233,8 @@ class FuseServer(fuse.FUSE):  # type: ignore[misc]
         """Ends the loop after the unmount; False when a thread of it does not end."""
         if self._thread is None or self._thread.ident is None:
             return True
+        self._thread.join(CLIENTS_S)  # the unmount ends it, unless a client holds a file open
         lib.fuse_exit(self._fuse)
-        self._thread.join(0.2)  # the unmount ends it, unless a client holds a file open
         if self._thread.is_alive():
             signal.pthread_kill(self._thread.ident, signal.SIGUSR1)  # breaks its sem_wait
         self._thread.join(timeout_s)

@@ -143,21 +143,24 @@ def missing() -> str:
 
 
 def base_root(packages: list[str]) -> Path:
-    """Make a tar of a minimal root file system."""
-    wanted = [*BASE, *packages]
-    tar = (
-        REPOSITORY
-        / "build"
-        / f"boot-root-{hashlib.sha256(' '.join([SUITE, *wanted]).encode()).hexdigest()[:12]}.tar"
-    )
+    """Make a tar of a minimal root file system. The packages and what they need are not installed: their
+    files lie in apt's cache, so apt installs them without a network.
+    """
+    digest = hashlib.sha256(" ".join([SUITE, *BASE, "/", *packages]).encode()).hexdigest()[:12]
+    tar = REPOSITORY / "build" / f"boot-root-{digest}.tar"
     if tar.exists():
         return tar
     tar.parent.mkdir(exist_ok=True)
     new = tar.with_suffix(".new.tar")
     users = " && ".join(f'chroot "$1" useradd -m -s /bin/bash {user}' for user in USERS)
+    fetch = f"apt-get install -y --no-install-recommends --download-only {' '.join(packages)}"
+    cache = f'export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"; apt-get clean && {fetch}'
+    alone = """echo 'APT::Install-Recommends "false";' > "$1"/etc/apt/apt.conf.d/10test"""
     command = [
-        "mmdebstrap", "--variant=minbase", f"--include={','.join(wanted)}",
-        f"--customize-hook={users}", "--aptopt=Acquire::Retries 5", "--dpkgopt=force-unsafe-io",
+        "mmdebstrap", "--variant=minbase", f"--include={','.join(BASE)}",
+        f"--customize-hook={users}", f"--customize-hook={cache}",
+        f"--customize-hook={alone}", "--skip=cleanup/apt",
+        "--aptopt=Acquire::Retries 5", "--dpkgopt=force-unsafe-io",
         "--dpkgopt=path-exclude=/usr/share/locale/*", SUITE, str(new),
     ]  # fmt: skip
     if subprocess.run(command).returncode:  # a mirror may fail once

@@ -19,6 +19,7 @@ from aiosd.errors import TooLong, in_words
         (OSError(5, "Input/output error"), "Input/output error"),
         (KeyError(), "an error without a message (KeyError)"),
         (ValueError("no"), "no (ValueError)"),
+        (OSError("it did not connect within 9 s"), "it did not connect within 9 s"),
     ],
 )
 def test_any_error_has_words(error: BaseException, said: str) -> None:

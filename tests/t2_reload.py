@@ -77,7 +77,7 @@ def test_models_come_change_and_go(make_kernel: MakeKernel, tmp_path: Path, rand
     kernel.pool.resize(second, 1)
     changed(kernel, file, entry + "replicas = 2\n[limits]\nkeep_requests = 3\n")
     assert second.replicas == 1, "what was changed by ctl stays while its entry does"
-    with pytest.raises(AiosError, match="no such folder"):
+    with pytest.raises(AiosError, match="no such file or folder"):
         changed(kernel, file, "[models.second]\npath = '/nonexistent'\n")
     assert second.path == random_llama
     assert kernel.models.default == kernel.models.names()[0], "the one of the command line"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from aiosd.client import Files
 from aiosd.cores.wire import Channel
+from aiosd.host import mount, proc
 from aiosd.privilege import orders
 from tests.running import DAEMON, PYTHON, REPOSITORY, Daemon, open_to_all, wait_until
 
@@ -142,9 +146,147 @@ def test_a_worker_gets_only_existing_devices(tmp_path: Path, random_llama: Path)
         found = channel.receive()
         assert [facts["uuid"] for facts in found.devices] == ["GPU-12345678", "cpu"]
         channel.send(orders.WorkerOrder(99, "start", ["GPU-87654321"]))
-        assert channel.receive() == orders.WorkerFailed(99, "there is no device 'GPU-87654321'")
+        assert channel.receive() == orders.WorkerFailed(
+            99, "there is no device GPU-87654321; cat /aios/devices"
+        )
     finally:
         own.clean()
+
+
+class Opener:
+    """Opens and reads a file of the tree again and again, and keeps the errors."""
+
+    def __init__(self, read: Callable[[str], str]) -> None:
+        self.errors: list[str] = []
+        self.count = 0
+        self._read = read
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._open)
+
+    def __enter__(self) -> Opener:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        self._thread.join(60)
+
+    def _open(self) -> None:
+        while not self._enough.is_set():
+            try:
+                self._read("version")
+                self.count += 1
+            except OSError as error:
+                self.errors.append(errno.errorcode[error.errno or 0])
+
+
+def test_no_open_fails_while_the_daemon_restarts(daemon: Daemon) -> None:
+    with Opener(daemon.read) as opener:
+        for _ in range(3):
+            before = opener.count
+            daemon.stop()
+            daemon.start(ready=False)
+            wait_until(lambda: opener.count > before + 10, "clients")  # noqa: B023  # it is called in here
+    assert opener.errors == []
+    assert kinds(daemon.root) == ["tmpfs", "fuse.aiosd"]
+
+
+def kinds(folder: Path) -> list[str]:
+    """Return the kinds of what is mounted at the folder, the lowest first."""
+    return [point.kind for point in proc.mounts() if point.folder == folder]
+
+
+def test_aiosctl_tries_again_when_the_daemon_was_killed(daemon: Daemon) -> None:
+    with Opener(Files(daemon.root, verbose=False).read) as opener:
+        for _ in range(5):
+            before = opener.count
+            daemon.kill()
+            daemon.start(ready=False)
+            wait_until(lambda: opener.count > before, "a read")  # noqa: B023  # it is called in here
+    assert opener.errors == []
+
+
+@pytest.mark.parametrize("beneath", [mount.BENEATH, 1 << 20], ids=["Linux 6.5", "older"])
+def test_one_tree_takes_the_place_of_the_other(
+    beneath: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older Linux refuses the flag, as it does any that it does not know."""
+    monkeypatch.setattr(mount, "BENEATH", beneath)
+    mount.guard(tmp_path)
+    first = mount.open_fuse(tmp_path, shared=True)
+    second = mount.replace(tmp_path)
+    try:
+        os.close(first)
+        assert kinds(tmp_path) == ["tmpfs", "fuse.aiosd"]
+        assert mount.is_tree(tmp_path)
+    finally:
+        os.close(second)
+        mount.clear_stale(tmp_path)
+        assert mount.is_guard(tmp_path)
+        mount.unmount(tmp_path)
+
+
+def test_after_an_upgrade_the_helper_goes_on_as_the_new_program(daemon: Daemon) -> None:
+    """dpkg gives each file another inode and time."""
+    assert daemon.privileged
+    became = "going on as the program that was installed meanwhile"
+    before = daemon.log.read_text().count(became)
+    os.utime(REPOSITORY / "aiosd/__init__.py")
+    with Opener(daemon.read) as opener:
+        daemon.stop()
+        daemon.start()
+    assert opener.errors == []
+    assert daemon.log.read_text().count(became) == before + 1
+    assert daemon.privileged.poll() is None
+    assert call(daemon, "calc", {"expression": "1+1"}).stdout == "2\n"
+    daemon.stop()
+    daemon.start()
+    assert daemon.log.read_text().count(became) == before + 1, "once is enough"
+
+
+def test_nobody_can_write_into_the_folder_while_nothing_runs(tmp_path: Path, random_llama: Path) -> None:
+    needs_python()
+    open_to_all(tmp_path)
+    own = Daemon(tmp_path, random_llama)
+    own.helped = True
+    own.start(ready=False)
+    try:
+        own.stop()
+        assert own.privileged
+        own.privileged.terminate()
+        own.privileged.wait(30)
+        assert os.listdir(own.root) == []
+        for make in (os.mkdir, os.mkfifo):
+            with pytest.raises(OSError, match="Read-only file system"):
+                make(own.root / "agents")
+        own.start(ready=False)
+        assert own.read("version")
+    finally:
+        own.clean()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--socket", "/nonexistent/socket"], "No such file or directory; name another place with --socket"),
+        (["--socket", "/tmp/" + "x" * 120], "AF_UNIX path too long; name another place with --socket"),
+        (["--state", "/proc/state"], "No such file or directory; name another folder with --state"),
+        (["--user", "nosuchuser"], "no user nosuchuser; systemd-sysusers makes it"),
+    ],
+)
+def test_a_helper_that_cannot_start_says_what_to_do(options: list[str], said: str, tmp_path: Path) -> None:
+    config = tmp_path / "aiosd.toml"
+    config.write_text(f'[daemon]\nmount = "{tmp_path}/mnt"\nstate = "{tmp_path}/state"\n')
+    command = [sys.executable, "-m", "aiosd.privilege.helper", "--config", str(config), "--user", "0"]
+    command += ["--socket", str(tmp_path / "socket"), "--state", str(tmp_path / "own"), *options]
+    try:
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+    finally:
+        mount.unmount(tmp_path / "mnt")
+    assert done.returncode
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert kinds(tmp_path / "mnt") == []
 
 
 def test_a_client_waits_while_no_daemon_runs(daemon: Daemon) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import REPOSITORY, Daemon, Manager, managed, wait_until
+from aiosd.host import hashchain
+from tests.manual import blocks
+from tests.running import REPOSITORY, Daemon, Manager, managed, needs, wait_until
 
 pytestmark = pytest.mark.mount
 MakeDaemon = Callable[..., Daemon]
@@ -189,7 +191,7 @@ def test_a_reload_command_ends_as_the_reload_did(make_daemon: MakeDaemon, tmp_pa
         ("[scheduler]\nquantum = 9\n", 0, ""),
         ("[scheduler]\nquantum = 10\nspeed = 1\n", 1, f"{config}:3: unknown key 'speed'"),
         ("[scheduler]\nquantum = 10\npolicy = 'none'\n", 1, "no policy 'none'"),
-        ("[models.x]\npath = '/nonexistent'\n", 1, "/nonexistent: no such folder"),
+        ("[models.x]\npath = '/nonexistent'\n", 1, "/nonexistent: no such file or folder"),
         ("[scheduler]\nquantum = 11\n", 0, ""),
     ):
         config.write_text(text)
@@ -273,3 +275,43 @@ def test_a_reload_takes_over_everything_or_nothing(
     assert daemon.read("scheduler/quantum") == "8\n"
     assert "greet" in os.listdir(daemon.root / "tools")
     wait_until(lambda: manager.heard[-1].get("STATUS", "").endswith("model random ready"), "the line")
+
+
+# backup and restore
+
+
+def test_a_state_that_is_restored_as_the_manual_says_goes_on(make_daemon: MakeDaemon, tmp_path: Path) -> None:
+    needs("sqlite3")
+    daemon = make_daemon(ONE).start()
+    daemon.sh("mkdir contexts/chat agents/ada; echo chat > agents/ada/context")
+    daemon.write("agents/ada/syscall/llm", "hello")
+    answer = daemon.read("agents/ada/syscall/llm")
+    messages = daemon.read("contexts/chat/messages.jsonl")
+    daemon.sh('echo \'{"expression": "6*7"}\' > tools/calc/call; cat tools/calc/call')
+    unfinished = ask(daemon, "unfinished")
+    runs(daemon)
+    backup, restore = (block.text for block in list(blocks("aios-operations.7", "text"))[:2])
+    here = {
+        "/var/lib/aios": str(daemon.state),
+        "/backup": str(tmp_path / "backup"),
+        "aios:aios": str(os.getuid()),
+    }
+
+    def follow(commands: str) -> None:
+        lines = [line.removeprefix("# ") for line in commands.splitlines()]
+        script = "\n".join(line for line in lines if "tar -C / " not in line and "systemctl" not in line)
+        for there, place in here.items():
+            script = script.replace(there, str(place))
+        subprocess.run(["bash", "-euc", script], check=True)
+
+    follow(backup)
+    daemon.sh("mkdir agents/later")
+    daemon.kill()
+    follow(restore)
+    daemon.start()
+    assert sorted(os.listdir(daemon.root / "agents")) == ["ada", "unfinished"]
+    assert daemon.read("agents/ada/requests/latest/response") == answer
+    assert daemon.read("contexts/chat/messages.jsonl") == messages
+    assert unfinished.read_text()
+    with (daemon.state / "audit.jsonl").open("rb") as lines:
+        assert hashchain.verify(lines)[:2] == (2, [])

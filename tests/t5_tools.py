@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import pytest
 
 from aiosd.host import hashchain
 from tests.conftest import TINY
-from tests.running import Daemon, wait_until
+from tests.running import REPOSITORY, Daemon, wait_until
 from tests.t5_users import ALICE, BOB, as_user
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
@@ -432,7 +433,7 @@ def test_after_kill_9_a_call_that_ran_is_interrupted_and_one_that_waits_still_wa
     assert pending(daemon) == ["2"]
     daemon.write("access/pending/2/decision", "allow")
     assert daemon.read("agents/a/syscall/tool") == "done\n"
-    count, wrong = hashchain.verify(daemon.root.joinpath("access/audit.jsonl").read_bytes().splitlines())
+    count, wrong, *_ = hashchain.verify(daemon.root.joinpath("access/audit.jsonl").read_bytes().splitlines())
     assert (count, wrong) == (5, [])
 
 
@@ -453,12 +454,13 @@ def test_a_loop_goes_on_after_kill_9_and_no_tool_runs_twice(make_daemon: Callabl
 
 def test_the_audit_log_shows_that_a_line_was_changed_or_taken_out(aios: Daemon, agent: str) -> None:
     secret = '{"name": "calc", "arguments": {"expression": "424242+1"}}'
-    assert call(aios, f"{agent}/syscall/tool", secret) == (0, "424243\n")
+    for _ in range(2):
+        assert call(aios, f"{agent}/syscall/tool", secret) == (0, "424243\n")
     text = (aios.root / "access/audit.jsonl").read_bytes()
     assert b"424242" not in text
     assert b"424243" not in text
     lines = text.splitlines()
-    assert hashchain.verify(lines) == (len(lines), [])
+    assert hashchain.verify(lines)[:2] == (len(lines), [])
     last = json.loads(lines[-1])
     assert (last["what"], last["tool"], last["exit_status"]) == ("done", "calc", 0)
     assert hashchain.verify([*lines[:-3], *lines[-2:]])[1]
@@ -467,6 +469,45 @@ def test_the_audit_log_shows_that_a_line_was_changed_or_taken_out(aios: Daemon, 
         f"line {len(lines) + 1} is cut: a crash, or a full disk"
     ]
     assert "denied" in as_user(aios, ALICE, "cat access/audit.jsonl").stderr
+
+
+def test_the_audit_log_goes_on_in_another_file_and_the_chain_with_it(
+    make_daemon: Callable[..., Daemon],
+) -> None:
+    daemon = make_daemon("[limits]\naudit_bytes = 4096\naudit_files = 2\n").start(ready=False)
+    current = daemon.state / "audit.jsonl"
+
+    def earlier() -> list[Path]:
+        return sorted(daemon.state.glob("audit-*.jsonl"))
+
+    def verify(*files: Path) -> subprocess.CompletedProcess[str]:
+        ctl = f"{sys.executable} -m aiosd.cli.aiosctl --mount {daemon.root} audit verify"
+        return daemon.sh(" ".join([ctl, *map(str, files)]), {**os.environ, "PYTHONPATH": str(REPOSITORY)})
+
+    def calls(number: int) -> None:
+        for _ in range(number):
+            assert call(daemon, "tools/calc/call", '{"expression": "6*7"}') == (0, "42\n")
+
+    calls(7)
+    assert [file.name for file in earlier()] == ["audit-000001.jsonl"]
+    assert earlier()[0].stat().st_mode & 0o777 == 0o600
+    whole = verify(*earlier(), current)
+    assert whole.stdout == "15 lines, each follows the one before it\n"
+    assert "continues audit-000001.jsonl" in verify().stdout
+    assert verify(current, *earlier()).returncode == 1, "the other order"
+    os.rename(current, current.with_name("audit-000002.jsonl"))  # a daemon that was killed here
+    daemon.kill()
+    daemon.start(ready=False)
+    calls(1)
+    assert verify(*earlier(), current).returncode == 0
+    lines = earlier()[0].read_bytes().splitlines(keepends=True)
+    earlier()[0].write_bytes(b"".join(lines[:-1]))
+    lost = verify(*earlier(), current)
+    assert (lost.returncode, "audit-000002.jsonl: line 1 does not follow" in lost.stdout) == (1, True)
+    calls(30)
+    assert len(earlier()) == 2
+    assert not (daemon.state / "audit-000002.jsonl").exists()
+    assert verify(*earlier(), current).returncode == 0
 
 
 # aiosctl
@@ -652,7 +693,7 @@ def test_the_end_of_a_call_is_in_the_audit_log_also_after_a_kill(make_daemon: Ca
     assert old.pop("time") < new.pop("time")
     assert old == new
     assert old["what"] == "done"
-    assert hashchain.verify([*kept, again]) == (len(kept) + 1, [])
+    assert hashchain.verify([*kept, again])[:2] == (len(kept) + 1, [])
     daemon.kill()
     daemon.start(ready=False)
     assert file.read_bytes() == b"".join([*kept, again]), "once"

@@ -1,6 +1,8 @@
 """The audit log: who called which tool, who decided about it, how it ended. Lines are only appended.
 
-Each line holds the SHA-256 of the line before, so `aiosctl audit verify` finds a changed or missing line.
+Each line holds the SHA-256 of the line before, so `aiosctl audit verify` finds a changed or missing line. A
+file that has grown large gets a number, audit-000001.jsonl, and the next file continues its chain. The oldest
+go.
 Arguments and results may be secret, so the log holds only their digests. A call that cannot be logged does
 not run. Each line is also a message of the daemon's log, which journalctl finds by its fields. Any thread may
 call.
@@ -17,9 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aiosd.access.caller import Caller
+from aiosd.config.config import LimitsConfig
 from aiosd.errors import StoreFailed, StoreFull
 from aiosd.host import disk, processes
-from aiosd.host.hashchain import FIRST, digest, is_whole
+from aiosd.host.hashchain import CONTINUED, FIRST, digest, is_whole
 from aiosd.host.message_ids import NOTICE, Id, about
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.toolcall import ToolCall, outcome
@@ -34,13 +37,13 @@ SAID = ("tool", "agent", "request", "uid", "decision", "rule", "by", "why")
 
 
 class Audit:
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, limits: LimitsConfig) -> None:
+        self.file, self.limits = file, limits
         self._lock = threading.Lock()
-        self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        end = os.fstat(self._fd).st_size
-        tail = os.pread(self._fd, LINE_BYTES, max(0, end - LINE_BYTES))
-        self._cut = bool(tail) and not tail.endswith(b"\n")  # a crash or a full disk left half a line
+        self._fd = self._open()
+        tail = self._tail(LINE_BYTES)
+        self._size = os.fstat(self._fd).st_size
+        self._cut = self._size > 0 and not tail.endswith(b"\n")  # a crash or a full disk left half a line
         lines = [line for line in tail.splitlines() if is_whole(line)]
         self._last = digest(lines[-1]) if lines else FIRST
 
@@ -59,8 +62,7 @@ class Audit:
     def unended(self) -> list[int]:
         """Those of the last calls that have no end here: a daemon was killed before it wrote one."""
         with self._lock:
-            end = os.fstat(self._fd).st_size
-            tail = os.pread(self._fd, TAIL_BYTES, max(0, end - TAIL_BYTES))
+            tail = self._tail(TAIL_BYTES)
         open_calls: dict[int, None] = {}
         for line in filter(is_whole, tail.split(b"\n")):
             facts = json.loads(line)
@@ -100,19 +102,65 @@ class Audit:
         self._append(what, {**line, **facts})
 
     def _append(self, what: str, facts: dict[str, object]) -> None:
-        line = {"time": round(time.time(), 3), "what": what, **facts}
         with self._lock:
-            data = json.dumps({**line, "before": self._last}).encode()
-            whole = b"\n" * self._cut + data + b"\n"
             try:
-                written = os.write(self._fd, whole)
+                if self._size >= self.limits.audit_bytes:
+                    self._rotate()
+                if not self._size and (earlier := self._earlier()):
+                    self._write_line(CONTINUED, {"after": earlier[-1].name})
+                self._write_line(what, facts)
             except OSError as error:
                 raise disk.failed(self.file, error) from None
-            self._cut = written < len(whole)
-            if self._cut:
-                raise StoreFull(f"{self.file}: the disk is full", "free some space there")
-            self._last = digest(data)
         log_line(what, facts)
+
+    def _write_line(self, what: str, facts: dict[str, object]) -> None:
+        """Raises OSError, StoreFull."""
+        line = {"time": round(time.time(), 3), "what": what, **facts, "before": self._last}
+        data = json.dumps(line).encode()
+        whole = b"\n" * self._cut + data + b"\n"
+        written = os.write(self._fd, whole)
+        self._size += written
+        self._cut = written < len(whole)
+        if self._cut:
+            raise StoreFull(f"{self.file}: the disk is full", "free some space there")
+        self._last = digest(data)
+
+    # several files
+
+    def _open(self) -> int:
+        return os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def _earlier(self) -> list[Path]:
+        """The files before this one, the oldest first."""
+        return sorted(self.file.parent.glob(f"{self.file.stem}-[0-9]*{self.file.suffix}"), key=number)
+
+    def _rotate(self) -> None:
+        """Give the file a number and begin another. Remove the oldest. Raises OSError."""
+        earlier = self._earlier()
+        next_number = number(earlier[-1]) + 1 if earlier else 1
+        os.rename(self.file, self.file.with_stem(f"{self.file.stem}-{next_number:06}"))
+        before, self._fd = self._fd, self._open()
+        os.close(before)
+        self._size, self._cut = 0, False
+        for old in self._earlier()[: -self.limits.audit_files]:
+            old.unlink()
+
+    def _tail(self, size: int) -> bytes:
+        """The end of the log, with that of the file before if this one is shorter. Raises OSError."""
+        own = end_of(self._fd, size)
+        if len(own) == size or not (earlier := self._earlier()):
+            return own
+        with earlier[-1].open("rb") as file:
+            return end_of(file.fileno(), size) + b"\n" + own
+
+
+def number(file: Path) -> int:
+    digits = file.stem.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def end_of(fd: int, size: int) -> bytes:
+    return os.pread(fd, size, max(0, os.fstat(fd).st_size - size))
 
 
 def log_line(what: str, facts: Mapping[str, object]) -> None:

@@ -21,7 +21,7 @@ import jsonschema
 from jsonschema.exceptions import best_match
 
 from aiosd.access.caller import Caller
-from aiosd.errors import ConfigError
+from aiosd.errors import ConfigError, in_words
 from aiosd.host import toml
 from aiosd.host.ownership import check_owner
 
@@ -29,6 +29,7 @@ BUILT_IN = Path(__file__).parents[1] / "policies/access"
 TEXT = {"type": "string", "minLength": 1}
 GLOBS = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1}]}
 BY_NAME = ("tool", "agent", "user", "group", "privilege", "model")
+HINT = "aios-access(5) describes the files of rules"
 SCHEMA = {
     "type": "object",
     "additionalProperties": False,
@@ -122,15 +123,17 @@ def read(file: Path) -> str:
         with file.open("rb") as opened:
             check_owner(file, os.fstat(opened.fileno()))
             return toml.decoded(opened.read())
-    except (OSError, ValueError) as error:  # ValueError: a wrong owner, or not UTF-8
-        raise ConfigError(f"{file}: {error}", "aios-access(5) describes the files of rules") from None
+    except OSError as error:
+        raise ConfigError(in_words(error), HINT) from None
+    except ValueError as error:  # a wrong owner, or not UTF-8
+        raise ConfigError(f"{file}: {error}", HINT) from None
 
 
 def parse(file: Path, text: str) -> Iterable[Rule]:
     try:
         raw = toml.parse(text)
     except ValueError as error:
-        raise ConfigError(f"{file}: {error}") from None
+        raise ConfigError(f"{file}: {error}", HINT) from None
     if wrong := best_match(jsonschema.Draft202012Validator(SCHEMA).iter_errors(raw)):
         place = "".join(f"{step}: " for step in wrong.absolute_path)
         raise ConfigError(f"{file}: {place}{wrong.message}", "see aios-access(5)")

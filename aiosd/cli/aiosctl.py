@@ -20,10 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from aiosd import __version__
-from aiosd.cli import packaged, sharing, torch_install, users
-from aiosd.client import Failed, Files
+from aiosd.cli import audit_log, packaged, sharing, torch_install, users
+from aiosd.client import Failed, Files, patiently, wait_for_daemon
 from aiosd.config.config import private_mount
-from aiosd.host import hashchain
 
 POLL_S = 0.1
 
@@ -32,10 +31,8 @@ def main() -> int:
     options = arguments().parse_args()
     files = Files(options.mount or find_mount(), options.verbose)
     try:
-        if options.served and not (files.root / "version").exists():
-            raise Failed(
-                f"{files.root}: aiosd is not running; systemctl start aiosd, or name its mount with --mount"
-            )
+        if options.served:
+            wait_for_daemon(files.root)
         options.run(files, options)
     except Failed as error:
         print(f"aiosctl: {error}", file=sys.stderr)
@@ -58,7 +55,11 @@ def find_mount() -> Path:
     """Return $AIOS if it is set, else /aios if aiosd serves it, else the private mount of this user."""
     if "AIOS" in os.environ:
         return Path(os.environ["AIOS"])
-    return private_mount() if not Path("/aios/version").exists() and os.getuid() else Path("/aios")
+    try:
+        is_served = patiently(Path("/aios/version").exists)
+    except OSError:  # the command says which
+        is_served = True
+    return private_mount() if not is_served and os.getuid() else Path("/aios")
 
 
 def explained(files: Files, error: OSError) -> str:
@@ -141,10 +142,10 @@ def arguments() -> argparse.ArgumentParser:
                 "--always", action="store_true", help="also all later calls of this tool by this agent"
             )
         decision.set_defaults(run=decide, verb=verb, always=False)
-    logged = command("audit", audit_verify, "the audit log").add_subparsers(required=True)
-    logged.add_parser("verify", help="check that no line was changed or removed").set_defaults(
-        run=audit_verify
-    )
+    logged = command("audit", audit_log.verify, "the audit log").add_subparsers(required=True)
+    whole = logged.add_parser("verify", help="check that no line was changed or removed")
+    whole.add_argument("files", nargs="*", type=Path, metavar="FILE", help="each continues the one before")
+    whole.set_defaults(run=audit_log.verify, served=False)
     trace_parser = command("trace", trace, "a timeline of the requests, as JSON or as a picture")
     trace_parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the timeline: svg, png or pdf")
     served = command("mcp", mcp_serve, "serve the tree to an MCP client").add_subparsers(required=True)
@@ -264,16 +265,6 @@ def decide(files: Files, options: argparse.Namespace) -> None:
         )
     except FileNotFoundError:
         raise Failed(f"call {options.id} does not wait; aiosctl access lists the calls that do") from None
-
-
-def audit_verify(files: Files, options: argparse.Namespace) -> None:
-    with (files.root / "access/audit.jsonl").open("rb") as lines:
-        count, wrong = hashchain.verify(lines)
-    for one in wrong:
-        print(one)
-    if wrong:
-        raise Failed(f"the audit log of {count} lines is not whole; the messages above say where")
-    print(f"{count} lines, each follows the one before it")
 
 
 def trace(files: Files, options: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from mcp.server import Server, ServerRequestContext
 
 from aiosd import __version__
 from aiosd.cli.transactions import Reporter, TransactionFailed, TreeClient
+from aiosd.errors import in_words
 from aiosd.syscall import schemas
 
 SCHEME = "aios://"
@@ -114,7 +115,7 @@ class Serve:
             judge(function["parameters"], arguments)
             return shown(await self._tree.call(name, arguments, report))
         except (TransactionFailed, OSError) as error:
-            return types.CallToolResult(content=[types.TextContent(text=str(error))], is_error=True)
+            return types.CallToolResult(content=[types.TextContent(text=said_of(error))], is_error=True)
 
     def _find(self, asked: str) -> tuple[str, dict[str, Any]]:
         """By its name here, or the name that it is offered by. Raises TransactionFailed."""
@@ -152,7 +153,7 @@ class Serve:
                 f"no agent {agent}; yours are {', '.join(self._mine('agents')) or 'none'}"
             ) from None
         except OSError as error:
-            raise TransactionFailed(self._tree.logged(agent) or str(error)) from None
+            raise TransactionFailed(self._tree.logged(agent) or in_words(error)) from None
         return text or json.dumps(calls or "", ensure_ascii=False)
 
     # prompts
@@ -171,7 +172,7 @@ class Serve:
             judge(function["parameters"], arguments)
             said = json.loads((await self._tree.call(name, arguments, reporter(context)))["output"])
         except (TransactionFailed, OSError, ValueError) as error:
-            raise MCPError(types.INVALID_PARAMS, str(error)) from None
+            raise MCPError(types.INVALID_PARAMS, said_of(error)) from None
         messages = [
             types.PromptMessage(role=one["role"], content=types.TextContent(text=one["content"]))
             for one in said["messages"]
@@ -292,3 +293,7 @@ def serve(root: Path, agent: str) -> None:
 async def _serve(server: Server[Any]) -> None:
     async with stdio_server() as (read, write):
         await server.run(read, write, server.create_initialization_options())
+
+
+def said_of(error: Exception) -> str:
+    return in_words(error) if isinstance(error, OSError) else str(error)

@@ -12,6 +12,8 @@ from typing import Any
 
 import anyio
 
+from aiosd.errors import in_words
+
 LATEST = 50  # requests of an agent among which a call is looked for
 LOOK_S = 0.3  # between two looks at how far a call is
 
@@ -99,7 +101,7 @@ class TreeClient:
             try:
                 output = await self.text(f"agents/{agent}/syscall/tool", body)
             except OSError as error:
-                failed = str(error)
+                failed = in_words(error)
             tasks.cancel_scope.cancel()
         id = found[0] if found else self._find(body, before)
         said: dict[str, Any] = {"output": output}

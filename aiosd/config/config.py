@@ -73,6 +73,8 @@ class LimitsConfig:
     keep_requests: int = 100  # finished requests kept per agent
     disk_reserve_bytes: int = 8 << 20  # free space below the state folder; with less, requests are refused
     worker_deaths_per_request: int = 2
+    audit_bytes: int = at_least(4096, 64 << 20)  # of audit.jsonl; then another file begins
+    audit_files: int = at_least(1, 16)  # earlier files that are kept
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _merge(config: Config, file: Path) -> Config:
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}", "name a readable file with --config") from None
     except ValueError as error:
-        raise ConfigError(f"{file}: {error}") from None
+        raise ConfigError(f"{file}: {error}", "aiosd.toml(5) shows the format") from None
     source = TomlSource(file, text)
     changed: dict[str, Any] = {}
     sections = [name for name in _fields(Config) if name != "quotas"]

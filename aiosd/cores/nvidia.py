@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -53,7 +54,7 @@ def probe() -> tuple[list[Facts], list[str]]:
 def trouble(error: Exception) -> str:
     """What an error of NVML means, and what to do about it."""
     if isinstance(error, ImportError):
-        return f"{error}; pip install nvidia-ml-py"
+        return f"{error}; {sys.executable} -m pip install nvidia-ml-py"
     return f"NVML: {error}; {REMEDIES.get(getattr(error, 'value', 0), 'nvidia-smi says more')}"
 
 

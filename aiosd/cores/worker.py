@@ -195,7 +195,13 @@ class WorkerLoop:
             self._channel.send(wire.Refused(message.id, str(error), error.hint))
         except Exception as error:  # noqa: BLE001 - no request may end the process that others run in
             traceback.print_exc()
-            self._channel.send(wire.Refused(message.id, f"cannot be computed: {error!r}"[:300], ""))
+            self._channel.send(
+                wire.Refused(
+                    message.id,
+                    f"cannot be computed: {in_words(error)}"[:300],
+                    "the journal has the traceback",
+                )
+            )
         else:
             self._live.add(message.id)
             self._prompts[message.id] = prompt

@@ -1,6 +1,6 @@
 """Mounting: from a folder to a /dev/fuse descriptor, and clean away again.
 
-Root mounts by mount(2); an ordinary user through the set-uid fusermount, which hands the descriptor back over
+Root mounts by itself; an ordinary user through the set-uid fusermount, which hands the descriptor back over
 a socket. The descriptor is served elsewhere (libfuse.py), so a privileged mounter can stand in for this file.
 """
 
@@ -13,7 +13,8 @@ import os
 import shutil
 import socket
 import subprocess
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from aiosd.errors import ConfigError
@@ -21,7 +22,14 @@ from aiosd.host import proc
 
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)  # nobody serves this mount any more
 MNT_DETACH = 2
-MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+SYS_MOVE_MOUNT, SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 429, 430, 431, 432  # on all architectures
+CLOEXEC = 1  # of fsopen(2) and fsmount(2)
+SET_FLAG, SET_STRING, CREATE = 0, 1, 6  # of fsconfig(2)
+ATTRIBUTES = 2 | 4 | 8  # of fsmount(2): nosuid, nodev, noexec
+EMPTY_PATH, BENEATH = 0x004, 0x200  # of move_mount(2)
+AT_FDCWD = -100
+GUARD = ("tmpfs", "aiosd")  # type and source
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -41,16 +49,104 @@ def open_fuse(folder: Path, shared: bool) -> int:
 
 
 def _mount_as_root(folder: Path, shared: bool) -> int:
-    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions" + (
-        ",allow_other" if shared else ""
-    )
-    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-    if libc.mount(b"aiosd", bytes(folder), b"fuse.aiosd", flags, data.encode()):
-        error = ctypes.get_errno()
-        os.close(fd)
-        raise ConfigError(f"{folder}: cannot mount: {os.strerror(error)}")
+    with _new_tree(folder, shared) as (fd, tree):
+        _attach(tree, folder)
     return fd
+
+
+def replace(folder: Path) -> int:
+    """Mount a new tree in place of the one that is mounted at the folder. Return its descriptor.
+
+    The new tree goes beneath the old one, and then the old one is detached: no moment is without a tree.
+    Linux before 6.5 cannot do this. There, the folder below is seen for the time of two system calls.
+    Raises ConfigError.
+    """
+    with _new_tree(folder, shared=True) as (fd, tree):
+        try:
+            _attach(tree, folder, BENEATH)
+            unmount(folder)
+        except OSError:
+            if is_tree(folder):
+                unmount(folder)
+            _attach(tree, folder)
+    return fd
+
+
+@contextmanager
+def _new_tree(folder: Path, shared: bool) -> Iterator[tuple[int, int]]:
+    """Give the descriptor to serve and a mount of it that is not attached to a folder yet. The mount is
+    closed at the end, and the descriptor too if the block fails. Raises ConfigError.
+    """
+    values = {"source": "aiosd", "subtype": "aiosd", "rootmode": "40000", "user_id": "0", "group_id": "0"}
+    with ExitStack() as failed, ExitStack() as undo:
+        try:
+            fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+            failed.callback(os.close, fd)
+            made = check(libc.syscall(SYS_FSOPEN, b"fuse", CLOEXEC))
+            undo.callback(os.close, made)
+            for key, value in {**values, "fd": str(fd)}.items():
+                check(libc.syscall(SYS_FSCONFIG, made, SET_STRING, key.encode(), value.encode(), 0))
+            for flag in (b"default_permissions", *([b"allow_other"] if shared else [])):
+                check(libc.syscall(SYS_FSCONFIG, made, SET_FLAG, flag, None, 0))
+            check(libc.syscall(SYS_FSCONFIG, made, CREATE, None, None, 0))
+            tree = check(libc.syscall(SYS_FSMOUNT, made, CLOEXEC, ATTRIBUTES))
+            undo.callback(os.close, tree)
+            yield fd, tree
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: cannot mount: {error.strerror}",
+                "mounting takes CAP_SYS_ADMIN and /dev/fuse; a container gets them by --cap-add SYS_ADMIN "
+                "--device /dev/fuse",
+            ) from None
+        failed.pop_all()
+
+
+def _attach(tree: int, folder: Path, how: int = 0) -> None:
+    check(libc.syscall(SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, bytes(folder), EMPTY_PATH | how))
+
+
+def check(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def guard(folder: Path) -> None:
+    """Cover the folder, unless something covers it, with an empty one in which nobody can make a file.
+
+    It stays when the tree is unmounted. Otherwise root could write files into the bare folder, and the next
+    tree would hide them. Raises ConfigError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not is_mounted(folder):
+            kind, source = (word.encode() for word in GUARD)
+            flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+            check(libc.mount(source, bytes(folder), kind, flags, b"mode=755,size=4k,nr_inodes=2"))
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}", "name another folder with daemon.mount") from None
+
+
+def is_guard(folder: Path) -> bool:
+    return _mounted(folder) == GUARD
+
+
+def is_tree(folder: Path) -> bool:
+    """Whether a tree of aiosd is mounted there, also one that nobody serves."""
+    return _mounted(folder) == ("fuse.aiosd", "aiosd")
+
+
+def _mounted(folder: Path) -> tuple[str, str]:
+    """Return type and source of the mount that the folder is on. Its server is not asked. Raises OSError."""
+    with ExitStack() as undo:
+        number = str(proc.mount_id(_look_at(undo, folder)))
+    for line in proc.lines("/proc/self/mountinfo"):
+        before, _, after = line.partition(" - ")
+        if before.split(" ", 1)[0] == number:
+            kind, source, _ = after.split(" ", 2)
+            return kind, source
+    return "", ""
 
 
 def _mount_by_fusermount(folder: Path, shared: bool) -> int:
@@ -106,7 +202,7 @@ def unmount(folder: Path) -> None:
 def clear_stale(folder: Path) -> None:
     """Takes away what a killed daemon left: a mount that nobody serves. Any other one is an error."""
     try:
-        if not is_mounted(folder):
+        if not is_mounted(folder) or is_guard(folder):
             return
         os.stat(folder)
         # a stat may be answered from the kernel's cache for a second, a read is not

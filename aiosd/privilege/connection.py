@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aiosd.cores.wire import Channel
-from aiosd.errors import AiosError, Denied, WireError
+from aiosd.errors import AiosError, Denied, WireError, in_words
 from aiosd.host.proc import device_of
 from aiosd.host.processes import Direct
 from aiosd.privilege import orders
@@ -126,7 +126,7 @@ class DaemonConnection:
         except WireError:
             raise
         except (AiosError, OSError) as error:
-            why = error.explanation if isinstance(error, AiosError) else str(error)
+            why = in_words(error)
             log.error("call %d: %s", order.id, why)
             self._send(Ended(order.id, -1, "", why, {}))
             return

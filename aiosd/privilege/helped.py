@@ -26,8 +26,8 @@ from aiosd.cores import wire
 from aiosd.cores.devices import Device, processor
 from aiosd.cores.devices import received as received_device
 from aiosd.cores.launch import Child, Launcher
-from aiosd.errors import ConfigError, WireError
-from aiosd.host import processes
+from aiosd.errors import ConfigError, WireError, in_words
+from aiosd.host import proc, processes
 from aiosd.host.eventloop import EventLoop
 from aiosd.host.usage import Spent
 from aiosd.privilege import orders
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 REMEDY = "systemctl status aios-privileged"
 PATIENCE_S = 30.0
 ANSWER_S = 5.0
+REPLACE_S, LOOK_S = 5.0, 0.005
 TOLD_S = 1800.0  # after that a user is reported again
 TOLD_MOST = 1 << 16
 SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
@@ -57,7 +58,7 @@ class Helped:
             self._channel = wire.Channel(sock, orders.ANSWERS)
             first, self._fuse = self._channel.receive(), self._channel.take_file()
         except (OSError, WireError) as error:
-            raise ConfigError(f"{address}: {error}", REMEDY) from None
+            raise ConfigError(f"{address}: {in_words(error)}", REMEDY) from None
         if not isinstance(first, Mounted) or self._fuse is None:
             raise ConfigError(f"{address}: nothing was mounted", REMEDY)
         sock.settimeout(None)
@@ -79,8 +80,14 @@ class Helped:
         return fd
 
     def unmount(self, folder: Path) -> None:
-        """It is mounted again, for the next daemon: who comes meanwhile waits for it."""
-        del folder
+        """The other process puts a new tree in place of this one, for the next daemon. Serve until it has."""
+        if self._channel.closed:
+            return
+        with suppress(OSError):
+            served, until_s = proc.device_of(folder), time.monotonic() + REPLACE_S
+            self._channel.shut()
+            while not self.lost and proc.device_of(folder) == served and time.monotonic() < until_s:
+                time.sleep(LOOK_S)
         self._channel.shut()
 
     def tools(self, places: Places) -> Remote:
@@ -99,7 +106,9 @@ class Helped:
                 self._channel.send(orders.Probe())
                 return [received_device(facts) for facts in self._found.get(timeout=PATIENCE_S)]
             except (OSError, queue.Empty, TypeError, ValueError) as error:
-                log.error("aios-privileged does not say which devices there are: %r", error)
+                log.error(
+                    "aios-privileged does not say which devices there are: %s; %s", in_words(error), REMEDY
+                )
                 return [replace(processor(), trouble=f"aios-privileged does not tell of GPUs; {REMEDY}")]
 
     def _launch(self, id: int, env: Mapping[str, str], devices: Sequence[str]) -> Unit:
@@ -234,7 +243,7 @@ class Remote(EventLoop):
             orders.judge(order)
         except (OSError, ValueError, WireError) as error:
             if call.events.began():
-                call.events.ended(End(-1, "", f"cannot be started: {error}"))
+                call.events.ended(End(-1, "", f"cannot be started: {in_words(error)}"))
         else:
             if call.events.began():
                 self._calls[call.id] = call
@@ -255,7 +264,7 @@ class Remote(EventLoop):
                 else:
                     self.order(partial(self._heed, message))
         except (OSError, WireError) as error:
-            log.error("aios-privileged: %s", error)
+            log.error("aios-privileged: %s", in_words(error))
         if not self._channel.closed:
             self._lose()
 

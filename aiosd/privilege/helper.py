@@ -21,9 +21,10 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+import aiosd
 from aiosd import __version__
 from aiosd.cores.wire import Channel
-from aiosd.errors import AiosError, ConfigError, Misconfigured
+from aiosd.errors import AiosError, ConfigError, Misconfigured, in_words
 from aiosd.host import journal, mount
 from aiosd.host.notify import notify
 from aiosd.privilege import orders
@@ -36,6 +37,7 @@ from aiosd.tools.run.workfolder import Work
 log = logging.getLogger("aios-privileged")
 
 STATE = "/var/lib/aios-privileged"
+HANDED = "AIOS_PRIVILEGED_HANDED"  # descriptors of tree and socket, from the program before an upgrade
 
 
 def main() -> int:
@@ -49,8 +51,8 @@ def main() -> int:
     journal.begin("info", "aios-privileged")
     try:
         Privileged(options.config, options.socket, options.state, uid_of(options.user)).serve()
-    except AiosError as error:
-        print(f"aios-privileged: {error.explanation}", file=sys.stderr)
+    except (AiosError, OSError) as error:
+        print(f"aios-privileged: {in_words(error)}", file=sys.stderr)
         return os.EX_CONFIG if isinstance(error, Misconfigured) else 1
     return 0
 
@@ -59,6 +61,7 @@ class Privileged:
     def __init__(self, file: Path | None, address: Path, state: Path, uid: int) -> None:
         """Raises Misconfigured."""
         self._address, self._uid = address, uid
+        self._installed = installed()
         try:
             self._administrator = Administrator(file)
             self._work = prepare(state, Path(self._administrator.config.daemon.state) / "work")
@@ -70,11 +73,21 @@ class Privileged:
         signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         folder = Path(self._administrator.config.daemon.mount)
-        mount.clear_stale(folder)
         with ExitStack() as undo:
-            self._fuse = mount.open_fuse(folder, shared=True)
+            listener = None
+            if handed := os.environ.pop(HANDED, ""):
+                self._fuse, listening = map(int, handed.split())
+                os.set_inheritable(self._fuse, False)
+                listener = socket.socket(fileno=listening)  # Python's sockets are not inherited
+                listener.set_inheritable(False)
+            else:
+                for _ in range(2):  # a killed one may have left the next tree beneath the last
+                    mount.clear_stale(folder)
+                mount.guard(folder)
+                self._fuse = mount.open_fuse(folder, shared=True)
             undo.callback(mount.unmount, folder)
-            listener = undo.enter_context(self._listen())
+            listener = listener or self._listen()
+            undo.enter_context(listener)
             threading.Thread(target=self._accept, args=(listener, folder), daemon=True).start()
             notify(READY=1, STATUS=f"mounted {folder}")
             while (got := signal.sigwait(signals)) == signal.SIGHUP:
@@ -86,11 +99,16 @@ class Privileged:
         new = self._address.with_name(self._address.name + ".new")
         new.unlink(missing_ok=True)  # of one that was killed
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(new))
-        os.chown(new, self._uid, -1)
-        new.chmod(0o600)
-        listener.listen(1)
-        new.replace(self._address)
+        try:
+            listener.bind(str(new))
+            os.chown(new, self._uid, -1)
+            new.chmod(0o600)
+            listener.listen(1)
+            new.replace(self._address)
+        except OSError as error:
+            raise ConfigError(
+                f"{self._address}: {error.strerror or error}", "name another place with --socket"
+            ) from None
         return listener
 
     def _accept(self, listener: socket.socket, folder: Path) -> None:
@@ -106,14 +124,30 @@ class Privileged:
                 channel = Channel(sock, orders.ORDERS)
                 daemon = DaemonConnection(channel, self._administrator, self._users, self._work)
                 daemon.serve(self._fuse)
-                mount.unmount(folder)
-                self._fuse = mount.open_fuse(folder, shared=True)
+                self._fuse = mount.replace(folder)
                 log.info("the daemon is gone; who opens something below %s waits for the next", folder)
                 daemon.end()
+                if installed() != self._installed:
+                    self._become_new(listener)
             except Exception:
                 log.exception("the daemon's orders")
                 logging.shutdown()
                 os._exit(70)  # EX_SOFTWARE: tools die with it, and the service manager starts it again
+
+    def _become_new(self, listener: socket.socket) -> None:
+        """Go on as the program that an upgrade has installed. A daemon that connects meanwhile waits."""
+        log.info("going on as the program that was installed meanwhile")
+        logging.shutdown()
+        for descriptor in (self._fuse, listener.fileno()):
+            os.set_inheritable(descriptor, True)
+        handed = f"{self._fuse} {listener.fileno()}"
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, HANDED: handed})
+
+
+def installed() -> tuple[int, int]:
+    """Return what tells one installed package from another: dpkg replaces each file."""
+    status = os.stat(aiosd.__file__)
+    return status.st_ino, status.st_mtime_ns
 
 
 def prepare(state: Path, former: Path) -> Path:
@@ -148,7 +182,9 @@ def uid_of(user: str) -> int:
     try:
         return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
     except KeyError:
-        raise ConfigError(f"there is no user {user}", "systemd-sysusers") from None
+        raise ConfigError(
+            f"there is no user {user}", "systemd-sysusers makes it, or name one with --user"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -11,16 +11,16 @@ import ctypes
 import os
 from pathlib import Path
 
-from aiosd.errors import Denied
+from aiosd.errors import Denied, in_words
 from aiosd.host.beneath import open_beneath
-from aiosd.host.mount import MS_NODEV, MS_NOEXEC, MS_NOSUID
+from aiosd.host.mount import EMPTY_PATH, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, SYS_MOVE_MOUNT, check
 from aiosd.host.proc import device_of
 
-SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
+SYS_OPEN_TREE, SYS_MOUNT_SETATTR = 428, 442
 OPEN_TREE_CLONE, AT_EMPTY_PATH = 1, 0x1000
-F_EMPTY_PATH, T_EMPTY_PATH = 0x04, 0x40  # of move_mount(2)
+TO_EMPTY_PATH = 0x40  # of move_mount(2)
 MOUNT_ATTR_RDONLY = 1
-MS_RDONLY, MS_REC, MS_SLAVE = 1, 1 << 14, 1 << 19
+MS_REC, MS_SLAVE = 1 << 14, 1 << 19
 CLONE_NEWNS = 0x20000
 LIBC = ctypes.CDLL(None, use_errno=True)
 FOLDER = os.O_PATH | os.O_DIRECTORY
@@ -48,7 +48,9 @@ class Sealed:
             if device_of(self._mount) != self._device:
                 raise OSError(f"{self._mount} is another mount now")
         except OSError as error:
-            raise Denied(f"the tree cannot be shown to tools: {error}", "systemctl restart aiosd") from None
+            raise Denied(
+                f"the tree cannot be shown to tools: {in_words(error)}", "systemctl restart aiosd"
+            ) from None
         return ["--bind", str(self._mount), "/aios"]
 
     def _build(self) -> None:
@@ -82,15 +84,8 @@ def make_read_only(root: int, name: str) -> None:
             wanted = MountAttr(MOUNT_ATTR_RDONLY, 0, 0, 0)
             size = ctypes.c_size_t(ctypes.sizeof(wanted))
             check(LIBC.syscall(SYS_MOUNT_SETATTR, copy, b"", AT_EMPTY_PATH, ctypes.byref(wanted), size))
-            check(LIBC.syscall(SYS_MOVE_MOUNT, copy, b"", folder, b"", F_EMPTY_PATH | T_EMPTY_PATH))
+            check(LIBC.syscall(SYS_MOVE_MOUNT, copy, b"", folder, b"", EMPTY_PATH | TO_EMPTY_PATH))
         finally:
             os.close(copy)
     finally:
         os.close(folder)
-
-
-def check(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aiosd.cores import devices
-from aiosd.errors import AiosError, Denied
+from aiosd.errors import AiosError, Denied, in_words
 from aiosd.host.eventloop import EventLoop
 from aiosd.privilege.administrator import Administrator
 from aiosd.privilege.orders import Found, WorkerFailed, WorkerOrder
@@ -62,11 +62,11 @@ class Systemctl:
                 check_room()
                 self._confine(unit, order.devices)
         except (AiosError, OSError, subprocess.SubprocessError) as error:
-            self._failed(order, error.explanation if isinstance(error, AiosError) else str(error))
+            self._failed(order, in_words(error))
             return
         done = systemctl(*WORDS[order.what], unit)
         if done.returncode and order.what == "start":
-            self._failed(order, done.stderr.strip() or f"{unit} cannot be started")
+            self._failed(order, done.stderr.strip() or f"{unit} cannot be started; journalctl -u {unit}")
 
     def _failed(self, order: WorkerOrder, why: str) -> None:
         log.error("aios-worker@%d.service: %s", order.id, why)
@@ -88,7 +88,7 @@ class Systemctl:
         Raises Denied, OSError."""
         there = {device.uuid: device for device in self._devices()}
         if unknown := [uuid for uuid in uuids if uuid not in there]:
-            raise Denied(f"there is no device {unknown[0]!r}")
+            raise Denied(f"there is no device {unknown[0]}", "cat /aios/devices")
         text = devices.drop_in([there[uuid] for uuid in uuids])
         file = DROP_INS / f"{unit}.d" / "device.conf"
         if text == (file.read_text() if file.exists() else ""):

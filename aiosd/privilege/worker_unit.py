@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from aiosd.cores import wire
+from aiosd.errors import in_words
 from aiosd.privilege import orders
 from aiosd.privilege.peer import peer_of
 
@@ -51,7 +52,7 @@ class Unit:
             self._pidfd = os.pidfd_open(self.pid)
             return wire.Channel(sock)
         except OSError as error:
-            raise OSError(f"{error}; systemctl status aios-worker@{self._id}") from None
+            raise OSError(f"{in_words(error)}; systemctl status aios-worker@{self._id}") from None
         finally:
             self._listener.close()
             self._address.unlink(missing_ok=True)

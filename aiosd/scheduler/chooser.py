@@ -12,11 +12,12 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from aiosd.errors import BadValue, ConfigError
+from aiosd.errors import BadValue, ConfigError, in_words
 from aiosd.host.ownership import check_owner
 from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, rr
 
 log = logging.getLogger(__name__)
+HINT = "aios-policy(7) says how to write one"
 
 BUILT_IN = {
     name: Policy(module.rank, module.preempt)
@@ -58,14 +59,14 @@ class Chooser:
         try:
             return heapq.nsmallest(count, view.waiting, key=lambda job: rank(view, job))
         except Exception as error:  # noqa: BLE001 - a policy is foreign code; the queue must go on
-            self._warn(repr(error))
+            self._warn(in_words(error))
             return heapq.nsmallest(count, view.waiting, key=lambda job: fifo.rank(view, job))
 
     def preempt(self, view: View) -> int | None:
         try:
             id = self.policies[self.name].preempt(view)
         except Exception as error:  # noqa: BLE001 - as above
-            self._warn(repr(error))
+            self._warn(in_words(error))
             return fifo.preempt(view)
         if id is not None and all(job.id != id for job in view.running):
             self._warn(f"preempts {id!r}, which does not run")
@@ -104,8 +105,8 @@ def read_all(folder: Path, strict: bool = False) -> dict[str, Policy]:
             found[file.stem] = read_one(file)
         except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises, the daemon starts
             if strict:
-                raise ConfigError(f"policy {file}: {error}") from None
-            log.error("policy %s is not used: %s", file, error)
+                raise ConfigError(f"policy {file}: {in_words(error)}", HINT) from None
+            log.error("policy %s is not used: %s; %s", file, in_words(error), HINT)
     return found
 
 

@@ -58,7 +58,9 @@ class Token(httpx2.Auth):
                 self._command, capture_output=True, text=True, timeout=TOKEN_S, check=False,
                 stdin=subprocess.DEVNULL, env=self._env,
             )  # fmt: skip
-        except (OSError, subprocess.SubprocessError) as error:
+        except OSError as error:
+            raise NoToken(f"token_command: {error.filename}: {error.strerror}") from None
+        except subprocess.SubprocessError as error:
             raise NoToken(f"token_command: {error}") from None
         token = done.stdout.strip()
         if done.returncode or not token or not token.isprintable():

@@ -25,7 +25,7 @@ PACKAGES = ("site-packages", "dist-packages")
 def program() -> tuple[tuple[str, ...], tuple[str, ...], dict[str, str]]:
     """Its command, the folders that it reads, its environment. Raises ConfigError."""
     if find_spec("mcp") is None:
-        raise ConfigError("MCP servers need the MCP SDK", "pip install 'aiosd[mcp]'")
+        raise ConfigError("MCP servers need the MCP SDK", f"{sys.executable} -m pip install mcp")
     package = Path(aiosd.__file__).parent
     libraries = [path for path in map(Path, sys.path) if path.name in PACKAGES and path.is_dir()]
     base = Path(sys.base_prefix)

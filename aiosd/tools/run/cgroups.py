@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiosd.errors import in_words
 from aiosd.host import proc
 from aiosd.host.proc import MountPoint
 from aiosd.host.usage import Spent
@@ -114,7 +115,7 @@ class Cgroups:
                 self._parents = parents(mounts, own)
                 break
             except OSError as error:
-                reasons.append(str(error))
+                reasons.append(in_words(error))
         else:
             log.warning("tools run without cgroups (%s); %s", "; ".join(reasons), REMEDY)
         for group in self._left():

@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiosd.config.endpoints import LOOPBACK, RANGE, parse, resolve
-from aiosd.errors import NoNetwork
+from aiosd.errors import NoNetwork, in_words
 from aiosd.tools.run import nftables
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ def open(grants: Iterable[str]) -> Namespace:
         from pyroute2 import IPRoute
         from pyroute2.netlink.exceptions import NetlinkError
     except ImportError as error:
-        raise NoNetwork(f"a tool with `network` needs pyroute2: {error}", "install it") from None
+        raise NoNetwork(
+            f"a tool with `network` needs pyroute2: {error}", f"{sys.executable} -m pip install pyroute2"
+        ) from None
     try:
         with _locked() as record, IPRoute() as host:
             found, devices = _routed(host, found)
@@ -88,7 +91,7 @@ def open(grants: Iterable[str]) -> Namespace:
                 _settle(record)
                 raise
     except (OSError, NetlinkError) as error:
-        raise NoNetwork(f"a network for the call cannot be made: {error}", REMEDY) from None
+        raise NoNetwork(f"a network for the call cannot be made: {in_words(error)}", REMEDY) from None
 
 
 def clean() -> None:
