@@ -256,7 +256,7 @@ def present(path: Path, remedy: str) -> None:
         return
     files = [path / name for name in sorted(names) if name.endswith(".gguf")]
     if files:
-        raise ModelError(f"{path}: no config.json, but {len(files)} GGUF files", f"name the file: {files[0]}")
+        raise ModelError(f"{path}: no config.json, but GGUF files", f"name the file: {files[0]}")
     raise ModelError(f"{path / 'config.json'}: no such file", "name a Hugging Face model folder")
 
 
