@@ -13,6 +13,7 @@ from aiosd.database.store import Store
 from aiosd.errors import StoreFailed
 from aiosd.kernel import Kernel
 from aiosd.scheduler.handler import Source
+from tests.running import wait_until
 from tests.t2_scheduler import ME
 
 DATABASE = ("aios.db", "aios.db-wal", "aios.db-shm")
@@ -115,7 +116,7 @@ def test_a_work_folder_of_an_agent_that_is_gone_goes(
     for number in (1, 7):
         (work / str(number)).mkdir(parents=True)
     make_kernel()
-    assert [path.name for path in work.iterdir()] == ["1"]
+    wait_until(lambda: [path.name for path in work.iterdir()] == ["1"], "the removal")
 
 
 def test_rows_that_cannot_be_read_are_named_and_left_aside(

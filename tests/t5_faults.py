@@ -311,7 +311,7 @@ def test_aiosctl_says_what_was_refused_and_why(make_daemon: MakeDaemon, tmp_path
     daemon.sh(f"echo dance > models/{name}/ctl")  # of another program: not the reason of what comes
     for arguments, said in (
         (["policy", "nosuch"], "scheduler/policy: Invalid argument: no policy 'nosuch'; policies are"),
-        (["model", "add", tmp_path], f"ctl: Invalid argument: {gguf}: GGUF files are not read"),
+        (["model", "add", tmp_path], f"config.json, but GGUF files; name the file: {gguf}"),
         (["model", "remove", name], f"models/{name}: Device or resource busy: model {name} is in the config"),
         (["ask", "-m", name, '{"prompt": 1}'], f"models/{name}/llm: Invalid argument: prompt"),
         (["cancel", "999"], "no unfinished request 999"),

@@ -523,7 +523,7 @@ def test_a_purge_keeps_the_data_of_users_and_nothing_else(machine: Machine) -> N
     done = machine.run("root", "apt-get purge -y aiosd 2>&1", timeout_s=120)
     assert "rm -r /var/lib/aios" in done.stdout
     leaves_nothing_running(machine)
-    assert files_left(machine) == ["/var/lib/aios"]
+    assert files_left(machine) == ["/var/lib/aios", "/var/lib/aios-privileged"]
     listed = "systemctl list-unit-files --no-legend; systemctl list-units --no-legend"
     units = machine.out("root", f"({listed}) | grep aios || true")
     assert units == ""

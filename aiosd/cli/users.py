@@ -6,10 +6,12 @@ import argparse
 import errno
 import os
 import pwd
+import time
 from collections.abc import Iterator
 
 from aiosd.client import Failed, Files
 
+SHOWN_S = 1.1  # the kernel may show an owner that is a second old
 OBJECTS = ("agents", "contexts", "tools", "models", "access/groups")
 
 
@@ -38,6 +40,7 @@ def remove(files: Files, options: argparse.Namespace) -> None:
         raise Failed(f"only root removes what is another's: sudo aiosctl user remove {options.user}")
     if uid == 0:
         raise Failed("root is not removed; name another user")
+    time.sleep(SHOWN_S)
     lines = [*cancel_all(files, uid), *(leave(files, path, to) for path in objects(files, uid))]
     print("\n".join(lines) if lines else f"user {options.user} has nothing here")
 
