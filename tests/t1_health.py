@@ -115,7 +115,7 @@ def test_a_work_folder_of_an_agent_that_is_gone_goes(
     work = tmp_path / "state/work/1000"
     for number in (1, 7):
         (work / str(number)).mkdir(parents=True)
-    make_kernel()
+    make_kernel().start()
     wait_until(lambda: [path.name for path in work.iterdir()] == ["1"], "the removal")
 
 

@@ -555,7 +555,8 @@ def test_requests_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
         db.execute(f"INSERT INTO requests ({columns}) VALUES (?,?,?,?,?,?,?)", values)
     db.commit()
     db.executescript(
-        "DROP TABLE accounts; DROP TABLE counters; ALTER TABLE requests DROP COLUMN family; PRAGMA user_version=6"
+        "DROP TABLE accounts; DROP TABLE counters;"
+        "ALTER TABLE requests DROP COLUMN family; PRAGMA user_version=6"
     )
     db.close()
     store = Store(tmp_path, SPECS)

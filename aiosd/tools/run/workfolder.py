@@ -90,9 +90,7 @@ class Removal:
 
     def __init__(self) -> None:
         self._folders, self._known = SimpleQueue[Path](), set[Path]()
-        self._stuck = set[
-            str
-        ]()  # users of whose folders one could not be removed; the next daemon tries again
+        self._stuck = set[str]()  # users with a folder that could not be removed; the next daemon tries again
         self._thread = threading.Thread(target=self._run, name="rm", daemon=True)
 
     def start(self) -> None:
