@@ -262,6 +262,7 @@ def test_a_part_that_is_missing_is_named(made: Any, tmp_path: Path) -> None:
         GgufFile(first)
 
 
+@pytest.mark.slow
 def test_no_header_does_more_than_raise_a_model_error(made: Any, tmp_path: Path) -> None:
     whole = made("Q4_0").read_bytes()
     rng, path, good = random.Random(5), tmp_path / "x.gguf", 0
