@@ -224,7 +224,7 @@ def test_calc_refuses_before_it_computes(expression: str) -> None:
     with pytest.raises(CalcError) as raised:
         evaluate(expression)
     assert len(str(raised.value)) < 200
-    assert time.process_time() - before < 0.1
+    assert time.process_time() - before < 1, "seconds of the processor, where the value would take minutes"
 
 
 @pytest.mark.parametrize("expression", ["9**9**9", "factorial(10**9)", "(" * 1000, "__import__('os')"])
