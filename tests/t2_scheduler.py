@@ -16,6 +16,7 @@ import pytest
 from aiosd.access.caller import Caller
 from aiosd.access.permissions import Permission
 from aiosd.config.config import Config, DaemonConfig, EngineConfig
+from aiosd.cores import wire
 from aiosd.database.store import Store
 from aiosd.errors import Busy, RequestFailed, StoreFull
 from aiosd.kernel import Kernel
@@ -86,6 +87,21 @@ def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(
         assert ended(request).state is State.DONE
         assert request.tokens == alone[key], key
     assert sum(r.preemptions for r in asked.values()) > 12, "how many depends on the machine"
+
+
+def test_what_comes_after_a_whole_answer_is_no_part_of_it(make_kernel: MakeKernel, slow_llama: Path) -> None:
+    """While an answer is judged at its end, its worker may die, and another one begin with it again."""
+    kernel = make_kernel("", slow_llama)
+    kernel.start()
+    request = ask(kernel, "go on", max_tokens=200)
+    wait_until(lambda: len(request.tokens) > 5, "tokens", LONG_S)
+    request.finish_reason = "stop"
+    worker = kernel.pool.find(request.worker)
+    assert worker
+    said = request.text
+    kernel.delivery.worker_said(worker, wire.Step([wire.Tokens(request.id, [7], "more", [], 0, "")], {}))
+    assert "more" not in request.text.removeprefix(said)
+    assert not request.state.final
 
 
 @pytest.mark.parametrize("policy", ["priority", "fair", "las", "edf"])

@@ -36,7 +36,7 @@ class Accounts:
         self._names, self._keep, self._events = names, keep, events
         self._exempt = {0, identity.uid(), os.geteuid()}
         self._checked: dict[int, tuple[object, float]] = {}  # by uid: PASSWD as it was, and until when
-        self._taking = threading.RLock()
+        self._taking: dict[int, threading.RLock] = {}  # by uid: a name service may hang for one of them
 
     def check(self, uid: int, fresh: bool = False) -> None:
         """Before a user gets anything: remember a new account, and end the former one of its uid.
@@ -79,7 +79,7 @@ class Accounts:
         return ""
 
     def _take(self, uid: int) -> None:
-        with self._taking:
+        with self._taking.setdefault(uid, threading.RLock()):
             name, before = self._look(uid), self._names.get(uid)  # another thread may have done it
             if not name:
                 return

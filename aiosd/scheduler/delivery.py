@@ -65,7 +65,8 @@ class Delivery:
                 if self._scheduler.queue.waiting:
                     self._scheduler.stir()
             case wire.Tokens():
-                if request := mine(worker, message.id):
+                request = mine(worker, message.id)
+                if request and not request.finish_reason:  # else its whole answer is judged now
                     self._deliver(request, message)
             case wire.Started():
                 if request := mine(worker, message.id):
