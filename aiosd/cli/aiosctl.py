@@ -11,20 +11,16 @@ import grp
 import json
 import os
 import pwd
-import re
 import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from aiosd import __version__
-from aiosd.cli import audit_log, packaged, sharing, torch_install, users
+from aiosd.cli import audit_log, listing, models, packaged, sharing, torch_install, users
 from aiosd.client import Failed, Files, patiently, wait_for_daemon
 from aiosd.config.config import private_mount
-
-POLL_S = 0.1
 
 
 def main() -> int:
@@ -108,8 +104,8 @@ def arguments() -> argparse.ArgumentParser:
 
     command("status", status, "the state of the daemon")
     command("queue", queue, "the waiting and running requests")
-    command("agents", agents, "your agents and their state")
-    command("models", models, "the models and their state")
+    listing.options(command("agents", agents, "your agents and their state"))
+    models.arguments(command)
     ask_parser = command("ask", ask, "ask an agent, or a model with -m, and print the answer")
     ask_parser.add_argument("-m", "--model", metavar="NAME", help="ask this model without an agent")
     ask_parser.add_argument("agent", nargs="?", help="an agent; a missing agent is made")
@@ -173,16 +169,6 @@ def arguments() -> argparse.ArgumentParser:
     engine.add_parser("remove", help="go back to the PyTorch of the package (root)").set_defaults(
         run=torch_install.remove, served=False
     )
-    model = command("model", models, "add, load, unload or remove a model").add_subparsers(required=True)
-    add = model.add_parser("add", help="serve a folder with a Hugging Face model, or a GGUF file")
-    add.add_argument("path", type=Path)
-    add.add_argument("--name", help="default: the folder's name")
-    add.add_argument("--replace", action="store_true", help="serve this folder under a name that is taken")
-    add.set_defaults(run=model_add)
-    for verb in ("load", "unload", "remove"):
-        one = model.add_parser(verb)
-        one.add_argument("name")
-        one.set_defaults(run=model_verb, verb=verb)
     return parser
 
 
@@ -195,21 +181,13 @@ def queue(files: Files, options: argparse.Namespace) -> None:
 
 
 def agents(files: Files, options: argparse.Namespace) -> None:
+    rows = []
     for name in files.names("agents"):
         if os.access(files.root / "agents" / name, os.X_OK):
-            state = files.read(f"agents/{name}/state").strip()
             usage = dict(line.split() for line in files.read(f"agents/{name}/usage").splitlines())
-            print(
-                f"{name:24} {state:8} {usage['requests']:>8} requests {usage['completion_tokens']:>10} tokens"
-            )
-
-
-def models(files: Files, options: argparse.Namespace) -> None:
-    for name in files.names("models"):
-        info = json.loads(files.read(f"models/{name}/info.json"))
-        print(
-            f"{name:24} {info['state']:10} {info['path']}" + (f"  {info['error']}" if "error" in info else "")
-        )
+            counted = {key: int(usage[key]) for key in ("requests", "completion_tokens")}
+            rows.append({"name": name, "state": files.read(f"agents/{name}/state").strip(), **counted})
+    listing.show(options, rows, {"REQUESTS": "requests", "TOKENS": "completion_tokens", "STATE": "state"})
 
 
 def ask(files: Files, options: argparse.Namespace) -> None:
@@ -290,56 +268,6 @@ def mcp_serve(files: Files, options: argparse.Namespace) -> None:
     if options.agent and not os.access(files.root / "agents" / options.agent, os.X_OK):
         raise Failed(f"you have no agent {options.agent}; mkdir {files.root}/agents/{options.agent} makes it")
     serve(files.root, options.agent)
-
-
-def model_add(files: Files, options: argparse.Namespace) -> None:
-    path = options.path.resolve()
-    name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name.removesuffix(".gguf"))
-    made = not (files.root / "models" / name).exists()
-    if made:
-        files.make(f"models/{name}")
-    elif not options.replace:
-        check_same(files, name, path)
-    try:
-        files.write(f"models/{name}/ctl", f"load {path}")
-        wait_for_model(files, name)
-    except (OSError, Failed):
-        if made:  # leave no model behind that cannot answer
-            with suppress(OSError):
-                files.remove(f"models/{name}")
-        raise
-
-
-def check_same(files: Files, name: str, path: Path) -> None:
-    """Raise Failed if the name serves another folder: its users would get another model without a word."""
-    served = json.loads(files.read(f"models/{name}/info.json"))["path"]
-    if served != str(path):
-        raise Failed(
-            f"model {name} is there already and serves {served}; choose another name with --name,"
-            " or replace it for everybody with --replace"
-        )
-
-
-def wait_for_model(files: Files, name: str) -> None:
-    began = time.monotonic()
-    while (state := (files.root / "models" / name / "state").read_text().strip()) == "loading":
-        if sys.stderr.isatty():
-            print(f"\r{name}: loading, {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
-        time.sleep(POLL_S)
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-    if state != "ready":
-        raise Failed(f"{name}: {json.loads(files.read(f'models/{name}/info.json')).get('error', state)}")
-    print(f"{name}: ready")
-
-
-def model_verb(files: Files, options: argparse.Namespace) -> None:
-    if options.verb == "remove":
-        files.remove(f"models/{options.name}")
-        return
-    files.write(f"models/{options.name}/ctl", options.verb)
-    if options.verb == "load":
-        wait_for_model(files, options.name)
 
 
 if __name__ == "__main__":
