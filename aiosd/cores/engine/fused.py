@@ -24,8 +24,11 @@ LINEARS = ("qkv", "out", "gate_up", "down")
 NORMS = ("norm1", "norm2", "q_norm", "k_norm")
 
 
-# Kinds of stored weights that stay as they are, with ggml's numbers: values in a block.
-PACKED = {"F32": 1, "Q4_0": 32, "Q4_1": 32, "Q8_0": 32, "Q4_K": 256, "Q6_K": 256}
+# Kinds of weights that are read as they are stored (quantised.h): values in a block.
+STAY = {
+    "F32": 8, "Q4_0": 32, "Q4_1": 32, "Q5_0": 32, "Q5_1": 32, "Q8_0": 32,
+    "Q4_K": 256, "Q5_K": 256, "Q6_K": 256,
+}  # fmt: skip
 NUMBERS = {name: number for number, (name, _, _) in TYPES.items()}
 OUTPUTS = 16  # of a panel
 
@@ -69,7 +72,7 @@ class FusedLlama:
             )
         )
         self._free = weakref.finalize(self, lib.aiosd_free, self._model)
-        self._rows: Any = None  # of the embedding, which C++ reads while the model lives
+        self._kept: list[Any] = []  # stored weights, which C++ reads while the model lives
         if isinstance(weights, StoredWeights):
             self._give_stored(weights)
         else:
@@ -107,28 +110,35 @@ class FusedLlama:
                 self._lib.aiosd_norm(self._model, i, which, norm.contiguous().data_ptr(), norm.numel())
 
     def _give_stored(self, weights: StoredWeights) -> None:
-        kind, rows = _packable([weights.embedding])[0][:2]
-        self._rows = np.frombuffer(rows, np.uint8)
-        self._lib.aiosd_stored_embedding(self._model, kind, self._rows.ctypes.data)
-        self._pack(-1, 0, [weights.head])
+        embedding = _readable([weights.embedding])[0]
+        self._lib.aiosd_stored_embedding(self._model, NUMBERS[embedding.type], self._keep(embedding))
+        self._give_parts(-1, 0, [embedding if weights.head is weights.embedding else weights.head])
         for i, layer in enumerate(weights.layers):
             for which, name in enumerate(LINEARS):
                 parts, bias = layer[name], layer[f"{name}_bias"]
                 assert isinstance(parts, list)
-                self._pack(i, which, parts)
+                self._give_parts(i, which, parts)
                 if isinstance(bias, torch.Tensor):
                     bias = bias.contiguous()
                     self._lib.aiosd_bias(self._model, i, which, bias.data_ptr(), bias.numel())
             self._give_norms(i, layer)
 
-    def _pack(self, i: int, which: int, parts: list[StoredTensor]) -> None:
+    def _give_parts(self, i: int, which: int, parts: list[StoredTensor]) -> None:
         first, outputs = 0, sum(part.shape[0] for part in parts)
-        for kind, data, count, inputs in _packable(parts):
-            rows = np.frombuffer(data, np.uint8)
-            self._lib.aiosd_stored(
-                self._model, i, which, kind, rows.ctypes.data, first, count, outputs, inputs
-            )
-            first += count
+        for part in _readable(parts):
+            at, size = self._keep(part), part.row_bytes
+            for row, stride, count in _runs(part):
+                self._lib.aiosd_stored(
+                    self._model, i, which, NUMBERS[part.type], at + row * size, stride * size,
+                    first, count, outputs, part.shape[1],
+                )  # fmt: skip
+                first += count
+
+    def _keep(self, part: StoredTensor) -> int:
+        """Keep a part's memory as long as the model, and return its address."""
+        rows = np.frombuffer(part.data, np.uint8)
+        self._kept.append(rows)
+        return int(rows.ctypes.data)
 
     def reserve(self, blocks: int) -> KV:
         # Attention multiplies the unused slots of a block by zero. Zeroed memory has no NaN there.
@@ -163,19 +173,31 @@ class FusedLlama:
         return logits[:, : self.vocab], states
 
 
-def _packable(parts: list[StoredTensor]) -> list[tuple[int, Any, int, int]]:
-    """Kind, bytes, outputs and inputs of each part. What cannot stay as it is stored becomes float32."""
+def _readable(parts: list[StoredTensor]) -> list[StoredTensor]:
+    """Return the parts of a linear, in float32 where they cannot stay as they are stored."""
     if any(part.shape[0] % OUTPUTS for part in parts[:-1]):  # a panel would hold two parts
-        whole = np.concatenate([plain(part) for part in parts])
-        return [(NUMBERS["F32"], whole.data.cast("B"), len(whole), whole.shape[1])]
-    made = list[tuple[int, Any, int, int]]()
-    for part in parts:
-        outputs, inputs = part.shape
-        if part.type in PACKED and inputs % max(8, PACKED[part.type]) == 0:
-            made.append((NUMBERS[part.type], part.data, outputs, inputs))
-        else:
-            made.append((NUMBERS["F32"], plain(part).data.cast("B"), outputs, inputs))
-    return made
+        return [_floats(np.concatenate([plain(part) for part in parts]))]
+    return [_fitting(part) for part in parts]
+
+
+def _fitting(part: StoredTensor) -> StoredTensor:
+    if part.type not in STAY or part.shape[1] % STAY[part.type]:
+        return _floats(plain(part))
+    return part.ordered() if part.heads and part.shape[0] // part.heads // 2 % OUTPUTS else part
+
+
+def _floats(values: Any) -> StoredTensor:
+    """Return float32 rows, filled up with zeros to whole blocks."""
+    whole = np.ascontiguousarray(np.pad(values, ((0, 0), (0, -values.shape[1] % STAY["F32"]))))
+    return StoredTensor("F32", whole.shape, whole.data.cast("B"))
+
+
+def _runs(part: StoredTensor) -> list[tuple[int, int, int]]:
+    """Return the runs of rows that make the part: first row, rows from one to the next, count."""
+    if not part.heads:
+        return [(0, 1, part.shape[0])]
+    dim = part.shape[0] // part.heads
+    return [(head * dim + half, 2, dim // 2) for head in range(part.heads) for half in (0, 1)]
 
 
 def _at(values: array[Any]) -> int:

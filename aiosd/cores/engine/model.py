@@ -18,7 +18,7 @@ from aiosd.cores.engine.constraint import Constraints
 from aiosd.cores.engine.core import Core
 from aiosd.cores.engine.family import read_stored, read_weights, spec_of
 from aiosd.cores.engine.folder import ModelFolder
-from aiosd.cores.engine.fused import PACKED, FusedLlama
+from aiosd.cores.engine.fused import STAY, FusedLlama
 from aiosd.cores.engine.gguf import GgufFile, stored_bytes
 from aiosd.cores.engine.kv import BLOCK
 from aiosd.cores.engine.llama import TorchLlama
@@ -205,7 +205,7 @@ def _core(
     if isinstance(folder, GgufFile) and packs and (lib := library()) is not None:
         kind = max(sizes := stored_bytes(folder.tensors), key=lambda kind: sizes[kind])
         made = FusedLlama(spec, read_stored(folder, spec), lib, torch.get_num_threads(), kind)
-        expanded = sum(4 * one.count for one in folder.tensors.values() if one.type not in PACKED)
+        expanded = sum(4 * one.count for one in folder.tensors.values() if one.type not in STAY)
         made.info |= {"stored_bytes": sizes, "expanded_bytes": expanded}
         return made
     weights = read_weights(folder, spec, torch.device(device), dtype)
