@@ -36,9 +36,9 @@ CORES = [
     ("llama", "torch"),
     ("llama-odd", "torch"),
     ("qwen2", "torch"),
-    ("gemma3", "auto"),
+    ("gemma3", "foreign"),
     ("phi", "auto"),
-    ("mixtral", "auto"),
+    ("mixtral", "foreign"),
     ("phi3-long", "auto"),
 ]
 GREEDY = Sampling(max_tokens=24, ignore_eos=True, logprobs=2)
