@@ -18,6 +18,7 @@ from aiosd.syscall.sampling import Sampling
 from tests.t1_engine_models import (
     FAMILY,
     FOREIGN,
+    RELATIVES,
     Answer,
     alone,
     engine,
@@ -40,6 +41,8 @@ CORES = [
     ("phi", "auto"),
     ("mixtral", "foreign"),
     ("phi3-long", "auto"),
+    *((name, core) for name in RELATIVES for core in ("fused", "torch")),
+    ("qwen2-moe", "int8"),
 ]
 GREEDY = Sampling(max_tokens=24, ignore_eos=True, logprobs=2)
 DRAWN = Sampling(max_tokens=24, ignore_eos=True, logprobs=2, temperature=1.0, top_p=0.95, seed=7)

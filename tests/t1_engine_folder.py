@@ -130,8 +130,9 @@ def test_our_reader_of_llama_agrees_with_that_of_transformers(
     a, b = spec_of(ours), spec_of(theirs)
     assert a
     assert b
-    assert torch.equal(a.inv_freq, b.inv_freq)
-    assert replace(a, inv_freq=b.inv_freq) == b
+    assert torch.equal(a.ropes[0].inv_freq, b.ropes[0].inv_freq)
+    assert a.ropes[0].scale == b.ropes[0].scale
+    assert replace(a, ropes=b.ropes) == b
     defaults = LlamaConfig()
     for name in config.LlamaConfig.__annotations__:
         assert getattr(config.LlamaConfig(), name) == getattr(defaults, name), name

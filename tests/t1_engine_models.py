@@ -69,14 +69,15 @@ CONFIGS: dict[str, Any] = {
     "qwen2": lambda: arch.Qwen2Config(**SHAPE, tie_word_embeddings=True),
     "qwen3": lambda: arch.Qwen3Config(**SHAPE, head_dim=32),
     "mistral-sliding": lambda: arch.MistralConfig(**SHAPE, sliding_window=48),
-    "smollm3": lambda: arch.SmolLM3Config(**SHAPE, no_rope_layers=[1, 0, 1]),
+    "smollm3": lambda: arch.SmolLM3Config(**{**SHAPE, "num_hidden_layers": 5}),
     "smollm3-sliding": lambda: arch.SmolLM3Config(
         **SHAPE, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=40, attention_bias=True
     ),
     "phi3": lambda: arch.Phi3Config(**SHAPE, tie_word_embeddings=True),
     "phi3-sliding": lambda: arch.Phi3Config(**SHAPE, sliding_window=33),
     "phi4-mini": lambda: arch.Phi3Config(
-        **SHAPE, rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
+        **SHAPE,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75},
     ),
     "granite": lambda: arch.GraniteConfig(
         **SHAPE,

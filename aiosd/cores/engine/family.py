@@ -7,6 +7,7 @@ known here. weights.py reads the weights by the names that stand here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 ROPES = {"default", "linear", "llama3", "yarn"}  # kinds whose frequencies do not depend on the length
 FULL, SLIDING = "full_attention", "sliding_attention"
 ACTIVATIONS = {"silu", "gelu_pytorch_tanh"}
+LAYERS_MAX = 10_000
 
 # Names of a layer's norms: of the input of attention and MLP, and of what they add to the residual.
 BEFORE = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
@@ -43,6 +45,7 @@ class Family:
     one_plus: bool = False  # the factor of a norm is 1 + its weight
     pairs: bool = False  # numbers that are rotated together stand side by side
     windows: bool = False  # sliding_window is for every layer, without layer_types
+    slides: bool = True  # layer_types may name sliding layers
     experts: bool = False
     numbers: Callable[[Any], dict[str, float]] = lambda config: {}
 
@@ -85,7 +88,7 @@ FAMILIES = {
     "MistralForCausalLM": Family("attention_bias", "attention_bias", windows=True),
     "MixtralForCausalLM": Family(names=MIXTRAL, windows=True, experts=True),
     "Qwen2ForCausalLM": Family(True),
-    "Qwen2MoeForCausalLM": Family("qkv_bias", experts=True),
+    "Qwen2MoeForCausalLM": Family("qkv_bias", slides=False, experts=True),
     "Qwen3ForCausalLM": QWEN3,
     "Qwen3MoeForCausalLM": Family(
         "attention_bias", "attention_bias", qk_norm="head", windows=True, experts=True
@@ -172,12 +175,11 @@ def spec_of(config: Any) -> DecoderSpec | None:
     if family is None or getattr(config, "quantization_config", None) is not None:
         return None
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
-    windows = _windows(config, family)
-    ropes = _ropes(config)
-    head_dim = _head_dim(config)
-    if activation not in ACTIVATIONS or windows is None or ropes is None or head_dim % 2:
+    if activation not in ACTIVATIONS or config.num_hidden_layers > LAYERS_MAX or not _heads_fit(config):
         return None
-    if len({len(rope.inv_freq) for rope in ropes.values()}) > 1:
+    windows, ropes, numbers = _windows(config, family), _ropes(config), _numbers(config, family)
+    head_dim = _head_dim(config)
+    if windows is None or ropes is None or numbers is None:
         return None
     kinds = getattr(config, "layer_types", None) or [FULL] * config.num_hidden_layers
     turned = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers
@@ -207,9 +209,10 @@ def spec_of(config: Any) -> DecoderSpec | None:
         tied=bool(config.tie_word_embeddings),
         gelu=activation != "silu",
         **_experts(config, family),
-        **{"attention_scale": head_dim**-0.5, **family.numbers(config)},
+        **numbers,
     )
-    return spec if len(layers) == config.num_hidden_layers else None
+    fits = len(layers) == config.num_hidden_layers and spec.chosen <= spec.experts
+    return spec if fits else None
 
 
 def _says(config: Any, key: bool | str) -> bool:
@@ -220,12 +223,25 @@ def _head_dim(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
+def _heads_fit(config: Any) -> bool:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    return heads > 0 and kv_heads > 0 and heads % kv_heads == 0 and _head_dim(config) > 0
+
+
+def _numbers(config: Any, family: Family) -> dict[str, Any] | None:
+    try:
+        numbers = {"attention_scale": _head_dim(config) ** -0.5, **family.numbers(config)}
+    except ZeroDivisionError:
+        return None
+    usable = all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers.values())
+    return numbers if usable else None
+
+
 def _windows(config: Any, family: Family) -> list[int] | None:
     kinds = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None) or 0
-    if kinds and (not set(kinds) <= {FULL, SLIDING} or (SLIDING in kinds and family is FAMILIES["Qwen2MoeForCausalLM"])):
-        return None
-    if getattr(config, "use_bidirectional_attention", False):
+    known = {FULL, SLIDING} if family.slides else {FULL}
+    if window < 0 or not set(kinds or ()) <= known or getattr(config, "use_bidirectional_attention", False):
         return None
     if kinds:
         return [window if kind == SLIDING else 0 for kind in kinds]
@@ -260,8 +276,10 @@ def _ropes(config: Any) -> dict[str, Rope] | None:
     found = {kind: _rope(config, own, kind) for kind, own in nested.items()} or {
         "": _rope(config, parameters, None)
     }
-    ropes = {kind: rope for kind, rope in found.items() if rope is not None}
-    return ropes if len(ropes) == len(found) else None
+    most = _head_dim(config) // 2
+    ropes = {kind: rope for kind, rope in found.items() if rope and 0 < len(rope.inv_freq) <= most}
+    same = len({len(rope.inv_freq) for rope in ropes.values()}) == 1
+    return ropes if same and len(ropes) == len(found) else None
 
 
 def _rope(config: Any, parameters: dict[str, Any], layer_type: str | None) -> Rope | None:
@@ -273,7 +291,8 @@ def _rope(config: Any, parameters: dict[str, Any], layer_type: str | None) -> Ro
     if kind == "default":
         dim = int(_head_dim(config) * parameters.get("partial_rotary_factor", 1.0))
         inv_freq = 1.0 / parameters["rope_theta"] ** (torch.arange(0, dim, 2).float() / dim)
-        factors = parameters.get("factors")  # of a GGUF file: one for each frequency
-        return None if dim % 2 else Rope(inv_freq / torch.tensor(factors) if factors else inv_freq, 1.0)
+        factors = torch.tensor(parameters.get("factors", 1.0))  # of a GGUF file: one for each frequency
+        fits = dim % 2 == 0 and factors.numel() in (1, dim // 2)
+        return Rope(inv_freq / factors, parameters.get("scale", 1.0)) if fits else None
     inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), layer_type=layer_type)
     return Rope(inv_freq.float(), float(scale))

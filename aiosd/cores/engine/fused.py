@@ -46,10 +46,24 @@ class FusedLlama:
         self.spec = spec
         self._stride = -(-spec.vocab // 16) * 16
         self.vocab = spec.vocab
-        shape = [len(spec.layers), spec.hidden, spec.heads, spec.kv_heads, spec.head_dim, spec.vocab, spec.turned]
+        shape = [
+            len(spec.layers),
+            spec.hidden,
+            spec.heads,
+            spec.kv_heads,
+            spec.head_dim,
+            spec.vocab,
+            spec.turned,
+        ]
         shape += [len(spec.ropes), spec.experts, spec.chosen, spec.renormalise, spec.gelu]
         dims = array("q", [*shape, spec.family.qk_norm == "all"])
-        scales = [spec.eps, spec.embedding_scale, spec.residual_scale, spec.attention_scale, spec.attention_cap]
+        scales = [
+            spec.eps,
+            spec.embedding_scale,
+            spec.residual_scale,
+            spec.attention_scale,
+            spec.attention_cap,
+        ]
         reals = array("f", [*scales, spec.logit_scale, spec.logit_cap])
         ends = [torch.cat([rope.inv_freq for rope in spec.ropes])]
         ends += [torch.tensor([rope.scale for rope in spec.ropes]), weights.norm]
@@ -118,6 +132,11 @@ class FusedLlama:
 
     def _pack(self, i: int, which: int, parts: list[StoredTensor]) -> None:
         first, outputs = 0, sum(part.shape[0] for part in parts)
+        # a panel would hold two parts, or part of a group
+        if any(part.shape[0] % OUTPUTS for part in parts[:-1]) or (i >= 0 and parts[0].shape[1] % 8):
+            whole = np.concatenate([plain(part) for part in parts])
+            self._lib.aiosd_linear(self._model, i, which, whole.ctypes.data, None, *whole.shape)
+            return
         for kind, data, count, inputs in _packable(parts):
             rows = np.frombuffer(data, np.uint8)
             self._lib.aiosd_stored(
@@ -168,9 +187,6 @@ def number(linear: str) -> int:
 
 def _packable(parts: list[StoredTensor]) -> list[tuple[int, Any, int, int]]:
     """Kind, bytes, outputs and inputs of each part. What cannot stay as it is stored becomes float32."""
-    if any(part.shape[0] % OUTPUTS for part in parts[:-1]):  # a panel would hold two parts
-        whole = np.concatenate([plain(part) for part in parts])
-        return [(NUMBERS["F32"], whole.data.cast("B"), len(whole), whole.shape[1])]
     made = list[tuple[int, Any, int, int]]()
     for part in parts:
         outputs, inputs = part.shape

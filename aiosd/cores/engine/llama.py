@@ -93,7 +93,13 @@ class TorchLlama:
                     rows = slice(row, row + end - start)
                     seen = slice(max(0, start - window + 1) if window else 0, end)
                     out[rows] = attend(
-                        q[rows], keys[:, seen], values[:, seen], s.attention_scale, masks, window=window, softcap=cap
+                        q[rows],
+                        keys[:, seen],
+                        values[:, seen],
+                        s.attention_scale,
+                        masks,
+                        window=window,
+                        softcap=cap,
                     )
                     row += end - start
             x = layer.finish(x, out.flatten(1))
@@ -153,7 +159,9 @@ class _Layer:
         h = self.norm("norm2", x)
         added = self._mlp(h) if self.own.inner else torch.zeros_like(h)
         if self.own.experts:
-            added = self._experts(h) + (added * lanewise(torch.sigmoid, self.linears["shared"](h)) if self.own.inner else 0)
+            added = self._experts(h) + (
+                added * lanewise(torch.sigmoid, self.linears["shared"](h)) if self.own.inner else 0
+            )
         return x + self.norm("after2", added) * scale
 
     def _mlp(self, h: torch.Tensor, slot: str = "") -> torch.Tensor:
@@ -166,7 +174,7 @@ class _Layer:
         if self.spec.renormalise:
             shares = shares / shares.sum(-1, keepdim=True)
         added = torch.zeros_like(h)
-        for expert in chosen.unique().tolist():
+        for expert in sorted(set(chosen.flatten().tolist())):
             rows, place = (chosen == expert).nonzero(as_tuple=True)
             share = shares[rows, place, None].to(h.dtype)
             added[rows] += self._mlp(h[rows], f"expert.{expert}.") * share

@@ -105,7 +105,9 @@ class _Source:
         found, order = self.folder.stored(name, shape), self._order(name)
         if order is None:
             return found
-        rows = np.frombuffer(found.data, np.uint8).reshape(-1, self.spec.head_dim, len(found.data) // shape[0])
+        rows = np.frombuffer(found.data, np.uint8).reshape(
+            -1, self.spec.head_dim, len(found.data) // shape[0]
+        )
         return StoredTensor(found.type, found.shape, memoryview(rows[:, order].tobytes()))
 
     def norm(self, name: str, width: int) -> torch.Tensor:
@@ -142,7 +144,9 @@ def read_weights(
         begin = f"model.layers.{i}."
         made: dict[str, torch.Tensor | None] = {}
         for name, one in linears(spec, i).items():
-            made[name] = torch.cat([get(f"{begin}{part}.weight", rows, one.inputs) for part, rows in one.parts])
+            made[name] = torch.cat(
+                [get(f"{begin}{part}.weight", rows, one.inputs) for part, rows in one.parts]
+            )
             biases = [get(f"{begin}{part}.bias", rows) for part, rows in one.parts] if one.bias else []
             made[f"{name}_bias"] = torch.cat(biases) if biases else None
         for name, (tensor, width) in norms(spec).items():
@@ -166,7 +170,9 @@ def read_stored(file: GgufFile, spec: DecoderSpec) -> StoredWeights:
         for name, one in linears(spec, i).items():
             parts = [source.stored(f"{begin}{part}.weight", rows, one.inputs) for part, rows in one.parts]
             made[name] = halves(parts[0]) if name.endswith("gate_up") and len(parts) == 1 else parts
-            biases = [source.tensor(f"{begin}{part}.bias", rows) for part, rows in one.parts] if one.bias else []
+            biases = (
+                [source.tensor(f"{begin}{part}.bias", rows) for part, rows in one.parts] if one.bias else []
+            )
             made[f"{name}_bias"] = torch.cat(biases) if biases else None
         for name, (tensor, width) in norms(spec).items():
             made[name] = source.norm(begin + tensor, width)
