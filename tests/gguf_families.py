@@ -1,4 +1,4 @@
-"""Write a model folder as the GGUF file that llama.cpp's converter would make of it, in float32."""
+"""Write a model folder as the GGUF file that llama.cpp's converter would make of it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from typing import Any
 
 import gguf
 import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf.quants import quantize
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
 PAIRED = {"llama", "smollm3", "granite", "mixtral"}  # classes whose queries and keys the converter reorders
 ARCHITECTURES = {
-    "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "olmo3": "olmo2", "gemma3_text": "gemma3",
+    "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "olmo3": "olmo2",
+    "gemma3_text": "gemma3",
 }  # fmt: skip
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)(\..*)")
 
 
-def write(path: Path, folder: Path, more: dict[str, Any] | None = None) -> Path:
+def write(path: Path, folder: Path, more: dict[str, Any] | None = None, kind_of: str = "") -> Path:
+    """`more`: tensors that the folder lacks; `kind_of`: of all matrices with whole blocks; else float32."""
     config: Any = AutoConfig.from_pretrained(folder)
     kind = ARCHITECTURES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(path, kind)
@@ -32,16 +36,14 @@ def write(path: Path, folder: Path, more: dict[str, Any] | None = None) -> Path:
     )  # dense layers of Qwen MoE
     suffixes = (".weight", ".bias")
     for name, tensor in _stacked(load_file(folder / "model.safetensors")).items():
-        if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
-            tensor = tensor + 1
-        if config.model_type in PAIRED and (found := re.search(r"\.(q|k)_proj\.", name)):
-            heads = config.num_attention_heads if found[1] == "q" else config.num_key_value_heads
-            tensor = tensor.view(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-        if name.endswith("shared_expert_gate.weight"):
-            tensor = tensor[0]
         ours = names.get_name(name, suffixes) or others.get_name(name, suffixes)
         assert ours, name
-        writer.add_tensor(ours, tensor.contiguous().numpy())
+        values = _converted(config, name, tensor).contiguous().numpy()
+        quantised = kind_of and values.ndim >= 2 and values.shape[-1] % 32 == 0
+        if quantised:
+            writer.add_tensor(ours, quantize(values, Kind[kind_of]), raw_dtype=Kind[kind_of])
+        else:
+            writer.add_tensor(ours, values)
     for name, values in (more or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -49,6 +51,15 @@ def write(path: Path, folder: Path, more: dict[str, Any] | None = None) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _converted(config: Any, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
+        return tensor + 1
+    if config.model_type in PAIRED and (found := re.search(r"\.(q|k)_proj\.", name)):
+        heads = config.num_attention_heads if found[1] == "q" else config.num_key_value_heads
+        return tensor.view(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+    return tensor[0] if name.endswith("shared_expert_gate.weight") else tensor
 
 
 def _stacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

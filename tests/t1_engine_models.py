@@ -43,6 +43,17 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+WIDE = {"intermediate_size": 160, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 96}
+
+
+def _wide(name: str) -> Any:
+    config = CONFIGS[name]()
+    for key, value in WIDE.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
+    return config
+
+
 CONFIGS: dict[str, Any] = {
     "llama": lambda: arch.LlamaConfig(**SHAPE, tie_word_embeddings=True),
     # odd shapes for the compiled operations: 40 is no multiple of 16, and 3 heads share one KV head
@@ -128,8 +139,7 @@ CONFIGS: dict[str, Any] = {
         mlp_only_layers=[1],
     ),
     "qwen3-moe": lambda: arch.Qwen3MoeConfig(
-        **SHAPE,
-        head_dim=24,
+        **{**SHAPE, "head_dim": 24},
         num_experts=18,
         num_experts_per_tok=5,
         moe_intermediate_size=48,
@@ -161,6 +171,9 @@ CONFIGS: dict[str, Any] = {
         eos_token_id=2,
     ),
 }
+for _name in ("phi3", "glm4", "gemma3", "mixtral", "qwen2-moe"):  # with widths of whole blocks and panels
+    CONFIGS[f"{_name}-wide"] = functools.partial(_wide, _name)
+
 RELATIVES = [
     "mistral-sliding", "smollm3", "smollm3-sliding", "phi3", "phi3-sliding", "phi4-mini", "granite", "olmo2",
     "olmo3", "gemma2", "gemma3", "glm", "glm4", "mixtral", "qwen2-moe", "qwen3-moe",

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from aiosd.cores.engine.config import read
+from aiosd.cores.engine import weights
+from aiosd.cores.engine.config import of_gguf, read
 from aiosd.cores.engine.family import FAMILIES, spec_of
 from aiosd.cores.engine.folder import ModelFolder
+from aiosd.cores.engine.fused import FusedLlama
+from aiosd.cores.engine.gguf import GgufFile, StoredTensor
 from aiosd.cores.engine.gguf_config import ARCHITECTURES
 from aiosd.cores.engine.model import load
 from aiosd.cores.engine.ops import library
@@ -21,11 +24,12 @@ from aiosd.errors import ModelError
 from aiosd.syscall.sampling import Sampling
 from tests import gguf_families
 from tests.t1_engine_models import Answer, alone, folder, model, prompt
+from tests.t1_gguf import exactly, logits
 
 GREEDY = Sampling(max_tokens=24, ignore_eos=True, logprobs=2)
 MADE = [
-    "llama", "qwen2", "qwen3", "smollm3", "phi3", "phi3-sliding", "phi4-mini", "granite", "olmo2", "olmo3", "gemma2",
-    "gemma3", "glm4", "mixtral", "qwen2-moe", "qwen3-moe",
+    "llama", "qwen2", "qwen3", "smollm3", "phi3", "phi3-sliding", "phi4-mini", "granite", "olmo2", "olmo3",
+    "gemma2", "gemma3", "glm4", "mixtral", "qwen2-moe", "qwen3-moe",
 ]  # fmt: skip
 
 
@@ -58,14 +62,35 @@ def test_a_file_answers_with_the_bits_of_its_folder(name: str, core: str, tmp_pa
     assert alone(got, prompt(90), GREEDY) == alone(expected, prompt(90), GREEDY)
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize("name", ["phi3", "glm4", "gemma3", "mixtral", "qwen2-moe"])
+def test_quantised_weights_give_the_bits_of_their_floats(name: str, kind: str, tmp_path: Path) -> None:
+    """Joined tensors, reordered heads and experts, cut out of what is stored."""
+    if (lib := library()) is None:
+        pytest.skip("compiled operations are not built")
+    file = GgufFile(gguf_families.write(tmp_path / "x.gguf", folder(f"{name}-wide"), kind_of=kind))
+    spec = spec_of(of_gguf(file))
+    assert spec
+    packed = FusedLlama(spec, weights.read_stored(file, spec), lib, 2, kind)
+    assert sum(one.type == kind for one in file.tensors.values()) >= 4 * len(spec.layers)
+    for n, one in file.tensors.items():
+        file.tensors[n] = StoredTensor("F32", one.shape, exactly(one).numpy().data.cast("B"))
+    expected = FusedLlama(
+        spec, weights.read_weights(file, spec, torch.device("cpu"), torch.float32), lib, 2, "none"
+    )
+    tokens = prompt(60)
+    for cuts in ([60], [1] * 60, [2, 5, 53]):
+        assert torch.equal(logits(packed, tokens, cuts), logits(expected, tokens, [60])), cuts
+
+
 def test_every_architecture_of_gguf_is_of_a_family() -> None:
     assert {architecture for _, architecture, _ in ARCHITECTURES.values()} <= FAMILIES.keys()
 
 
 def test_the_frequencies_of_llama_3_are_divided(tmp_path: Path) -> None:
     rope = {
-        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
     }  # fmt: skip
     source = changed("llama", tmp_path / "folder", rope_parameters=rope)
     expected = load(source)

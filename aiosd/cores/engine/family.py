@@ -1,8 +1,8 @@
-"""The Llama family and its relatives as data: a table of what their classes have in common, and the shapes and
-switches of one model from config.json.
+"""The Llama family and its relatives as data: a table of their classes, and the shapes and switches of one
+model from config.json.
 
-Decides which models llama.py and fused.py may run; foreign.py runs every model with a property that is not
-known here. weights.py reads the weights by the names that stand here.
+Decides which models llama.py and fused.py may run. foreign.py runs every model with a property that is not
+known here. weights.py reads the weights by the names in the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The Llama family and its relatives with the compiled forward pass (ops.cpp): CPU, float32, one call for each step.
+"""The Llama family and its relatives with the compiled forward pass (ops.cpp): CPU, float32, one call for
+each step.
 
 A row has the same bits wherever prefill is cut (chunk = 1), so a recomputed prefix has the same bits too.
 Knows segments and block tables, no requests.
@@ -72,7 +73,8 @@ class FusedLlama:
         inv_freq, rope_scale, norm, embedding, head = [*(t.data_ptr() for t in held), None, None][:5]
         self._model = ctypes.c_void_p(
             lib.aiosd_new(
-                _at(dims), _at(reals), inv_freq, rope_scale, embedding, norm, head, threads, quantization == "int8"
+                _at(dims), _at(reals), inv_freq, rope_scale, embedding, norm, head, threads,
+                quantization == "int8",
             )
         )  # fmt: skip
         for i, own in enumerate(spec.layers):

@@ -1,8 +1,8 @@
 """The metadata of a GGUF file as config.json would say them, for each architecture that gguf.py reads.
 
-What llama.cpp's converter leaves out of the file, llama.cpp has in its code, and this module repeats it. Every
-value may be wrong or hostile: each is checked for its kind here (ModelError), and transformers' configuration
-classes check the rest.
+The converter of llama.cpp leaves out some numbers that the code of llama.cpp knows. They stand here too.
+Every value may be wrong or hostile. This module checks its kind (ModelError); transformers' configuration
+classes and family.py check the rest.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import gelu, pad, scaled_dot_product_attention, silu, softmax
 
 from aiosd.cores.engine.core import CHUNK, KV, Batch, Segment, zeros
-from aiosd.cores.engine.family import DecoderSpec, LayerSpec
+from aiosd.cores.engine.family import DecoderSpec
 from aiosd.cores.engine.kv import BLOCK
 from aiosd.cores.engine.linear import Linear
 from aiosd.cores.engine.weights import Weights, linears

@@ -49,9 +49,13 @@ def linears(spec: DecoderSpec, i: int) -> dict[str, Linear]:
     layer, hidden = spec.layers[i], spec.hidden
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     made = {
-        "qkv": Linear(tuple((f"self_attn.{n}_proj", q if n == "q" else kv) for n in "qkv"), hidden, spec.qkv_bias),
+        "qkv": Linear(
+            (("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)),
+            hidden,
+            spec.qkv_bias,
+        ),
         "out": Linear((("self_attn.o_proj", hidden),), q, spec.out_bias),
-    }  # fmt: skip
+    }
     if layer.inner:
         made |= _mlp(spec, "", "mlp.shared_expert" if layer.experts else "mlp", layer.inner)
     if layer.experts:
@@ -86,7 +90,7 @@ def norms(spec: DecoderSpec) -> dict[str, tuple[str, int]]:
 
 
 class _Source:
-    """A folder or a file, by the names of Llama's tensors."""
+    """A folder or a file, by the names that Llama gives its tensors."""
 
     def __init__(self, folder: ModelFolder | GgufFile, spec: DecoderSpec) -> None:
         self.folder, self.spec = folder, spec
@@ -121,8 +125,8 @@ class _Source:
         return re.sub(known, lambda found: self._names[found[0]], name)
 
     def _order(self, name: str) -> list[int] | None:
-        """Where queries and keys have the two numbers of a rotation side by side: an order of the numbers of a
-        head that puts them half the rotated part apart, as Llama has them."""
+        """The order of a head's numbers that puts the two of a rotation where Llama has them: half of the
+        rotated part apart. None: they are there."""
         if not self.spec.family.pairs or not name.rsplit(".", 1)[0].endswith(("q_proj", "k_proj")):
             return None
         turned = self.spec.turned
