@@ -113,7 +113,7 @@ def test_neighbours_and_the_cutting_of_prefill_change_nothing(
 ) -> None:
     m = get(name, core)
     expected = alone(m, prompt(77), sampling)
-    company = ((1, 64), (7, 100), (31, 512)) if m.info["path"] != "transformers" else ((7, 100),)
+    company = ((1, 64), (7, 100), (31, 512)) if m.info["core"] != "transformers" else ((7, 100),)
     for neighbours, prefill_tokens in company:
         assert among(m, sampling, neighbours, prefill_tokens) == expected
 

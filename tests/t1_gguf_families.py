@@ -57,7 +57,7 @@ def test_a_file_answers_with_the_bits_of_its_folder(name: str, core: str, tmp_pa
     file = gguf_families.write(tmp_path / "x.gguf", source)
     expected, got = (load(path, threads=2, core=core) for path in (source, file))
     torch.set_num_threads(1)
-    assert got.info["path"] == core
+    assert got.info["core"] == core
     assert got.context_length == expected.context_length
     assert alone(got, prompt(90), GREEDY) == alone(expected, prompt(90), GREEDY)
 

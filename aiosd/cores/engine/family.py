@@ -31,7 +31,7 @@ JOINED = {"gate_up": "mlp.gate_up_proj"}
 
 
 @dataclass(frozen=True)
-class Family:
+class Architecture:
     """What the models of one class have in common. A bias is there always (True), or if config.json says so
     under a key."""
 
@@ -71,10 +71,10 @@ def _gemma3(config: Any) -> dict[str, float]:
     }
 
 
-LLAMA = Family("attention_bias", "attention_bias", "mlp_bias")
-QWEN3 = Family("attention_bias", "attention_bias", qk_norm="head")
-OLMO2 = Family("attention_bias", "attention_bias", norms=AFTER, qk_norm="all", names=OLMO)
-GEMMA2 = Family(
+LLAMA = Architecture("attention_bias", "attention_bias", "mlp_bias")
+QWEN3 = Architecture("attention_bias", "attention_bias", qk_norm="head")
+OLMO2 = Architecture("attention_bias", "attention_bias", norms=AFTER, qk_norm="all", names=OLMO)
+GEMMA2 = Architecture(
     "attention_bias",
     "attention_bias",
     norms=BEFORE | AFTER,
@@ -82,24 +82,24 @@ GEMMA2 = Family(
     one_plus=True,
     numbers=_gemma2,
 )
-GLM = Family("attention_bias", joined=JOINED, pairs=True)
+GLM = Architecture("attention_bias", joined=JOINED, pairs=True)
 FAMILIES = {
     "LlamaForCausalLM": LLAMA,
-    "MistralForCausalLM": Family("attention_bias", "attention_bias", windows=True),
-    "MixtralForCausalLM": Family(names=MIXTRAL, windows=True, experts=True),
-    "Qwen2ForCausalLM": Family(True),
-    "Qwen2MoeForCausalLM": Family("qkv_bias", slides=False, experts=True),
+    "MistralForCausalLM": Architecture("attention_bias", "attention_bias", windows=True),
+    "MixtralForCausalLM": Architecture(names=MIXTRAL, windows=True, experts=True),
+    "Qwen2ForCausalLM": Architecture(True),
+    "Qwen2MoeForCausalLM": Architecture("qkv_bias", slides=False, experts=True),
     "Qwen3ForCausalLM": QWEN3,
-    "Qwen3MoeForCausalLM": Family(
+    "Qwen3MoeForCausalLM": Architecture(
         "attention_bias", "attention_bias", qk_norm="head", windows=True, experts=True
     ),
     "SmolLM3ForCausalLM": LLAMA,
-    "Phi3ForCausalLM": Family(joined={**JOINED, "qkv": "self_attn.qkv_proj"}, windows=True),
-    "GraniteForCausalLM": Family("attention_bias", "attention_bias", "mlp_bias", numbers=_granite),
+    "Phi3ForCausalLM": Architecture(joined={**JOINED, "qkv": "self_attn.qkv_proj"}, windows=True),
+    "GraniteForCausalLM": Architecture("attention_bias", "attention_bias", "mlp_bias", numbers=_granite),
     "Olmo2ForCausalLM": OLMO2,
     "Olmo3ForCausalLM": OLMO2,
     "Gemma2ForCausalLM": GEMMA2,
-    "Gemma3ForCausalLM": Family(
+    "Gemma3ForCausalLM": Architecture(
         "attention_bias",
         "attention_bias",
         norms=GEMMA2.norms,
@@ -109,7 +109,7 @@ FAMILIES = {
         numbers=_gemma3,
     ),
     "GlmForCausalLM": GLM,
-    "Glm4ForCausalLM": Family(
+    "Glm4ForCausalLM": Architecture(
         "attention_bias",
         norms=BEFORE | AFTER,
         names={"attention_out_norm": "post_self_attn_layernorm", "mlp_out_norm": "post_mlp_layernorm"},
@@ -135,7 +135,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    family: Family
+    family: Architecture
     layers: tuple[LayerSpec, ...]
     ropes: tuple[Rope, ...]
     hidden: int
@@ -228,7 +228,7 @@ def _heads_fit(config: Any) -> bool:
     return heads > 0 and kv_heads > 0 and heads % kv_heads == 0 and _head_dim(config) > 0
 
 
-def _numbers(config: Any, family: Family) -> dict[str, Any] | None:
+def _numbers(config: Any, family: Architecture) -> dict[str, Any] | None:
     try:
         numbers = {"attention_scale": _head_dim(config) ** -0.5, **family.numbers(config)}
     except ZeroDivisionError:
@@ -237,7 +237,7 @@ def _numbers(config: Any, family: Family) -> dict[str, Any] | None:
     return numbers if usable else None
 
 
-def _windows(config: Any, family: Family) -> list[int] | None:
+def _windows(config: Any, family: Architecture) -> list[int] | None:
     kinds = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None) or 0
     known = {FULL, SLIDING} if family.slides else {FULL}
@@ -248,18 +248,18 @@ def _windows(config: Any, family: Family) -> list[int] | None:
     return [window if family.windows else 0] * config.num_hidden_layers
 
 
-def _is_sparse(config: Any, family: Family, i: int) -> bool:
+def _is_sparse(config: Any, family: Architecture, i: int) -> bool:
     dense = i in (getattr(config, "mlp_only_layers", None) or ())
     return family.experts and not dense and (i + 1) % getattr(config, "decoder_sparse_step", 1) == 0
 
 
-def _inner(config: Any, family: Family, i: int) -> int:
+def _inner(config: Any, family: Architecture, i: int) -> int:
     if _is_sparse(config, family, i):
         return getattr(config, "shared_expert_intermediate_size", 0)
     return int(config.intermediate_size)
 
 
-def _experts(config: Any, family: Family) -> dict[str, Any]:
+def _experts(config: Any, family: Architecture) -> dict[str, Any]:
     if not family.experts:
         return {}
     return {

@@ -88,7 +88,7 @@ class FusedLlama:
                 self._give(i, layer)
         self.kv_bytes_per_token = lib.aiosd_kv_floats(self._model) * 4 // BLOCK
         self.info: dict[str, Any] = {
-            "path": "fused",
+            "core": "fused",
             "dtype": "float32",
             "device": "cpu",
             "exact": True,

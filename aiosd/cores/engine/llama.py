@@ -55,7 +55,7 @@ class TorchLlama:
         exact = deterministic and self.device.type == "cpu" and self.dtype == torch.float32
         self.chunk = CHUNK if exact else 1
         self.info: dict[str, Any] = {
-            "path": "torch",
+            "core": "torch",
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "exact": exact,

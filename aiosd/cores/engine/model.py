@@ -52,7 +52,7 @@ class LoadedModel:
         info = self.core.info
         device = str(info["device"]).partition(":")[0]
         exact = "exact" if info["exact"] else "loose"
-        return f"{info['path']} {info['dtype']} {info.get('quantization', 'none')} {device} {exact} {BLOCK}"
+        return f"{info['core']} {info['dtype']} {info.get('quantization', 'none')} {device} {exact} {BLOCK}"
 
     @property
     def kv_shapes(self) -> list[tuple[str, list[int]]]:

@@ -39,29 +39,29 @@ class StoredWeights:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearParts:
     parts: tuple[tuple[str, int], ...]  # tensors, and how many outputs each has
     inputs: int
     bias: bool = False
 
 
-def linears(spec: DecoderSpec, i: int) -> dict[str, Linear]:
+def linears(spec: DecoderSpec, i: int) -> dict[str, LinearParts]:
     layer, hidden = spec.layers[i], spec.hidden
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     made = {
-        "qkv": Linear(
+        "qkv": LinearParts(
             (("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)),
             hidden,
             spec.qkv_bias,
         ),
-        "out": Linear((("self_attn.o_proj", hidden),), q, spec.out_bias),
+        "out": LinearParts((("self_attn.o_proj", hidden),), q, spec.out_bias),
     }
     if layer.inner:
         made |= _mlp(spec, "", "mlp.shared_expert" if layer.experts else "mlp", layer.inner)
     if layer.experts:
-        made["router"] = Linear((("mlp.gate", layer.experts),), hidden)
+        made["router"] = LinearParts((("mlp.gate", layer.experts),), hidden)
         if layer.inner:
-            made["shared"] = Linear((("mlp.shared_expert_gate", 1),), hidden)
+            made["shared"] = LinearParts((("mlp.shared_expert_gate", 1),), hidden)
         for e in range(layer.experts):
             made |= _mlp(spec, f"expert.{e}.", f"mlp.experts.{e}", spec.expert_inner)
     for name, tensor in spec.family.joined.items():
@@ -70,12 +70,12 @@ def linears(spec: DecoderSpec, i: int) -> dict[str, Linear]:
     return made
 
 
-def _mlp(spec: DecoderSpec, slot: str, name: str, inner: int) -> dict[str, Linear]:
+def _mlp(spec: DecoderSpec, slot: str, name: str, inner: int) -> dict[str, LinearParts]:
     return {
-        f"{slot}gate_up": Linear(
+        f"{slot}gate_up": LinearParts(
             ((f"{name}.gate_proj", inner), (f"{name}.up_proj", inner)), spec.hidden, spec.mlp_bias
         ),
-        f"{slot}down": Linear(((f"{name}.down_proj", spec.hidden),), inner, spec.mlp_bias),
+        f"{slot}down": LinearParts(((f"{name}.down_proj", spec.hidden),), inner, spec.mlp_bias),
     }
 
 
