@@ -1,4 +1,5 @@
-"""The Llama family with the compiled forward pass (ops.cpp): CPU, float32, one call for each step.
+"""The Llama family and its relatives with the compiled forward pass (ops.cpp): CPU, float32, one call for
+each step.
 
 A row has the same bits wherever prefill is cut (chunk = 1), so a recomputed prefix has the same bits too.
 Knows segments and block tables, no requests.
@@ -16,13 +17,13 @@ import numpy as np
 import torch
 
 from aiosd.cores.engine.core import KV, Batch, zeros
-from aiosd.cores.engine.family import DecoderSpec, StoredWeights, Weights
+from aiosd.cores.engine.family import DecoderSpec
 from aiosd.cores.engine.gguf import TYPES, StoredTensor, plain
 from aiosd.cores.engine.kv import BLOCK
+from aiosd.cores.engine.weights import StoredWeights, Weights, linears
 
-LINEARS = ("qkv", "out", "gate_up", "down")
-NORMS = ("norm1", "norm2", "q_norm", "k_norm")
-
+LINEARS = ("qkv", "out", "gate_up", "down", "router", "shared")  # as ops.cpp counts them
+NORMS = ("norm1", "norm2", "q_norm", "k_norm", "after1", "after2")
 
 # Kinds of weights that are read as they are stored (quantised.h): values in a block.
 STAY = {
@@ -49,28 +50,38 @@ class FusedLlama:
         self.spec = spec
         self._stride = -(-spec.vocab // 16) * 16
         self.vocab = spec.vocab
-        dims = array(
-            "q",
-            [
-                spec.layers,
-                spec.hidden,
-                spec.heads,
-                spec.kv_heads,
-                spec.head_dim,
-                spec.intermediate,
-                spec.vocab,
-            ],
-        )
-        reals = array("f", [spec.eps, spec.rope_scale])
-        ends = [spec.inv_freq, weights.norm]
+        shape = [
+            len(spec.layers),
+            spec.hidden,
+            spec.heads,
+            spec.kv_heads,
+            spec.head_dim,
+            spec.vocab,
+            spec.turned,
+        ]
+        shape += [len(spec.ropes), spec.experts, spec.chosen, spec.renormalise, spec.gelu]
+        dims = array("q", [*shape, spec.family.qk_norm == "all"])
+        scales = [
+            spec.eps,
+            spec.embedding_scale,
+            spec.residual_scale,
+            spec.attention_scale,
+            spec.attention_cap,
+        ]
+        reals = array("f", [*scales, spec.logit_scale, spec.logit_cap])
+        ends = [torch.cat([rope.inv_freq for rope in spec.ropes])]
+        ends += [torch.tensor([rope.scale for rope in spec.ropes]), weights.norm]
         ends += [weights.embedding, weights.head] if isinstance(weights, Weights) else []
         held = [t.contiguous() for t in ends]
-        inv_freq, norm, embedding, head = [*(t.data_ptr() for t in held), None, None][:4]
+        inv_freq, rope_scale, norm, embedding, head = [*(t.data_ptr() for t in held), None, None][:5]
         self._model = ctypes.c_void_p(
             lib.aiosd_new(
-                _at(dims), _at(reals), inv_freq, embedding, norm, head, threads, quantization == "int8"
+                _at(dims), _at(reals), inv_freq, rope_scale, embedding, norm, head, threads,
+                quantization == "int8",
             )
-        )
+        )  # fmt: skip
+        for i, own in enumerate(spec.layers):
+            lib.aiosd_layer(self._model, i, own.window, own.rope)
         self._free = weakref.finalize(self, lib.aiosd_free, self._model)
         self._kept: list[Any] = []  # stored weights, which C++ reads while the model lives
         if isinstance(weights, StoredWeights):
@@ -80,7 +91,7 @@ class FusedLlama:
                 self._give(i, layer)
         self.kv_bytes_per_token = lib.aiosd_kv_floats(self._model) * 4 // BLOCK
         self.info: dict[str, Any] = {
-            "path": "fused",
+            "core": "fused",
             "dtype": "float32",
             "device": "cpu",
             "exact": True,
@@ -89,14 +100,14 @@ class FusedLlama:
         }
 
     def _give(self, i: int, layer: dict[str, torch.Tensor | None]) -> None:
-        for which, name in enumerate(LINEARS):
+        for name in linears(self.spec, i):
             weight, bias = layer.pop(name), layer.pop(f"{name}_bias")
             assert weight is not None
             weight = weight.contiguous()
             self._lib.aiosd_linear(
                 self._model,
                 i,
-                which,
+                number(name),
                 weight.data_ptr(),
                 None if bias is None else bias.data_ptr(),
                 *weight.shape,
@@ -105,27 +116,32 @@ class FusedLlama:
 
     def _give_norms(self, i: int, layer: Mapping[str, Any]) -> None:
         for which, name in enumerate(NORMS):
-            norm = layer[name]
+            norm = layer.get(name)
             if norm is not None:
                 self._lib.aiosd_norm(self._model, i, which, norm.contiguous().data_ptr(), norm.numel())
 
     def _give_stored(self, weights: StoredWeights) -> None:
-        embedding = _readable([weights.embedding])[0]
+        embedding = _readable(weights.embedding)
         self._lib.aiosd_stored_embedding(self._model, NUMBERS[embedding.type], self._keep(embedding))
         self._give_parts(-1, 0, [embedding if weights.head is weights.embedding else weights.head])
         for i, layer in enumerate(weights.layers):
-            for which, name in enumerate(LINEARS):
+            for name in linears(self.spec, i):
                 parts, bias = layer[name], layer[f"{name}_bias"]
                 assert isinstance(parts, list)
-                self._give_parts(i, which, parts)
+                self._give_parts(i, number(name), parts)
                 if isinstance(bias, torch.Tensor):
                     bias = bias.contiguous()
-                    self._lib.aiosd_bias(self._model, i, which, bias.data_ptr(), bias.numel())
+                    self._lib.aiosd_bias(self._model, i, number(name), bias.data_ptr(), bias.numel())
             self._give_norms(i, layer)
 
     def _give_parts(self, i: int, which: int, parts: list[StoredTensor]) -> None:
         first, outputs = 0, sum(part.shape[0] for part in parts)
-        for part in _readable(parts):
+        # a panel would hold two parts, or part of a group
+        if any(part.shape[0] % OUTPUTS for part in parts[:-1]) or (i >= 0 and parts[0].shape[1] % 8):
+            whole = np.concatenate([plain(part) for part in parts])
+            self._lib.aiosd_linear(self._model, i, which, whole.ctypes.data, None, *whole.shape)
+            return
+        for part in map(_readable, parts):
             at, size = self._keep(part), part.row_bytes
             for row, stride, count in _runs(part):
                 self._lib.aiosd_stored(
@@ -142,7 +158,7 @@ class FusedLlama:
 
     def reserve(self, blocks: int) -> KV:
         # Attention multiplies the unused slots of a block by zero. Zeroed memory has no NaN there.
-        layers = self.spec.layers
+        layers = len(self.spec.layers)
         shape = (layers, blocks, self._lib.aiosd_kv_floats(self._model) // layers)
         return [zeros(shape, torch.float32, torch.device("cpu"))]
 
@@ -173,14 +189,16 @@ class FusedLlama:
         return logits[:, : self.vocab], states
 
 
-def _readable(parts: list[StoredTensor]) -> list[StoredTensor]:
-    """Return the parts of a linear, in float32 where they cannot stay as they are stored."""
-    if any(part.shape[0] % OUTPUTS for part in parts[:-1]):  # a panel would hold two parts
-        return [_floats(np.concatenate([plain(part) for part in parts]))]
-    return [_fitting(part) for part in parts]
+def number(linear: str) -> int:
+    """As ops.cpp counts the linears of a layer: the experts' follow the others, two of each."""
+    if not linear.startswith("expert."):
+        return LINEARS.index(linear)
+    _, expert, part = linear.split(".")
+    return len(LINEARS) + 2 * int(expert) + (part == "down")
 
 
-def _fitting(part: StoredTensor) -> StoredTensor:
+def _readable(part: StoredTensor) -> StoredTensor:
+    """Return the part, in float32 if it cannot stay as it is stored."""
     if part.type not in STAY or part.shape[1] % STAY[part.type]:
         return _floats(plain(part))
     return part.ordered() if part.heads and part.shape[0] // part.heads // 2 % OUTPUTS else part
