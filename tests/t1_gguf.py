@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import struct
+import subprocess
+import sys
 from array import array
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,12 @@ import torch
 from transformers import AutoTokenizer
 
 from aiosd.cores.engine import fused, weights
-from aiosd.cores.engine.config import of_gguf
 from aiosd.cores.engine.core import Batch, Segment
 from aiosd.cores.engine.engine import Engine
 from aiosd.cores.engine.family import DecoderSpec, spec_of
 from aiosd.cores.engine.fused import FusedLlama
 from aiosd.cores.engine.gguf import GgufFile, StoredTensor, plain
+from aiosd.cores.engine.gguf_config import of_gguf
 from aiosd.cores.engine.gguf_vocabulary import SPLITS
 from aiosd.cores.engine.model import LoadedModel, load
 from aiosd.cores.engine.ops import library
@@ -202,7 +204,7 @@ def test_every_way_to_split_words_gives_the_text_back(tmp_path: Path, pre: str) 
 def test_a_vocabulary_of_pieces_is_read_too(tmp_path: Path) -> None:
     model = load(gguf_files.make(tmp_path / "x.gguf", "Q4_0", pieces=True))
     begin, *tokens = model.encode("the winter, 東")
-    pieces = model.tokenizer.convert_ids_to_tokens(tokens)
+    pieces = [model.tokenizer.backend_tokenizer.id_to_token(token) for token in tokens]
     assert (begin, pieces[:5]) == (0, ["▁the", "▁w", "in", "t", "er"])
     assert pieces[-3:] == ["<0xE6>", "<0x9D>", "<0xB1>"]
     assert model.decode(tokens).strip() == "the winter, 東"
@@ -216,6 +218,16 @@ QUESTIONS = ["What is the capital of France?", "Count from one to five.", "Say <
 @pytest.fixture(scope="module")
 def smollm2() -> LoadedModel:
     return load(gguf_files.REAL, threads=2)
+
+
+def test_a_real_model_loads_without_transformers() -> None:
+    code = (
+        "import sys; from pathlib import Path; from aiosd.cores.engine.model import load; "
+        f"model = load(Path({str(gguf_files.REAL)!r})); model.constraints; "
+        "model.render([{'role': 'user', 'content': 'hi'}]); print('transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_real_model_answers_alone_as_in_a_batch(smollm2: LoadedModel) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from aiosd.cores.engine.config import of_gguf, read
 from aiosd.cores.engine.constraint import Constraints
 from aiosd.cores.engine.core import Core
 from aiosd.cores.engine.family import spec_of
@@ -130,6 +129,7 @@ def load(
 def _opened(path: Path) -> tuple[ModelFolder | GgufFile, Any, Vocabulary]:
     if path.suffix == ".gguf":
         from aiosd.cores.engine import gguf_vocabulary
+        from aiosd.cores.engine.gguf_config import of_gguf
 
         file = GgufFile(path)
         hf = gguf_vocabulary.read(path, file.metadata)
@@ -139,6 +139,8 @@ def _opened(path: Path) -> tuple[ModelFolder | GgufFile, Any, Vocabulary]:
             config,
             Vocabulary(path, {"eos_token_id": gguf_vocabulary.ends(file.metadata)}, config, hf),
         )
+    from aiosd.cores.engine.config import read
+
     folder = ModelFolder(path)
     config = read(folder)
     return folder, config, Vocabulary(folder.path, folder.config, config)
