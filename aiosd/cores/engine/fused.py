@@ -36,7 +36,7 @@ OUTPUTS = 16  # of a panel
 
 class FusedLlama:
     chunk = 1
-    kv_block_dim = 1
+    kv_block_dim = 0  # all layers of a block side by side: the first tokens take little memory
 
     def __init__(
         self,
@@ -158,8 +158,7 @@ class FusedLlama:
 
     def reserve(self, blocks: int) -> KV:
         # Attention multiplies the unused slots of a block by zero. Zeroed memory has no NaN there.
-        layers = len(self.spec.layers)
-        shape = (layers, blocks, self._lib.aiosd_kv_floats(self._model) // layers)
+        shape = (blocks, self._lib.aiosd_kv_floats(self._model))
         return [zeros(shape, torch.float32, torch.device("cpu"))]
 
     def forward(self, batch: Batch, kv: KV) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,7 +172,6 @@ class FusedLlama:
         self._lib.aiosd_forward(
             self._model,
             kv[0].data_ptr(),
-            kv[0].shape[1],
             len(tokens),
             _at(tokens),
             len(segments),

@@ -51,7 +51,8 @@ class LoadedModel:
         info = self.core.info
         device = str(info["device"]).partition(":")[0]
         exact = "exact" if info["exact"] else "loose"
-        return f"{info['core']} {info['dtype']} {info.get('quantization', 'none')} {device} {exact} {BLOCK}"
+        form = f"{BLOCK} {self.core.kv_block_dim}"
+        return f"{info['core']} {info['dtype']} {info.get('quantization', 'none')} {device} {exact} {form}"
 
     @property
     def kv_shapes(self) -> list[tuple[str, list[int]]]:

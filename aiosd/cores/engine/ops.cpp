@@ -175,8 +175,7 @@ struct Model {
   i32 embedding_kind = F32;
   Linear head;
   bool int8 = false;
-  float* kv = nullptr;  // [layers][blocks][kv_heads]: keys [dim][16], then values [16][dim padded]
-  i64 blocks = 0;
+  float* kv = nullptr;  // [blocks][layers][kv_heads]: keys [dim][16], then values [16][dim padded]
   Floats x, h, qkv, att, add, gate_up, act, cos, sin;
   Floats scores, gathered, expert_gate_up, expert_act, expert_add, shared;
   std::vector<i32> choice, place;  // [rows][chosen]: expert, and its row in `gathered`
@@ -205,7 +204,7 @@ struct Model {
   i64 att_stride() const { return up(heads * dim, W); }
   const i32* table(i64 s) const { return reinterpret_cast<const i32*>(tables[s]); }
   float* block(i64 l, i64 s, i64 at, i64 head) const {
-    return kv + ((l * blocks + table(s)[at / W]) * kv_heads + head) * head_floats();
+    return kv + ((table(s)[at / W] * layers + l) * kv_heads + head) * head_floats();
   }
 
   void prepare();
@@ -698,10 +697,10 @@ i64 aiosd_kv_floats(void* model) {  // floats in one block
 
 // kv: the caller owns it and zeroes it before the first use. The first `scored` of the `wanted` outputs get
 // logits, [scored][vocabulary padded to 16]. The others get final hidden states, [wanted - scored][hidden].
-void aiosd_forward(void* model, float* kv, i64 blocks, i64 rows, const i32* tokens, i64 segments, const i64* tables, const i32* starts,
+void aiosd_forward(void* model, float* kv, i64 rows, const i32* tokens, i64 segments, const i64* tables, const i32* starts,
                    const i32* lengths, i64 wanted, const i32* outputs, i64 scored, float* logits, float* states) {
   auto* m = static_cast<Model*>(model);
-  m->kv = kv, m->blocks = blocks;
+  m->kv = kv;
   m->rows = rows, m->segments = segments, m->wanted = wanted;
   m->tokens = tokens, m->tables = tables, m->starts = starts, m->lengths = lengths;
   m->outputs = outputs, m->scored = scored, m->logits = logits, m->states = states;

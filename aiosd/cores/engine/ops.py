@@ -29,7 +29,7 @@ SIGNATURES = {
     "aiosd_bias": (None, [P, I, I, P, L]),
     "aiosd_norm": (None, [P, I, I, P, L]),
     "aiosd_kv_floats": (L, [P]),
-    "aiosd_forward": (None, [P, P, L, L, P, L, P, P, P, L, P, L, P, P]),
+    "aiosd_forward": (None, [P, P, L, P, L, P, P, P, L, P, L, P, P]),
 }
 
 
