@@ -6,11 +6,8 @@ A command does the same as a few lines of shell, which `--verbose` shows.
 from __future__ import annotations
 
 import argparse
-import errno
-import grp
 import json
 import os
-import pwd
 import signal
 import sys
 from collections.abc import Callable
@@ -18,7 +15,8 @@ from pathlib import Path
 
 from aiosd import __version__
 from aiosd.cli import audit_log, listing, models, packaged, sharing, torch_install, users, views
-from aiosd.client import Failed, Files, patiently, wait_for_daemon
+from aiosd.cli.question import question
+from aiosd.client import Failed, Files, explained, patiently, wait_for_daemon
 from aiosd.config.config import private_mount
 
 
@@ -57,36 +55,6 @@ def find_mount() -> Path:
     return private_mount() if not is_served and os.getuid() else Path("/aios")
 
 
-def explained(files: Files, error: OSError) -> str:
-    """The errno, and why: the daemon's reason, or whose file it is where the kernel refused."""
-    said, file = str(error.strerror or error), Path(str(error.filename or files.root))
-    if why := files.why(file):
-        return f"{said}: {why}"
-    if error.errno not in (errno.EACCES, errno.EPERM):
-        return said
-    try:
-        at = file.stat()
-        return (
-            f"{said}; it is of {user(at.st_uid)} and group {group(at.st_gid)}, mode {at.st_mode & 0o7777:o}"
-        )
-    except OSError:
-        return f"{said}; a folder above it is closed to you: ls -ld {file.parent}"
-
-
-def user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
-
-
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aiosctl", description="Use /aios from the command line.")
     parser.add_argument("--mount", type=Path, metavar="DIR", help="default $AIOS, else /aios")
@@ -108,7 +76,10 @@ def arguments() -> argparse.ArgumentParser:
     ask_parser = command("ask", ask, "ask an agent, or a model with -m, and print the answer")
     ask_parser.add_argument("-m", "--model", metavar="NAME", help="ask this model without an agent")
     ask_parser.add_argument("agent", nargs="?", help="an agent; a missing agent is made")
-    ask_parser.add_argument("text", nargs="*", help="default: standard input")
+    ask_parser.add_argument("text", nargs="*", help="with standard input, if that is a pipe or a file")
+    run_parser = command("run", run, "talk with a model, or ask it once")
+    run_parser.add_argument("model", nargs="?", help="default: the model of agents that name none")
+    run_parser.add_argument("text", nargs="*", help="ask this, with standard input, and end")
     log = command("log", views.log, "why an agent's requests were refused or failed")
     listing.options(log).add_argument("agent")
     cancel = command("cancel", users.cancel, "end unfinished requests")
@@ -149,9 +120,9 @@ def arguments() -> argparse.ArgumentParser:
     mcp.add_argument("--agent", default="", metavar="NAME", help="call tools through this agent")
     mcp.set_defaults(run=mcp_serve)
     packages = command("agent", packaged.show, "packaged agents, aios-agent(5)").add_subparsers(required=True)
-    run = packages.add_parser("run", help="run an agent as this process, as aios-agent@NAME.service does")
-    run.add_argument("package", metavar="NAME|FOLDER")
-    run.set_defaults(run=packaged.run, served=False)
+    program = packages.add_parser("run", help="run an agent as this process, as aios-agent@NAME.service does")
+    program.add_argument("package", metavar="NAME|FOLDER")
+    program.set_defaults(run=packaged.run, served=False)
     check = packages.add_parser("check", help="check an agent.toml")
     check.add_argument("package", metavar="NAME|FOLDER")
     check.set_defaults(run=packaged.check, served=False)
@@ -175,15 +146,21 @@ def arguments() -> argparse.ArgumentParser:
 
 def ask(files: Files, options: argparse.Namespace) -> None:
     words = [*([options.agent] if options.model and options.agent else []), *options.text]
-    text = " ".join(words) or sys.stdin.read()
     if options.model:
-        files.ask(f"models/{options.model}/llm", text)
+        files.ask(f"models/{models.find(files, options.model)}/llm", question(words))
         return
     if not options.agent:
         raise Failed("name an agent, or a model with -m")
+    text = question(words)
     if not (files.root / "agents" / options.agent).exists():
         files.make(f"agents/{options.agent}")
     files.ask(f"agents/{options.agent}/syscall/llm", text)
+
+
+def run(files: Files, options: argparse.Namespace) -> None:
+    from aiosd.cli import dialogue  # it reads the request formats, which the other commands need not wait for
+
+    dialogue.run(files, options)
 
 
 def decide(files: Files, options: argparse.Namespace) -> None:

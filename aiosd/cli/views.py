@@ -12,7 +12,13 @@ from typing import Any
 from aiosd.cli import listing
 from aiosd.client import Files
 
-WORDS = {"agent", "model", "policy", "state"}  # never numbers, whatever their names look like
+WORDS = {
+    "agent",
+    "default_model",
+    "model",
+    "policy",
+    "state",
+}  # never numbers, whatever their names look like
 
 
 def status(files: Files, options: argparse.Namespace) -> None:
@@ -97,8 +103,9 @@ def access(files: Files, options: argparse.Namespace) -> None:
             left_s = max(0, int(files.read(f"{folder}/expires")) - int(time.time()))
             rows.append({"id": int(id), **act, "left_s": left_s})
     columns: dict[str, listing.Column] = {"AGENT": "agent", "LEFT_S": "left_s", "TOOL": "tool"}
-    listing.show(options, rows, columns | {"ARGUMENTS": arguments}, key="id")
+    listing.show(options, rows, columns | {"ARGUMENTS": asked}, key="id")
 
 
-def arguments(row: listing.Row) -> str:
-    return json.dumps(row["arguments"], ensure_ascii=False)
+def asked(row: listing.Row) -> str:
+    """The arguments of the call, or what an MCP server asks during it."""
+    return str(row.get("question") or json.dumps(row["arguments"], ensure_ascii=False))
