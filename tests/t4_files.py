@@ -178,7 +178,7 @@ def test_after_a_refused_write_an_older_answer_is_not_taken_for_the_new_one(aios
         "cat /dev/null > {llm}",
         "cp /dev/null {llm}",
         "sh -c 'exec 4>{llm}; exec 4>&-'",
-        "python3 -c 'open(\"{llm}\", \"w\").close()'",
+        'python3 -c \'open("{llm}", "w").close()\'',
         "exec 3<>{llm}; cat /dev/null >&3; cat <&3 && exit 9",
     ],
 )
