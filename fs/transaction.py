@@ -54,11 +54,11 @@ class TransactionHandle(Handle):
         self._private = reads and opening.writes
         self._draft = Draft(file.admission, file.source, opening.caller, once=not reads)
         self._mine = False  # written through this open file; else the newest when it was opened
+        self._wrote = False  # something, which may have been refused
         # file positions: where the answer begins, where the last read ended, and what that one counted from
         self._start = self._next = self._base = 0
-        known, uid = self._admission.newest, opening.caller.uid
-        self._newest = newest = known.of(self._source, uid) if reads else None
-        only = reads and not self._private
+        known, uid, only = self._admission.newest, opening.caller.uid, reads and not self._private
+        self._newest = newest = known.of(self._source, uid) if only else None
         self._refusal = known.refusal(self._source, uid) if only and self._id is None else None
         self._request: Request | None = None if newest is None else self._admission.find(newest)
 
@@ -66,6 +66,7 @@ class TransactionHandle(Handle):
 
     def write(self, data: bytes, offset: int) -> None:
         with self._lock:
+            self._wrote = True
             if self._unread():
                 raise Busy("the answer to the request before is not complete", "read it to its end first")
             try:
@@ -85,14 +86,21 @@ class TransactionHandle(Handle):
             self._admission.newest.refuse(self._source, self._opening.caller.uid, error)
 
     def flush(self, pid: int) -> None:
-        """Submits when the opener closes its last descriptor: the shell's `>` dups, and closes twice."""
+        """Submits when the opener closes its last descriptor: the shell's `>` dups, and closes twice.
+
+        A program that wrote nothing, such as `cat` of an empty file, asked an empty question. Its reader must
+        not get the answer to the question before.
+        """
         with self._lock:
-            if self._private or not self._draft.body:
+            if self._opening.reads or (self._wrote and not self._draft.body):
                 return
             opener = self._opening.caller.pid
             # unknown counts as no: at worst it is submitted at its first close instead of its last
             if same_process(pid, opener) and not processes.holds(opener, self._opening.path):
                 try:
+                    if not self._wrote:
+                        self.refused(error := empty())
+                        raise error
                     self._submit()
                 except AiosError:  # close(2) says so: `release` is not to submit it after all
                     self._draft.drop()
@@ -134,6 +142,8 @@ class TransactionHandle(Handle):
         self._draft.check()
         if refusal:
             raise refusal.again()
+        if self._private and not self._wrote:
+            raise empty()
         request = self._answering()
         if request is None:
             return b""
@@ -186,7 +196,7 @@ class Draft:
         if not self.body:
             self._admission.check(self._caller, self._source, len(data))
             if not data.strip():
-                raise BadRequest("the request is empty", "write a question")
+                raise empty()
         begun, decoded = bool(self.body), self._decoder.getstate()
         try:
             self._check_bytes(data)
@@ -243,6 +253,10 @@ class Draft:
             self._judged = len(self.body)
             if not error.incomplete:
                 raise
+
+
+def empty() -> BadRequest:
+    return BadRequest("the request is empty", "write a question")
 
 
 def same_process(task: int, opener: int) -> bool:
