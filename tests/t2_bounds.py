@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
+import threading
 from pathlib import Path
 
 import pytest
 
 from aiosd.access.caller import Caller
+from aiosd.access.permissions import Permission
 from aiosd.config.config import UNBOUNDED, Config, Quota
 from aiosd.errors import BadValue, Busy
 from aiosd.host import subuids
 from aiosd.scheduler.handler import Source
 from aiosd.scheduler.ledger import Buckets
 from aiosd.scheduler.limits import Quotas
+from aiosd.syscall import grammar, judging
 from aiosd.syscall.request import State
+from aiosd.syscall.spec import Spec
 from tests.running import wait_until
 from tests.t2_scheduler import LONG_S, ME, MakeKernel, ask, ended
 
@@ -172,3 +177,45 @@ def test_a_long_queue_is_served_whole_and_new_short_runs_are_seen_at_once(make_k
 def test_a_policy_that_does_not_exist_is_no_reload(make_kernel: MakeKernel) -> None:
     with pytest.raises(BadValue, match="no policy 'best'"):
         make_kernel("[scheduler]\npolicy = 'best'\n")
+
+
+def test_who_submits_a_slow_schema_stops_nobody_elses_request(make_kernel: MakeKernel) -> None:
+    """Whatever the schema is called in the JSON, and whether or not a write judged it before."""
+    kernel = make_kernel()
+    kernel.start()
+    source = Source("/models/random/llm", target="random")
+    slow = {"allOf": [{"type": "string", "pattern": f".*a{i}.*b"} for i in range(26)]}
+    named = {"type": "json_schema", "json_schema": {"name": "slow", "schema": slow}}
+    body = json.dumps({"prompt": "x", "response_format": named}).replace("format", r"f\u006frmat", 1).encode()
+
+    def write() -> None:
+        with judging.of(EVE.uid):
+            assert ended(kernel.admission.submit(EVE, source, body)).state is State.FAILED
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    wait_until(lambda: grammar.COURT.held(EVE.uid) == 1, "the schema to be judged")
+    mine = kernel.admission.submit(ME, source, b'{"prompt": "x", "max_tokens": 1}')
+    assert grammar.COURT.held(EVE.uid) == 1
+    thread.join()
+    assert ended(mine).state is State.DONE
+
+
+def test_a_name_that_is_taken_away_while_its_request_is_judged_is_not_used(
+    make_kernel: MakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    agent = kernel.agents.add("eve")
+    source, judge = Source("/agents/eve/syscall/llm", agent), kernel.handlers["llm"].judge
+    kernel.context_objects.add("talk", EVE)
+    kernel.agents.change(agent, context="talk")
+
+    def judged(caller: Caller, source: Source, body: bytes) -> Spec:
+        found = judge(caller, source, body)
+        kernel.permissions.set("/contexts/talk", Permission(ME.uid, ME.gid, 0o700))
+        return found
+
+    monkeypatch.setattr(kernel.handlers["llm"], "judge", judged)
+    request = ended(kernel.admission.submit(EVE, source, b"x"))
+    assert (request.state, request.error.split(";")[0]) == (State.FAILED, "you may not continue context talk")

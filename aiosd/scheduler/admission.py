@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from weakref import WeakValueDictionary
@@ -44,6 +43,7 @@ from aiosd.syscall.spec import Spec
 
 REFUSED_BYTES = 64 << 10  # that are kept of a request that is refused
 DRAFTS_MAX = 1000  # ids per agent that requests/new allocated and nobody has written yet
+HOPELESS = (BadRequest, NotFound, Denied, OverQuota)  # such a request is accepted and ends as failed
 STOPPED = "the daemon stopped; the request goes on when it starts again"
 
 
@@ -117,26 +117,31 @@ class Admission:
 
     def submit(self, caller: Caller, source: Source, body: bytes, id: int | None = None) -> Request:
         """Queue a request. A wrong text is queued too: the request fails, and its readers see the reason."""
-        if b'"response_format"' in body or b'"tools"' in body:
-            with suppress(AiosError):  # a new schema may take long: compile it before taking the lock
-                self.judge(caller, source, body)
-        with self._submitting:  # what `judge` finds still holds when the request enters the queue
-            request = self._submit(caller, source, body, id)
+        hopeless, handler = "", self._handlers[source.kind]
+        try:
+            spec = handler.judge(caller, source, body)  # without the lock: a new schema takes a second
+        except HOPELESS as error:
+            written = body[:REFUSED_BYTES].decode("utf-8", "replace")
+            hopeless, spec = error.explanation, replace(handler.misunderstood(source, body), refused=written)
+        with self._submitting:
+            request = self._submit(caller, source, body, id, spec, hopeless)
         if id is None:
             self.newest.came(source, caller.uid, request.id)
         self._withdraw_if_removed(source, request)
         return request
 
-    def _submit(self, caller: Caller, source: Source, body: bytes, id: int | None) -> Request:
+    def _submit(
+        self, caller: Caller, source: Source, body: bytes, id: int | None, spec: Spec, hopeless: str
+    ) -> Request:
+        """Everybody's requests wait for the lock meanwhile: nothing here may take long."""
         if source.agent:
             self._agents.check(source.agent)
         self._limits.check_room(caller, source.agent.name if source.agent else "")
-        hopeless, handler = "", self._handlers[source.kind]
-        try:
-            spec = handler.judge(caller, source, body)
-        except (BadRequest, NotFound, Denied, OverQuota) as error:
-            written = body[:REFUSED_BYTES].decode("utf-8", "replace")
-            hopeless, spec = error.explanation, replace(handler.misunderstood(source, body), refused=written)
+        try:  # what `judge` found still holds when the request enters the queue
+            if not hopeless:
+                self._handlers[source.kind].check_names(caller, source, spec)
+        except HOPELESS as error:
+            hopeless = error.explanation
         agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
         request = Request(
             id or self.new_id(), caller.uid, agent, source.file, spec, agent_id, len(body), caller.pid
