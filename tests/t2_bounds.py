@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import pytest
 from aiosd.access.caller import Caller
 from aiosd.access.permissions import Permission
 from aiosd.config.config import UNBOUNDED, Config, Quota
-from aiosd.errors import BadValue, Busy
+from aiosd.errors import BadRequest, BadValue, Busy
+from aiosd.fs.files import Opening
+from aiosd.fs.transaction import Transaction
 from aiosd.host import subuids
 from aiosd.scheduler.handler import Source
 from aiosd.scheduler.ledger import Buckets
@@ -219,3 +222,35 @@ def test_a_name_that_is_taken_away_while_its_request_is_judged_is_not_used(
     monkeypatch.setattr(kernel.handlers["llm"], "judge", judged)
     request = ended(kernel.admission.submit(EVE, source, b"x"))
     assert (request.state, request.error.split(";")[0]) == (State.FAILED, "you may not continue context talk")
+
+
+def test_writes_of_slow_schemas_keep_others_from_the_file_for_a_part_of_the_time(
+    make_kernel: MakeKernel,
+) -> None:
+    kernel = make_kernel()
+    source, began = Source("/models/random/llm", target="random"), time.monotonic()
+    for i in range(5):
+        slow = {"allOf": [{"type": "string", "pattern": f".*a{i}.*b{j}"} for j in range(26)]}
+        named = {"type": "json_schema", "json_schema": {"name": "slow", "schema": slow}}
+        kernel.admission.look(EVE, source, json.dumps({"prompt": "x", "response_format": named}).encode())
+    assert time.monotonic() - began < 2.5  # 5 s, were each verdict waited for
+    with pytest.raises(BadRequest, match="no value"):
+        bad = {"type": "json_schema", "json_schema": {"name": "none", "schema": {"enum": []}}}
+        kernel.admission.look(ME, source, json.dumps({"prompt": "x", "response_format": bad}).encode())
+
+
+def test_a_write_does_not_wait_for_a_submission_through_the_same_open_file(make_kernel: MakeKernel) -> None:
+    """The kernel would let all writes to the file wait, also those of others."""
+    kernel = make_kernel()
+    file = Transaction(admission=kernel.admission, source=Source("/models/random/llm", target="random"))
+    handle = file.open(Opening(Caller(4243, 4243, os.getpid()), os.O_RDWR, "/models/random/llm"))
+    slow = {"allOf": [{"type": "string", "pattern": f".*c{j}.*b"} for j in range(26)]}
+    named = {"type": "json_schema", "json_schema": {"name": "slow", "schema": slow}}
+    handle.write(json.dumps({"prompt": "x", "response_format": named}).encode() + b" ", 0)
+    thread = threading.Thread(target=handle.readable)
+    thread.start()
+    wait_until(lambda: grammar.COURT.held(4243) == 1, "the schema to be judged")
+    with pytest.raises(Busy, match="another thread submits"):
+        handle.write(b"x", 0)
+    assert grammar.COURT.held(4243) == 1
+    thread.join()

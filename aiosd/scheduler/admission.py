@@ -6,6 +6,7 @@ The handler of the request's kind interprets the bytes (aiosd.scheduler.handler)
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -16,7 +17,6 @@ from aiosd.access.permissions import Permissions
 from aiosd.agents.agents import Agent, Agents
 from aiosd.database.store import Store
 from aiosd.errors import (
-    AiosError,
     BadRequest,
     Busy,
     Denied,
@@ -29,6 +29,7 @@ from aiosd.errors import (
 from aiosd.host.subuids import owner
 from aiosd.scheduler.ending import Ending
 from aiosd.scheduler.handler import Handler, Source
+from aiosd.scheduler.ledger import Buckets
 from aiosd.scheduler.limits import Limits
 from aiosd.scheduler.newest import Newest
 from aiosd.scheduler.notices import Notices
@@ -36,13 +37,14 @@ from aiosd.scheduler.numbers import Numbers
 from aiosd.scheduler.queue import add
 from aiosd.scheduler.saving import Saving
 from aiosd.scheduler.scheduler import Scheduler
-from aiosd.syscall import response
+from aiosd.syscall import judging, response
 from aiosd.syscall.foreign import parsed_bytes
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.spec import Spec
 
 REFUSED_BYTES = 64 << 10  # that are kept of a request that is refused
 DRAFTS_MAX = 1000  # ids per agent that requests/new allocated and nobody has written yet
+LOOKS_MS_PER_MINUTE, LOOKS_BURST_S = 6_000, 6.0  # a tenth of the time, of six seconds at once
 HOPELESS = (BadRequest, NotFound, Denied, OverQuota)  # such a request is accepted and ends as failed
 STOPPED = "the daemon stopped; the request goes on when it starts again"
 
@@ -69,6 +71,7 @@ class Admission:
         self._read = WeakValueDictionary[int, Request]()  # ended requests, shared by all their readers
         self._drafts: dict[str, dict[int, None]] = {}  # by agent: allocated ids, oldest first
         self._numbers = Numbers(store)
+        self._looks = Buckets(LOOKS_BURST_S)  # by person, in milliseconds
 
     def take_up(self) -> None:
         """Queue the requests that an earlier daemon accepted and did not end."""
@@ -112,6 +115,23 @@ class Admission:
     def judge(self, caller: Caller, source: Source, body: bytes) -> Spec:
         """Parse and check a complete request. Raises BadRequest, NotFound, Denied, OverQuota."""
         return self._handlers[source.kind].judge(caller, source, body)
+
+    def look(self, caller: Caller, source: Source, body: bytes) -> None:
+        """Judge a request that a write completes. The kernel lets all who write to the same file wait
+        meanwhile. So one person may keep them waiting for a part of the time only, and after that only the
+        submission waits for the verdict on a new schema. Raises as `judge`, and Busy.
+        """
+        person, began = owner(caller.uid), time.monotonic()
+        with self._lock:
+            left_s = self._looks.left(person, LOOKS_MS_PER_MINUTE, began) / 1000
+        try:
+            with judging.of(caller.uid, left_s):
+                self.judge(caller, source, body)
+        except judging.Later:
+            pass
+        finally:
+            with self._lock:
+                self._looks.spend(person, 1000 * (time.monotonic() - began))
 
     # submitting
 
