@@ -7,6 +7,7 @@ import os
 import pwd
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,17 @@ from aiosd.access.caller import Caller
 from aiosd.access.permissions import Permission
 from aiosd.config.config import UNBOUNDED, Config, Quota
 from aiosd.errors import BadRequest, BadValue, Busy
+from aiosd.fs.burden import CROWD, THREADS_MOST, Burden
 from aiosd.fs.files import Opening
 from aiosd.fs.transaction import Transaction
-from aiosd.host import subuids
+from aiosd.host import subuids, usage
 from aiosd.scheduler.handler import Source
 from aiosd.scheduler.ledger import Buckets
 from aiosd.scheduler.limits import Quotas
 from aiosd.syscall import grammar, judging
 from aiosd.syscall.request import State
 from aiosd.syscall.spec import Spec
-from tests.running import wait_until
+from tests.running import REPOSITORY, wait_until
 from tests.t2_scheduler import LONG_S, ME, MakeKernel, ask, ended
 
 EVE = Caller(4242, 4242, os.getpid())
@@ -234,9 +236,10 @@ def test_writes_of_slow_schemas_keep_others_from_the_file_for_a_part_of_the_time
         named = {"type": "json_schema", "json_schema": {"name": "slow", "schema": slow}}
         kernel.admission.look(EVE, source, json.dumps({"prompt": "x", "response_format": named}).encode())
     assert time.monotonic() - began < 2.5  # 5 s, were each verdict waited for
+    bad = {"type": "json_schema", "json_schema": {"name": "none", "schema": {"enum": []}}}
+    body = json.dumps({"prompt": "x", "response_format": bad}).encode()
     with pytest.raises(BadRequest, match="no value"):
-        bad = {"type": "json_schema", "json_schema": {"name": "none", "schema": {"enum": []}}}
-        kernel.admission.look(ME, source, json.dumps({"prompt": "x", "response_format": bad}).encode())
+        kernel.admission.look(ME, source, body)
 
 
 def test_a_write_does_not_wait_for_a_submission_through_the_same_open_file(make_kernel: MakeKernel) -> None:
@@ -254,3 +257,31 @@ def test_a_write_does_not_wait_for_a_submission_through_the_same_open_file(make_
         handle.write(b"x", 0)
     assert grammar.COURT.held(4243) == 1
     thread.join()
+
+
+def test_one_person_never_takes_the_last_threads_of_the_daemon(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "subuid").write_text("4242:200000:10\n")
+    monkeypatch.setattr(subuids, "_subuids", subuids.SubUids(tmp_path / "subuid"))
+    monkeypatch.setattr(usage, "tasks_most", lambda: 2000)
+    burden = Burden()
+
+    def enter(uid: int) -> int:
+        count = 0
+        with suppress(Busy):
+            while count < 2000:
+                burden.enter(uid)
+                count += 1
+        return count
+
+    assert [enter(uid) for uid in (4242, 200001, 5001, 5002)] == [750, 0, 375, 187]
+    burden.leave(200001)
+    assert enter(4242) == 0
+    assert enter(5003) == CROWD
+    assert enter(0) == 2000  # root has no bound
+
+
+def test_the_unit_of_the_daemon_has_tasks_for_more_than_the_tree() -> None:
+    unit = (REPOSITORY / "units/aiosd.service").read_text()
+    assert int(unit.partition("TasksMax=")[2].split()[0]) >= THREADS_MOST + 4096
