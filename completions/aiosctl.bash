@@ -30,6 +30,9 @@ _aiosctl_options() {
         'engine install'*) echo --cuda --cpu ;;
         'model add'*) echo --name --replace ;;
     esac
+    case $1 in
+        status | queue | agents | models | log* | policy* | tools | access | 'agent list') echo --json -q --quiet --no-legend ;;
+    esac
     echo -h --help
 }
 
@@ -70,7 +73,7 @@ _aiosctl() {
                     access) answers='allow deny' ;;
                     'access allow' | 'access deny') answers=$(command ls "$root/access/pending" 2>/dev/null) ;;
                     agent) answers='run check list' ;;
-                    'agent run' | 'agent check') files=-d && answers=$(aiosctl agent list 2>/dev/null | awk '{ print $1 }') ;;
+                    'agent run' | 'agent check') files=-d && answers=$(aiosctl agent list -q 2>/dev/null) ;;
                     audit) answers=verify ;;
                     'audit verify'*) files=-f ;;
                     mcp) answers=serve ;;
