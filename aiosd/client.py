@@ -20,6 +20,7 @@ ABSENT_S = 1.0  # a restart of both services leaves no tree for less
 LOOK_S = 0.05
 # aiosd restarts: the file belongs to the daemon that has ended, or to one that is ending
 AWAY = (errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN)
+OUTPUT = "standard output"
 Result = TypeVar("Result")
 
 
@@ -71,8 +72,7 @@ class Files:
         with self._named(path), self._sent(path, "r+b", text) as file:
             try:
                 while data := file.read(65536):
-                    sys.stdout.buffer.write(data)
-                    sys.stdout.buffer.flush()
+                    put(data)
             except OSError as error:
                 if error.errno not in AWAY:
                     raise
@@ -129,6 +129,15 @@ class Files:
     def show(self, line: str) -> None:
         if self._verbose:
             print(f"+ {line}", file=sys.stderr)
+
+
+def put(data: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        error.filename = error.filename or OUTPUT
+        raise
 
 
 def patiently(act: Callable[[], Result]) -> Result:

@@ -21,27 +21,31 @@ from pathlib import Path
 
 from aiosd import __version__
 from aiosd.cli import audit_log, packaged, sharing, torch_install, users
-from aiosd.client import Failed, Files, patiently, wait_for_daemon
+from aiosd.client import OUTPUT, Failed, Files, patiently, wait_for_daemon
 from aiosd.config.config import private_mount
 
 POLL_S = 0.1
 
 
 def main() -> int:
+    fill_standard()
     options = arguments().parse_args()
     files = Files(options.mount or find_mount(), options.verbose)
     try:
         if options.served:
             wait_for_daemon(files.root)
         options.run(files, options)
+        sys.stdout.flush()
     except Failed as error:
         print(f"aiosctl: {error}", file=sys.stderr)
         return error.status
     except BrokenPipeError:  # `aiosctl queue | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's last flush
+        drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
-        print(f"aiosctl: {error.filename or files.root}: {explained(files, error)}", file=sys.stderr)
+        print(f"aiosctl: {error.filename or OUTPUT}: {explained(files, error)}", file=sys.stderr)
+        if error.filename in (None, OUTPUT):
+            drop_output()
         return 1
     except UnicodeError:
         print("aiosctl: the text is not UTF-8; iconv -t UTF-8 converts it", file=sys.stderr)
@@ -49,6 +53,25 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def fill_standard() -> None:
+    """Give numbers 0 to 2 to /dev/null where the caller closed them, so that no file of the tree gets them.
+
+    It is opened to read: a write to a closed output fails.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            empty = os.open(os.devnull, os.O_RDONLY)
+            if empty != number:
+                os.dup2(empty, number)
+                os.close(empty)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+
+
+def drop_output() -> None:
+    """The interpreter's last flush would fail, too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def find_mount() -> Path:
@@ -67,6 +90,8 @@ def explained(files: Files, error: OSError) -> str:
     said, file = str(error.strerror or error), Path(str(error.filename or files.root))
     if why := files.why(file):
         return f"{said}: {why}"
+    if error.errno == errno.ENOENT and (name := missing(files.root, file)):
+        return f"{said}: there is no {name}"
     if error.errno not in (errno.EACCES, errno.EPERM):
         return said
     try:
@@ -76,6 +101,14 @@ def explained(files: Files, error: OSError) -> str:
         )
     except OSError:
         return f"{said}; a folder above it is closed to you: ls -ld {file.parent}"
+
+
+def missing(root: Path, file: Path) -> str:
+    """The object of the tree that is not there, and where to look; empty: it is not an object."""
+    kind, name = (*file.relative_to(root).parts, "", "")[:2] if file.is_relative_to(root) else ("", "")
+    if kind not in ("agents", "models", "contexts", "tools") or not name or (root / kind / name).exists():
+        return ""
+    return f"{kind[:-1]} {name}; ls {root / kind} shows what there is"
 
 
 def user(uid: int) -> str:
@@ -295,6 +328,8 @@ def mcp_serve(files: Files, options: argparse.Namespace) -> None:
 def model_add(files: Files, options: argparse.Namespace) -> None:
     path = options.path.resolve()
     name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name.removesuffix(".gguf"))
+    if not name:
+        raise Failed(f"{path} gives the model no name: add --name NAME")
     made = not (files.root / "models" / name).exists()
     if made:
         files.make(f"models/{name}")
