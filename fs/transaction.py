@@ -23,6 +23,7 @@ from aiosd.syscall import judging
 from aiosd.syscall.foreign import NotJson, is_object
 from aiosd.syscall.request import Request
 
+SUBMITTING_S = 0.02  # that a write waits for it: the kernel holds all other writes to the file back meanwhile
 Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
@@ -65,7 +66,9 @@ class TransactionHandle(Handle):
     # writing
 
     def write(self, data: bytes, offset: int) -> None:
-        with self._lock:
+        if not self._lock.acquire(timeout=SUBMITTING_S):
+            raise Busy("another thread submits what was written", "write when it has ended")
+        try:
             self._wrote = True
             if self._unread():
                 raise Busy("the answer to the request before is not complete", "read it to its end first")
@@ -76,6 +79,8 @@ class TransactionHandle(Handle):
                 raise
             self._request = self._newest = self._refusal = None
             self._start = self._next = self._base = offset + len(data)
+        finally:
+            self._lock.release()
 
     def refused(self, error: AiosError) -> None:
         """A read that follows must not take an older answer for the new one: through this descriptor or, if
@@ -194,7 +199,8 @@ class Draft:
         if self.refused:
             raise self.refused.again()
         if not self.body:
-            self._admission.check(self._caller, self._source, len(data))
+            with judging.of(self._caller.uid):
+                self._admission.check(self._caller, self._source, len(data))
             if not data.strip():
                 raise empty()
         begun, decoded = bool(self.body), self._decoder.getstate()
@@ -247,8 +253,7 @@ class Draft:
         if len(self.body) < 2 * self._judged:  # else one byte at a time would cost the square of its length
             return
         try:
-            with judging.of(self._caller.uid):
-                self._admission.judge(self._caller, self._source, bytes(self.body))
+            self._admission.look(self._caller, self._source, bytes(self.body))
         except NotJson as error:
             self._judged = len(self.body)
             if not error.incomplete:

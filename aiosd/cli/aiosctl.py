@@ -6,25 +6,20 @@ A command does the same as a few lines of shell, which `--verbose` shows.
 from __future__ import annotations
 
 import argparse
-import errno
-import grp
 import json
 import os
-import pwd
-import re
 import signal
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from aiosd import __version__
-from aiosd.cli import audit_log, packaged, sharing, torch_install, users
-from aiosd.client import OUTPUT, Failed, Files, patiently, wait_for_daemon
+from aiosd.cli import audit_log, listing, models, packaged, sharing, torch_install, users, views
+from aiosd.cli.question import question
+from aiosd.client import Failed, Files, explained, patiently, wait_for_daemon
 from aiosd.config.config import private_mount
 
-POLL_S = 0.1
+OUTPUT = "standard output"
 
 
 def main() -> int:
@@ -44,7 +39,7 @@ def main() -> int:
         return 128 + signal.SIGPIPE
     except OSError as error:
         print(f"aiosctl: {error.filename or OUTPUT}: {explained(files, error)}", file=sys.stderr)
-        if error.filename in (None, OUTPUT):
+        if not error.filename:
             drop_output()
         return 1
     except UnicodeError:
@@ -85,46 +80,6 @@ def find_mount() -> Path:
     return private_mount() if not is_served and os.getuid() else Path("/aios")
 
 
-def explained(files: Files, error: OSError) -> str:
-    """The errno, and why: the daemon's reason, or whose file it is where the kernel refused."""
-    said, file = str(error.strerror or error), Path(str(error.filename or files.root))
-    if why := files.why(file):
-        return f"{said}: {why}"
-    if error.errno == errno.ENOENT and (name := missing(files.root, file)):
-        return f"{said}: there is no {name}"
-    if error.errno not in (errno.EACCES, errno.EPERM):
-        return said
-    try:
-        at = file.stat()
-        return (
-            f"{said}; it is of {user(at.st_uid)} and group {group(at.st_gid)}, mode {at.st_mode & 0o7777:o}"
-        )
-    except OSError:
-        return f"{said}; a folder above it is closed to you: ls -ld {file.parent}"
-
-
-def missing(root: Path, file: Path) -> str:
-    """The object of the tree that is not there, and where to look; empty: it is not an object."""
-    kind, name = (*file.relative_to(root).parts, "", "")[:2] if file.is_relative_to(root) else ("", "")
-    if kind not in ("agents", "models", "contexts", "tools") or not name or (root / kind / name).exists():
-        return ""
-    return f"{kind[:-1]} {name}; ls {root / kind} shows what there is"
-
-
-def user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
-
-
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aiosctl", description="Use /aios from the command line.")
     parser.add_argument("--mount", type=Path, metavar="DIR", help="default $AIOS, else /aios")
@@ -139,15 +94,19 @@ def arguments() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, served=True)
         return sub
 
-    command("status", status, "the state of the daemon")
-    command("queue", queue, "the waiting and running requests")
-    command("agents", agents, "your agents and their state")
-    command("models", models, "the models and their state")
+    listing.options(command("status", views.status, "the state of the daemon"))
+    listing.options(command("queue", views.queue, "the waiting and running requests"))
+    listing.options(command("agents", views.agents, "your agents and their state"))
+    models.arguments(command)
     ask_parser = command("ask", ask, "ask an agent, or a model with -m, and print the answer")
     ask_parser.add_argument("-m", "--model", metavar="NAME", help="ask this model without an agent")
     ask_parser.add_argument("agent", nargs="?", help="an agent; a missing agent is made")
-    ask_parser.add_argument("text", nargs="*", help="default: standard input")
-    command("log", log, "why an agent's requests were refused or failed").add_argument("agent")
+    ask_parser.add_argument("text", nargs="*", help="with standard input, if that is a pipe or a file")
+    run_parser = command("run", run, "talk with a model, or ask it once")
+    run_parser.add_argument("model", nargs="?", help="default: the model of agents that name none")
+    run_parser.add_argument("text", nargs="*", help="ask this, with standard input, and end")
+    log = command("log", views.log, "why an agent's requests were refused or failed")
+    listing.options(log).add_argument("agent")
     cancel = command("cancel", users.cancel, "end unfinished requests")
     which = cancel.add_mutually_exclusive_group(required=True)
     which.add_argument("id", nargs="?", help="a number of aiosctl queue")
@@ -162,11 +121,11 @@ def arguments() -> argparse.ArgumentParser:
     shared.add_argument("--group", required=True)
     shared.add_argument("--with-context", action="store_true", help="let it continue the conversation too")
     command("unshare", sharing.unshare, "take it back").add_argument("agent")
-    policy_parser = command("policy", policy, "show or switch the scheduling policy")
-    policy_parser.add_argument("name", nargs="?")
-    command("tools", tools, "the tools that you may call")
-    access = command("access", pending, "irreversible calls that wait for your decision")
-    decisions = access.add_subparsers(metavar="DECISION")
+    policy = command("policy", views.policy, "show or switch the scheduling policy")
+    listing.options(policy).add_argument("name", nargs="?")
+    listing.options(command("tools", views.tools, "the tools that you may call"))
+    access = command("access", views.access, "irreversible calls that wait for your decision")
+    decisions = listing.options(access).add_subparsers(metavar="DECISION")
     for verb in ("allow", "deny"):
         decision = decisions.add_parser(verb, help=f"{verb} a call")
         decision.add_argument("id")
@@ -186,13 +145,14 @@ def arguments() -> argparse.ArgumentParser:
     mcp.add_argument("--agent", default="", metavar="NAME", help="call tools through this agent")
     mcp.set_defaults(run=mcp_serve)
     packages = command("agent", packaged.show, "packaged agents, aios-agent(5)").add_subparsers(required=True)
-    run = packages.add_parser("run", help="run an agent as this process, as aios-agent@NAME.service does")
-    run.add_argument("package", metavar="NAME|FOLDER")
-    run.set_defaults(run=packaged.run, served=False)
+    program = packages.add_parser("run", help="run an agent as this process, as aios-agent@NAME.service does")
+    program.add_argument("package", metavar="NAME|FOLDER")
+    program.set_defaults(run=packaged.run, served=False)
     check = packages.add_parser("check", help="check an agent.toml")
     check.add_argument("package", metavar="NAME|FOLDER")
     check.set_defaults(run=packaged.check, served=False)
-    packages.add_parser("list", help="list packaged agents").set_defaults(run=packaged.show, served=False)
+    shown = packages.add_parser("list", help="list packaged agents")
+    listing.options(shown).set_defaults(run=packaged.show, served=False)
     engine = command("engine", torch_install.status, "the PyTorch of workers").add_subparsers(required=True)
     install = engine.add_parser("install", help="install a PyTorch other than that of the package (root)")
     kind = install.add_mutually_exclusive_group(required=True)
@@ -206,89 +166,26 @@ def arguments() -> argparse.ArgumentParser:
     engine.add_parser("remove", help="go back to the PyTorch of the package (root)").set_defaults(
         run=torch_install.remove, served=False
     )
-    model = command("model", models, "add, load, unload or remove a model").add_subparsers(required=True)
-    add = model.add_parser("add", help="serve a folder with a Hugging Face model, or a GGUF file")
-    add.add_argument("path", type=Path)
-    add.add_argument("--name", help="default: the folder's name")
-    add.add_argument("--replace", action="store_true", help="serve this folder under a name that is taken")
-    add.set_defaults(run=model_add)
-    for verb in ("load", "unload", "remove"):
-        one = model.add_parser(verb)
-        one.add_argument("name")
-        one.set_defaults(run=model_verb, verb=verb)
     return parser
-
-
-def status(files: Files, options: argparse.Namespace) -> None:
-    print(files.read("status"), end="")
-
-
-def queue(files: Files, options: argparse.Namespace) -> None:
-    print(files.read("scheduler/queue"), end="")
-
-
-def agents(files: Files, options: argparse.Namespace) -> None:
-    for name in files.names("agents"):
-        if os.access(files.root / "agents" / name, os.X_OK):
-            state = files.read(f"agents/{name}/state").strip()
-            usage = dict(line.split() for line in files.read(f"agents/{name}/usage").splitlines())
-            print(
-                f"{name:24} {state:8} {usage['requests']:>8} requests {usage['completion_tokens']:>10} tokens"
-            )
-
-
-def models(files: Files, options: argparse.Namespace) -> None:
-    for name in files.names("models"):
-        info = json.loads(files.read(f"models/{name}/info.json"))
-        print(
-            f"{name:24} {info['state']:10} {info['path']}" + (f"  {info['error']}" if "error" in info else "")
-        )
 
 
 def ask(files: Files, options: argparse.Namespace) -> None:
     words = [*([options.agent] if options.model and options.agent else []), *options.text]
-    text = " ".join(words) or sys.stdin.read()
     if options.model:
-        files.ask(f"models/{options.model}/llm", text)
+        files.ask(f"models/{models.find(files, options.model)}/llm", question(words))
         return
     if not options.agent:
         raise Failed("name an agent, or a model with -m")
+    text = question(words)
     if not (files.root / "agents" / options.agent).exists():
         files.make(f"agents/{options.agent}")
     files.ask(f"agents/{options.agent}/syscall/llm", text)
 
 
-def log(files: Files, options: argparse.Namespace) -> None:
-    for line in files.read(f"agents/{options.agent}/log.jsonl").splitlines():
-        note = json.loads(line)
-        when = time.strftime("%F %T", time.localtime(note["time"]))
-        print(when, note.get("file") or f"request {note.get('request')}", note["message"], sep="  ")
+def run(files: Files, options: argparse.Namespace) -> None:
+    from aiosd.cli import dialogue  # it reads the request formats, which the other commands need not wait for
 
-
-def policy(files: Files, options: argparse.Namespace) -> None:
-    if options.name:
-        files.write("scheduler/policy", options.name)
-        return
-    now = files.read("scheduler/policy").strip()
-    for name in files.read("scheduler/policies").split():
-        print(f"{'*' if name == now else ' '} {name}")
-
-
-def tools(files: Files, options: argparse.Namespace) -> None:
-    for name in files.names("tools"):
-        if os.access(files.root / "tools" / name / "call", os.W_OK):  # X_OK: the mount is noexec
-            function = json.loads(files.read(f"tools/{name}/schema.json"))["function"]
-            print(f"{name:24} {function['description']}")
-
-
-def pending(files: Files, options: argparse.Namespace) -> None:
-    for id in files.names("access/pending"):
-        folder = f"access/pending/{id}"
-        if os.access(files.root / folder, os.X_OK):
-            act = json.loads(files.read(f"{folder}/request.json"))
-            left_s = max(0, int(files.read(f"{folder}/expires")) - int(time.time()))
-            said = json.dumps(act["arguments"], ensure_ascii=False)
-            print(f"{id:>8}  {act['agent'] or '-'}  {act['tool']} {said}  ({left_s} s left)")
+    dialogue.run(files, options)
 
 
 def decide(files: Files, options: argparse.Namespace) -> None:
@@ -323,58 +220,6 @@ def mcp_serve(files: Files, options: argparse.Namespace) -> None:
     if options.agent and not os.access(files.root / "agents" / options.agent, os.X_OK):
         raise Failed(f"you have no agent {options.agent}; mkdir {files.root}/agents/{options.agent} makes it")
     serve(files.root, options.agent)
-
-
-def model_add(files: Files, options: argparse.Namespace) -> None:
-    path = options.path.resolve()
-    name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name.removesuffix(".gguf"))
-    if not name:
-        raise Failed(f"{path} gives the model no name: add --name NAME")
-    made = not (files.root / "models" / name).exists()
-    if made:
-        files.make(f"models/{name}")
-    elif not options.replace:
-        check_same(files, name, path)
-    try:
-        files.write(f"models/{name}/ctl", f"load {path}")
-        wait_for_model(files, name)
-    except (OSError, Failed):
-        if made:  # leave no model behind that cannot answer
-            with suppress(OSError):
-                files.remove(f"models/{name}")
-        raise
-
-
-def check_same(files: Files, name: str, path: Path) -> None:
-    """Raise Failed if the name serves another folder: its users would get another model without a word."""
-    served = json.loads(files.read(f"models/{name}/info.json"))["path"]
-    if served != str(path):
-        raise Failed(
-            f"model {name} is there already and serves {served}; choose another name with --name,"
-            " or replace it for everybody with --replace"
-        )
-
-
-def wait_for_model(files: Files, name: str) -> None:
-    began = time.monotonic()
-    while (state := (files.root / "models" / name / "state").read_text().strip()) == "loading":
-        if sys.stderr.isatty():
-            print(f"\r{name}: loading, {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
-        time.sleep(POLL_S)
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-    if state != "ready":
-        raise Failed(f"{name}: {json.loads(files.read(f'models/{name}/info.json')).get('error', state)}")
-    print(f"{name}: ready")
-
-
-def model_verb(files: Files, options: argparse.Namespace) -> None:
-    if options.verb == "remove":
-        files.remove(f"models/{options.name}")
-        return
-    files.write(f"models/{options.name}/ctl", options.verb)
-    if options.verb == "load":
-        wait_for_model(files, options.name)
 
 
 if __name__ == "__main__":
