@@ -316,7 +316,7 @@ def test_aiosctl_says_what_was_refused_and_why(make_daemon: MakeDaemon, tmp_path
         (["ask", "-m", name, '{"prompt": 1}'], f"models/{name}/llm: Invalid argument: prompt"),
         (["cancel", "999"], "no unfinished request 999"),
         (["log", "nobody"], f"No such file or directory: there is no agent nobody; ls {daemon.root}/agents"),
-        (["ask", "-m", "nosuch", "hi"], "there is no model nosuch; ls"),
+        (["ask", "-m", "nosuch", "hi"], "no model 'nosuch' for you"),
         (["model", "remove", "nosuch"], "there is no model nosuch; ls"),
         (["model", "add", "/"], "/ gives the model no name: add --name NAME"),
         (

@@ -56,6 +56,24 @@ def test_a_tool_is_called_by_writing_its_arguments(aios: Daemon) -> None:
     assert int(aios.table("tools/calc/stats")["calls"]) >= 1
 
 
+def test_what_is_no_object_is_refused_by_the_write_with_what_to_write(aios: Daemon, agent: str) -> None:
+    """A tool takes no text, and so `echo hello > call` fails at once, as the shell shows it."""
+    of_calc, of_any = (
+        "the arguments of calc are one JSON object with expression",
+        '{"name":"calc","arguments":',
+    )
+    for file, folder, said in (
+        ("tools/calc/call", "tools/calc", of_calc),
+        (f"{agent}/syscall/tool", f"{agent}/syscall", of_any),
+    ):
+        for text in ("hello", "[1", '{"a": b}'):
+            done = aios.sh(f"echo '{text}' > {file} && exit 9; cat {folder}/error")
+            assert done.returncode == (9 if text == "[1" else 0), "more bytes could make it JSON"
+            if text == "[1":
+                done = aios.sh(f"cat {file}; cat {folder}/error")
+            assert said in done.stdout
+
+
 def test_wrong_arguments_are_refused_by_the_write_and_the_log_says_why(aios: Daemon, agent: str) -> None:
     for wrong in (
         '{"name": "calc"}',
