@@ -234,7 +234,7 @@ def worker_folder(kernel: Kernel, name: str) -> Folder | None:
 
     def command(caller: Caller, verb: str, argument: str) -> None:
         if verb != "restart" or argument:
-            raise BadValue(f"unknown command {verb[:40]!r}", "restart")
+            raise BadValue(f"no command {f'{verb} {argument}'.strip()[:40]!r}", "restart")
         worker.process.kill()  # the pool then starts another worker, where its requests continue
 
     return Table(

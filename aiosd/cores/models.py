@@ -143,6 +143,10 @@ class Models:
             self._by_name[name].configured, self._by_name[name].leaving = True, False
         return [(self._by_name[name], entry) for name, entry in wanted.items()]
 
+    def is_built_in(self, name: str) -> bool:
+        """Whether the model is served because the configuration names none."""
+        return name == TINY and name not in self._config.models
+
     def names(self) -> list[str]:
         return list(self._by_name)
 
@@ -234,7 +238,7 @@ def check_folder(path: Path, reader: Reader) -> None:
         raise ModelError(f"{error.filename or path}: {error.strerror}", out_of_sight(path, reader)) from None
     if closed is None:
         return
-    bits = "rx" if closed == path else "x" if closed.is_dir() else "r"
+    bits = "r" if not closed.is_dir() else "rx" if closed == path else "x"
     raise ModelError(
         f"{closed}: user {reader.name}, who loads models, may not read it",
         out_of_sight(path, reader) or f"chmod a+{bits} {shlex.quote(str(closed))}",

@@ -41,6 +41,9 @@ class ModelObjects:
     def remove(self, name: str) -> None:
         model = self._models.get(name)
         if model.configured:
+            if self._models.is_built_in(name):
+                remedy = "it goes when aiosd.toml(5) has a section [models.NAME]"
+                raise NotEmpty(f"model {name} is built in and served where no other is configured", remedy)
             raise NotEmpty(f"model {name} is in the configuration", "remove it there, reload, then rmdir")
         self._pool.unload(model)  # from here on no request is admitted for it
         self._making.cancel(lambda request: request.spec.target == name, f"model {name} was removed")
@@ -78,7 +81,7 @@ class ModelObjects:
         elif verb == "pin":
             self.pin(model, argument)
         else:
-            raise BadValue(f"unknown command {verb[:40]!r}", COMMANDS)
+            raise BadValue(f"no command {f'{verb} {argument}'.strip()[:40]!r}", COMMANDS)
 
     def load(self, model: Model, path: str) -> None:
         if path and (model.configured or model.leaving):

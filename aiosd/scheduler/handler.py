@@ -30,6 +30,7 @@ class Source:
 class Handler:
     """One kind of syscall. A kind overrides the methods that it needs; the others do nothing."""
 
+    takes_text: ClassVar[bool] = True  # False: a request is JSON, whatever it begins with
     on_worker: ClassVar[bool] = False  # its requests run on workers of a model
     ranked: ClassVar[bool] = True  # the policy chooses the next request; False: the oldest is next
     span: ClassVar[str]  # the first span of its requests in scheduler/trace.json

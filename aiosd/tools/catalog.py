@@ -35,7 +35,7 @@ from aiosd.errors import (
 from aiosd.host import disk
 from aiosd.host.administered import is_there, listed
 from aiosd.syscall import schemas
-from aiosd.syscall.foreign import read_json
+from aiosd.syscall.foreign import NotJson, read_json
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.toolcall import QUEUE
 from aiosd.tools.manifest import FILE, LIMIT_OWN, Manifest, own, place, read
@@ -47,6 +47,7 @@ PACKAGED = Path("/usr/lib/aios/tools")  # of other packages
 SAID = 500  # characters of an error's text
 LIMIT_MAX = 1024
 ALIAS_CHARS = 64
+CALL = '{"name":"calc","arguments":{…}}'  # what a call looks like
 
 
 @dataclass(slots=True, eq=False)
@@ -288,7 +289,12 @@ def full(folder: Path) -> Iterator[None]:
 
 def arguments(tool: Tool, text: str) -> dict[str, Any]:
     """Parse the arguments of a call and check them by the tool's schema. Raises BadRequest."""
-    raw = read_json(text)
+    names = ", ".join(tool.manifest.parameters.get("properties", {}))
+    try:
+        raw = read_json(text)
+    except NotJson as error:
+        error.hint = f"the arguments of {tool.name} are one JSON object with {names or 'no keys'}"
+        raise
     schema = tool.manifest.parameters
     if tool.manifest.judge is not None:
         schema = tool.manifest.judge
@@ -296,7 +302,6 @@ def arguments(tool: Tool, text: str) -> dict[str, Any]:
             raise BadRequest(f"{tool.name}: too many values to be judged", "give fewer, or longer ones")
     errors = validator_for(schema, jsonschema.Draft202012Validator)(schema).iter_errors(raw)
     if wrong := best_match(islice(errors, schemas.ERRORS)):
-        names = ", ".join(tool.manifest.parameters.get("properties", {}))
         raise BadRequest(shorten(f"{tool.name}: {place(wrong)}{wrong.message}"), f"its arguments are {names}")
     assert isinstance(raw, dict)  # every tool's schema demands an object
     return raw
@@ -311,12 +316,16 @@ def shorten(text: str) -> str:
 def call(text: str) -> tuple[str, str]:
     """Parse a call as in the chat-completion API: {"name": …, "arguments": an object or its JSON text}.
     Returns the tool's name and the arguments as JSON."""
-    raw = read_json(text)
+    try:
+        raw = read_json(text)
+    except NotJson as error:
+        error.hint = CALL
+        raise
     if (
         not isinstance(raw, dict)
         or not isinstance(raw.get("name"), str)
         or raw.keys() - {"name", "arguments"}
     ):
-        raise BadRequest("a call must be JSON with name and arguments", '{"name":"calc","arguments":{…}}')
+        raise BadRequest("a call must be JSON with name and arguments", CALL)
     given = raw.get("arguments", {})
     return raw["name"], given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)

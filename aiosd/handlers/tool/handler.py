@@ -28,6 +28,7 @@ TOOL_GONE = "its tool was removed"
 class ToolHandler(Handler):
     """Implements aiosd.tools.calls.CallEvents, whose methods run on the runner's thread."""
 
+    takes_text: ClassVar[bool] = False
     span: ClassVar[str] = "tool"
 
     def __init__(self, parts: Parts) -> None:
