@@ -356,21 +356,18 @@ def test_lent_uids_give_no_more_objects(
 
 def test_one_person_never_takes_the_last_places_of_tools(make_kernel: MakeKernel, lent: list[int]) -> None:
     kernel = make_kernel()
-    own = kernel.tools
     for name in ("a", "b"):
         kernel.tool_objects.add(name, EVE)
-        own.find(name).own = Path("own")
-    calc = own.find("calc")
-    running = list[Request]()
+    tools, running = {tool.name: tool for tool in kernel.tools.all()}, list[Request]()
 
     def start(uid: int, tool: str) -> int:
         count = 0
-        while owner(uid) not in kernel.calls.crowding(own.find(tool), running) and count < CALLS_MOST:
+        while owner(uid) not in kernel.calls.crowding(tools[tool], running) and count < CALLS_MOST:
             running.append(Request(len(running), uid, "", "", ToolCall(tool)))
             count += 1
         return count
 
-    assert calc.limit == 4
+    assert tools["calc"].limit == 4
     assert [start(uid, "calc") for uid in (EVE.uid, lent[5], 5001)] == [3, 0, 3]
     assert [start(uid, "a") for uid in (EVE.uid, lent[5], 5001)] == [123, 0, 62]
     assert start(lent[7], "b") == 0

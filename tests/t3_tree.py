@@ -36,6 +36,7 @@ from aiosd.fs.tree import Folder, Tree
 from aiosd.kernel import Kernel
 from aiosd.syscall.request import Request, State
 from aiosd.tools import manifest
+from aiosd.tools.catalog import arguments
 
 ME = Caller(os.getuid(), os.getgid(), os.getpid())
 OTHER = Caller(4321, 4321, 1 << 29)
@@ -594,6 +595,25 @@ def test_a_long_manifest_in_lines_is_not_judged_at_each_of_them(
     tool = kernel.tools.get("mine")
     assert len(tool.manifest.env) == 2000
     assert sum(asked) < 30 * at, "a few times its length, not its square"
+
+
+def test_a_manifest_in_lines_may_refer_to_what_a_later_line_brings(tree: Tree, kernel: Kernel) -> None:
+    tree.make(tree.find("/tools"), "mine", ME, 0o700)
+    lines = ["description = 'x'", "command = ['/bin/cat']", "[parameters]", "type = 'object'",
+             "[parameters.properties.a]", "'$ref' = '#word'", "[parameters.'$defs'.w]", "'$anchor' = 'word'",
+             "type = 'string'"]  # fmt: skip
+    handle, at = opened(tree, "/tools/mine/manifest", os.O_WRONLY), 0
+    for line in lines:
+        handle.write(f"{line}\n".encode(), at)
+        at += len(line) + 1
+        if "$ref" in line:
+            with pytest.raises(BadValue, match="'#word' names no part of the schema"):
+                handle.flush(ME.pid)
+    handle.flush(ME.pid)
+    handle.release()
+    assert arguments(kernel.tools.get("mine"), '{"a": "x"}') == {"a": "x"}
+    with pytest.raises(BadRequest, match="a: 1 is not of type 'string'"):
+        arguments(kernel.tools.get("mine"), '{"a": 1}')
 
 
 def test_a_manifest_that_takes_long_to_read_is_refused(tree: Tree) -> None:

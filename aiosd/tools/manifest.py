@@ -228,7 +228,7 @@ def check(name: str, raw: dict[str, Any]) -> None:
 
 
 def check_parameters(schema: dict[str, Any]) -> None:
-    """Raises BadValue."""
+    """Raises BadValue; Incomplete for a reference to what a later line may bring."""
     try:
         validator_for(schema, jsonschema.Draft202012Validator).check_schema(schema)
     except jsonschema.SchemaError as error:
@@ -237,7 +237,7 @@ def check_parameters(schema: dict[str, Any]) -> None:
         raise BadValue("parameters: uniqueItems takes the square of what a caller writes")
     if lost := References(schema).lost():
         hint = "references are within the schema, such as #/$defs/NAME"
-        raise BadValue(f"parameters: $ref {lost[0]!r} names no part of the schema", hint)
+        raise Incomplete(f"parameters: $ref {lost[0]!r} names no part of the schema", hint)
 
 
 def mentioned(value: object) -> set[str]:
