@@ -17,7 +17,7 @@ from aiosd.access.caller import Caller
 from aiosd.access.permissions import Permission
 from aiosd.agents import lifetime
 from aiosd.config.config import UNBOUNDED, Config, Quota
-from aiosd.errors import BadRequest, BadValue, Busy, OverQuota
+from aiosd.errors import BadRequest, BadValue, Busy, NotFound, OverQuota
 from aiosd.fs.burden import CROWD, THREADS_MOST, Burden
 from aiosd.fs.files import Opening
 from aiosd.fs.transaction import Transaction
@@ -372,3 +372,29 @@ def test_one_person_never_takes_the_last_places_of_tools(make_kernel: MakeKernel
     assert [start(uid, "a") for uid in (EVE.uid, lent[5], 5001)] == [123, 0, 62]
     assert start(lent[7], "b") == 0
     assert start(0, "calc") == CALLS_MOST  # root has no share, but the bounds of all
+
+
+def test_requests_of_a_removed_agent_are_gone_at_once_and_deleted_one_by_one(make_kernel: MakeKernel) -> None:
+    """Whoever removes an agent with very long requests keeps nobody waiting. A kill may come between."""
+    kernel = make_kernel()
+    agent = kernel.agents.add("eve")
+    source = Source("/agents/eve/syscall/llm", agent)
+    hers = [kernel.admission.submit(EVE, source, b"x" * 1000) for _ in range(3)]
+    other = ask(kernel, "mine")
+    for request in hers[1:]:
+        kernel.ending.cancel(request)
+    kernel.agent_objects.remove("eve")
+    assert hers[0].state is State.CANCELLED
+    for request in hers:
+        with pytest.raises(NotFound):
+            kernel.admission.get(request.id)
+    assert [request.id for request in kernel.store.unfinished()] == [other.id]
+    assert kernel.store.gone_agents() == [agent.id]  # the sweeping has not started
+    kernel.stop()
+    kernel = make_kernel()
+    kernel.start()
+    wait_until(lambda: kernel.store.gone_agents() == [], "the sweeping")
+    assert kernel.store._rows("SELECT id FROM requests WHERE agent_id=?", agent.id) == []
+    assert ended(kernel.admission.get(other.id)).state is State.DONE
+    with pytest.raises(NotFound):
+        kernel.admission.get(hers[1].id)
