@@ -38,7 +38,7 @@ from aiosd.syscall import schemas
 from aiosd.syscall.foreign import NotJson, read_json
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.toolcall import QUEUE
-from aiosd.tools.manifest import FILE, LIMIT_OWN, Manifest, own, place, read
+from aiosd.tools.manifest import FILE, LIMIT_OWN, Manifest, kept, own, place, read, remember
 
 log = logging.getLogger(__name__)
 
@@ -141,12 +141,12 @@ class Tools:
             elif tool.manifest != manifest:
                 tool.manifest, tool.limit = manifest, manifest.limit
             found[manifest.name] = tool
-        for kept in sorted(self._own.glob("*")):
-            if kept.name in found:
-                self.ousted.add(kept.name)
+        for folder in sorted(self._own.glob("*")):
+            if folder.name in found:
+                self.ousted.add(folder.name)
             else:
-                known = self._by_name.get(kept.name)
-                found[kept.name] = known if known and known.own else self._kept(kept)
+                known = self._by_name.get(folder.name)
+                found[folder.name] = known if known and known.own else self._kept(folder)
         self._aliases = aliases(found)
         self._by_name = found
 
@@ -155,7 +155,7 @@ class Tools:
         tool = Tool(Manifest(folder.name, "", (), {}, folder), 1, own=folder)
         try:
             if (folder / FILE).exists():
-                tool.manifest = own(folder, (folder / FILE).read_bytes())
+                tool.manifest = kept(folder)
                 tool.limit = tool.manifest.limit
         except (AiosError, OSError) as error:
             tool.error = str(error)
@@ -201,6 +201,7 @@ class Tools:
             new.write_bytes(data)
             os.replace(new, tool.own / file)
         if manifest:
+            remember(manifest, data)
             tool.manifest, tool.limit = manifest, manifest.limit
 
     def all(self) -> list[Tool]:
