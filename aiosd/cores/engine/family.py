@@ -279,8 +279,6 @@ def _ropes(config: Any) -> dict[str, Rope] | None:
 
 
 def _rope(config: Any, parameters: dict[str, Any], layer_type: str | None) -> Rope | None:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     kind = parameters.get("rope_type", "default")
     if kind not in ROPES:
         return None
@@ -290,5 +288,7 @@ def _rope(config: Any, parameters: dict[str, Any], layer_type: str | None) -> Ro
         factors = torch.tensor(parameters.get("factors", 1.0))  # of a GGUF file: one for each frequency
         fits = dim % 2 == 0 and factors.numel() in (1, dim // 2)
         return Rope(inv_freq / factors, parameters.get("scale", 1.0)) if fits else None
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), layer_type=layer_type)
     return Rope(inv_freq.float(), float(scale))
