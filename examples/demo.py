@@ -266,7 +266,9 @@ class Demo:
         if "--model" in sys.argv:
             return []
         if os.environ.get("MODEL") == "tiny" or not REAL_MODEL.exists():
-            self.screen.say("with the small built-in model alone; make demo without MODEL=tiny gets a real one")
+            self.screen.say(
+                "with the small built-in model alone; make demo without MODEL=tiny gets a real one"
+            )
             return ["--model", TINY]
         self.screen.say("SmolLM2 (135M) converses; the built-in model, tiny, calls tools")
         config = self.base / "aiosd.toml"
@@ -374,7 +376,7 @@ class Watch:
 
 
 class QueueWatch(Watch):
-    """Samples scheduler/queue; `news` gives what the user has not seen, at most ten tables a second."""
+    """Samples scheduler/queue; `news` gives what the user has not seen, at most a table each 0.4 s."""
 
     def __init__(self, mount: Path) -> None:
         super().__init__(self._sample, period_s=0.02)
@@ -392,7 +394,7 @@ class QueueWatch(Watch):
 
     def news(self) -> Iterator[str]:
         latest = self._samples[-1] if self._samples else ""
-        if self._requests(latest) and latest != self._shown and time.monotonic() - self._shown_at > 0.1:
+        if self._requests(latest) and latest != self._shown and time.monotonic() - self._shown_at > 0.4:
             self._shown, self._shown_at = latest, time.monotonic()
             yield latest
 
