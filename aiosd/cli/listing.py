@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from aiosd.host.sizes import size as size
+
 Row = Mapping[str, Any]
 Column = str | Callable[[Row], object]  # a key of the row, or what to make of the row
 
@@ -42,13 +44,3 @@ def show(
 def cell(row: Row, column: Column) -> str:
     value = column(row) if callable(column) else row.get(column)
     return "-" if value in (None, "") else str(value)
-
-
-def size(count: int) -> str:
-    """98362432 → 98 MB"""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
