@@ -60,7 +60,7 @@ _aiosctl() {
                 answers=$(_aiosctl_options "${words[*]}")
             else
                 case "${words[*]}" in
-                    '') answers='status queue agents agent models ask log cancel user share unshare policy tools access audit mcp trace engine model' ;;
+                    '') answers='status queue agents agent models ps ask log cancel user share unshare policy tools access audit mcp trace engine model' ;;
                     ask) [[ $asks_model == yes ]] || answers=$(command ls "$root/agents" 2>/dev/null) ;;
                     log | share | unshare) answers=$(command ls "$root/agents" 2>/dev/null) ;;
                     cancel) answers=$(awk 'NR > 1 { print $1 }' "$root/scheduler/queue" 2>/dev/null) ;;
