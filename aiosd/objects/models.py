@@ -8,7 +8,7 @@ from pathlib import Path
 from aiosd.access.caller import Caller
 from aiosd.config import duration
 from aiosd.cores import devices
-from aiosd.cores.models import Model, Models, ModelState
+from aiosd.cores.models import Model, Models
 from aiosd.cores.pool import Pool
 from aiosd.errors import BadValue, Denied, Exists, NotEmpty
 from aiosd.host import identity
@@ -130,5 +130,5 @@ class ModelObjects:
                 )
         pool.judge(model, pins, len(pins) or model.replicas)
         self._models.set_pins(model, pins)
-        if model.state is not ModelState.ABSENT:
+        if pool.holds(model):
             pool.load(model)
