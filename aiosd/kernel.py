@@ -230,6 +230,7 @@ class Kernel:
         """Refuse and start nothing more. Running requests go on."""
         self.limits.draining = True
         self.scheduler.drain()
+        self.demand.stop()
 
     def stop(self, unmount: Callable[[], object] = lambda: None) -> None:
         """End every wait, then `unmount`, then close the state. So clients' last writes are still stored.
@@ -240,7 +241,6 @@ class Kernel:
         self.drain()
         left = self.scheduler.stop()
         self.runner.stop()
-        self.demand.stop()
         self.pool.stop()
         self.saving.stop()
         parking.park(self.store, self.models, left)

@@ -120,7 +120,7 @@ def status(kernel: Kernel) -> str:
     loading = any(m.state is ModelState.LOADING for m in kernel.models.all())
     usable = any(m.state is not ModelState.FAILED for m in kernel.models.all())  # others load on demand
     return table(
-        state="running" if usable and not loading or ready else "loading" if loading else "no-model",
+        state="running" if ready else "loading" if loading else "running" if usable else "no-model",
         pid=os.getpid(),
         uptime_s=int(time.time() - kernel.started_s),
         models_ready=",".join(ready) or "-",

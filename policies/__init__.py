@@ -48,8 +48,8 @@ class View:
 @dataclass(frozen=True, slots=True)
 class Policy:
     """`rank`: any comparable value; the waiting job with the least rank starts next. `preempt`: the id of the
-    running job that yields to a waiting one, or None. It is asked only when all places are taken. `leave`: the
-    models that leave a full memory; it is asked when a model is wanted that has no room."""
+    running job that yields to a waiting one, or None. It is asked only when all places are taken. `leave`:
+    the models that leave a full device for the model that is wanted there."""
 
     rank: Callable[[View, Job], Any]
     preempt: Callable[[View], int | None]

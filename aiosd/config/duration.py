@@ -9,7 +9,7 @@ from aiosd.errors import BadValue
 
 ALWAYS = math.inf
 LONGEST_S = 365 * 86400
-FORM = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)?")
+FORM = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)?", re.ASCII)
 UNITS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 HINT = 'write 90, "30s", "5m", "2h", "0" or "always"'
 

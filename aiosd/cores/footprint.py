@@ -124,7 +124,7 @@ def of_gguf(path: Path, on_gpu: bool) -> Footprint:
 
 def gguf_header(file: BinaryIO) -> tuple[dict[str, Any], list[tuple[int, int]]]:
     """Return the numbers and texts of the metadata, and type and count of each tensor. Raises ValueError."""
-    header = Header(file)
+    header = GgufHeader(file)
     if header.bytes(4) != b"GGUF" or header.number("I") < 2:
         raise ValueError("no GGUF file")
     tensors, keys = header.number("Q"), header.number("Q")
@@ -141,7 +141,7 @@ def gguf_header(file: BinaryIO) -> tuple[dict[str, Any], list[tuple[int, int]]]:
     return facts, found
 
 
-class Header:
+class GgufHeader:
     """Reads on from the beginning of a file, HEADER_BYTES_MAX at most."""
 
     def __init__(self, file: BinaryIO) -> None:

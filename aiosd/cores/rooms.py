@@ -25,7 +25,7 @@ Key = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class Fit:
     """One way to load a model."""
 
     device: str
@@ -64,18 +64,18 @@ class Rooms:
     def always(self, model: Model) -> tuple[int, int]:
         """Return the bytes, and of those the KV, of a model that is loaded even if there is no room."""
         for at in self._pool.places.candidates(model):
-            offers = self._offers(model, at, Counter(), frozenset())
-            best = next((offer for offer in offers if offer.free_bytes >= offer.bytes), None)
+            fits = self._fits(model, at, Counter(), frozenset())
+            best = next((fit for fit in fits if fit.free_bytes >= fit.bytes), None)
             return (best.bytes, best.kv_bytes) if best else (self._least(model, at), 0)
         return 0, 0
 
-    def offers(self, model: Model, taken: Counter[str], going: Collection[str]) -> list[Offer]:
+    def fits(self, model: Model, taken: Counter[str], going: Collection[str]) -> list[Fit]:
         """Return the ways to load the model, the best first. `taken`: bytes by device for others before it;
         `going`: models that leave."""
-        found: list[Offer] = []
+        found: list[Fit] = []
         for at in self._pool.places.candidates(model):
-            found += self._offers(model, at, taken, going)
-        return sorted(found, key=lambda offer: offer.free_bytes < offer.bytes)
+            found += self._fits(model, at, taken, going)
+        return sorted(found, key=lambda fit: fit.free_bytes < fit.bytes)
 
     def learn(self, model: Model) -> None:
         """Remember what a worker of this model takes without KV. It replaces the estimate."""
@@ -86,9 +86,9 @@ class Rooms:
 
     # one device
 
-    def _offers(
+    def _fits(
         self, model: Model, at: tuple[str, ...], taken: Counter[str], going: Collection[str]
-    ) -> list[Offer]:
+    ) -> list[Fit]:
         if at != (CPU,):
             return [self._on_gpu(model, at, taken, going)]
         there = {m.name: self._committed(m) for m in self._loaded(at)}
@@ -103,12 +103,10 @@ class Rooms:
             if bytes == least and free > least:  # more than the least, as far as there is room
                 left = free - fixed
                 kv = min(most - fixed, max(kv, left if engine.kv_bytes else left // 2))
-            found.append(Offer(CPU, bytes if free < bytes else fixed + kv, kv, free, coming, there))
+            found.append(Fit(CPU, bytes if free < bytes else fixed + kv, kv, free, coming, there))
         return found
 
-    def _on_gpu(
-        self, model: Model, at: tuple[str, ...], taken: Counter[str], going: Collection[str]
-    ) -> Offer:
+    def _on_gpu(self, model: Model, at: tuple[str, ...], taken: Counter[str], going: Collection[str]) -> Fit:
         """On GPUs a worker gets a fraction of the memory, whatever it takes of that."""
         there = {m.name: int(m.fraction * self._bytes(at[0])) for m in self._loaded(at)}
         need = int(model.fraction * self._bytes(at[0]))
@@ -118,7 +116,7 @@ class Rooms:
         kv = self._pool.places.engine.kv_bytes or max(
             self._print(model, at).least_kv(0), self._whole(model, at) - self._print(model, at).weights
         )
-        return Offer(at[0], need, kv, free + 1, coming + 1, there)  # + 1: fractions are rounded
+        return Fit(at[0], need, kv, free + 1, coming + 1, there)  # + 1: fractions are rounded
 
     def _loaded(self, at: tuple[str, ...]) -> list[Model]:
         on = (w.model for w in self._pool.workers() if w.state is not WorkerState.STOPPING
@@ -147,8 +145,8 @@ class Rooms:
         return int(GPU_SHARE * model.fraction * sum(self._bytes(uuid) for uuid in at))
 
     def _bytes(self, uuid: str) -> int:
-        (device,) = self._pool.places.on([uuid])
-        return device.memory_bytes or UNKNOWN_BYTES
+        found = self._pool.places.on([uuid])
+        return (found[0].memory_bytes if found else 0) or UNKNOWN_BYTES
 
     def _print(self, model: Model, at: tuple[str, ...]) -> Footprint:
         engine, on_gpu = self._pool.places.engine, at != (CPU,)

@@ -5,11 +5,14 @@ aiosd.cores.pool starts them, and makes a worker of one when it needs one on the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from aiosd.cores.launch import Process
 from aiosd.policies.placement import Devices
+
+AGAIN_S = 60.0  # after a spare that ended by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class Spares:
 
     def __init__(self) -> None:
         self._by_devices: dict[Devices, Spare] = {}
+        self._ended_s: dict[Devices, float] = {}  # when a spare there ended by itself
 
     def all(self) -> list[Spare]:
         return list(self._by_devices.values())
@@ -45,10 +49,14 @@ class Spares:
     def lacking(self, wanted: Collection[Devices]) -> list[Devices]:
         """End the spares that are not wanted any more. Return the devices without one."""
         for devices, spare in list(self._by_devices.items()):
-            if devices not in wanted or not spare.process.alive():
-                del self._by_devices[devices]
-                end(spare)
-        return [devices for devices in wanted if devices not in self._by_devices]
+            if not spare.process.alive():
+                self._ended_s[devices] = time.monotonic()
+            elif devices in wanted:
+                continue
+            del self._by_devices[devices]
+            end(spare)
+        soon = time.monotonic() - AGAIN_S
+        return [d for d in wanted if d not in self._by_devices and self._ended_s.get(d, soon) <= soon]
 
 
 def end(spare: Spare) -> None:

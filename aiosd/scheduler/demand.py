@@ -4,6 +4,8 @@ absent → (a request, or `load`) → waiting → loading → ready → (keep_al
 room) → leaving → absent. A policy chooses the models that leave for another one. One thread decides, and the
 threads of commands beside it, one at a time. `ended` and `came` are called with the scheduler's lock held;
 all other methods without it.
+
+Large: one class holds the lock under which models come and go.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from aiosd.config import duration
 from aiosd.context.residency import Residency
 from aiosd.cores.models import Model, Models, ModelState
 from aiosd.cores.pool import Pool
-from aiosd.cores.rooms import Offer, Rooms
+from aiosd.cores.rooms import Fit, Rooms
 from aiosd.errors import NoRoom
 from aiosd.host import identity
 from aiosd.host.message_ids import about
@@ -45,7 +47,7 @@ class Going:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Busyness:
     """What a model has to do."""
 
     running: int
@@ -58,7 +60,7 @@ class Round:
     """One decision about all models."""
 
     now: float
-    loads: dict[str, Load]
+    work: dict[str, Busyness]
     taken: Counter[str]  # bytes by device, for the models that were decided about before
 
 
@@ -177,7 +179,9 @@ class Demand:
     def look(self) -> float:
         """Load and unload what is due. Return in how many seconds to look again."""
         with self._lock:
-            round = Round(time.monotonic(), self._loads(), Counter())
+            if self._stopping.is_set():
+                return IDLE_LOOK_S
+            round = Round(time.monotonic(), self._work(), Counter())
             self._expire(round)
             wanted = self._wanted(round)
             self._call_off({model.name for model, _ in wanted})
@@ -195,10 +199,10 @@ class Demand:
     def _idle(self, round: Round) -> list[Model]:
         """Return the models that are ready and have no requests."""
         ready = [model for model in self._models.all() if model.state is ModelState.READY]
-        loads = round.loads
-        return [m for m in ready if m.name in loads and not (loads[m.name].running or loads[m.name].waiting)]
+        work = round.work
+        return [m for m in ready if m.name in work and not (work[m.name].running or work[m.name].waiting)]
 
-    def _loads(self) -> dict[str, Load]:
+    def _work(self) -> dict[str, Busyness]:
         scheduler = self._scheduler
         with scheduler.lock:
             running = Counter(request.queue for request in scheduler.queue.running.values())
@@ -206,7 +210,7 @@ class Demand:
             for model in self._models.all():
                 jobs = scheduler.queue.ready(model.name).jobs
                 first = next(iter(jobs.values())).queued_s if jobs else math.inf
-                found[model.name] = Load(running[model.name], len(jobs), first)
+                found[model.name] = Busyness(running[model.name], len(jobs), first)
             return found
 
     def _wanted(self, round: Round) -> list[tuple[Model, float]]:
@@ -214,7 +218,7 @@ class Demand:
         first, then those that wait longest."""
         found = []
         for model in self._models.all():
-            stay, load = model.stay, round.loads.get(model.name)
+            stay, load = model.stay, round.work.get(model.name)
             if model.state is ModelState.READY:
                 stay.wanted_s = None
             if load is None or model.state not in (ModelState.ABSENT, ModelState.WAITING) or stay.unloaded:
@@ -243,29 +247,29 @@ class Demand:
         except NoRoom as error:  # the machine or the model has become another since the request came
             self._pool.fail(model, error.explanation)
             return
-        offers = self._rooms.offers(model, round.taken, frozenset(self._going))
-        fitting = next((offer for offer in offers if offer.free_bytes >= offer.bytes), None)
+        fits = self._rooms.fits(model, round.taken, frozenset(self._going))
+        fitting = next((fit for fit in fits if fit.free_bytes >= fit.bytes), None)
         if fitting and not holds:
             self._start(model, fitting.bytes, fitting.kv_bytes)
             return
-        for offer in offers:
-            if offer.coming_bytes < offer.bytes:
-                going = self._choose(model, waited_s, offer, round)
+        for fit in fits:
+            if fit.coming_bytes < fit.bytes:
+                going = self._choose(model, waited_s, fit, round)
                 if not going:
                     continue
                 for one in going:
                     self._going[one] = Going(model.name, round.now + DRAIN_S)
                     log.info("model %s leaves for model %s", one, model.name, extra=about(model=one))
-            round.taken[offer.device] += offer.bytes
+            round.taken[fit.device] += fit.bytes
             break
         if not holds:
-            self._wait(model, self._words(model, round.loads))
+            self._wait(model, self._words(model, round.work))
 
-    def _choose(self, model: Model, waited_s: float, offer: Offer, round: Round) -> list[str]:
+    def _choose(self, model: Model, waited_s: float, fit: Fit, round: Round) -> list[str]:
         """Ask the policy which models leave the device."""
         residents = []
-        for name, bytes in offer.models.items():
-            one, load = self._models.find(name), round.loads.get(name)
+        for name, bytes in fit.models.items():
+            one, load = self._models.find(name), round.work.get(name)
             if one is None or load is None or one.state is not ModelState.READY or name in self._going:
                 continue
             stay, requests = one.stay, load.running + load.waiting
@@ -281,16 +285,16 @@ class Demand:
                     load_s=stay.load_s,
                 )
             )
-        rank, free = self._rank(model), offer.coming_bytes
+        rank, free = self._rank(model), fit.coming_bytes
         return self._scheduler.chooser.leave(
-            Full(model.name, offer.bytes, free, rank, waited_s, tuple(residents))
+            Full(model.name, fit.bytes, free, rank, waited_s, tuple(residents))
         )
 
-    def _words(self, model: Model, loads: dict[str, Load]) -> str:
+    def _words(self, model: Model, work: dict[str, Busyness]) -> str:
         leaving = sorted(name for name, going in self._going.items() if going.to == model.name)
         if leaving:
             return f"until {', '.join(leaving)} leaves"
-        busy = [name for name, load in loads.items() if load.running and name != model.name]
+        busy = [name for name, load in work.items() if load.running and name != model.name]
         return self._rooms.words(model) + (f"; busy: {', '.join(sorted(busy))}" if busy else "")
 
     def _call_off(self, wanted: set[str]) -> None:
