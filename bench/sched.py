@@ -198,7 +198,7 @@ def queue_cost(model: Path, count: int = 10_000) -> list[dict[str, Any]]:
     """Queue requests while the model is unloaded, so that none runs."""
     rows = []
     with kernel(model) as k:
-        k.pool.unload(k.models.all()[0])
+        k.demand.unload(k.models.all()[0])
         k.models.all()[0].state = ModelState.LOADING
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]

@@ -70,6 +70,7 @@ complete -c aiosctl -n __aiosctl_at -a agents -d 'your agents and their state'
 complete -c aiosctl -n __aiosctl_at -a agent -d 'packaged agents'
 complete -c aiosctl -n __aiosctl_at -a engine -d 'the PyTorch of workers'
 complete -c aiosctl -n __aiosctl_at -a models -d 'the models and their state'
+complete -c aiosctl -n __aiosctl_at -a ps -d 'the loaded models, with size, device, requests and time'
 complete -c aiosctl -n __aiosctl_at -a run -d 'talk with a model, or ask it once'
 complete -c aiosctl -n __aiosctl_at -a ask -d 'ask an agent, or a model with -m, and print the answer'
 complete -c aiosctl -n __aiosctl_at -a log -d "why an agent's requests were refused or failed"

@@ -116,10 +116,13 @@ def steps_folder(kernel: Kernel, request: Request) -> Folder:
 
 def request_state(kernel: Kernel, request: Request) -> str:
     """The state. A waiting request adds how many requests start earlier, and the expected seconds until it
-    starts; a call adds the progress that its MCP server reports."""
+    starts, or what its model waits for; a call adds the progress that its MCP server reports."""
     if progress := kernel.calls.progress.get(request.id):
         return f"{request.state} {progress}\n"
     place = kernel.scheduler.position(request)
+    model = kernel.models.find(request.queue)
+    if place and model and (why := kernel.demand.why(model)):
+        return f"{request.state} {place[0]} - {why}\n"
     return f"{request.state}\n" if place is None else f"{request.state} {place[0]} {place[1]:.1f}\n"
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aiosd.policies.residence import Full, leave
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -46,7 +48,9 @@ class View:
 @dataclass(frozen=True, slots=True)
 class Policy:
     """`rank`: any comparable value; the waiting job with the least rank starts next. `preempt`: the id of the
-    running job that yields to a waiting one, or None. It is asked only when all places are taken."""
+    running job that yields to a waiting one, or None. It is asked only when all places are taken. `leave`:
+    the models that leave a full device for the model that is wanted there."""
 
     rank: Callable[[View, Job], Any]
     preempt: Callable[[View], int | None]
+    leave: Callable[[Full], Sequence[str]] = leave

@@ -24,6 +24,7 @@ from tests.running import REPOSITORY, wait_until
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.slow]
 ASK = 'echo "Repeat: mango" > /aios/agents/{0}/syscall/llm && cat /aios/agents/{0}/syscall/llm'
 NEXT = "9.0.0"
+CONFIG = "[limits]\nkeep_requests = 10000\n[engine]\nkeep_alive = 'always'\n"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def machine(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     try:
         shutil.copy(package, root / "root/aiosd.deb")
         (root / "etc/aios/conf.d").mkdir(parents=True)
-        (root / "etc/aios/conf.d/10-test.toml").write_text("[limits]\nkeep_requests = 10000\n")
+        (root / "etc/aios/conf.d/10-test.toml").write_text(CONFIG)
         machine.boot()
         yield machine
     finally:

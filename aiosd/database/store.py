@@ -219,8 +219,18 @@ class Store(Connection):
 
     def remove_model(self, name: str) -> None:
         with self._transaction() as db:
-            db.execute("DELETE FROM models WHERE name=?", (name,))
-            db.execute("DELETE FROM pins WHERE model=?", (name,))
+            for table, column in (("models", "name"), ("pins", "model"), ("stays", "model")):
+                db.execute(f"DELETE FROM {table} WHERE {column}=?", (name,))
+
+    def stays(self) -> dict[str, str]:
+        return dict(self._rows("SELECT model, keep_alive FROM stays"))
+
+    def save_stay(self, model: str, keep_alive: str) -> None:
+        """Store how long a model stays. Empty: as the configuration says."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM stays WHERE model=?", (model,))
+            if keep_alive:
+                db.execute("INSERT INTO stays VALUES (?,?)", (model, keep_alive))
 
     def pins(self) -> dict[str, str]:
         return dict(self._rows("SELECT model, devices FROM pins"))
@@ -228,10 +238,9 @@ class Store(Connection):
     def save_pin(self, model: str, devices: str | None) -> None:
         """Store the devices that a model is pinned to. None: remove its pin."""
         with self._transaction() as db:
-            if devices is None:
-                db.execute("DELETE FROM pins WHERE model=?", (model,))
-            else:
-                db.execute("REPLACE INTO pins VALUES (?,?)", (model, devices))
+            db.execute("DELETE FROM pins WHERE model=?", (model,))
+            if devices is not None:
+                db.execute("INSERT INTO pins VALUES (?,?)", (model, devices))
 
     # requests
 

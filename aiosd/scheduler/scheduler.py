@@ -19,7 +19,7 @@ from typing import Protocol
 
 from aiosd.agents.agents import Agent
 from aiosd.cores import wire
-from aiosd.cores.models import Model, Models
+from aiosd.cores.models import Model, Models, ModelState
 from aiosd.cores.pool import Pool, Worker
 from aiosd.host.message_ids import about
 from aiosd.policies import Job, View
@@ -63,6 +63,7 @@ class Scheduler:
         self.counters = {"admitted": 0, "done": 0, "failed": 0, "cancelled": 0, "preemptions": 0, "tokens": 0}
         self.busy_s = 0.0  # spent on decisions
         self.stopped = False
+        self.wanting = threading.Event()  # set: a model has to be loaded, or one may leave
         self._forecast = Forecast()
         self._running = False  # False before `start`, and while the daemon drains or stops
         self._finisher: Finisher
@@ -175,6 +176,12 @@ class Scheduler:
         """Count the running and the waiting requests."""
         return len(self.queue.running), len(self.queue.waiting)
 
+    def load_of(self, queue: str) -> tuple[int, int]:
+        """Count the running and the waiting requests of a model."""
+        with self.lock:
+            waiting = sum(request.queue == queue for request in self.queue.waiting.values())
+            return len(self._running_in(queue)), waiting
+
     @property
     def computing(self) -> int:
         """Count the running requests that use a worker or a tool. An agent's loop only waits for
@@ -241,6 +248,8 @@ class Scheduler:
 
     def _fill(self, model: Model) -> None:
         """Give the free places of a model's workers to the requests that the policy picks."""
+        if model.state is ModelState.ABSENT and self.queue.ready(model.name).jobs:
+            self.wanting.set()
         while self.queue.ready(model.name).jobs and (seats := self._seats(model)):
             id = self._next(model.name, self.queue.held_back)
             if id is None:
@@ -315,7 +324,7 @@ class Scheduler:
 
         The worker gets this order together with the start of the next request, so the place is never empty.
         """
-        if not self.queue.ready(model.name).jobs or self._seats(model):
+        if not self.queue.ready(model.name).jobs or model.stay.yields or self._seats(model):
             return False
         staying = [r for r in self._running_in(model.name) if not r.leaving]
         seen = self._view(model.name, staying, self.queue.held_back)
@@ -328,6 +337,8 @@ class Scheduler:
         return True
 
     def _seats(self, model: Model) -> list[Seat]:
+        if model.stay.yields:
+            return []
         load = {worker.id: 0 for worker in self._pool.ready(model)}
         for request in self.queue.running.values():
             if request.worker in load and not request.leaving:
