@@ -20,7 +20,7 @@ from aiosd.access.refusals import Refusals
 from aiosd.access.rules import Rules
 from aiosd.access.trust import Trust
 from aiosd.agents.agents import Agents
-from aiosd.config.config import Config
+from aiosd.config.config import Config, DaemonConfig
 from aiosd.context.contexts import Contexts
 from aiosd.context.interception import Interception
 from aiosd.context.kvfile import KvFiles
@@ -28,6 +28,7 @@ from aiosd.context.residency import Residency
 from aiosd.context.swap import Swap
 from aiosd.cores.models import Models
 from aiosd.cores.pool import Pool
+from aiosd.cores.rooms import Rooms
 from aiosd.database.store import Store
 from aiosd.errors import AiosError, RequestFailed, ShuttingDown
 from aiosd.events import Events
@@ -51,6 +52,7 @@ from aiosd.scheduler import parking
 from aiosd.scheduler.admission import STOPPED, Admission
 from aiosd.scheduler.chooser import Chooser
 from aiosd.scheduler.delivery import Delivery
+from aiosd.scheduler.demand import Demand
 from aiosd.scheduler.dispatch import Dispatch
 from aiosd.scheduler.ending import Ending, log_end
 from aiosd.scheduler.handler import Handler
@@ -99,6 +101,7 @@ class Kernel:
         """Build the parts that compute and act: workers and their KV, tools and their sandboxes."""
         engine, state = config.engine, self.store.folder
         self.pool = Pool(engine, system.launch, system.devices)
+        self.rooms = Rooms(self.pool)
         swap = Swap(
             state / "kv", engine.host_kv_bytes, engine.disk_kv_bytes, config.limits.disk_reserve_bytes
         )
@@ -118,6 +121,9 @@ class Kernel:
             self.handlers, self.models, self.pool, self.dispatch, self.chooser,
             config.scheduler.quantum, config.engine.max_running,
         )  # fmt: skip
+        self.demand = Demand(
+            self.models, self.pool, self.rooms, self.scheduler, self.residency, self.permissions
+        )
         self.notices = Notices(self.events, self.agents)
         self.saving = Saving(self.store, self.contexts, config.limits.keep_requests, log_end)
         self.ending = Ending(
@@ -136,7 +142,9 @@ class Kernel:
         self.pool.report_to(self.delivery)
 
     def _build_handlers(self, config: Config) -> None:
-        self.names = Names(self.permissions, self.trust, self.models, self.contexts, self.tools, self.group)
+        self.names = Names(
+            self.permissions, self.trust, self.models, self.contexts, self.tools, self.demand, self.group
+        )
         self.kv_budget = KvBudget(self.limits, self.permissions, self.contexts, self.residency)
         self.kv_files = KvFiles(self.contexts, self.residency, self.pool, self.models, self.scheduler)
         self.approvals = Approvals(
@@ -159,7 +167,7 @@ class Kernel:
         self.context_objects = ContextObjects(
             self.making, self.contexts, self.residency, self.pool, self.scheduler
         )
-        self.model_objects = ModelObjects(self.making, self.models, self.pool, self.admins)
+        self.model_objects = ModelObjects(self.making, self.models, self.pool, self.demand, self.admins)
         self.tool_objects = ToolObjects(self.making, self.tools, self.agents)
         self.trust_objects = TrustObjects(self.making, self.trust, self.audit, self.agents)
         self.former_accounts = FormerAccounts(
@@ -205,7 +213,7 @@ class Kernel:
         self.scheduler.start(self.ending)
         self.approvals.start()
         self.agent_objects.start()
-        self.pool.load(*self.models.all())
+        self.demand.start()
 
     def listed(self, server: str, error: str) -> None:
         """Implements aiosd.tools.mcp.listing.ListingEvents: cancel the calls of tools that are gone."""
@@ -222,6 +230,7 @@ class Kernel:
         """Refuse and start nothing more. Running requests go on."""
         self.limits.draining = True
         self.scheduler.drain()
+        self.demand.stop()
 
     def stop(self, unmount: Callable[[], object] = lambda: None) -> None:
         """End every wait, then `unmount`, then close the state. So clients' last writes are still stored.
@@ -246,8 +255,14 @@ class Kernel:
 
     @cached_property
     def group(self) -> int | None:
-        """The group that uses the models and tools, and makes agents and contexts; None: everybody may."""
-        return gid_of(self.config.daemon.group)
+        """The group that uses the models and tools, and makes agents and contexts; None: everybody may.
+
+        A machine may lack the default group. Another name that does not exist is a mistake, and must not let
+        everybody in: root's group stands for it.
+        """
+        name = self.config.daemon.group
+        found = gid_of(name)
+        return 0 if found is None and name not in ("", DaemonConfig.group) else found
 
     @cached_property
     def admins(self) -> int | None:

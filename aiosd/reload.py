@@ -7,6 +7,7 @@ from pathlib import Path
 from aiosd.access.rules import Rules
 from aiosd.config.config import Config
 from aiosd.cores import devices
+from aiosd.host import mount
 from aiosd.kernel import Kernel
 from aiosd.policies import Policy
 from aiosd.scheduler import chooser
@@ -48,6 +49,7 @@ def reload(kernel: Kernel, config: Config) -> None:
 
 def judge(config: Config) -> tuple[dict[str, Policy], Rules, list[Manifest]]:
     """Read the files that the configuration names. Raises BadValue, ConfigError."""
+    mount.check_place(Path(config.daemon.mount))
     folder = Path(config.scheduler.policies)
     policies = chooser.judge(config.scheduler.policy, folder)
     rules = Rules(folder / "access")
@@ -68,11 +70,9 @@ def limits(kernel: Kernel, config: Config) -> None:
 
 def models(kernel: Kernel, old: Config, config: Config) -> None:
     for model, entry in kernel.models.reload(old, config):
-        if model.path != Path(entry.path):
-            model.path = Path(entry.path)
-            kernel.pool.unload(model)  # its running requests continue on the new one
+        moved, model.path = model.path != Path(entry.path), Path(entry.path)
         kernel.models.take(model, entry)
-        kernel.pool.load(model)
+        kernel.demand.changed(model, moved)  # if it is moved, its requests continue on the new one
     kernel.model_objects.adopt()
     kernel.model_objects.let_go()
     kernel.pool.places.retry()

@@ -54,7 +54,7 @@ function __aiosctl_queue
 end
 
 function __aiosctl_packages
-    aiosctl agent list 2>/dev/null | string replace -r ' .*' ''
+    aiosctl agent list -q 2>/dev/null
     __fish_complete_directories (commandline -ct)
 end
 
@@ -70,6 +70,8 @@ complete -c aiosctl -n __aiosctl_at -a agents -d 'your agents and their state'
 complete -c aiosctl -n __aiosctl_at -a agent -d 'packaged agents'
 complete -c aiosctl -n __aiosctl_at -a engine -d 'the PyTorch of workers'
 complete -c aiosctl -n __aiosctl_at -a models -d 'the models and their state'
+complete -c aiosctl -n __aiosctl_at -a ps -d 'the loaded models, with size, device, requests and time'
+complete -c aiosctl -n __aiosctl_at -a run -d 'talk with a model, or ask it once'
 complete -c aiosctl -n __aiosctl_at -a ask -d 'ask an agent, or a model with -m, and print the answer'
 complete -c aiosctl -n __aiosctl_at -a log -d "why an agent's requests were refused or failed"
 complete -c aiosctl -n __aiosctl_at -a cancel -d 'end unfinished requests'
@@ -84,6 +86,16 @@ complete -c aiosctl -n __aiosctl_at -a mcp -d 'serve the tree to an MCP client'
 complete -c aiosctl -n __aiosctl_at -a trace -d 'a timeline of the requests, as JSON or as a picture'
 complete -c aiosctl -n __aiosctl_at -a model -d 'add, load, unload or remove a model'
 
+for command in status queue agents models log policy tools access 'agent list'
+    test $command = access
+    and set -l where "__aiosctl_at $command"
+    or set -l where "__aiosctl_in $command"
+    complete -c aiosctl -n $where -l json -d 'print JSON, with all that is known'
+    complete -c aiosctl -n $where -s q -l quiet -d 'print only the first column'
+    complete -c aiosctl -n $where -l no-legend -d 'print no titles'
+end
+
+complete -c aiosctl -n '__aiosctl_at run' -a '(__aiosctl_names models)'
 complete -c aiosctl -n '__aiosctl_in ask' -s m -l model -x -a '(__aiosctl_names models)' -d 'ask this model without an agent'
 complete -c aiosctl -n '__aiosctl_at ask; and not __fish_contains_opt -s m model' -a '(__aiosctl_names agents)'
 complete -c aiosctl -n '__aiosctl_at log' -a '(__aiosctl_names agents)'

@@ -24,6 +24,7 @@ from tests.running import REPOSITORY, wait_until
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.slow]
 ASK = 'echo "Repeat: mango" > /aios/agents/{0}/syscall/llm && cat /aios/agents/{0}/syscall/llm'
 NEXT = "9.0.0"
+CONFIG = "[limits]\nkeep_requests = 10000\n[engine]\nkeep_alive = 'always'\n"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def machine(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     try:
         shutil.copy(package, root / "root/aiosd.deb")
         (root / "etc/aios/conf.d").mkdir(parents=True)
-        (root / "etc/aios/conf.d/10-test.toml").write_text("[limits]\nkeep_requests = 10000\n")
+        (root / "etc/aios/conf.d/10-test.toml").write_text(CONFIG)
         machine.boot()
         yield machine
     finally:
@@ -470,6 +471,30 @@ def test_it_starts_when_the_machine_does(machine: Machine) -> None:
     ready(machine)
     load.ends_whole()
     assert machine.out("alice", ASK.format("ada")) == "mango"
+
+
+def test_the_folder_is_guarded_when_a_disabled_service_did_not_start(machine: Machine) -> None:
+    machine.run("root", "systemctl disable aiosd")
+    machine.reboot()
+    assert machine.out("root", "systemctl is-active aiosd aios.mount || true") == "inactive\nactive"
+    for make in ("touch", "mkdir"):
+        assert "Read-only file system" in machine.run("root", f"{make} /aios/agents", check=False).stderr
+    machine.run("root", "systemctl enable --now aiosd")
+    assert machine.out("alice", ASK.format("ada")) == "mango"
+
+
+def test_a_check_judges_what_the_services_user_can_read(machine: Machine) -> None:
+    """Root may read every file, and the daemon does not start with one that its user may not read."""
+    write = "umask 077; echo '[limits]' > /etc/aios/conf.d/70-closed.toml"
+    done = machine.run("root", f"{write}; aiosd --check", check=False)
+    assert done.returncode == 1
+    remedy = "chmod a+r /etc/aios/conf.d/70-closed.toml"
+    assert f"70-closed.toml: Permission denied; user aios has to read it: {remedy}" in done.stderr
+    machine.run("root", f"{remedy} && aiosd --check && systemctl reload aiosd")
+    machine.run("root", "chmod 700 /etc/aios/policies/access")
+    assert "chmod a+rx /etc/aios/policies/access" in machine.run("root", "aiosd --check", check=False).stderr
+    machine.run("root", "chmod 755 /etc/aios/policies/access; rm /etc/aios/conf.d/70-closed.toml")
+    machine.run("root", "systemctl reload aiosd")
 
 
 def test_an_upgrade_under_load_answers_each_request_once(

@@ -7,6 +7,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from aiosd.errors import shown
+from aiosd.host.sizes import size as size
+
 Row = Mapping[str, Any]
 Column = str | Callable[[Row], object]  # a key of the row, or what to make of the row
 
@@ -25,7 +28,7 @@ def show(
 ) -> None:
     """Print `rows` as the options say. `columns`: title → what stands there. `key` names a row."""
     if wanted.json:
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        print(json.dumps(rows, indent=2))
         return
     if wanted.quiet:
         for row in rows:
@@ -41,14 +44,4 @@ def show(
 
 def cell(row: Row, column: Column) -> str:
     value = column(row) if callable(column) else row.get(column)
-    return "-" if value in (None, "") else str(value)
-
-
-def size(count: int) -> str:
-    """98362432 → 98 MB"""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+    return "-" if value in (None, "") else shown(str(value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -15,6 +16,7 @@ from aiosd.cli import listing
 from aiosd.client import Failed, Files
 
 POLL_S = 0.1
+COMING = ("loading", "waiting", "leaving")
 Run = Callable[[Files, argparse.Namespace], None]
 
 
@@ -40,9 +42,26 @@ def show(files: Files, options: argparse.Namespace) -> None:
     listing.show(options, rows, {"STATE": "state", "PATH": "path", "ERROR": "error"})
 
 
+def find(files: Files, name: str) -> str:
+    """The model of this name, or the default one. Raises Failed."""
+    there = [one for one in files.names("models") if os.access(files.root / "models" / one, os.X_OK)]
+    if not name:
+        known = dict(line.split(" ", 1) for line in files.read("status").splitlines())
+        name = known["default_model"]
+        if name == "-":
+            raise Failed("there is no model yet; aiosctl pull smollm2 gets a small one")
+    if name not in there:
+        raise Failed(
+            f"no model {name!r} for you; there are {', '.join(there) or 'none'}; aiosctl pull {name} gets it"
+        )
+    return name
+
+
 def add(files: Files, options: argparse.Namespace) -> None:
     path = options.path.resolve()
     name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name.removesuffix(".gguf"))
+    if not name:
+        raise Failed(f"{path} gives the model no name: add --name NAME")
     made = not (files.root / "models" / name).exists()
     if made:
         files.make(f"models/{name}")
@@ -69,16 +88,26 @@ def check_same(files: Files, name: str, path: Path) -> None:
 
 
 def wait(files: Files, name: str) -> None:
-    began = time.monotonic()
-    while (state := (files.root / "models" / name / "state").read_text().strip()) == "loading":
+    """Wait until a model is ready, and say for what a model without room waits. Raises Failed."""
+    began, said = time.monotonic(), ""
+    while (state := (files.root / "models" / name / "state").read_text().strip()) in COMING:
+        why = error_of(files, name) if state == "waiting" else ""
         if sys.stderr.isatty():
-            print(f"\r{name}: loading, {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
+            words = f"{name}: {state}, {time.monotonic() - began:.0f} s {why}"
+            print(f"\r{words:<79.79}", end="", file=sys.stderr, flush=True)
+        elif why and state != said:
+            print(f"{name}: waits: {why}", file=sys.stderr)
+        said = state
         time.sleep(POLL_S)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     if state != "ready":
-        raise Failed(f"{name}: {json.loads(files.read(f'models/{name}/info.json')).get('error', state)}")
+        raise Failed(f"{name}: {error_of(files, name) or state}")
     print(f"{name}: ready")
+
+
+def error_of(files: Files, name: str) -> str:
+    return str(json.loads(files.read(f"models/{name}/info.json")).get("error", ""))
 
 
 def obey(files: Files, options: argparse.Namespace) -> None:
@@ -88,3 +117,7 @@ def obey(files: Files, options: argparse.Namespace) -> None:
     files.write(f"models/{options.name}/ctl", options.verb)
     if options.verb == "load":
         wait(files, options.name)
+        return
+    waiting = json.loads(files.read(f"models/{options.name}/info.json"))["waiting"]
+    left = f"; requests that wait for it: {waiting}" if waiting else ""
+    print(f"{options.name}: unloaded; the next request or load brings it back{left}")

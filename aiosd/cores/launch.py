@@ -21,6 +21,10 @@ class Process(Protocol):
     @property
     def pid(self) -> int: ...
     def connect(self) -> wire.Channel: ...
+    def alive(self) -> bool:
+        """Whether the process may still be there."""
+        ...
+
     def terminate(self) -> None: ...
     def kill(self) -> None: ...
     def wait(self, timeout_s: float | None = None) -> str:
@@ -29,6 +33,7 @@ class Process(Protocol):
 
     def close(self) -> None:
         """Release its resources. The worker has ended, and nothing else is called after this."""
+        ...
 
 
 class Launcher(Protocol):
@@ -58,6 +63,9 @@ class Child:
     def connect(self) -> wire.Channel:
         return wire.Channel(self._ours)
 
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def terminate(self) -> None:
         self._process.terminate()
 
@@ -71,4 +79,4 @@ class Child:
             raise TimeoutError from None
 
     def close(self) -> None:
-        """Do nothing: the caller of `connect` closes the channel."""
+        self._ours.close()

@@ -13,8 +13,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from aiosd.errors import BadValue, ConfigError, in_words
+from aiosd.host.administered import listed, unreadable
 from aiosd.host.ownership import check_owner
-from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, rr
+from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, residence, rr
+from aiosd.policies.residence import Full
 
 log = logging.getLogger(__name__)
 HINT = "aios-policy(7) says how to write one"
@@ -73,6 +75,20 @@ class Chooser:
             return fifo.preempt(view)
         return id
 
+    def leave(self, full: Full) -> list[str]:
+        """Return the models that leave for another one. Empty: it waits."""
+        try:
+            going = [str(name) for name in self.policies[self.name].leave(full)]
+        except Exception as error:  # noqa: BLE001 - as above
+            self._warn(in_words(error))
+            return residence.leave(full)
+        there = {one.model: one for one in full.residents if not one.pinned}
+        if wrong := next((name for name in going if name not in there), None):
+            self._warn(f"lets model {wrong!r} leave, which may not")
+            return residence.leave(full)
+        enough = full.free_bytes + sum(there[name].bytes for name in set(going)) >= full.bytes
+        return going if enough else []
+
     def _warn(self, why: str) -> None:
         if not self._warned:
             log.error("policy %s: %s; fifo decides instead", self.name, why)
@@ -98,27 +114,45 @@ def read_all(folder: Path, strict: bool = False) -> dict[str, Policy]:
     instead.
     """
     found: dict[str, Policy] = {}
-    for file in sorted(folder.glob("*.py")):
+    try:
+        files = listed(folder, "*.py")
+    except ConfigError as error:
+        if strict:
+            raise
+        log.error("no policy of the administrator is used: %s", error.explanation)
+        return found
+    for file in files:
         try:
             if file.stem in BUILT_IN:
                 raise ValueError("a built-in policy has this name")
             found[file.stem] = read_one(file)
         except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises, the daemon starts
+            why = (
+                error
+                if isinstance(error, ConfigError)
+                else ConfigError(f"policy {file}: {in_words(error)}", HINT)
+            )
             if strict:
-                raise ConfigError(f"policy {file}: {in_words(error)}", HINT) from None
-            log.error("policy %s is not used: %s; %s", file, in_words(error), HINT)
+                raise why from None
+            log.error("not used: %s", why.explanation)
     return found
 
 
 def read_one(file: Path) -> Policy:
     """Load one policy. It runs in the daemon, so only root or the daemon's user may write file and folder."""
     check_owner(file.parent, os.stat(file.parent))
-    with file.open("rb") as opened:
-        check_owner(file, os.fstat(opened.fileno()))
-        code = compile(opened.read(), str(file), "exec")
+    try:
+        with file.open("rb") as opened:
+            check_owner(file, os.fstat(opened.fileno()))
+            code = compile(opened.read(), str(file), "exec")
+    except PermissionError as error:
+        raise unreadable(file, error) from None
     made: dict[str, object] = {"__name__": f"aiosd_policy_{file.stem}"}
     exec(code, made)
     rank, preempt = made.get("rank"), made.get("preempt")
     if not callable(rank) or not callable(preempt):
         raise ValueError("it must define rank(view, job) and preempt(view)")
-    return Policy(rank, preempt)
+    leave = made.get("leave", residence.leave)
+    if not callable(leave):
+        raise ValueError("leave must be a function: leave(full)")
+    return Policy(rank, preempt, leave)

@@ -556,8 +556,11 @@ void Model::arrange() {
 }
 
 void Model::multiply_experts(const Layer& w, i64 which, const float* in, i64 ldx, float* out, i64 ldy, float* gated) {
-  i64 groups = (w.linear[which].panels + GROUP - 1) / GROUP;
-  team.each(groups * i64(parts.size()), [&](i64 task) {
+  i64 groups = (w.linear[which].panels + GROUP - 1) / GROUP, all = rows * chosen;
+  // A late thread must find the same number of tasks, also when the parts are those of a later layer: the most.
+  i64 most = (all < experts ? all : experts) + all / ROWS;
+  team.each(groups * most, [&](i64 task) {
+    if (task / groups >= i64(parts.size())) return;
     const Part& part = parts[task / groups];
     multiply_task(w.linear[which + 2 * part.expert], task % groups * GROUP, part.first, part.first + part.rows, in, ldx, out, ldy, gated);
   });

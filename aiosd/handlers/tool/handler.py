@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import ClassVar
 
 from aiosd.access.caller import Caller
@@ -17,6 +17,7 @@ from aiosd.scheduler.handler import Handler, Source
 from aiosd.scheduler.names import acting
 from aiosd.syscall.foreign import decode
 from aiosd.syscall.request import Request, State
+from aiosd.syscall.spec import Spec
 from aiosd.syscall.toolcall import ToolCall, outcome
 from aiosd.tools import catalog
 from aiosd.tools.mcp.calling import Question, Withdrawn
@@ -27,6 +28,7 @@ TOOL_GONE = "its tool was removed"
 class ToolHandler(Handler):
     """Implements aiosd.tools.calls.CallEvents, whose methods run on the runner's thread."""
 
+    takes_text: ClassVar[bool] = False
     span: ClassVar[str] = "tool"
 
     def __init__(self, parts: Parts) -> None:
@@ -52,6 +54,10 @@ class ToolHandler(Handler):
         tool = self._parts.names.check_tool(caller, name, agent)
         said = json.dumps(catalog.arguments(tool, arguments), ensure_ascii=False)
         return ToolCall(tool.name, said, acting(caller), nice=nice)
+
+    def check_names(self, caller: Caller, source: Source, spec: Spec) -> None:
+        assert isinstance(spec, ToolCall)
+        self._parts.names.check_tool(caller, spec.tool, source.agent.name if source.agent else "")
 
     def misunderstood(self, source: Source, body: bytes) -> ToolCall:
         return ToolCall(source.target)
@@ -96,6 +102,10 @@ class ToolHandler(Handler):
     def free(self, queue: str, running: Iterable[Request]) -> bool:
         tool = self._parts.tools.of(queue)
         return tool is not None and self._parts.calls.free(tool, running)
+
+    def crowding(self, queue: str, running: Iterable[Request]) -> Set[int]:
+        tool = self._parts.tools.of(queue)
+        return self._parts.calls.crowding(tool, running) if tool else frozenset()
 
     def start(self, request: Request, worker: Worker | None) -> None:
         """A call that waited long may be of a user who is gone. Orders do not wait for the name service."""
