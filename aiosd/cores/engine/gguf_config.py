@@ -23,7 +23,7 @@ COMPLETE = {"llama", "mistral", "qwen2", "qwen3"}  # whose values below need no 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
-class Config:
+class PlainConfig:
     """The values of a known architecture, without the import of transformers."""
 
     hidden_act = "silu"
@@ -31,14 +31,14 @@ class Config:
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.__dict__ |= values
 
-    def get_text_config(self) -> Config:
+    def get_text_config(self) -> PlainConfig:
         return self
 
 
 def of_gguf(file: GgufFile) -> Any:
     """Return a configuration as transformers has it. Raises ModelError."""
     if file.config["model_type"] in COMPLETE and file.config["rope_parameters"]["rope_type"] == "default":
-        return Config(file.config)
+        return PlainConfig(file.config)
     from aiosd.cores.engine.config import of_values
 
     return of_values(file.path, file.config)
