@@ -75,8 +75,8 @@ def main() -> None:
     parser.add_argument("--side", choices=["ours", "theirs"], help="compute one side, of windows on stdin")
     options = parser.parse_args()
     if options.side:
-        side = ours if options.side == "ours" else theirs
-        print(side(options.file, json.load(sys.stdin)))
+        compute = ours if options.side == "ours" else theirs
+        print(compute(options.file, json.load(sys.stdin)))
         return
     model = load(options.file)
     [*begin], room = model.encode("")[:1], WINDOW - len(model.encode("")[:1])
