@@ -68,7 +68,7 @@ def test_every_family_has_a_template_here() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_template_tells_the_family_and_prints_every_kind_of_message(name: str) -> None:
     v = of(name)
-    told = facts(v)
+    told = facts(v, Path())
     assert v.family.name == told["tool_calls"] == name
     assert told["template_lacks"] == []
     assert told["thinking"][0] == [v.family.thinking[0].opening, v.family.thinking[0].closing]
@@ -249,13 +249,13 @@ def test_a_list_of_named_templates_is_used_by_name() -> None:
     v = vocabulary(folder() / "named", named, [])
     assert "TOOLS" not in printed(v, USER)
     assert printed(v, USER, [function("f")]).startswith("TOOLS")
-    assert facts(v)["tool_calls"] == "hermes"
+    assert facts(v, Path())["tool_calls"] == "hermes"
 
 
 def test_a_template_that_cannot_print_a_question_is_no_model() -> None:
     v = vocabulary(folder() / "never", "{{ raise_exception('never') }}", [])
     with pytest.raises(ModelError, match="never"):
-        facts(v)
+        facts(v, Path())
 
 
 @pytest.mark.parametrize("text", [STRICT, NO_SYSTEM])
@@ -266,12 +266,12 @@ def test_system_messages_at_any_place_are_told_once(text: str) -> None:
     assert shown.count("Be brief.") == 1
     assert shown.count("In rhyme.") == 1
     assert shown.index("In rhyme.") < shown.index("Hi")
-    assert "several system messages" in facts(v)["template_lacks"]
+    assert "several system messages" in facts(v, Path())["template_lacks"]
 
 
 def test_a_template_without_tools_gets_them_in_the_system_message() -> None:
     v = vocabulary(folder() / "toolless", STRICT, [])
-    assert "tools" in facts(v)["template_lacks"]
+    assert "tools" in facts(v, Path())["template_lacks"]
     call = {"role": "assistant", "content": "", "tool_calls": [called("f", {"city": "Oslo"})]}
     result = {"role": "tool", "content": "rain", "name": "f", "tool_call_id": "call_7_0"}
     shown = printed(v, [*SYSTEM, *USER, call, result], [function("f")])

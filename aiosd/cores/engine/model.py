@@ -117,7 +117,7 @@ def load(
         "architecture": (config.architectures or [config.model_type])[0],
         "parameters": folder.parameters,
         **made.info,
-        **facts(vocabulary),
+        **facts(vocabulary, folder.path),
     }
     return LoadedModel(
         folder.path.resolve().name,
@@ -152,14 +152,14 @@ def _opened(path: Path) -> tuple[ModelFolder | GgufFile, Any, Vocabulary]:
     return folder, config, Vocabulary(folder.path, folder.config, config)
 
 
-def facts(vocabulary: Vocabulary) -> dict[str, Any]:
+def facts(vocabulary: Vocabulary, path: Path) -> dict[str, Any]:
     """What the chat template shows of the model, by a probe of each kind of message. Raises ModelError when
     the template cannot even print a user's message."""
     try:
         habits = vocabulary.habits
     except BadRequest as error:
-        hint = "give its folder another chat_template.jinja"
-        raise ModelError(f"the model cannot be asked anything: {error}", hint) from None
+        hint = "give its folder another chat_template.jinja, or use another file"
+        raise ModelError(f"{path}: the model cannot be asked anything: {error}", hint) from None
     thinking = [[one.opening, one.closing] for one in habits.family.thinking] if vocabulary.thinks else []
     return {"tool_calls": habits.family.name, "thinking": thinking, "template_lacks": habits.lacks}
 
