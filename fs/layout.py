@@ -200,8 +200,8 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
 
     return Table(
         {
-            "info.json": lambda: Text(render=partial(model_info, model)),
-            "state": lambda: Text(render=lambda: f"{model.shown_state}\n"),
+            "info.json": lambda: Text(render=partial(model_info, kernel, model)),
+            "state": lambda: Text(render=lambda: f"{model.state_in_words}\n"),
             "workers": lambda: Text(render=lambda: "".join(f"{w.id}\n" for w in pool.of(model))),
             "stats": lambda: Text(
                 render=lambda: table(
@@ -217,13 +217,20 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
     )
 
 
-def model_info(model: Model) -> str:
+def model_info(kernel: Kernel, model: Model) -> str:
     facts = {"name": model.name, "path": str(model.path), "state": model.shown_state,
              "replicas": model.replicas,
              "pin": list(model.pins), "memory_fraction": model.fraction}  # fmt: skip
     if model.error:
         facts["error"] = model.error
-    return json.dumps({**model.info, **facts}, indent=2, ensure_ascii=False) + "\n"
+    if model.pulling is not None:
+        facts["pulling"] = model.pulling
+    return (
+        json.dumps(
+            {**kernel.pull_objects.facts(model.name), **model.info, **facts}, indent=2, ensure_ascii=False
+        )
+        + "\n"
+    )
 
 
 def worker_folder(kernel: Kernel, name: str) -> Folder | None:

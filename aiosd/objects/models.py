@@ -12,18 +12,22 @@ from aiosd.cores.pool import Pool
 from aiosd.errors import BadValue, Exists, NotEmpty
 from aiosd.host import identity
 from aiosd.objects.making import Making
+from aiosd.objects.pulls import PullObjects
 from aiosd.syscall.number import whole
 
 log = logging.getLogger(__name__)
 
-COMMANDS = "load [PATH], unload, replicas N, pin DEVICE…"
+COMMANDS = "load [PATH], unload, pull [SOURCE], cancel, copy MODEL, replicas N, pin DEVICE…"
 REPLICAS_MAX = 64
 
 
 class ModelObjects:
-    def __init__(self, making: Making, models: Models, pool: Pool, admins: int | None) -> None:
+    def __init__(
+        self, making: Making, models: Models, pool: Pool, pulls: PullObjects, admins: int | None
+    ) -> None:
         """`admins`: the group that administers models as root does."""
         self._making, self._models, self._pool, self._admins = making, models, pool, admins
+        self._pulls = pulls
 
     # making and ending
 
@@ -42,10 +46,13 @@ class ModelObjects:
         model = self._models.get(name)
         if model.configured:
             raise NotEmpty(f"model {name} is in the configuration", "remove it there, reload, then rmdir")
+        self._pulls.check_unused(name)
+        self._pulls.cancel(model)
         self._pool.unload(model)  # from here on no request is admitted for it
         self._making.cancel(lambda request: request.spec.target == name, f"model {name} was removed")
         with self._making.lock:
             self._models.remove(name)
+            self._pulls.remove(name)
             self._making.permissions.forget(f"/models/{name}")
 
     def let_go(self) -> None:
@@ -77,6 +84,12 @@ class ModelObjects:
             self._pool.resize(model, whole(argument, 1, REPLICAS_MAX, "replicas"))
         elif verb == "pin":
             self.pin(model, argument)
+        elif verb == "pull":
+            self._pulls.pull(model, caller, argument)
+        elif verb == "cancel" and not argument:
+            self._pulls.cancel(model)
+        elif verb == "copy":
+            self._pulls.copy(model, caller, argument)
         else:
             raise BadValue(f"unknown command {verb[:40]!r}", COMMANDS)
 
@@ -88,8 +101,12 @@ class ModelObjects:
                     "change path there and reload, or add the folder under another name",
                 )
         elif path:
+            self._pulls.check_idle(model)
             self._models.set_path(model, Path(path))
+            self._pulls.remove(model.name)
             self._pool.unload(model)  # its running requests continue on the new one
+        if model.path == Path():
+            raise BadValue(f"model {model.name} has no files yet", "load PATH, or pull SOURCE")
         if model.state in (ModelState.FAILED, ModelState.ABSENT):
             self._pool.load(model)
 

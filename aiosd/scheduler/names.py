@@ -89,6 +89,8 @@ class Names:
             raise NotFound(why, "use another one; aiosctl models shows them")
         if model.state is ModelState.FAILED:
             raise NotFound(f"model {name} is not loaded: {model.error}", f"echo load > models/{name}/ctl")
+        if model.state is ModelState.ABSENT and model.pulling is not None:
+            raise NotFound(f"model {name} is being pulled: {model.pulling}", "try again when it is ready")
         if model.state is ModelState.ABSENT:
             raise NotFound(f"model {name} is not loaded", f"echo load > models/{name}/ctl")
 
