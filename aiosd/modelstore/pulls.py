@@ -143,6 +143,7 @@ class Pull:
         ] = {}  # name → file, place, digest that it should have
         self._temporary: set[str] = set()
         self._reserved = 0
+        self._looked = False  # the puller has the model's main file, to tell what it is
 
     def end(self) -> None:
         self._cancelled.set()
@@ -183,7 +184,7 @@ class Pull:
         """Return whether the model is whole. Add the reason to `why` where another source may do."""
         manifest = self.manifest
         manifest.files, manifest.used = [], str(source)
-        self._growing, self._temporary, self._reserved = {}, set(), 0
+        self._growing, self._temporary, self._reserved, self._looked = {}, set(), 0, False
         try:
             self._local(source) if source.is_local else self._remote(source)
             for file, path, digest in self._growing.values():
@@ -248,7 +249,7 @@ class Pull:
             else:
                 channel.send(Fetch(str(source), self._trusted))
             while (message := channel.receive()) is not None:
-                if isinstance(message, Facts):
+                if isinstance(message, Facts) and self._looked:
                     self._learn(message.facts)
                     return
                 self._heed(channel, message)
@@ -277,7 +278,7 @@ class Pull:
             case Failed():
                 raise ModelError(message.reason, message.hint)
             case _:
-                raise WireError(f"{type(message).__name__} comes unasked")
+                raise WireError(f"the puller sends {type(message).__name__} unasked")
 
     def _found(self, message: Found) -> None:
         manifest = self.manifest
@@ -342,6 +343,7 @@ class Pull:
         if file is None:
             raise ModelError("no GGUF file and no config.json came", "choose another source")
         path = self._growing[main][1] if main in self._growing else self._store.place(file)
+        self._looked = True
         opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             channel.send(Look(main), opened)

