@@ -35,6 +35,7 @@ class Hub:
     token: str = ""  # that opens gated and private repositories
     cuts: list[int] = field(default_factory=list)  # the next downloads end after so many bytes
     hold_after: int = -1  # a download waits there until `release` is set
+    held_path: str = ""  # only one with this in its path
     release: threading.Event = field(default_factory=threading.Event)
     ignores_ranges: bool = False
     wrong_digests: bool = False
@@ -183,11 +184,12 @@ def content(
     http.end_headers()
     if http.command == "HEAD":
         return
+    holds = 0 <= hub.hold_after < len(part) and hub.held_path in http.path
     try:
         if hub.cuts:
             http.wfile.write(part[: hub.cuts.pop(0)])
             http.close_connection = True
-        elif 0 <= hub.hold_after < len(part):
+        elif holds:
             http.wfile.write(part[: hub.hold_after])
             http.wfile.flush()
             hub.release.wait(120)

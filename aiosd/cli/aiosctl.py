@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiosd import __version__
-from aiosd.cli import audit_log, listing, models, packaged, sharing, torch_install, users
+from aiosd.cli import audit_log, listing, models, packaged, pulled, sharing, torch_install, users
 from aiosd.client import Failed, Files, patiently, wait_for_daemon
 from aiosd.config.config import private_mount
 
@@ -106,6 +106,7 @@ def arguments() -> argparse.ArgumentParser:
     command("queue", queue, "the waiting and running requests")
     listing.options(command("agents", agents, "your agents and their state"))
     models.arguments(command)
+    pulled.arguments(command)
     ask_parser = command("ask", ask, "ask an agent, or a model with -m, and print the answer")
     ask_parser.add_argument("-m", "--model", metavar="NAME", help="ask this model without an agent")
     ask_parser.add_argument("agent", nargs="?", help="an agent; a missing agent is made")

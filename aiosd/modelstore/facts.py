@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from typing import Any
+from typing import Any, BinaryIO
 
 from aiosd.errors import ModelError
 
@@ -18,15 +18,13 @@ OTHER = "choose another source"
 
 def of(file: int, name: str) -> dict[str, Any]:
     """`file` is closed. Raises ModelError."""
-    try:
-        return of_gguf(file, name) if name.endswith(".gguf") else of_config(file, name)
-    finally:
-        os.close(file)
+    with os.fdopen(file, "rb") as opened:
+        return of_gguf(opened, name) if name.endswith(".gguf") else of_config(opened, name)
 
 
-def of_config(file: int, name: str) -> dict[str, Any]:
+def of_config(file: BinaryIO, name: str) -> dict[str, Any]:
     try:
-        config = json.loads(os.pread(file, CONFIG_BYTES, 0))
+        config = json.loads(file.read(CONFIG_BYTES))
         found = {
             "architecture": config.get("architectures", [""])[0] or config.get("model_type", ""),
             "context_length": config.get("max_position_embeddings", 0),
@@ -38,11 +36,12 @@ def of_config(file: int, name: str) -> dict[str, Any]:
     return tidy(found)
 
 
-def of_gguf(file: int, name: str) -> dict[str, Any]:
+def of_gguf(file: BinaryIO, name: str) -> dict[str, Any]:
     from gguf import GGUFReader
 
     try:
-        reader = GGUFReader(f"/proc/self/fd/{file}")
+        mapped: Any = file  # numpy maps an open file too; by a path this process may not open it
+        reader = GGUFReader(mapped)
         told = {
             key: reader.fields[key].contents()
             for key in reader.fields

@@ -31,7 +31,11 @@ def find(source: Source, name: str, workers_uid: int) -> Found:
     """Return the files of a model with their paths. Raises ModelError, OSError."""
     if source.kind == "ollama":
         return of_ollama(source, name, Reader.of(workers_uid))
-    return of_path(Path(source.name))
+    path = Path(source.name)
+    try:
+        return of_path(path)
+    except ModelError as error:
+        raise ModelError(str(error), out_of_sight(path, Reader.of(workers_uid)) or error.hint) from None
 
 
 def of_path(path: Path) -> Found:

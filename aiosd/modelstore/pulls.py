@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 4  # others wait
 QUEUED_MOST = 64
 FILES_MOST = 2048  # of one model
+END_S = 2.0  # for a puller to end by itself
 LOOK_S = 0.5  # how often the sizes of growing files are looked at
 
 
@@ -256,10 +257,13 @@ class Pull:
             raise ModelError("the process that pulls ended before the end", "pull again: it goes on")
         finally:
             self._process = None
-            process.kill()
-            process.wait()
             if channel:
-                channel.close()
+                channel.close()  # then it ends by itself
+            try:
+                process.wait(END_S if channel and not self._cancelled.is_set() else 0)
+            except TimeoutError:
+                process.kill()
+                process.wait()
             process.close()
             self._pulls.release(number)
 

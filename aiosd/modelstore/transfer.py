@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, Protocol
 
@@ -110,7 +111,9 @@ def chunks(url: str, opened: BinaryIO, file: Remote, have: int, headers: dict[st
                 return
 
 
-def unreachable(url: str, error: Exception) -> ModelError:
+def unreachable(url: str, error: httpx2.HTTPError) -> ModelError:
+    with suppress(AttributeError, RuntimeError):  # it may have been redirected
+        url = str(error.request.url)
     host = re.sub(r"^\w+://(?:[^/@]*@)?([^/:]+).*$", r"\1", url)
     return ModelError(
         f"{host} cannot be reached: {str(error) or type(error).__name__}",
