@@ -29,6 +29,10 @@ _aiosctl_options() {
         'mcp serve'*) echo --agent ;;
         'engine install'*) echo --cuda --cpu ;;
         'model add'*) echo --name --replace ;;
+        pull*) echo --name --link ;;
+        ls*) echo --json -q --quiet --no-legend ;;
+        show*) echo --json ;;
+        rm*) echo --force ;;
     esac
     echo -h --help
 }
@@ -60,7 +64,7 @@ _aiosctl() {
                 answers=$(_aiosctl_options "${words[*]}")
             else
                 case "${words[*]}" in
-                    '') answers='status queue agents agent models ask log cancel user share unshare policy tools access audit mcp trace engine model' ;;
+                    '') answers='status queue agents agent models pull ls show rm cp ask log cancel user share unshare policy tools access audit mcp trace engine model' ;;
                     ask) [[ $asks_model == yes ]] || answers=$(command ls "$root/agents" 2>/dev/null) ;;
                     log | share | unshare) answers=$(command ls "$root/agents" 2>/dev/null) ;;
                     cancel) answers=$(awk 'NR > 1 { print $1 }' "$root/scheduler/queue" 2>/dev/null) ;;
@@ -76,6 +80,8 @@ _aiosctl() {
                     mcp) answers=serve ;;
                     engine) answers='install status remove' ;;
                     model) answers='add load unload remove' ;;
+                    pull) files=-f && answers='smollm2 qwen3 llama3.2 gemma3' ;;
+                    show | rm* | cp) answers=$(command ls "$root/models" 2>/dev/null) ;;
                     'model add') files=-d ;;
                     'model load' | 'model unload' | 'model remove') answers=$(command ls "$root/models" 2>/dev/null) ;;
                 esac

@@ -70,6 +70,11 @@ complete -c aiosctl -n __aiosctl_at -a agents -d 'your agents and their state'
 complete -c aiosctl -n __aiosctl_at -a agent -d 'packaged agents'
 complete -c aiosctl -n __aiosctl_at -a engine -d 'the PyTorch of workers'
 complete -c aiosctl -n __aiosctl_at -a models -d 'the models and their state'
+complete -c aiosctl -n __aiosctl_at -a pull -d 'get a model'
+complete -c aiosctl -n __aiosctl_at -a ls -d 'the models with size, quantisation, state and licence'
+complete -c aiosctl -n __aiosctl_at -a show -d 'what is known of a model'
+complete -c aiosctl -n __aiosctl_at -a rm -d 'remove models and their files'
+complete -c aiosctl -n __aiosctl_at -a cp -d 'give a pulled model another name too'
 complete -c aiosctl -n __aiosctl_at -a ask -d 'ask an agent, or a model with -m, and print the answer'
 complete -c aiosctl -n __aiosctl_at -a log -d "why an agent's requests were refused or failed"
 complete -c aiosctl -n __aiosctl_at -a cancel -d 'end unfinished requests'
@@ -127,3 +132,15 @@ complete -c aiosctl -n '__aiosctl_in model add' -l replace -d 'replace the model
 for verb in load unload remove
     complete -c aiosctl -n "__aiosctl_at model $verb" -a '(__aiosctl_names models)'
 end
+
+complete -c aiosctl -n '__aiosctl_in pull' -l name -x -d 'a name other than that of the source'
+complete -c aiosctl -n '__aiosctl_in pull' -l link -d 'serve a folder or file where it is'
+complete -c aiosctl -n '__aiosctl_at pull' -a 'smollm2 qwen3 llama3.2 gemma3 (__fish_complete_path (commandline -ct))'
+complete -c aiosctl -n '__aiosctl_in ls' -l json -d 'print a list of objects'
+complete -c aiosctl -n '__aiosctl_in ls' -s q -l quiet -d 'print only the names'
+complete -c aiosctl -n '__aiosctl_in ls' -l no-legend -d 'print no line of titles'
+complete -c aiosctl -n '__aiosctl_in show' -l json -d 'print one object, with all that is known'
+complete -c aiosctl -n '__aiosctl_at show' -a '(__aiosctl_names models)'
+complete -c aiosctl -n '__aiosctl_in rm' -l force -d 'although agents use them'
+complete -c aiosctl -n '__aiosctl_in rm' -a '(__aiosctl_names models)'
+complete -c aiosctl -n '__aiosctl_at cp' -a '(__aiosctl_names models)'
