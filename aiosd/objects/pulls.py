@@ -143,9 +143,7 @@ class PullObjects:
         names = {model.name for model in self._models.all() if self._owner(model.name) == at.uid}
         used = sum(self._store.size(name) for name in names if name != manifest.name)
         if used + size > most:
-            words = (
-                f"{size} bytes for {manifest.name}, and your models have {used} of the {most} of your quota"
-            )
+            words = f"{manifest.name} takes {size} bytes, and your models have {used} of your {most}"
             raise OverQuota(words, "remove one of your models, or choose a smaller quantisation")
 
     def _owner(self, name: str) -> int | None:
