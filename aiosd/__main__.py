@@ -34,11 +34,11 @@ from aiosd.fs.ops import Ops
 from aiosd.heartbeat import Heartbeat
 from aiosd.host import identity, journal
 from aiosd.host.message_ids import Id, about
+from aiosd.host.mount import check_place
 from aiosd.host.notify import notify
 from aiosd.kernel import Kernel
 from aiosd.privilege.helped import Helped
 from aiosd.privilege.system import Own, System
-from aiosd.privilege.worker_unit import workers_uid
 from aiosd.reload import reload as take_over
 
 log = logging.getLogger("aiosd")
@@ -86,8 +86,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def check(options: argparse.Namespace) -> int:
     """Judge as the next start or reload would, and print all that is wrong."""
-    file = options.check or options.config
-    wrong, doubtful = verdict.check(load(file), workers_uid() if identity.is_root() else os.geteuid())
+    wrong, doubtful = verdict.check(options.check or options.config)
     for line in wrong:
         print(f"aiosd: {line}", file=sys.stderr)
     for line in doubtful:
@@ -121,6 +120,7 @@ def configure(options: argparse.Namespace) -> Config:
     if options.model:
         check_path(options.model)
     mount, state = os.path.abspath(mount or daemon.mount), os.path.abspath(state or daemon.state)
+    check_place(Path(mount))
     return replace(config, daemon=replace(daemon, mount=mount, state=state))
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import grp
 import io
 import json
 import os
+import pwd
+import select
 import shlex
 import sys
 import time
@@ -14,10 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from aiosd.host import terminal
+
 CLOCK_S = 0.01  # times of notes are rounded
 RESTART_S = 15.0  # a restart takes no longer, with the default of daemon.drain_s
 ABSENT_S = 1.0  # a restart of both services leaves no tree for less
 LOOK_S = 0.05
+WAITING_MS = 200
 # aiosd restarts: the file belongs to the daemon that has ended, or to one that is ending
 AWAY = (errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN)
 Result = TypeVar("Result")
@@ -69,14 +75,23 @@ class Files:
         os.chown(self.root / path, uid, gid)
 
     def ask(self, path: str, text: str) -> None:
-        """Write a question and print the answer in one private transaction (O_RDWR)."""
+        """Write a question and print the answer."""
+        write = terminal.writer()
+        for data in self.answer(path, text):
+            write(data)
+
+    def answer(self, path: str, text: str, waiting: Callable[[], None] | None = None) -> Iterator[bytes]:
+        """Write a question and give the answer as it comes, in one private transaction (O_RDWR). `waiting` is
+        called again and again while nothing comes. Closing the iterator early cancels the request.
+        """
         quoted = self._quoted(path)
         self.show(f"exec 3<>{quoted}; echo {shlex.quote(text)} >&3; cat <&3")
-        with self._named(path), self._sent(path, "r+b", text) as file:
+        with self._named(path):
+            file = self._sent(path, "r+b", text)
             try:
-                while data := file.read(65536):
-                    sys.stdout.buffer.write(data)
-                    sys.stdout.buffer.flush()
+                with file:  # close(2) may fail too
+                    while data := read(file, waiting):
+                        yield data
             except OSError as error:
                 if error.errno not in AWAY:
                     raise
@@ -133,6 +148,45 @@ class Files:
     def show(self, line: str) -> None:
         if self._verbose:
             print(f"+ {line}", file=sys.stderr)
+
+
+def read(file: io.FileIO, waiting: Callable[[], None] | None) -> bytes | None:
+    if waiting:
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
+        while not poll.poll(WAITING_MS):
+            waiting()
+    return file.read(65536)
+
+
+def explained(files: Files, error: OSError) -> str:
+    """The errno, and why: the daemon's reason, or whose file it is where the kernel refused."""
+    said, file = str(error.strerror or error), Path(str(error.filename or files.root))
+    if why := files.why(file):
+        return f"{said}: {why}"
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return said
+    try:
+        at = file.stat()
+        return (
+            f"{said}; it is of {user(at.st_uid)} and group {group(at.st_gid)}, mode {at.st_mode & 0o7777:o}"
+        )
+    except OSError:
+        return f"{said}; a folder above it is closed to you: ls -ld {file.parent}"
+
+
+def user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def patiently(act: Callable[[], Result]) -> Result:

@@ -20,7 +20,7 @@ from aiosd.access.refusals import Refusals
 from aiosd.access.rules import Rules
 from aiosd.access.trust import Trust
 from aiosd.agents.agents import Agents
-from aiosd.config.config import Config
+from aiosd.config.config import Config, DaemonConfig
 from aiosd.context.contexts import Contexts
 from aiosd.context.interception import Interception
 from aiosd.context.kvfile import KvFiles
@@ -254,8 +254,14 @@ class Kernel:
 
     @cached_property
     def group(self) -> int | None:
-        """The group that uses the models and tools, and makes agents and contexts; None: everybody may."""
-        return gid_of(self.config.daemon.group)
+        """The group that uses the models and tools, and makes agents and contexts; None: everybody may.
+
+        A machine may lack the default group. Another name that does not exist is a mistake, and must not let
+        everybody in: root's group stands for it.
+        """
+        name = self.config.daemon.group
+        found = gid_of(name)
+        return 0 if found is None and name not in ("", DaemonConfig.group) else found
 
     @cached_property
     def admins(self) -> int | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from aiosd.access.rules import Rules
 from aiosd.config.config import Config
 from aiosd.cores import devices
+from aiosd.host import mount
 from aiosd.kernel import Kernel
 from aiosd.policies import Policy
 from aiosd.scheduler import chooser
@@ -48,6 +49,7 @@ def reload(kernel: Kernel, config: Config) -> None:
 
 def judge(config: Config) -> tuple[dict[str, Policy], Rules, list[Manifest]]:
     """Read the files that the configuration names. Raises BadValue, ConfigError."""
+    mount.check_place(Path(config.daemon.mount))
     folder = Path(config.scheduler.policies)
     policies = chooser.judge(config.scheduler.policy, folder)
     rules = Rules(folder / "access")

@@ -7,29 +7,55 @@ there for it: a signal alone has no answer. Main thread only.
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import time
 from pathlib import Path
 
-from aiosd.config.config import Config
+from aiosd.config.config import Config, load
 from aiosd.config.doubts import doubts
 from aiosd.cores.models import check_folder, check_names
 from aiosd.errors import AiosError, ConfigError
 from aiosd.host.readable import Reader
+from aiosd.privilege.worker_unit import workers_uid
 from aiosd.reload import judge
 
+DAEMON = "aios"  # the user of aiosd.service
 WAIT_S, LOOK_S = 60.0, 0.02
 
 
-def check(config: Config, workers_uid: int) -> tuple[list[str], list[str]]:
-    """Return what is wrong in the configuration, and what is doubtful."""
+def check(file: Path | None) -> tuple[list[str], list[str]]:
+    """Return what is wrong in the configuration, and what is doubtful. Raises ConfigError.
+
+    A file that is named may be root's draft. All else is read as the service reads it, as its user. This
+    process becomes that user for good.
+    """
+    config, models_uid = load(file) if file else None, os.geteuid()
+    if models_uid == 0:
+        models_uid = workers_uid()
+        become_daemon()
+    return judged(config or load(None), models_uid)
+
+
+def become_daemon() -> None:
+    """Nothing changes on a machine without the service's user."""
+    try:
+        user = pwd.getpwnam(DAEMON)
+    except KeyError:
+        return
+    os.setgroups(os.getgrouplist(DAEMON, user.pw_gid))
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+
+
+def judged(config: Config, models_uid: int) -> tuple[list[str], list[str]]:
     wrong: list[str] = []
     try:
         check_names(config)
         judge(config)
     except AiosError as error:
         wrong.append(error.explanation)
-    reader = Reader.of(workers_uid)
+    reader = Reader.of(models_uid)
     for name, entry in config.models.items():
         try:
             check_folder(Path(entry.path), reader)

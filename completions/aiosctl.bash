@@ -30,9 +30,11 @@ _aiosctl_options() {
         'engine install'*) echo --cuda --cpu ;;
         'model add'*) echo --name --replace ;;
         pull*) echo --name --link ;;
-        ls*) echo --json -q --quiet --no-legend ;;
         show*) echo --json ;;
         rm*) echo --force ;;
+    esac
+    case $1 in
+        status | queue | agents | models | ls | log* | policy* | tools | access | 'agent list') echo --json -q --quiet --no-legend ;;
     esac
     echo -h --help
 }
@@ -64,8 +66,9 @@ _aiosctl() {
                 answers=$(_aiosctl_options "${words[*]}")
             else
                 case "${words[*]}" in
-                    '') answers='status queue agents agent models pull ls show rm cp ask log cancel user share unshare policy tools access audit mcp trace engine model' ;;
+                    '') answers='status queue agents agent models pull ls show rm cp run ask log cancel user share unshare policy tools access audit mcp trace engine model' ;;
                     ask) [[ $asks_model == yes ]] || answers=$(command ls "$root/agents" 2>/dev/null) ;;
+                    run) answers=$(command ls "$root/models" 2>/dev/null) ;;
                     log | share | unshare) answers=$(command ls "$root/agents" 2>/dev/null) ;;
                     cancel) answers=$(awk 'NR > 1 { print $1 }' "$root/scheduler/queue" 2>/dev/null) ;;
                     user) answers=remove ;;
@@ -74,7 +77,7 @@ _aiosctl() {
                     access) answers='allow deny' ;;
                     'access allow' | 'access deny') answers=$(command ls "$root/access/pending" 2>/dev/null) ;;
                     agent) answers='run check list' ;;
-                    'agent run' | 'agent check') files=-d && answers=$(aiosctl agent list 2>/dev/null | awk '{ print $1 }') ;;
+                    'agent run' | 'agent check') files=-d && answers=$(aiosctl agent list -q 2>/dev/null) ;;
                     audit) answers=verify ;;
                     'audit verify'*) files=-f ;;
                     mcp) answers=serve ;;

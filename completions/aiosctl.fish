@@ -54,7 +54,7 @@ function __aiosctl_queue
 end
 
 function __aiosctl_packages
-    aiosctl agent list 2>/dev/null | string replace -r ' .*' ''
+    aiosctl agent list -q 2>/dev/null
     __fish_complete_directories (commandline -ct)
 end
 
@@ -75,6 +75,7 @@ complete -c aiosctl -n __aiosctl_at -a ls -d 'the models with size, quantisation
 complete -c aiosctl -n __aiosctl_at -a show -d 'what is known of a model'
 complete -c aiosctl -n __aiosctl_at -a rm -d 'remove models and their files'
 complete -c aiosctl -n __aiosctl_at -a cp -d 'give a pulled model another name too'
+complete -c aiosctl -n __aiosctl_at -a run -d 'talk with a model, or ask it once'
 complete -c aiosctl -n __aiosctl_at -a ask -d 'ask an agent, or a model with -m, and print the answer'
 complete -c aiosctl -n __aiosctl_at -a log -d "why an agent's requests were refused or failed"
 complete -c aiosctl -n __aiosctl_at -a cancel -d 'end unfinished requests'
@@ -89,6 +90,16 @@ complete -c aiosctl -n __aiosctl_at -a mcp -d 'serve the tree to an MCP client'
 complete -c aiosctl -n __aiosctl_at -a trace -d 'a timeline of the requests, as JSON or as a picture'
 complete -c aiosctl -n __aiosctl_at -a model -d 'add, load, unload or remove a model'
 
+for command in status queue agents models ls log policy tools access 'agent list'
+    test $command = access
+    and set -l where "__aiosctl_at $command"
+    or set -l where "__aiosctl_in $command"
+    complete -c aiosctl -n $where -l json -d 'print JSON, with all that is known'
+    complete -c aiosctl -n $where -s q -l quiet -d 'print only the first column'
+    complete -c aiosctl -n $where -l no-legend -d 'print no titles'
+end
+
+complete -c aiosctl -n '__aiosctl_at run' -a '(__aiosctl_names models)'
 complete -c aiosctl -n '__aiosctl_in ask' -s m -l model -x -a '(__aiosctl_names models)' -d 'ask this model without an agent'
 complete -c aiosctl -n '__aiosctl_at ask; and not __fish_contains_opt -s m model' -a '(__aiosctl_names agents)'
 complete -c aiosctl -n '__aiosctl_at log' -a '(__aiosctl_names agents)'
@@ -136,9 +147,6 @@ end
 complete -c aiosctl -n '__aiosctl_in pull' -l name -x -d 'a name other than that of the source'
 complete -c aiosctl -n '__aiosctl_in pull' -l link -d 'serve a folder or file where it is'
 complete -c aiosctl -n '__aiosctl_at pull' -a 'smollm2 qwen3 llama3.2 gemma3 (__fish_complete_path (commandline -ct))'
-complete -c aiosctl -n '__aiosctl_in ls' -l json -d 'print a list of objects'
-complete -c aiosctl -n '__aiosctl_in ls' -s q -l quiet -d 'print only the names'
-complete -c aiosctl -n '__aiosctl_in ls' -l no-legend -d 'print no line of titles'
 complete -c aiosctl -n '__aiosctl_in show' -l json -d 'print one object, with all that is known'
 complete -c aiosctl -n '__aiosctl_at show' -a '(__aiosctl_names models)'
 complete -c aiosctl -n '__aiosctl_in rm' -l force -d 'although agents use them'

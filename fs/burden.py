@@ -1,5 +1,5 @@
-"""Count and bound what the files of each user take: their number, their bytes in memory, their waiting
-threads, and the processor's time for writes that are refused or large.
+"""Count and bound what the files of each user take: their number, their bytes in memory, the threads of the
+daemon, and the processor's time for writes that are refused or large.
 
 All users wait while the daemon parses for one of them, so that time has a bound too. All uids that are lent
 to one user (subuid(5)) count as one. Any thread may call. Root and the daemon's own user have no bounds.
@@ -19,12 +19,14 @@ from aiosd.access.caller import Caller
 from aiosd.config.config import UNBOUNDED, Quota
 from aiosd.errors import AiosError, Busy, OverQuota, TooManyOpen
 from aiosd.fs.files import Handle, Opening
-from aiosd.host import identity
+from aiosd.host import identity, usage
 from aiosd.host.subuids import owner
 from aiosd.scheduler.ledger import Buckets
 from aiosd.scheduler.queue import add
 
-CROWD = 100  # waiting threads of one user that may be woken without delay
+CROWD = 100  # threads of one user that may be woken without delay
+THREADS_MOST = 12_000  # of the tree at once; TasksMax of aiosd.service leaves room for others
+THREADS_PART = 0.75  # of what the control group lets the daemon have, where that is less
 PAUSE_S = 0.0005  # delay for each waiting thread: waking a crowd for every token would starve other users
 FREE_S = 0.003  # of a write that is not refused
 BEFORE_S = 0.02  # of the writes before one that is refused
@@ -41,7 +43,9 @@ class Counted(Protocol):
 class Burden:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files, self._bytes, self._waiting = Counter[int](), Counter[int](), Counter[int]()
+        self._files, self._bytes = Counter[int](), Counter[int]()
+        self._threads, self._all_threads = Counter[int](), 0  # of the daemon, that serve a call
+        self._threads_most = int(min(THREADS_MOST, THREADS_PART * usage.tasks_most()))
         self._time = Buckets(BURST_S)  # by person, in milliseconds of the processor
 
     def check(self, caller: Caller, quota: Quota) -> None:
@@ -67,6 +71,26 @@ class Burden:
             wait_s = math.ceil((1 - left) * 60 / most)
             words = f"refused and large writes of yours took {most * BURST_S / 60:.0f} ms of the processor"
             raise Busy(words, f"try again in {wait_s} s")
+
+    def enter(self, uid: int) -> None:
+        """Count one more thread of the daemon that serves this user. `leave` must follow. Each call takes a
+        thread until it is answered, and so does the call that would end a wait: so one person gets half of
+        the threads that others leave. Raises Busy.
+        """
+        person = owner(uid)
+        with self._lock:
+            mine = self._threads.get(person, 0)
+            if mine >= CROWD and uid not in (0, identity.uid()):
+                left = self._threads_most - (self._all_threads - mine)
+                if mine >= left // 2:
+                    raise Busy(f"{mine} threads of yours wait in this mount", "use poll(2) instead")
+            self._threads[person] = mine + 1
+            self._all_threads += 1
+
+    def leave(self, uid: int) -> None:
+        with self._lock:
+            add(self._threads, owner(uid), -1)
+            self._all_threads -= 1
 
     @contextmanager
     def timed(self, file: Counted) -> Iterator[None]:
@@ -105,15 +129,10 @@ class Burden:
             add(self._files, owner(file.opening.caller.uid), -1)
             add(self._bytes, owner(file.opening.caller.uid), -file.held)
 
-    def waits(self, uid: int) -> float:
-        """Count one more waiting thread. Return for how many seconds it must not be woken."""
-        with self._lock:
-            waiting = add(self._waiting, uid, 1)
-        return waiting * PAUSE_S if waiting > CROWD else 0.0
-
-    def goes_on(self, uid: int) -> None:
-        with self._lock:
-            add(self._waiting, uid, -1)
+    def pause_s(self, uid: int) -> float:
+        """Return for how many seconds a waiting thread of that user must not be woken."""
+        threads = self._threads.get(owner(uid), 0)
+        return threads * PAUSE_S if threads > CROWD else 0.0
 
 
 def bounded(caller: Caller) -> bool:

@@ -123,6 +123,7 @@ def status(kernel: Kernel) -> str:
         pid=os.getpid(),
         uptime_s=int(time.time() - kernel.started_s),
         models_ready=",".join(ready) or "-",
+        default_model=kernel.models.default or "-",
         workers=len(pool.workers()),
         worker_restarts=pool.restarts,
         agents=len(kernel.agents),

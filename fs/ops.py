@@ -85,6 +85,7 @@ ERRNO: dict[type[AiosError], int] = {
     WouldBlock: errno.EAGAIN,
 }
 KINDS = ((Folder, stat.S_IFDIR), (Link, stat.S_IFLNK), (File, stat.S_IFREG))
+ENDINGS = ("release", "releasedir")  # nobody waits for these, and they must not be refused
 EXPECTED = (Interrupted, WouldBlock)  # no refusal
 
 
@@ -123,12 +124,19 @@ class Ops:
         self._burden = Burden()
 
     def __call__(self, operation: str, path: str | None, *arguments: Any) -> Any:
+        uid, entered = libfuse.context().uid, False
         try:
+            if operation not in ENDINGS:
+                self._burden.enter(uid)
+                entered = True
             return getattr(self, operation)(path, *arguments)
         except AiosError as error:
             self._explain(operation, path, arguments, error)
             number = next(ERRNO[kind] for kind in type(error).__mro__ if kind in ERRNO)
             raise OSError(number, str(error)) from None
+        finally:
+            if entered:
+                self._burden.leave(uid)
 
     def _explain(
         self, operation: str, path: str | None, arguments: tuple[Any, ...], error: AiosError
@@ -289,9 +297,8 @@ class Ops:
         if flags & os.O_NONBLOCK:
             raise WouldBlock("nothing there yet")
         changes = SimpleQueue[bool]()  # lighter than an Event, and says who has woken
-        uid = opened.opening.caller.uid
         unwatch = opened.handle.watch(partial(changes.put, False))
-        pause_s = self._burden.waits(uid)
+        pause_s = self._burden.pause_s(opened.opening.caller.uid)
         try:
             if pause_s and self._interrupts.wait(SimpleQueue(), pause_s):
                 raise Interrupted("a signal came")
@@ -301,7 +308,6 @@ class Ops:
             return data
         finally:
             unwatch()
-            self._burden.goes_on(uid)
 
     def write(self, path: str | None, data: bytes, offset: int, info: Any) -> int:
         opened = self._open[info.fh]

@@ -23,6 +23,7 @@ from aiosd.syscall import judging
 from aiosd.syscall.foreign import NotJson, is_object
 from aiosd.syscall.request import Request
 
+SUBMITTING_S = 0.02  # that a write waits for it: the kernel holds all other writes to the file back meanwhile
 Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
@@ -54,18 +55,21 @@ class TransactionHandle(Handle):
         self._private = reads and opening.writes
         self._draft = Draft(file.admission, file.source, opening.caller, once=not reads)
         self._mine = False  # written through this open file; else the newest when it was opened
+        self._wrote = False  # something, which may have been refused
         # file positions: where the answer begins, where the last read ended, and what that one counted from
         self._start = self._next = self._base = 0
-        known, uid = self._admission.newest, opening.caller.uid
-        self._newest = newest = known.of(self._source, uid) if reads else None
-        only = reads and not self._private
+        known, uid, only = self._admission.newest, opening.caller.uid, reads and not self._private
+        self._newest = newest = known.of(self._source, uid) if only else None
         self._refusal = known.refusal(self._source, uid) if only and self._id is None else None
         self._request: Request | None = None if newest is None else self._admission.find(newest)
 
     # writing
 
     def write(self, data: bytes, offset: int) -> None:
-        with self._lock:
+        if not self._lock.acquire(timeout=SUBMITTING_S):
+            raise Busy("another thread submits what was written", "write when it has ended")
+        try:
+            self._wrote = True
             if self._unread():
                 raise Busy("the answer to the request before is not complete", "read it to its end first")
             try:
@@ -75,6 +79,8 @@ class TransactionHandle(Handle):
                 raise
             self._request = self._newest = self._refusal = None
             self._start = self._next = self._base = offset + len(data)
+        finally:
+            self._lock.release()
 
     def refused(self, error: AiosError) -> None:
         """A read that follows must not take an older answer for the new one: through this descriptor or, if
@@ -85,14 +91,21 @@ class TransactionHandle(Handle):
             self._admission.newest.refuse(self._source, self._opening.caller.uid, error)
 
     def flush(self, pid: int) -> None:
-        """Submits when the opener closes its last descriptor: the shell's `>` dups, and closes twice."""
+        """Submits when the opener closes its last descriptor: the shell's `>` dups, and closes twice.
+
+        A program that wrote nothing, such as `cat` of an empty file, asked an empty question. Its reader must
+        not get the answer to the question before.
+        """
         with self._lock:
-            if self._private or not self._draft.body:
+            if self._opening.reads or (self._wrote and not self._draft.body):
                 return
             opener = self._opening.caller.pid
             # unknown counts as no: at worst it is submitted at its first close instead of its last
             if same_process(pid, opener) and not processes.holds(opener, self._opening.path):
                 try:
+                    if not self._wrote:
+                        self.refused(error := empty())
+                        raise error
                     self._submit()
                 except AiosError:  # close(2) says so: `release` is not to submit it after all
                     self._draft.drop()
@@ -134,6 +147,8 @@ class TransactionHandle(Handle):
         self._draft.check()
         if refusal:
             raise refusal.again()
+        if self._private and not self._wrote:
+            raise empty()
         request = self._answering()
         if request is None:
             return b""
@@ -184,9 +199,10 @@ class Draft:
         if self.refused:
             raise self.refused.again()
         if not self.body:
-            self._admission.check(self._caller, self._source, len(data))
+            with judging.of(self._caller.uid):
+                self._admission.check(self._caller, self._source, len(data))
             if not data.strip():
-                raise BadRequest("the request is empty", "write a question")
+                raise empty()
         begun, decoded = bool(self.body), self._decoder.getstate()
         try:
             self._check_bytes(data)
@@ -237,12 +253,15 @@ class Draft:
         if len(self.body) < 2 * self._judged:  # else one byte at a time would cost the square of its length
             return
         try:
-            with judging.of(self._caller.uid):
-                self._admission.judge(self._caller, self._source, bytes(self.body))
+            self._admission.look(self._caller, self._source, bytes(self.body))
         except NotJson as error:
             self._judged = len(self.body)
             if not error.incomplete:
                 raise
+
+
+def empty() -> BadRequest:
+    return BadRequest("the request is empty", "write a question")
 
 
 def same_process(task: int, opener: int) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import pytest
 
+from aiosd.host import proc, usage
 from aiosd.host.usage import Spent
 from aiosd.tools.run import cgroups
 from aiosd.tools.run.cgroups import Cgroups, Group
@@ -103,3 +105,17 @@ def test_the_bounds_of_v2_are_of_all_memory(tmp_path: Path) -> None:
     assert not group.out_of_memory()
     (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 1\noom_group_kill 0\n")
     assert group.out_of_memory()
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"), [("cgroup2 rw", "0::/a/b\n"), ("cgroup rw,pids", "3:cpu:/\n2:pids:/a/b\n")]
+)
+def test_the_tasks_that_the_groups_of_the_daemon_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, own: str
+) -> None:
+    monkeypatch.setattr(proc, "SELF", machine(tmp_path, {"groups": kind}, own))
+    assert usage.tasks_most() == math.inf
+    for folder, most in (("a/b", "max"), ("a", "700"), (".", "900")):
+        (tmp_path / "groups" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / folder / "pids.max").write_text(most + "\n")
+    assert usage.tasks_most() == 700

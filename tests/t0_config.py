@@ -49,6 +49,8 @@ def test_grants_of_a_later_file_replace_those_of_the_same_tool(tmp_path: Path) -
         ("[engine]\nthreads = 'two'\n", 2, "threads must be a whole number"),
         ("[engine]\nthreads = true\n", 2, "threads must be a whole number"),
         ("[engine]\nkv_bytes = 0\n", 2, "must be at least 1"),
+        ("[daemon]\nmount = 'aios'\n", 2, "mount must be an absolute path"),
+        ("[tools]\nnotify = 'notify'\n", 2, "notify must be an absolute path"),
         ("[models.a]\nreplicas = 2\n", 1, "needs a path"),
         ("[models.a]\npath = '/a'\nreplica = 2\n", 3, "unknown key 'replica'"),
         ("[daemon]\nlog_level = 'loud'\n", 2, "must be one of debug"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 
 import psutil
 import pytest
 
+from aiosd.errors import Busy
+from aiosd.host import subuids
 from aiosd.syscall import grammar, judging
 from aiosd.syscall.judging import JUDGES, Court
 from tests.running import together, wait_until
@@ -77,6 +80,33 @@ def test_who_asks_for_very_much_delays_nobody_else() -> None:
     assert court.held(1000) < JUDGES
     for thread in threads:
         thread.join()
+
+
+def test_who_waits_no_longer_finds_the_verdict_when_asking_again() -> None:
+    court = Court(MODULE)
+    with judging.of(1000, 0.0), pytest.raises(judging.Later):
+        court.verdict(SLOW)
+    wait_until(lambda: court.held(1000) == 1, "the schema to be judged")
+    wait_until(lambda: court.held(1000) == 0, "the verdict")
+    with judging.of(1000, 0.0):
+        assert court.verdict(SLOW) is None
+
+
+def test_one_person_has_no_more_questions_open_than_a_bound(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also not with many uids: subuid(5) lends them to one user."""
+    (tmp_path / "subuid").write_text("1000:200000:10\n")
+    monkeypatch.setattr(subuids, "_subuids", subuids.SubUids(tmp_path / "subuid"))
+    court = Court(MODULE)
+    for number in range(judging.OPEN_MOST):
+        with judging.of(200000 + number % 10 if number else 1000, 0.0), pytest.raises(judging.Later):
+            court.verdict(new(number) if number else SLOW)
+    with judging.of(1000), pytest.raises(Busy, match="64 new schemas of yours"):
+        court.verdict(new(64))
+    assert court.held(1000) == 1
+    with judging.of(1001):
+        assert court.verdict(new(64)) == ""
 
 
 def test_many_at_once_are_all_judged() -> None:

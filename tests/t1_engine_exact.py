@@ -18,6 +18,7 @@ from aiosd.syscall.sampling import Sampling
 from tests.t1_engine_models import (
     FAMILY,
     FOREIGN,
+    RELATIVES,
     Answer,
     alone,
     engine,
@@ -36,10 +37,12 @@ CORES = [
     ("llama", "torch"),
     ("llama-odd", "torch"),
     ("qwen2", "torch"),
-    ("gemma3", "auto"),
+    ("gemma3", "foreign"),
     ("phi", "auto"),
-    ("mixtral", "auto"),
+    ("mixtral", "foreign"),
     ("phi3-long", "auto"),
+    *((name, core) for name in RELATIVES for core in ("fused", "torch")),
+    ("qwen2-moe", "int8"),
 ]
 GREEDY = Sampling(max_tokens=24, ignore_eos=True, logprobs=2)
 DRAWN = Sampling(max_tokens=24, ignore_eos=True, logprobs=2, temperature=1.0, top_p=0.95, seed=7)
@@ -110,7 +113,7 @@ def test_neighbours_and_the_cutting_of_prefill_change_nothing(
 ) -> None:
     m = get(name, core)
     expected = alone(m, prompt(77), sampling)
-    company = ((1, 64), (7, 100), (31, 512)) if m.info["path"] != "transformers" else ((7, 100),)
+    company = ((1, 64), (7, 100), (31, 512)) if m.info["core"] != "transformers" else ((7, 100),)
     for neighbours, prefill_tokens in company:
         assert among(m, sampling, neighbours, prefill_tokens) == expected
 

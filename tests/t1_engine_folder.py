@@ -130,8 +130,9 @@ def test_our_reader_of_llama_agrees_with_that_of_transformers(
     a, b = spec_of(ours), spec_of(theirs)
     assert a
     assert b
-    assert torch.equal(a.inv_freq, b.inv_freq)
-    assert replace(a, inv_freq=b.inv_freq) == b
+    assert torch.equal(a.ropes[0].inv_freq, b.ropes[0].inv_freq)
+    assert a.ropes[0].scale == b.ropes[0].scale
+    assert replace(a, ropes=b.ropes) == b
     defaults = LlamaConfig()
     for name in config.LlamaConfig.__annotations__:
         assert getattr(config.LlamaConfig(), name) == getattr(defaults, name), name
@@ -196,7 +197,7 @@ def test_the_identity_is_that_of_the_content(tmp_path: Path) -> None:
 def test_the_right_core_runs_a_model(name: str) -> None:
     m = model(name)
     own = "fused" if ops.library() else "torch"
-    assert m.info["path"] == (own if name in FAMILY else "transformers")
+    assert m.info["core"] == (own if name in FAMILY else "transformers")
     assert m.info["architecture"] == AutoConfig.from_pretrained(folder(name)).architectures[0]
     assert m.kv_bytes_per_token >= 4 * 2 * 2 * 16
     assert engine(m, tokens=100).stats["kv_blocks_total"] == 6
@@ -216,7 +217,7 @@ def test_a_model_whose_rows_depend_on_the_batch_runs_one_by_one() -> None:
 
 def test_without_the_compiled_operations_the_torch_path_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_module, "library", lambda: None)
-    assert load(folder("llama")).info["path"] == "torch"
+    assert load(folder("llama")).info["core"] == "torch"
     with pytest.raises(ModelError, match="not usable here"):
         load(folder("llama"), core="fused")
 

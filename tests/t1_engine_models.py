@@ -43,6 +43,17 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+WIDE = {"intermediate_size": 160, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 96}
+
+
+def _wide(name: str) -> Any:
+    config = CONFIGS[name]()
+    for key, value in WIDE.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
+    return config
+
+
 CONFIGS: dict[str, Any] = {
     "llama": lambda: arch.LlamaConfig(**SHAPE, tie_word_embeddings=True),
     # odd shapes for the compiled operations: 40 is no multiple of 16, and 3 heads share one KV head
@@ -69,16 +80,73 @@ CONFIGS: dict[str, Any] = {
     "qwen2": lambda: arch.Qwen2Config(**SHAPE, tie_word_embeddings=True),
     "qwen3": lambda: arch.Qwen3Config(**SHAPE, head_dim=32),
     "mistral-sliding": lambda: arch.MistralConfig(**SHAPE, sliding_window=48),
-    "gemma2": lambda: arch.Gemma2Config(**SHAPE, head_dim=16, sliding_window=40),
+    "smollm3": lambda: arch.SmolLM3Config(**{**SHAPE, "num_hidden_layers": 5}),
+    "smollm3-sliding": lambda: arch.SmolLM3Config(
+        **SHAPE, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=40, attention_bias=True
+    ),
+    "phi3": lambda: arch.Phi3Config(**SHAPE, tie_word_embeddings=True),
+    "phi3-sliding": lambda: arch.Phi3Config(**SHAPE, sliding_window=33),
+    "phi4-mini": lambda: arch.Phi3Config(
+        **SHAPE,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75},
+    ),
+    "granite": lambda: arch.GraniteConfig(
+        **SHAPE,
+        tie_word_embeddings=True,
+        embedding_multiplier=6.0,
+        residual_multiplier=0.4,
+        attention_multiplier=0.2,
+        logits_scaling=3.0,
+    ),
+    "olmo2": lambda: arch.Olmo2Config(**SHAPE),
+    "olmo3": lambda: arch.Olmo3Config(
+        **SHAPE,
+        sliding_window=40,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "gemma2": lambda: arch.Gemma2Config(
+        **SHAPE, head_dim=24, sliding_window=40, attn_logit_softcapping=2.0, final_logit_softcapping=5.0
+    ),
     "gemma3": lambda: arch.Gemma3TextConfig(
         **SHAPE,
         head_dim=16,
         sliding_window=40,
+        query_pre_attn_scalar=30,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+        },
+    ),
+    "glm": lambda: arch.GlmConfig(**SHAPE, head_dim=24),
+    "glm4": lambda: arch.Glm4Config(**SHAPE, head_dim=24),
+    "mixtral": lambda: arch.MixtralConfig(**SHAPE, num_local_experts=4, sliding_window=None),
+    "qwen2-moe": lambda: arch.Qwen2MoeConfig(
+        **SHAPE,
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=40,
+        shared_expert_intermediate_size=72,
+        mlp_only_layers=[1],
+    ),
+    "qwen3-moe": lambda: arch.Qwen3MoeConfig(
+        **{**SHAPE, "head_dim": 24},
+        num_experts=18,
+        num_experts_per_tok=5,
+        moe_intermediate_size=48,
+        norm_topk_prob=True,
+        decoder_sparse_step=2,
     ),
     "phi": lambda: arch.PhiConfig(**SHAPE),
-    "phi3": lambda: arch.Phi3Config(**SHAPE),
-    "mixtral": lambda: arch.MixtralConfig(**SHAPE, num_local_experts=4, sliding_window=None),
     "phi3-long": lambda: arch.Phi3Config(
         **SHAPE,
         original_max_position_embeddings=64,
@@ -103,7 +171,14 @@ CONFIGS: dict[str, Any] = {
         eos_token_id=2,
     ),
 }
-FAMILY = ["llama", "llama-odd", "mistral", "qwen2", "qwen3"]
+for _name in ("phi3", "glm4", "gemma3", "mixtral", "qwen2-moe"):  # with widths of whole blocks and panels
+    CONFIGS[f"{_name}-wide"] = functools.partial(_wide, _name)
+
+RELATIVES = [
+    "mistral-sliding", "smollm3", "smollm3-sliding", "phi3", "phi3-sliding", "phi4-mini", "granite", "olmo2",
+    "olmo3", "gemma2", "gemma3", "glm", "glm4", "mixtral", "qwen2-moe", "qwen3-moe",
+]  # fmt: skip
+FAMILY = ["llama", "llama-odd", "mistral", "qwen2", "qwen3", *RELATIVES]
 FOREIGN = ["mistral-sliding", "gemma2", "gemma3", "phi", "phi3", "gpt2", "mixtral"]
 
 

@@ -14,16 +14,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from aiosd.cores.engine import family, fused
+from aiosd.cores.engine import fused, weights
 from aiosd.cores.engine.config import of_gguf
 from aiosd.cores.engine.core import Batch, Segment
 from aiosd.cores.engine.engine import Engine
-from aiosd.cores.engine.family import DecoderSpec, Weights, spec_of
+from aiosd.cores.engine.family import DecoderSpec, spec_of
 from aiosd.cores.engine.fused import FusedLlama
 from aiosd.cores.engine.gguf import GgufFile, StoredTensor, plain
 from aiosd.cores.engine.gguf_vocabulary import SPLITS
 from aiosd.cores.engine.model import LoadedModel, load
 from aiosd.cores.engine.ops import library
+from aiosd.cores.engine.weights import Weights
 from aiosd.errors import ModelError
 from aiosd.syscall.sampling import Sampling
 from tests import gguf_files
@@ -91,7 +92,7 @@ def spec(file: GgufFile) -> DecoderSpec:
 
 def as_floats(file: GgufFile, monkeypatch: pytest.MonkeyPatch) -> Weights:
     monkeypatch.setattr(file, "tensor", lambda name, shape: exactly(file.stored(name, shape)))
-    return family.read_weights(file, spec(file), torch.device("cpu"), torch.float32)
+    return weights.read_weights(file, spec(file), torch.device("cpu"), torch.float32)
 
 
 def logits(core: FusedLlama, tokens: list[int], cuts: list[int]) -> torch.Tensor:
@@ -124,7 +125,7 @@ def test_packed_weights_give_the_bits_of_their_floats(
 ) -> None:
     file, lib = GgufFile(made(kind)), library(variant)
     assert lib
-    packed = FusedLlama(spec(file), family.read_stored(file, spec(file)), lib, 2, kind)
+    packed = FusedLlama(spec(file), weights.read_stored(file, spec(file)), lib, 2, kind)
     floats = FusedLlama(spec(file), as_floats(file, monkeypatch), lib, 2, "none")
     want = logits(floats, TOKENS, [130])
     for cuts in ([130], [1] * 130, [2, 3, 4, 5, 6, 7, 103]):
@@ -134,7 +135,7 @@ def test_packed_weights_give_the_bits_of_their_floats(
 def test_both_instruction_sets_give_the_same_bits(made: Any) -> None:
     file = GgufFile(made("mixed"))
     cores = [
-        FusedLlama(spec(file), family.read_stored(file, spec(file)), lib, 1, "mixed")
+        FusedLlama(spec(file), weights.read_stored(file, spec(file)), lib, 1, "mixed")
         for lib in map(library, VARIANTS)
         if lib
     ]
@@ -220,7 +221,7 @@ def test_a_real_model_has_the_tokens_and_the_bits_of_its_floats(
     file, lib = GgufFile(gguf_files.REAL), library()
     assert lib
     floats = FusedLlama(spec(file), as_floats(file, monkeypatch), lib, 2, "none")
-    packed = FusedLlama(spec(file), family.read_stored(file, spec(file)), lib, 2, "Q4_1")
+    packed = FusedLlama(spec(file), weights.read_stored(file, spec(file)), lib, 2, "Q4_1")
     tokens = smollm2.render([{"role": "user", "content": QUESTIONS[0]}])
     want = logits(floats, tokens, [len(tokens)])
     assert torch.equal(logits(packed, tokens, [1, 5, len(tokens) - 6]), want)
@@ -286,8 +287,8 @@ def test_no_header_does_more_than_raise_a_model_error(made: Any, tmp_path: Path)
     assert good > 30, "most changes were not seen at all"
 
 
-def test_what_fits_no_panel_becomes_float32() -> None:
+def test_what_has_no_whole_blocks_becomes_float32() -> None:
     assert fused.PACKED["Q4_K"] == 256
-    odd = StoredTensor("Q4_0", (24, 64), memoryview(bytes(24 * 36)))
-    (kind, data, *shape), _ = fused._packable([odd, odd])[0], None
-    assert (kind, len(data), shape) == (0, 48 * 64 * 4, [48, 64])
+    odd = StoredTensor("BF16", (24, 60), memoryview(bytes(24 * 120)))
+    [(kind, data, *shape)] = fused._packable([odd])
+    assert (kind, len(data), shape) == (0, 24 * 60 * 4, [24, 60])

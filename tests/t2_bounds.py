@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from aiosd.access.caller import Caller
+from aiosd.access.permissions import Permission
 from aiosd.config.config import UNBOUNDED, Config, Quota
-from aiosd.errors import BadValue, Busy
-from aiosd.host import subuids
+from aiosd.errors import BadRequest, BadValue, Busy
+from aiosd.fs.burden import CROWD, THREADS_MOST, Burden
+from aiosd.fs.files import Opening
+from aiosd.fs.transaction import Transaction
+from aiosd.host import subuids, usage
 from aiosd.scheduler.handler import Source
 from aiosd.scheduler.ledger import Buckets
 from aiosd.scheduler.limits import Quotas
+from aiosd.syscall import grammar, judging
 from aiosd.syscall.request import State
-from tests.running import wait_until
+from aiosd.syscall.spec import Spec
+from tests.running import REPOSITORY, wait_until
 from tests.t2_scheduler import LONG_S, ME, MakeKernel, ask, ended
 
 EVE = Caller(4242, 4242, os.getpid())
@@ -172,3 +182,106 @@ def test_a_long_queue_is_served_whole_and_new_short_runs_are_seen_at_once(make_k
 def test_a_policy_that_does_not_exist_is_no_reload(make_kernel: MakeKernel) -> None:
     with pytest.raises(BadValue, match="no policy 'best'"):
         make_kernel("[scheduler]\npolicy = 'best'\n")
+
+
+def test_who_submits_a_slow_schema_stops_nobody_elses_request(make_kernel: MakeKernel) -> None:
+    """Whatever the schema is called in the JSON, and whether or not a write judged it before."""
+    kernel = make_kernel()
+    kernel.start()
+    source = Source("/models/random/llm", target="random")
+    slow = {"allOf": [{"type": "string", "pattern": f".*a{i}.*b"} for i in range(26)]}
+    named = {"type": "json_schema", "json_schema": {"name": "slow", "schema": slow}}
+    body = json.dumps({"prompt": "x", "response_format": named}).replace("format", r"f\u006frmat", 1).encode()
+
+    def write() -> None:
+        with judging.of(EVE.uid):
+            assert ended(kernel.admission.submit(EVE, source, body)).state is State.FAILED
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    wait_until(lambda: grammar.COURT.held(EVE.uid) == 1, "the schema to be judged")
+    mine = kernel.admission.submit(ME, source, b'{"prompt": "x", "max_tokens": 1}')
+    assert grammar.COURT.held(EVE.uid) == 1
+    thread.join()
+    assert ended(mine).state is State.DONE
+
+
+def test_a_name_that_is_taken_away_while_its_request_is_judged_is_not_used(
+    make_kernel: MakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    agent = kernel.agents.add("eve")
+    source, judge = Source("/agents/eve/syscall/llm", agent), kernel.handlers["llm"].judge
+    kernel.context_objects.add("talk", EVE)
+    kernel.agents.change(agent, context="talk")
+
+    def judged(caller: Caller, source: Source, body: bytes) -> Spec:
+        found = judge(caller, source, body)
+        kernel.permissions.set("/contexts/talk", Permission(ME.uid, ME.gid, 0o700))
+        return found
+
+    monkeypatch.setattr(kernel.handlers["llm"], "judge", judged)
+    request = ended(kernel.admission.submit(EVE, source, b"x"))
+    assert (request.state, request.error.split(";")[0]) == (State.FAILED, "you may not continue context talk")
+
+
+def test_writes_of_slow_schemas_keep_others_from_the_file_for_a_part_of_the_time(
+    make_kernel: MakeKernel,
+) -> None:
+    kernel = make_kernel()
+    source, began = Source("/models/random/llm", target="random"), time.monotonic()
+    for i in range(5):
+        slow = {"allOf": [{"type": "string", "pattern": f".*a{i}.*b{j}"} for j in range(26)]}
+        named = {"type": "json_schema", "json_schema": {"name": "slow", "schema": slow}}
+        kernel.admission.look(EVE, source, json.dumps({"prompt": "x", "response_format": named}).encode())
+    assert time.monotonic() - began < 2.5  # 5 s, were each verdict waited for
+    bad = {"type": "json_schema", "json_schema": {"name": "none", "schema": {"enum": []}}}
+    body = json.dumps({"prompt": "x", "response_format": bad}).encode()
+    with pytest.raises(BadRequest, match="no value"):
+        kernel.admission.look(ME, source, body)
+
+
+def test_a_write_does_not_wait_for_a_submission_through_the_same_open_file(make_kernel: MakeKernel) -> None:
+    """The kernel would let all writes to the file wait, also those of others."""
+    kernel = make_kernel()
+    file = Transaction(admission=kernel.admission, source=Source("/models/random/llm", target="random"))
+    handle = file.open(Opening(Caller(4243, 4243, os.getpid()), os.O_RDWR, "/models/random/llm"))
+    slow = {"allOf": [{"type": "string", "pattern": f".*c{j}.*b"} for j in range(26)]}
+    named = {"type": "json_schema", "json_schema": {"name": "slow", "schema": slow}}
+    handle.write(json.dumps({"prompt": "x", "response_format": named}).encode() + b" ", 0)
+    thread = threading.Thread(target=handle.readable)
+    thread.start()
+    wait_until(lambda: grammar.COURT.held(4243) == 1, "the schema to be judged")
+    with pytest.raises(Busy, match="another thread submits"):
+        handle.write(b"x", 0)
+    assert grammar.COURT.held(4243) == 1
+    thread.join()
+
+
+def test_one_person_never_takes_the_last_threads_of_the_daemon(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "subuid").write_text("4242:200000:10\n")
+    monkeypatch.setattr(subuids, "_subuids", subuids.SubUids(tmp_path / "subuid"))
+    monkeypatch.setattr(usage, "tasks_most", lambda: 2000)
+    burden = Burden()
+
+    def enter(uid: int) -> int:
+        count = 0
+        with suppress(Busy):
+            while count < 2000:
+                burden.enter(uid)
+                count += 1
+        return count
+
+    assert [enter(uid) for uid in (4242, 200001, 5001, 5002)] == [750, 0, 375, 187]
+    burden.leave(200001)
+    assert enter(4242) == 0
+    assert enter(5003) == CROWD
+    assert enter(0) == 2000  # root has no bound
+
+
+def test_the_unit_of_the_daemon_has_tasks_for_more_than_the_tree() -> None:
+    unit = (REPOSITORY / "units/aiosd.service").read_text()
+    assert int(unit.partition("TasksMax=")[2].split()[0]) >= THREADS_MOST + 4096

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 import subprocess
 import sys
@@ -169,6 +170,43 @@ def test_a_check_names_all_that_is_wrong_and_starts_nothing(tmp_path: Path, rand
     status, said = checked("[scheduler]\npolicy = 'x'\n[models.a]\npath = '/x'\n[models.b]\npath = '/y'\n")
     assert status == 1
     assert [word in said for word in ("no policy 'x'", "[models.a]: /x", "[models.b]: /y")] == [True] * 3
+
+
+def test_the_tree_hides_no_files(tmp_path: Path) -> None:
+    """With mount = "/etc" the whole machine would see the tree in place of its configuration."""
+    file, folder = tmp_path / "aiosd.toml", tmp_path / "used"
+    (folder / "sub").mkdir(parents=True)
+    file.write_text(f"[daemon]\nmount = '{folder}'\n")
+    for option in ("--check", "--config"):
+        command = [sys.executable, "-m", "aiosd", option, str(file), "--state", str(tmp_path / "state")]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+        assert done.returncode == (1 if option == "--check" else os.EX_CONFIG)
+        assert f"{folder} has files, which the tree would hide; name an empty folder" in done.stderr
+    assert os.listdir(folder) == ["sub"]
+
+
+def test_a_group_that_does_not_exist_lets_nobody_in(make_kernel: MakeKernel) -> None:
+    """A machine may lack the default group. Any other name is a mistake."""
+    for name, gid in (("nosuchgroup", 0), ("", None)):
+        kernel = make_kernel(f"[daemon]\ngroup = '{name}'")
+        assert kernel.group == gid
+        kernel.stop()
+
+
+def test_what_is_named_and_not_there_is_doubtful(tmp_path: Path) -> None:
+    file = tmp_path / "aiosd.toml"
+    file.write_text(
+        "[daemon]\ngroup = 'nosuch'\nadmin_group = 'nosuch'\n[scheduler]\npolicies = '/nosuch/a'\n"
+        "[tools]\nfolder = '/nosuch/b'\ncredentials = '/nosuch/c'\nnotify = '/nosuch/d'\n"
+        "system_users = ['root', 'nosuch']\n[mcp.x]\ncommand = ['/nosuch/e']\n[mcp.y]\ncommand = ['npx']\n"
+    )
+    found = doubts(load(file))
+    assert len(found) == 8
+    for words in ("[daemon] group: this machine has no group nosuch, so only root may use",
+                  "[daemon] admin_group", "[scheduler] policies: /nosuch/a is not there", "[tools] folder",
+                  "[tools] credentials", "[tools] notify", "no user nosuch", "[mcp.x] command"):  # fmt: skip
+        assert any(words in line for line in found), words
+    assert doubts(Config()) == []
 
 
 def test_a_quota_for_nobody_is_doubtful() -> None:

@@ -171,7 +171,6 @@ def test_a_bad_command_is_refused(tree: Tree, command: str) -> None:
 
 def test_several_writes_are_one_request_submitted_when_the_opener_closes(tree: Tree, kernel: Kernel) -> None:
     handle = opened(tree, LLM, os.O_WRONLY)
-    handle.flush(ME.pid)  # the shell's dup before it writes
     handle.write(b"one ", 0)
     handle.flush(1)  # a child that inherited the file ends
     handle.write(b"two\n", 4)
@@ -206,12 +205,16 @@ def test_a_request_that_close_refused_is_not_submitted_at_release(
 
 
 def test_opening_without_writing_asks_nothing(tree: Tree, kernel: Kernel) -> None:
-    for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY):
+    for flags in (os.O_RDWR, os.O_RDONLY):
         handle = opened(tree, LLM, flags)
         handle.flush(ME.pid)
         handle.release()
-    assert requests(kernel) == []
     assert opened(tree, LLM).read(9, 0) == b"", "no request yet: an empty file"
+    handle = opened(tree, LLM, os.O_WRONLY)
+    with pytest.raises(BadRequest):
+        handle.flush(ME.pid)
+    handle.release()
+    assert requests(kernel) == []
 
 
 @pytest.mark.parametrize(

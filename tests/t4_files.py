@@ -170,6 +170,34 @@ def test_after_a_refused_write_an_older_answer_is_not_taken_for_the_new_one(aios
     assert aios.sh(f"cat {llm}").stdout == "fig\n", "a private transaction is nobody else's"
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        ": > {llm}",
+        "printf '' > {llm}",
+        "cat /dev/null > {llm}",
+        "cp /dev/null {llm}",
+        "sh -c 'exec 4>{llm}; exec 4>&-'",
+        'python3 -c \'open("{llm}", "w").close()\'',
+        "exec 3<>{llm}; cat /dev/null >&3; cat <&3 && exit 9",
+    ],
+)
+def test_an_older_answer_is_not_taken_for_that_to_an_empty_question(
+    aios: Daemon, agent: str, script: str
+) -> None:
+    """A script asks nothing when the program that makes its question prints nothing."""
+    llm = f"{agent}/syscall/llm"
+    assert aios.sh(f"echo 'Repeat: pear' > {llm} && cat {llm}").stdout == "pear\n"
+    done = aios.sh(script.format(llm=llm))
+    assert (done.returncode != 9, done.stdout) == (True, "")
+    if "exec 3" not in script:  # that one is nobody else's
+        read = aios.sh(f"cat {llm}")
+        assert (read.returncode, read.stdout) == (1, "")
+    assert "empty" in aios.read(f"{agent}/syscall/error")
+    assert aios.sh(f"echo 'Repeat: fig' > {llm} && cat {llm}").stdout == "fig\n"
+    assert aios.table(f"{agent}/usage")["requests"] == "2"
+
+
 def test_json_in_json_out(aios: Daemon, agent: str) -> None:
     request = {"messages": [{"role": "user", "content": "Repeat: lime"}], "logprobs": True, "top_logprobs": 2}
     answer = json.loads(ask(aios, agent, json.dumps(request)))

@@ -111,6 +111,7 @@ def test_each_shell_offers_the_names_of_the_tree(
     expected = {
         "aiosctl ask ": name, "aiosctl log ": name, f"aiosctl log {name[:3]}": name,
         "aiosctl cancel ": request, "aiosctl policy ": "fair", "aiosctl ask -m ": "tiny",
+        "aiosctl run ": "tiny",
         "aiosctl mcp serve --agent ": name, "aiosctl model unload ": "tiny",
         "aiosctl access allow ": asked, "aiosctl access deny ": asked,
         f"aiosctl --mount {aios.root} -v log ": name, "aiosctl model add ": "somewhere",

@@ -244,6 +244,36 @@ def test_after_an_upgrade_the_helper_goes_on_as_the_new_program(daemon: Daemon) 
     assert daemon.log.read_text().count(became) == before + 1, "once is enough"
 
 
+def test_the_tree_moves_when_the_configuration_names_another_folder(
+    tmp_path: Path, random_llama: Path
+) -> None:
+    """A restart of the daemon alone is enough, as aiosd.toml(5) says."""
+    needs_python()
+    open_to_all(tmp_path)
+    own = Daemon(tmp_path, random_llama)
+    own.helped = True
+    own.start(ready=False)
+    before, places = own.root, tmp_path / "conf.d/places.toml"
+    try:
+        own.stop()
+        used = tmp_path / "used"
+        (used / "sub").mkdir(parents=True)
+        moved = tmp_path / "else"
+        for folder in (used, moved):
+            places.write_text(places.read_text().replace(str(own.root), str(folder)))
+            own.root = folder
+            if folder == used:
+                with pytest.raises(AssertionError, match="has files, which the tree would hide"):
+                    own.start(ready=False)
+        own.start(ready=False)
+        assert own.read("version")
+        assert os.listdir(before) == []
+        assert kinds(before) == []
+        assert kinds(moved) == ["tmpfs", "fuse.aiosd"]
+    finally:
+        own.clean()
+
+
 def test_nobody_can_write_into_the_folder_while_nothing_runs(tmp_path: Path, random_llama: Path) -> None:
     needs_python()
     open_to_all(tmp_path)

@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from tests import random_model
 from tests.running import PATHS, PYTHON, REPOSITORY, Daemon, wait_until
 from tests.t5_users import ALICE, BOB, STAFF, as_user
 
@@ -128,3 +130,46 @@ def test_waiting_requests_fail_when_the_quota_of_their_user_becomes_zero(busy: D
     busy.start()
     assert queue(busy) == []
     assert str(BOB) in busy.read(f"requests/{his}/error")
+
+
+@pytest.fixture
+def endless(make_daemon: MakeDaemon, tmp_path: Path) -> Daemon:
+    """A daemon whose answers take minutes, where alice has the agent a."""
+    model = random_model.make(tmp_path / "slow", hidden=512, layers=8, context_length=30_000)
+    daemon = reachable(make_daemon(model=model).start())
+    assert as_user(daemon, ALICE, "mkdir agents/a").returncode == 0
+    return daemon
+
+
+BODY = '{"prompt": "hi", "max_tokens": 100000, "ignore_eos": true}'
+PRIVATE = "exec 3<>{}; echo '$BODY' >&3; cat <&3"
+ASKED = {
+    "a model by ask -m": "$AIOSCTL ask -m slow '$BODY'",
+    "a model by run": "$AIOSCTL run slow hi",
+    "an agent by ask": "$AIOSCTL ask a '$BODY'",
+    "a model in a private transaction": PRIVATE.format("models/slow/llm"),
+    "an agent in a private transaction": PRIVATE.format("agents/a/syscall/llm"),
+    "a model by echo": "echo '$BODY' > models/slow/llm; cat models/slow/llm",
+    "an allocated request": "r=agents/a/requests/$(cat agents/a/requests/new);"
+    " echo '$BODY' > $r/request; cat $r/response",
+    "a loop and its step": "echo calc > agents/a/tools; " + PRIVATE.format("agents/a/syscall/llm"),
+}
+
+
+def test_a_user_cancels_each_own_request_by_its_number(endless: Daemon) -> None:
+    command = f"{PYTHON} -m aiosd.cli.aiosctl --mount {endless.root}"
+    for name, script in ASKED.items():
+        asking = script.replace("$AIOSCTL", command).replace("$BODY", BODY)
+        with subprocess.Popen(
+            ["setpriv", "--reuid", str(ALICE), "--regid", str(ALICE), "--clear-groups",
+             "timeout", "60", "bash", "-c", asking],
+            cwd=endless.root, env={**os.environ, **PATHS}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        ) as process:  # fmt: skip
+            wait_until(lambda: any(row[1] == "running" and int(row[6]) > 1 for row in queue(endless)), name)
+            last = ids(endless, ALICE)[-1]  # of a loop, its step
+            assert aiosctl(endless, BOB, "cancel", last).returncode == 1, name
+            done = aiosctl(endless, ALICE, "cancel", last)
+            assert done.returncode == 0, f"{name}: {done.stderr}"
+            assert "cancelled" in process.communicate(timeout=20)[0], name
+        assert queue(endless) == [], name

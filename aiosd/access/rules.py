@@ -21,8 +21,9 @@ import jsonschema
 from jsonschema.exceptions import best_match
 
 from aiosd.access.caller import Caller
-from aiosd.errors import ConfigError, in_words
+from aiosd.errors import ConfigError
 from aiosd.host import toml
+from aiosd.host.administered import listed, unreadable
 from aiosd.host.ownership import check_owner
 
 BUILT_IN = Path(__file__).parents[1] / "policies/access"
@@ -107,7 +108,7 @@ class Rules:
         """Read all rules. `folder`: the administrator's. Raises ConfigError."""
         user_name.cache_clear()
         group_name.cache_clear()
-        files = [*sorted(folder.glob("*.toml")), *sorted(BUILT_IN.glob("*.toml"))]
+        files = [*listed(folder, "*.toml"), *listed(BUILT_IN, "*.toml")]
         texts = {file: read(file) for file in files}
         self.text = "\n".join(f"# {file}\n{text}" for file, text in texts.items())
         self._rules = [rule for file, text in texts.items() for rule in parse(file, text)]
@@ -124,7 +125,7 @@ def read(file: Path) -> str:
             check_owner(file, os.fstat(opened.fileno()))
             return toml.decoded(opened.read())
     except OSError as error:
-        raise ConfigError(in_words(error), HINT) from None
+        raise unreadable(file, error) from None
     except ValueError as error:  # a wrong owner, or not UTF-8
         raise ConfigError(f"{file}: {error}", HINT) from None
 

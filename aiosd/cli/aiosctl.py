@@ -6,20 +6,17 @@ A command does the same as a few lines of shell, which `--verbose` shows.
 from __future__ import annotations
 
 import argparse
-import errno
-import grp
 import json
 import os
-import pwd
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from aiosd import __version__
-from aiosd.cli import audit_log, listing, models, packaged, pulled, sharing, torch_install, users
-from aiosd.client import Failed, Files, patiently, wait_for_daemon
+from aiosd.cli import audit_log, listing, models, packaged, pulled, sharing, torch_install, users, views
+from aiosd.cli.question import question
+from aiosd.client import Failed, Files, explained, patiently, wait_for_daemon
 from aiosd.config.config import private_mount
 
 
@@ -58,36 +55,6 @@ def find_mount() -> Path:
     return private_mount() if not is_served and os.getuid() else Path("/aios")
 
 
-def explained(files: Files, error: OSError) -> str:
-    """The errno, and why: the daemon's reason, or whose file it is where the kernel refused."""
-    said, file = str(error.strerror or error), Path(str(error.filename or files.root))
-    if why := files.why(file):
-        return f"{said}: {why}"
-    if error.errno not in (errno.EACCES, errno.EPERM):
-        return said
-    try:
-        at = file.stat()
-        return (
-            f"{said}; it is of {user(at.st_uid)} and group {group(at.st_gid)}, mode {at.st_mode & 0o7777:o}"
-        )
-    except OSError:
-        return f"{said}; a folder above it is closed to you: ls -ld {file.parent}"
-
-
-def user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
-
-
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aiosctl", description="Use /aios from the command line.")
     parser.add_argument("--mount", type=Path, metavar="DIR", help="default $AIOS, else /aios")
@@ -102,16 +69,20 @@ def arguments() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, served=True)
         return sub
 
-    command("status", status, "the state of the daemon")
-    command("queue", queue, "the waiting and running requests")
-    listing.options(command("agents", agents, "your agents and their state"))
+    listing.options(command("status", views.status, "the state of the daemon"))
+    listing.options(command("queue", views.queue, "the waiting and running requests"))
+    listing.options(command("agents", views.agents, "your agents and their state"))
     models.arguments(command)
     pulled.arguments(command)
     ask_parser = command("ask", ask, "ask an agent, or a model with -m, and print the answer")
     ask_parser.add_argument("-m", "--model", metavar="NAME", help="ask this model without an agent")
     ask_parser.add_argument("agent", nargs="?", help="an agent; a missing agent is made")
-    ask_parser.add_argument("text", nargs="*", help="default: standard input")
-    command("log", log, "why an agent's requests were refused or failed").add_argument("agent")
+    ask_parser.add_argument("text", nargs="*", help="with standard input, if that is a pipe or a file")
+    run_parser = command("run", run, "talk with a model, or ask it once")
+    run_parser.add_argument("model", nargs="?", help="default: the model of agents that name none")
+    run_parser.add_argument("text", nargs="*", help="ask this, with standard input, and end")
+    log = command("log", views.log, "why an agent's requests were refused or failed")
+    listing.options(log).add_argument("agent")
     cancel = command("cancel", users.cancel, "end unfinished requests")
     which = cancel.add_mutually_exclusive_group(required=True)
     which.add_argument("id", nargs="?", help="a number of aiosctl queue")
@@ -126,11 +97,11 @@ def arguments() -> argparse.ArgumentParser:
     shared.add_argument("--group", required=True)
     shared.add_argument("--with-context", action="store_true", help="let it continue the conversation too")
     command("unshare", sharing.unshare, "take it back").add_argument("agent")
-    policy_parser = command("policy", policy, "show or switch the scheduling policy")
-    policy_parser.add_argument("name", nargs="?")
-    command("tools", tools, "the tools that you may call")
-    access = command("access", pending, "irreversible calls that wait for your decision")
-    decisions = access.add_subparsers(metavar="DECISION")
+    policy = command("policy", views.policy, "show or switch the scheduling policy")
+    listing.options(policy).add_argument("name", nargs="?")
+    listing.options(command("tools", views.tools, "the tools that you may call"))
+    access = command("access", views.access, "irreversible calls that wait for your decision")
+    decisions = listing.options(access).add_subparsers(metavar="DECISION")
     for verb in ("allow", "deny"):
         decision = decisions.add_parser(verb, help=f"{verb} a call")
         decision.add_argument("id")
@@ -150,13 +121,14 @@ def arguments() -> argparse.ArgumentParser:
     mcp.add_argument("--agent", default="", metavar="NAME", help="call tools through this agent")
     mcp.set_defaults(run=mcp_serve)
     packages = command("agent", packaged.show, "packaged agents, aios-agent(5)").add_subparsers(required=True)
-    run = packages.add_parser("run", help="run an agent as this process, as aios-agent@NAME.service does")
-    run.add_argument("package", metavar="NAME|FOLDER")
-    run.set_defaults(run=packaged.run, served=False)
+    program = packages.add_parser("run", help="run an agent as this process, as aios-agent@NAME.service does")
+    program.add_argument("package", metavar="NAME|FOLDER")
+    program.set_defaults(run=packaged.run, served=False)
     check = packages.add_parser("check", help="check an agent.toml")
     check.add_argument("package", metavar="NAME|FOLDER")
     check.set_defaults(run=packaged.check, served=False)
-    packages.add_parser("list", help="list packaged agents").set_defaults(run=packaged.show, served=False)
+    shown = packages.add_parser("list", help="list packaged agents")
+    listing.options(shown).set_defaults(run=packaged.show, served=False)
     engine = command("engine", torch_install.status, "the PyTorch of workers").add_subparsers(required=True)
     install = engine.add_parser("install", help="install a PyTorch other than that of the package (root)")
     kind = install.add_mutually_exclusive_group(required=True)
@@ -173,68 +145,23 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def status(files: Files, options: argparse.Namespace) -> None:
-    print(files.read("status"), end="")
-
-
-def queue(files: Files, options: argparse.Namespace) -> None:
-    print(files.read("scheduler/queue"), end="")
-
-
-def agents(files: Files, options: argparse.Namespace) -> None:
-    rows = []
-    for name in files.names("agents"):
-        if os.access(files.root / "agents" / name, os.X_OK):
-            usage = dict(line.split() for line in files.read(f"agents/{name}/usage").splitlines())
-            counted = {key: int(usage[key]) for key in ("requests", "completion_tokens")}
-            rows.append({"name": name, "state": files.read(f"agents/{name}/state").strip(), **counted})
-    listing.show(options, rows, {"REQUESTS": "requests", "TOKENS": "completion_tokens", "STATE": "state"})
-
-
 def ask(files: Files, options: argparse.Namespace) -> None:
     words = [*([options.agent] if options.model and options.agent else []), *options.text]
-    text = " ".join(words) or sys.stdin.read()
     if options.model:
-        files.ask(f"models/{options.model}/llm", text)
+        files.ask(f"models/{models.find(files, options.model)}/llm", question(words))
         return
     if not options.agent:
         raise Failed("name an agent, or a model with -m")
+    text = question(words)
     if not (files.root / "agents" / options.agent).exists():
         files.make(f"agents/{options.agent}")
     files.ask(f"agents/{options.agent}/syscall/llm", text)
 
 
-def log(files: Files, options: argparse.Namespace) -> None:
-    for line in files.read(f"agents/{options.agent}/log.jsonl").splitlines():
-        note = json.loads(line)
-        when = time.strftime("%F %T", time.localtime(note["time"]))
-        print(when, note.get("file") or f"request {note.get('request')}", note["message"], sep="  ")
+def run(files: Files, options: argparse.Namespace) -> None:
+    from aiosd.cli import dialogue  # it reads the request formats, which the other commands need not wait for
 
-
-def policy(files: Files, options: argparse.Namespace) -> None:
-    if options.name:
-        files.write("scheduler/policy", options.name)
-        return
-    now = files.read("scheduler/policy").strip()
-    for name in files.read("scheduler/policies").split():
-        print(f"{'*' if name == now else ' '} {name}")
-
-
-def tools(files: Files, options: argparse.Namespace) -> None:
-    for name in files.names("tools"):
-        if os.access(files.root / "tools" / name / "call", os.W_OK):  # X_OK: the mount is noexec
-            function = json.loads(files.read(f"tools/{name}/schema.json"))["function"]
-            print(f"{name:24} {function['description']}")
-
-
-def pending(files: Files, options: argparse.Namespace) -> None:
-    for id in files.names("access/pending"):
-        folder = f"access/pending/{id}"
-        if os.access(files.root / folder, os.X_OK):
-            act = json.loads(files.read(f"{folder}/request.json"))
-            left_s = max(0, int(files.read(f"{folder}/expires")) - int(time.time()))
-            said = json.dumps(act["arguments"], ensure_ascii=False)
-            print(f"{id:>8}  {act['agent'] or '-'}  {act['tool']} {said}  ({left_s} s left)")
+    dialogue.run(files, options)
 
 
 def decide(files: Files, options: argparse.Namespace) -> None:

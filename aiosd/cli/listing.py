@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from aiosd.errors import shown
+
 Row = Mapping[str, Any]
 Column = str | Callable[[Row], object]  # a key of the row, or what to make of the row
 
@@ -25,7 +27,7 @@ def show(
 ) -> None:
     """Print `rows` as the options say. `columns`: title → what stands there. `key` names a row."""
     if wanted.json:
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        print(json.dumps(rows, indent=2))
         return
     if wanted.quiet:
         for row in rows:
@@ -41,7 +43,7 @@ def show(
 
 def cell(row: Row, column: Column) -> str:
     value = column(row) if callable(column) else row.get(column)
-    return "-" if value in (None, "") else str(value)
+    return "-" if value in (None, "") else shown(str(value))
 
 
 def size(count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -38,6 +39,21 @@ def show(files: Files, options: argparse.Namespace) -> None:
         {"name": name, **json.loads(files.read(f"models/{name}/info.json"))} for name in files.names("models")
     ]
     listing.show(options, rows, {"STATE": "state", "PATH": "path", "ERROR": "error"})
+
+
+def find(files: Files, name: str) -> str:
+    """The model of this name, or the default one. Raises Failed."""
+    there = [one for one in files.names("models") if os.access(files.root / "models" / one, os.X_OK)]
+    if not name:
+        known = dict(line.split(" ", 1) for line in files.read("status").splitlines())
+        name = known["default_model"]
+        if name == "-":
+            raise Failed("there is no model yet; aiosctl pull smollm2 gets a small one")
+    if name not in there:
+        raise Failed(
+            f"no model {name!r} for you; there are {', '.join(there) or 'none'}; aiosctl pull {name} gets it"
+        )
+    return name
 
 
 def add(files: Files, options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from aiosd.cli import listing
 from aiosd.client import Failed, Files
 from aiosd.config import packages
 from aiosd.config.packages import Package
@@ -43,12 +44,19 @@ def check(files: Files, options: argparse.Namespace) -> None:
 
 
 def show(files: Files, options: argparse.Namespace) -> None:
+    rows = []
     for name, folder in packages.names():
+        row = {"name": name, "folder": str(folder)}
         try:
-            about = packages.read(folder, trusted=True).description
+            row["description"] = packages.read(folder, trusted=True).description
         except ConfigError as error:
-            about = f"wrong: {error}"
-        print(f"{name:24} {folder}  {about}")
+            row["error"] = str(error)
+        rows.append(row)
+    listing.show(options, rows, {"FOLDER": "folder", "DESCRIPTION": about})
+
+
+def about(row: listing.Row) -> str:
+    return f"wrong: {row['error']}" if "error" in row else str(row["description"])
 
 
 def find(name: str) -> Package:

@@ -23,6 +23,7 @@ from aiosd.config.endpoints import parse as parse_grant
 from aiosd.config.mcp import Server
 from aiosd.errors import BadValue, ConfigError
 from aiosd.host import toml
+from aiosd.host.administered import is_there, listed, unreadable
 
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")  # the names of objects with a folder below /aios
 UNBOUNDED = 1 << 62
@@ -43,14 +44,19 @@ def at_least(low: int, default: int) -> Any:
     return field(default=default, metadata={"low": low})
 
 
+def path(default: str) -> Any:
+    """Empty: none. The daemon's working folder is nobody's business, so the path is absolute."""
+    return field(default=default, metadata={"path": True})
+
+
 def one_of(default: str, *choices: str) -> Any:
     return field(default=default, metadata={"choices": choices})
 
 
 @dataclass(frozen=True)
 class DaemonConfig:
-    mount: str = "/aios"
-    state: str = "/var/lib/aios"
+    mount: str = path("/aios")
+    state: str = path("/var/lib/aios")
     group: str = "aios"  # if it exists, the group of agents/ and contexts/
     admin_group: str = "aios-admin"  # if it exists, administers models, workers and scheduler as root does
     log_level: str = one_of("info", "debug", "info", "notice", "warning", "error")
@@ -60,7 +66,7 @@ class DaemonConfig:
 @dataclass(frozen=True)
 class SchedulerConfig:
     policy: str = "fair"
-    policies: str = "/etc/aios/policies"  # the administrator's own: files with rank() and preempt()
+    policies: str = path("/etc/aios/policies")  # the administrator's own: files with rank() and preempt()
     quantum: int = at_least(1, 64)  # tokens a request may generate before another may take its place
 
 
@@ -112,18 +118,18 @@ class EngineConfig:
     deterministic: bool = True  # answers are the same to the bit in any batch (CPU, float32)
     quantization: str = one_of("none", "none", "int8")
     device: str = "auto"
-    device_table: str = ""  # for tests: a file with devices that replaces the machine's own
+    device_table: str = path("")  # for tests: a file with devices that replaces the machine's own
     dtype: str = "auto"
 
 
 @dataclass(frozen=True)
 class ToolsConfig:
-    folder: str = "/etc/aios/tools.d"  # the administrator's own, beside the built-in ones
+    folder: str = path("/etc/aios/tools.d")  # the administrator's own, beside the built-in ones
     output_bytes: int = at_least(1, 1 << 20)  # output of one call
     work_bytes: int = at_least(1, 256 << 20)  # the folder that an agent's tools work in
     pending_s: int = at_least(1, 600)  # how long a call waits for a decision
-    credentials: str = "/etc/aios/credentials"  # the folder of the secrets that manifests name
-    notify: str = ""  # a program that is run for each call that waits for a person
+    credentials: str = path("/etc/aios/credentials")  # the folder of the secrets that manifests name
+    notify: str = path("")  # a program that is run for each call that waits for a person
     network: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # by tool: host:port that it may reach beside its manifest's
@@ -153,13 +159,16 @@ class Config:
 
 
 def load(file: Path | None) -> Config:
-    """Read the configuration. `file` None: the system's file, if it exists. Any other file must exist."""
+    """Read the configuration. `file` None: the system's file, if it exists. Any other file must exist.
+
+    Raises ConfigError.
+    """
     config = Config()
     if file is None:
         file = DEFAULT_FILE
-    if file is not DEFAULT_FILE or file.exists():
+    if file is not DEFAULT_FILE or is_there(file):
         config = _merge(config, file)
-    for extra in sorted(file.parent.glob("conf.d/*.toml")):
+    for extra in listed(file.parent / "conf.d", "*.toml"):
         config = _merge(config, extra)
     return config
 
@@ -169,7 +178,7 @@ def _merge(config: Config, file: Path) -> Config:
         text = toml.text(file)
         tables = toml.parse(text)
     except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}", "name a readable file with --config") from None
+        raise unreadable(file, error) from None
     except ValueError as error:
         raise ConfigError(f"{file}: {error}", "aiosd.toml(5) shows the format") from None
     source = TomlSource(file, text)
@@ -282,6 +291,8 @@ def _section(source: TomlSource, where: list[str], now: Section, table: dict[str
             raise ConfigError(f"{at}: {key} must be {WORDS[known[key]]}, not {value!r}")
         if value not in rules[key].get("choices", (value,)):
             raise ConfigError(f"{at}: {key} must be one of {', '.join(rules[key]['choices'])}, not {value!r}")
+        if "path" in rules[key] and value and not value.startswith("/"):
+            raise ConfigError(f"{at}: {key} must be an absolute path, not {value!r}")
         if type(value) is int and value < rules[key].get("low", 0):
             raise ConfigError(f"{at}: {key} must be at least {rules[key].get('low', 0)}")
     return dataclasses.replace(now, **table)  # type: ignore[type-var]

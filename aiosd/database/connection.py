@@ -40,6 +40,8 @@ class Connection:
                 health.check_belongs(self._db, folder)
             except (sqlite3.Error, OSError) as error:
                 remedy = "check the owner, the free space and the disk of the state folder"
+                if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
+                    remedy += f"; as a service: systemctl edit aiosd, with [Service] ReadWritePaths={folder}"
                 raise StoreFailed(f"{file}: {in_words(error)}", remedy) from None
             undo.pop_all()
 

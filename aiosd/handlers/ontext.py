@@ -11,7 +11,7 @@ from aiosd.handlers.textspec import TextSpec
 from aiosd.scheduler.handler import Source
 from aiosd.syscall.chat import GREEDY
 from aiosd.syscall.request import Request
-from aiosd.syscall.spec import Message
+from aiosd.syscall.spec import Message, Spec
 
 
 class OnText(OnWorker):
@@ -21,8 +21,11 @@ class OnText(OnWorker):
 
     def judge(self, caller: Caller, source: Source, body: bytes) -> TextSpec:
         asked = self.spec.parse(body, source.target)
-        self._parts.names.check_model(caller, asked.model)
+        self.check_names(caller, source, asked)
         return asked
+
+    def check_names(self, caller: Caller, source: Source, spec: Spec) -> None:
+        self._parts.names.check_model(caller, spec.target)
 
     def misunderstood(self, source: Source, body: bytes) -> TextSpec:
         return self.spec("", source.target, json=True)

@@ -33,6 +33,21 @@ GUARD = ("tmpfs", "aiosd")  # type and source
 libc = ctypes.CDLL(None, use_errno=True)
 
 
+def check_place(folder: Path) -> None:
+    """Raises ConfigError for a folder that is used: the tree would hide its files from the whole machine."""
+    try:
+        used = not is_mounted(folder) and bool(os.listdir(folder))
+    except (FileNotFoundError, PermissionError):  # it will be made, or root looks at it
+        return
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}", "name another folder with daemon.mount") from None
+    if used:
+        raise ConfigError(
+            f"{folder} has files, which the tree would hide",
+            "name an empty folder with daemon.mount or --mount",
+        )
+
+
 def open_fuse(folder: Path, shared: bool) -> int:
     """Mounts and gives the descriptor; `shared` lets other users in. Raises ConfigError with the remedy."""
     if not os.path.exists("/dev/fuse"):
@@ -118,6 +133,7 @@ def guard(folder: Path) -> None:
     It stays when the tree is unmounted. Otherwise root could write files into the bare folder, and the next
     tree would hide them. Raises ConfigError.
     """
+    check_place(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not is_mounted(folder):

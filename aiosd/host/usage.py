@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from collections import Counter
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from aiosd.host import proc
 
 DEEPEST = 1000  # processes below each other
 
@@ -47,3 +51,21 @@ def memory(tops: Collection[int]) -> Counter[int]:
 def free_bytes(folder: Path) -> int:
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize
+
+
+def tasks_most() -> float:
+    """How many threads the control groups of this process let it have, cgroups(7); infinite: as many as there
+    are."""
+    bounds = [math.inf]
+    with suppress(OSError):
+        own = [line.split(":", 2)[1:] for line in proc.lines(proc.SELF / "cgroup")]
+        for mount in proc.mounts(proc.SELF):
+            if mount.kind != "cgroup2" and not (mount.kind == "cgroup" and "pids" in mount.options):
+                continue
+            wanted = "pids" if mount.kind == "cgroup" else ""
+            for path in (path for names, path in own if wanted in names.split(",")):
+                below = mount.folder / path.lstrip("/")
+                for folder in (below, *below.parents):
+                    with suppress(OSError, ValueError):  # the root has none; "max" is no number
+                        bounds.append(int((folder / "pids.max").read_text()))
+    return min(bounds)

@@ -70,6 +70,10 @@ class Administrator:
         except KeyError:
             raise Denied(f"the administrator has no MCP server {name}", "systemctl reload aiosd") from None
 
+    def mount(self) -> Path:
+        """Read the configuration again, because the next daemon does. Raises ConfigError."""
+        return Path(load(self._file).daemon.mount)
+
     def devices_table(self) -> str:
         """Read the configuration again, because the daemon may have reloaded it. Raises ConfigError."""
         return load(self._file).engine.device_table

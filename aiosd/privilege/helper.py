@@ -37,7 +37,7 @@ from aiosd.tools.run.workfolder import Work
 log = logging.getLogger("aios-privileged")
 
 STATE = "/var/lib/aios-privileged"
-HANDED = "AIOS_PRIVILEGED_HANDED"  # descriptors of tree and socket, from the program before an upgrade
+HANDED = "AIOS_PRIVILEGED_HANDED"  # by the program before an upgrade: descriptors of tree and socket, folder
 
 
 def main() -> int:
@@ -64,6 +64,7 @@ class Privileged:
         self._installed = installed()
         try:
             self._administrator = Administrator(file)
+            self._folder = Path(self._administrator.config.daemon.mount)
             self._work = prepare(state, Path(self._administrator.config.daemon.state) / "work")
         except ConfigError as error:
             raise Misconfigured(str(error), error.hint) from None
@@ -72,24 +73,21 @@ class Privileged:
     def serve(self) -> None:
         signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        folder = Path(self._administrator.config.daemon.mount)
         with ExitStack() as undo:
             listener = None
             if handed := os.environ.pop(HANDED, ""):
-                self._fuse, listening = map(int, handed.split())
+                fuse, listening, at = handed.split(" ", 2)
+                self._fuse, self._folder = int(fuse), Path(at)
                 os.set_inheritable(self._fuse, False)
-                listener = socket.socket(fileno=listening)  # Python's sockets are not inherited
+                listener = socket.socket(fileno=int(listening))  # Python's sockets are not inherited
                 listener.set_inheritable(False)
             else:
-                for _ in range(2):  # a killed one may have left the next tree beneath the last
-                    mount.clear_stale(folder)
-                mount.guard(folder)
-                self._fuse = mount.open_fuse(folder, shared=True)
-            undo.callback(mount.unmount, folder)
+                self._fuse = mounted(self._folder)
+            undo.callback(lambda: mount.unmount(self._folder))
             listener = listener or self._listen()
             undo.enter_context(listener)
-            threading.Thread(target=self._accept, args=(listener, folder), daemon=True).start()
-            notify(READY=1, STATUS=f"mounted {folder}")
+            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+            notify(READY=1, STATUS=f"mounted {self._folder}")
             while (got := signal.sigwait(signals)) == signal.SIGHUP:
                 self._administrator.reload()
             log.info("%s: stopping", signal.Signals(got).name)
@@ -111,7 +109,7 @@ class Privileged:
             ) from None
         return listener
 
-    def _accept(self, listener: socket.socket, folder: Path) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             sock, _ = listener.accept()
             pid, uid = peer_of(sock)
@@ -121,11 +119,12 @@ class Privileged:
                 continue
             log.info("the daemon is here (pid %d)", pid)
             try:
+                self._move()
                 channel = Channel(sock, orders.ORDERS)
                 daemon = DaemonConnection(channel, self._administrator, self._users, self._work)
                 daemon.serve(self._fuse)
-                self._fuse = mount.replace(folder)
-                log.info("the daemon is gone; who opens something below %s waits for the next", folder)
+                self._fuse = mount.replace(self._folder)
+                log.info("the daemon is gone; who opens something below %s waits for the next", self._folder)
                 daemon.end()
                 if installed() != self._installed:
                     self._become_new(listener)
@@ -134,14 +133,42 @@ class Privileged:
                 logging.shutdown()
                 os._exit(70)  # EX_SOFTWARE: tools die with it, and the service manager starts it again
 
+    def _move(self) -> None:
+        """Follow daemon.mount, which the daemon that is here now has read too."""
+        before = self._folder
+        try:
+            folder = self._administrator.mount()
+            if folder == before:
+                return
+            fuse = mounted(folder)
+        except ConfigError as error:  # the daemon ends because of it
+            log.error("the tree stays at %s: %s", before, error.explanation)
+            return
+        os.close(self._fuse)
+        self._folder, self._fuse = folder, fuse
+        self._administrator.reload()
+        mount.unmount(before)
+        if mount.is_guard(before):
+            mount.unmount(before)
+        notify(STATUS=f"mounted {folder}")
+        log.info("the tree moved from %s to %s", before, folder)
+
     def _become_new(self, listener: socket.socket) -> None:
         """Go on as the program that an upgrade has installed. A daemon that connects meanwhile waits."""
         log.info("going on as the program that was installed meanwhile")
         logging.shutdown()
         for descriptor in (self._fuse, listener.fileno()):
             os.set_inheritable(descriptor, True)
-        handed = f"{self._fuse} {listener.fileno()}"
+        handed = f"{self._fuse} {listener.fileno()} {self._folder}"
         os.execve(sys.executable, sys.orig_argv, {**os.environ, HANDED: handed})
+
+
+def mounted(folder: Path) -> int:
+    """Mount a tree over an empty folder. Return its descriptor. Raises ConfigError."""
+    for _ in range(2):  # a killed process may have left the next tree beneath the last
+        mount.clear_stale(folder)
+    mount.guard(folder)
+    return mount.open_fuse(folder, shared=True)
 
 
 def installed() -> tuple[int, int]:

@@ -6,8 +6,8 @@ The handler of the request's kind interprets the bytes (aiosd.scheduler.handler)
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from weakref import WeakValueDictionary
@@ -17,7 +17,6 @@ from aiosd.access.permissions import Permissions
 from aiosd.agents.agents import Agent, Agents
 from aiosd.database.store import Store
 from aiosd.errors import (
-    AiosError,
     BadRequest,
     Busy,
     Denied,
@@ -30,6 +29,7 @@ from aiosd.errors import (
 from aiosd.host.subuids import owner
 from aiosd.scheduler.ending import Ending
 from aiosd.scheduler.handler import Handler, Source
+from aiosd.scheduler.ledger import Buckets
 from aiosd.scheduler.limits import Limits
 from aiosd.scheduler.newest import Newest
 from aiosd.scheduler.notices import Notices
@@ -37,13 +37,15 @@ from aiosd.scheduler.numbers import Numbers
 from aiosd.scheduler.queue import add
 from aiosd.scheduler.saving import Saving
 from aiosd.scheduler.scheduler import Scheduler
-from aiosd.syscall import response
+from aiosd.syscall import judging, response
 from aiosd.syscall.foreign import parsed_bytes
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.spec import Spec
 
 REFUSED_BYTES = 64 << 10  # that are kept of a request that is refused
 DRAFTS_MAX = 1000  # ids per agent that requests/new allocated and nobody has written yet
+LOOKS_MS_PER_MINUTE, LOOKS_BURST_S = 6_000, 6.0  # a tenth of the time, of six seconds at once
+HOPELESS = (BadRequest, NotFound, Denied, OverQuota)  # such a request is accepted and ends as failed
 STOPPED = "the daemon stopped; the request goes on when it starts again"
 
 
@@ -69,6 +71,7 @@ class Admission:
         self._read = WeakValueDictionary[int, Request]()  # ended requests, shared by all their readers
         self._drafts: dict[str, dict[int, None]] = {}  # by agent: allocated ids, oldest first
         self._numbers = Numbers(store)
+        self._looks = Buckets(LOOKS_BURST_S)  # by person, in milliseconds
 
     def take_up(self) -> None:
         """Queue the requests that an earlier daemon accepted and did not end."""
@@ -113,30 +116,52 @@ class Admission:
         """Parse and check a complete request. Raises BadRequest, NotFound, Denied, OverQuota."""
         return self._handlers[source.kind].judge(caller, source, body)
 
+    def look(self, caller: Caller, source: Source, body: bytes) -> None:
+        """Judge a request that a write completes. The kernel lets all who write to the same file wait
+        meanwhile. So one person may keep them waiting for a part of the time only, and after that only the
+        submission waits for the verdict on a new schema. Raises as `judge`, and Busy.
+        """
+        person, began = owner(caller.uid), time.monotonic()
+        with self._lock:
+            left_s = self._looks.left(person, LOOKS_MS_PER_MINUTE, began) / 1000
+        try:
+            with judging.of(caller.uid, left_s):
+                self.judge(caller, source, body)
+        except judging.Later:
+            pass
+        finally:
+            with self._lock:
+                self._looks.spend(person, 1000 * (time.monotonic() - began))
+
     # submitting
 
     def submit(self, caller: Caller, source: Source, body: bytes, id: int | None = None) -> Request:
         """Queue a request. A wrong text is queued too: the request fails, and its readers see the reason."""
-        if b'"response_format"' in body or b'"tools"' in body:
-            with suppress(AiosError):  # a new schema may take long: compile it before taking the lock
-                self.judge(caller, source, body)
-        with self._submitting:  # what `judge` finds still holds when the request enters the queue
-            request = self._submit(caller, source, body, id)
+        hopeless, handler = "", self._handlers[source.kind]
+        try:
+            spec = handler.judge(caller, source, body)  # without the lock: a new schema takes a second
+        except HOPELESS as error:
+            written = body[:REFUSED_BYTES].decode("utf-8", "replace")
+            hopeless, spec = error.explanation, replace(handler.misunderstood(source, body), refused=written)
+        with self._submitting:
+            request = self._submit(caller, source, body, id, spec, hopeless)
         if id is None:
             self.newest.came(source, caller.uid, request.id)
         self._withdraw_if_removed(source, request)
         return request
 
-    def _submit(self, caller: Caller, source: Source, body: bytes, id: int | None) -> Request:
+    def _submit(
+        self, caller: Caller, source: Source, body: bytes, id: int | None, spec: Spec, hopeless: str
+    ) -> Request:
+        """Everybody's requests wait for the lock meanwhile: nothing here may take long."""
         if source.agent:
             self._agents.check(source.agent)
         self._limits.check_room(caller, source.agent.name if source.agent else "")
-        hopeless, handler = "", self._handlers[source.kind]
-        try:
-            spec = handler.judge(caller, source, body)
-        except (BadRequest, NotFound, Denied, OverQuota) as error:
-            written = body[:REFUSED_BYTES].decode("utf-8", "replace")
-            hopeless, spec = error.explanation, replace(handler.misunderstood(source, body), refused=written)
+        try:  # what `judge` found still holds when the request enters the queue
+            if not hopeless:
+                self._handlers[source.kind].check_names(caller, source, spec)
+        except HOPELESS as error:
+            hopeless = error.explanation
         agent, agent_id = (source.agent.name, source.agent.id) if source.agent else ("", 0)
         request = Request(
             id or self.new_id(), caller.uid, agent, source.file, spec, agent_id, len(body), caller.pid

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from aiosd.errors import BadValue, ConfigError, in_words
+from aiosd.host.administered import listed, unreadable
 from aiosd.host.ownership import check_owner
 from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, rr
 
@@ -98,24 +99,39 @@ def read_all(folder: Path, strict: bool = False) -> dict[str, Policy]:
     instead.
     """
     found: dict[str, Policy] = {}
-    for file in sorted(folder.glob("*.py")):
+    try:
+        files = listed(folder, "*.py")
+    except ConfigError as error:
+        if strict:
+            raise
+        log.error("no policy of the administrator is used: %s", error.explanation)
+        return found
+    for file in files:
         try:
             if file.stem in BUILT_IN:
                 raise ValueError("a built-in policy has this name")
             found[file.stem] = read_one(file)
         except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises, the daemon starts
+            why = (
+                error
+                if isinstance(error, ConfigError)
+                else ConfigError(f"policy {file}: {in_words(error)}", HINT)
+            )
             if strict:
-                raise ConfigError(f"policy {file}: {in_words(error)}", HINT) from None
-            log.error("policy %s is not used: %s; %s", file, in_words(error), HINT)
+                raise why from None
+            log.error("not used: %s", why.explanation)
     return found
 
 
 def read_one(file: Path) -> Policy:
     """Load one policy. It runs in the daemon, so only root or the daemon's user may write file and folder."""
     check_owner(file.parent, os.stat(file.parent))
-    with file.open("rb") as opened:
-        check_owner(file, os.fstat(opened.fileno()))
-        code = compile(opened.read(), str(file), "exec")
+    try:
+        with file.open("rb") as opened:
+            check_owner(file, os.fstat(opened.fileno()))
+            code = compile(opened.read(), str(file), "exec")
+    except PermissionError as error:
+        raise unreadable(file, error) from None
     made: dict[str, object] = {"__name__": f"aiosd_policy_{file.stem}"}
     exec(code, made)
     rank, preempt = made.get("rank"), made.get("preempt")

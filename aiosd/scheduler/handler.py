@@ -47,6 +47,11 @@ class Handler:
         """Turn a complete request into a Spec. Raises BadRequest, NotFound, Denied, OverQuota."""
         raise NotImplementedError
 
+    def check_names(self, caller: Caller, source: Source, spec: Spec) -> None:
+        """Check again that the caller may use what a judged request names. All admissions wait meanwhile.
+        Raises NotFound, Denied, OverQuota.
+        """
+
     def misunderstood(self, source: Source, body: bytes) -> Spec:
         """Return the Spec of a request that `judge` refused, which ends as failed."""
         raise NotImplementedError

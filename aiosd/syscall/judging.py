@@ -1,12 +1,13 @@
 """Judges of schemas: processes of their own, as some small schemas take for ever. They stay, so that a new
 schema costs its compilation and no start; one that takes too long ends its judge, and another starts.
 
-Users take turns, and one user has not all judges at once. Any thread may ask.
+Users take turns, and one user, with all lent uids, has not all judges at once. Any thread may ask.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import select
@@ -14,11 +15,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+
+from aiosd.errors import Busy
+from aiosd.host.subuids import owner
 
 JUDGES = 2
 CPU_S = 1.0  # of the processor, that one schema may take
@@ -27,22 +33,30 @@ END_S = 1.0  # that a killed one has to be gone
 NICE = 10  # models and the daemon come first
 JUDGED_MOST = 2000  # by one process: what its libraries do not give back is bounded
 DATA_BYTES = 1 << 30
+OPEN_MOST = 64  # questions of one user that are not answered yet
+LEFT_MOST = 64  # answers that nobody has waited for, and that are kept for who asks again
 NOBODY = -1  # who asks for the daemon itself
 ALONE = {
     "PYTHONPATH": ":".join(filter(None, [str(Path(__file__).parents[2]), *sys.path])),
     "RAYON_NUM_THREADS": "1",
 }
 asking: ContextVar[int] = ContextVar("asking", default=NOBODY)
+until: ContextVar[float] = ContextVar("until", default=math.inf)
 
 
 @contextmanager
-def of(uid: int) -> Iterator[None]:
-    """What is judged within is asked for by that user."""
-    token = asking.set(uid)
+def of(uid: int, patience_s: float = math.inf) -> Iterator[None]:
+    """What is judged within is asked for by that user. After `patience_s`, all in all, it raises Later."""
+    tokens = asking.set(owner(uid)), until.set(time.monotonic() + patience_s)
     try:
         yield
     finally:
-        asking.reset(token)
+        asking.reset(tokens[0])
+        until.reset(tokens[1])
+
+
+class Later(Exception):
+    """Who asked waits no longer. The verdict is sought all the same, for who asks again."""
 
 
 class Died(Exception):
@@ -104,17 +118,52 @@ class Court:
         self._waiting: dict[int, deque[object]] = {}  # by user, who has waited longest for a turn first
         self._holding: dict[int, int] = {}
         self._idle: list[Judge] = []
+        self._asked: dict[tuple[int, str], Future[str | None]] = {}  # by user and schema
 
     def verdict(self, schema: str) -> str | None:
-        """Of a judge; None: it takes too long."""
+        """Of a judge; None: it takes too long. Raises Later, Busy."""
+        question = asking.get(), schema
+        answer = self._ask(*question)
+        left_s = until.get() - time.monotonic()
+        try:
+            said = answer.result(None if left_s == math.inf else max(0.0, left_s))
+        except TimeoutError:
+            raise Later from None
+        finally:
+            if answer.done():
+                with self._changed:
+                    self._asked.pop(question, None)
+        return said
+
+    def _ask(self, uid: int, schema: str) -> Future[str | None]:
+        with self._changed:
+            if known := self._asked.get((uid, schema)):
+                return known
+            if (
+                uid != NOBODY
+                and sum(not a.done() for (u, _), a in self._asked.items() if u == uid) >= OPEN_MOST
+            ):
+                raise Busy(f"{OPEN_MOST} new schemas of yours are judged", "try again in a second")
+            for left in [key for key, answer in self._asked.items() if answer.done()][:-LEFT_MOST]:
+                del self._asked[left]
+            answer = self._asked[uid, schema] = Future()
+        threading.Thread(target=self._seek, args=(uid, schema, answer), name="judge", daemon=True).start()
+        return answer
+
+    def _seek(self, uid: int, schema: str, answer: Future[str | None]) -> None:
+        try:
+            answer.set_result(self._verdict(uid, schema))
+        except BaseException as error:  # noqa: BLE001 - who asked gets it
+            answer.set_exception(error)
+
+    def _verdict(self, uid: int, schema: str) -> str | None:
         with suppress(Died):  # one may be killed at any time; of two it is the schema's doing
-            return self._verdict(schema)
+            return self._judged(uid, schema)
         with suppress(Died):
-            return self._verdict(schema)
+            return self._judged(uid, schema)
         return None
 
-    def _verdict(self, schema: str) -> str | None:
-        uid = asking.get()
+    def _judged(self, uid: int, schema: str) -> str | None:
         judge = self._take(uid)
         said = None
         try:

@@ -33,6 +33,7 @@ from aiosd.errors import (
     shown,
 )
 from aiosd.host import disk
+from aiosd.host.administered import is_there, listed
 from aiosd.syscall import schemas
 from aiosd.syscall.foreign import read_json
 from aiosd.syscall.request import Request, State
@@ -252,19 +253,29 @@ def read_all(folder: Path, grants: Mapping[str, Sequence[str]], strict: bool = F
     `grants`: tool name → hosts that the administrator lets the tool reach, in addition to its manifest.
     """
     found: dict[str, Manifest] = {}
-    for file in (file for at in (BUILT_IN, PACKAGED, folder) for file in sorted(at.glob(f"*/{FILE}"))):
-        try:
-            manifest = read(file)
-        except ConfigError as error:
-            if strict:
-                raise
-            log.error("tool %s is not used: %s", file.parent.name, error.explanation)
-            continue
-        granted = dict.fromkeys((*manifest.network, *grants.get(manifest.name, ())))
-        found[manifest.name] = replace(manifest, network=tuple(granted))
+    for tools in (BUILT_IN, PACKAGED, folder):
+        folders: list[Path] = []
+        with unused("the tools are", strict):
+            folders = listed(tools, "*")
+        for one in folders:
+            with unused(f"tool {one.name} is", strict):
+                if is_there(one / FILE):
+                    manifest = read(one / FILE)
+                    granted = dict.fromkeys((*manifest.network, *grants.get(manifest.name, ())))
+                    found[manifest.name] = replace(manifest, network=tuple(granted))
     for name in grants.keys() - found:
         log.warning("[tools.network] grants hosts to %s, but there is no such tool", name)
     return list(found.values())
+
+
+@contextmanager
+def unused(what: str, strict: bool) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        if strict:
+            raise
+        log.error("%s not used: %s", what, error.explanation)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from aiosd.config.config import NAME
 from aiosd.config.endpoints import parse as parse_grant
 from aiosd.errors import BadValue, ConfigError
 from aiosd.host import toml
+from aiosd.host.administered import unreadable
 from aiosd.host.beneath import open_owned
 from aiosd.syscall import grammar, schemas
 from aiosd.syscall.judging import Court, serve
@@ -134,6 +135,8 @@ def read(file: Path) -> Manifest:
     try:
         with os.fdopen(open_owned(file.parent, file.name), "rb") as opened:
             raw = toml.parse(toml.decoded(opened.read()))
+    except PermissionError as error:
+        raise unreadable(file, error) from None
     except (OSError, ValueError) as error:  # ValueError: not TOML, not UTF-8, another's
         raise ConfigError(f"{file}: {error}", HINT) from None
     try:

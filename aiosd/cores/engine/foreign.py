@@ -63,7 +63,7 @@ class Foreign:
             self.together = not alone and (not exact or self._rows_are_independent(tokens, kv))
         self.kv_bytes_per_token = sum(layer.bytes_per_token for layer in self.layers.values())
         self.info: dict[str, Any] = {
-            "path": "transformers",
+            "core": "transformers",
             "dtype": str(dtype).removeprefix("torch."),
             "device": device,
             "exact": exact,

@@ -1,4 +1,5 @@
-"""The Llama family with the compiled forward pass (ops.cpp): CPU, float32, one call for each step.
+"""The Llama family and its relatives with the compiled forward pass (ops.cpp): CPU, float32, one call for
+each step.
 
 A row has the same bits wherever prefill is cut (chunk = 1), so a recomputed prefix has the same bits too.
 Knows segments and block tables, no requests.
@@ -16,13 +17,13 @@ import numpy as np
 import torch
 
 from aiosd.cores.engine.core import KV, Batch, zeros
-from aiosd.cores.engine.family import DecoderSpec, StoredWeights, Weights
+from aiosd.cores.engine.family import DecoderSpec
 from aiosd.cores.engine.gguf import TYPES, StoredTensor, plain
 from aiosd.cores.engine.kv import BLOCK
+from aiosd.cores.engine.weights import StoredWeights, Weights, linears
 
-LINEARS = ("qkv", "out", "gate_up", "down")
-NORMS = ("norm1", "norm2", "q_norm", "k_norm")
-
+LINEARS = ("qkv", "out", "gate_up", "down", "router", "shared")  # as ops.cpp counts them
+NORMS = ("norm1", "norm2", "q_norm", "k_norm", "after1", "after2")
 
 # Kinds of stored weights that stay as they are, with ggml's numbers: values in a block.
 PACKED = {"F32": 1, "Q4_0": 32, "Q4_1": 32, "Q8_0": 32, "Q4_K": 256, "Q6_K": 256}
@@ -46,28 +47,38 @@ class FusedLlama:
         self.spec = spec
         self._stride = -(-spec.vocab // 16) * 16
         self.vocab = spec.vocab
-        dims = array(
-            "q",
-            [
-                spec.layers,
-                spec.hidden,
-                spec.heads,
-                spec.kv_heads,
-                spec.head_dim,
-                spec.intermediate,
-                spec.vocab,
-            ],
-        )
-        reals = array("f", [spec.eps, spec.rope_scale])
-        ends = [spec.inv_freq, weights.norm]
+        shape = [
+            len(spec.layers),
+            spec.hidden,
+            spec.heads,
+            spec.kv_heads,
+            spec.head_dim,
+            spec.vocab,
+            spec.turned,
+        ]
+        shape += [len(spec.ropes), spec.experts, spec.chosen, spec.renormalise, spec.gelu]
+        dims = array("q", [*shape, spec.family.qk_norm == "all"])
+        scales = [
+            spec.eps,
+            spec.embedding_scale,
+            spec.residual_scale,
+            spec.attention_scale,
+            spec.attention_cap,
+        ]
+        reals = array("f", [*scales, spec.logit_scale, spec.logit_cap])
+        ends = [torch.cat([rope.inv_freq for rope in spec.ropes])]
+        ends += [torch.tensor([rope.scale for rope in spec.ropes]), weights.norm]
         ends += [weights.embedding, weights.head] if isinstance(weights, Weights) else []
         held = [t.contiguous() for t in ends]
-        inv_freq, norm, embedding, head = [*(t.data_ptr() for t in held), None, None][:4]
+        inv_freq, rope_scale, norm, embedding, head = [*(t.data_ptr() for t in held), None, None][:5]
         self._model = ctypes.c_void_p(
             lib.aiosd_new(
-                _at(dims), _at(reals), inv_freq, embedding, norm, head, threads, quantization == "int8"
+                _at(dims), _at(reals), inv_freq, rope_scale, embedding, norm, head, threads,
+                quantization == "int8",
             )
-        )
+        )  # fmt: skip
+        for i, own in enumerate(spec.layers):
+            lib.aiosd_layer(self._model, i, own.window, own.rope)
         self._free = weakref.finalize(self, lib.aiosd_free, self._model)
         self._rows: Any = None  # of the embedding, which C++ reads while the model lives
         if isinstance(weights, StoredWeights):
@@ -77,7 +88,7 @@ class FusedLlama:
                 self._give(i, layer)
         self.kv_bytes_per_token = lib.aiosd_kv_floats(self._model) * 4 // BLOCK
         self.info: dict[str, Any] = {
-            "path": "fused",
+            "core": "fused",
             "dtype": "float32",
             "device": "cpu",
             "exact": True,
@@ -86,14 +97,14 @@ class FusedLlama:
         }
 
     def _give(self, i: int, layer: dict[str, torch.Tensor | None]) -> None:
-        for which, name in enumerate(LINEARS):
+        for name in linears(self.spec, i):
             weight, bias = layer.pop(name), layer.pop(f"{name}_bias")
             assert weight is not None
             weight = weight.contiguous()
             self._lib.aiosd_linear(
                 self._model,
                 i,
-                which,
+                number(name),
                 weight.data_ptr(),
                 None if bias is None else bias.data_ptr(),
                 *weight.shape,
@@ -102,7 +113,7 @@ class FusedLlama:
 
     def _give_norms(self, i: int, layer: Mapping[str, Any]) -> None:
         for which, name in enumerate(NORMS):
-            norm = layer[name]
+            norm = layer.get(name)
             if norm is not None:
                 self._lib.aiosd_norm(self._model, i, which, norm.contiguous().data_ptr(), norm.numel())
 
@@ -112,17 +123,22 @@ class FusedLlama:
         self._lib.aiosd_stored_embedding(self._model, kind, self._rows.ctypes.data)
         self._pack(-1, 0, [weights.head])
         for i, layer in enumerate(weights.layers):
-            for which, name in enumerate(LINEARS):
+            for name in linears(self.spec, i):
                 parts, bias = layer[name], layer[f"{name}_bias"]
                 assert isinstance(parts, list)
-                self._pack(i, which, parts)
+                self._pack(i, number(name), parts)
                 if isinstance(bias, torch.Tensor):
                     bias = bias.contiguous()
-                    self._lib.aiosd_bias(self._model, i, which, bias.data_ptr(), bias.numel())
+                    self._lib.aiosd_bias(self._model, i, number(name), bias.data_ptr(), bias.numel())
             self._give_norms(i, layer)
 
     def _pack(self, i: int, which: int, parts: list[StoredTensor]) -> None:
         first, outputs = 0, sum(part.shape[0] for part in parts)
+        # a panel would hold two parts, or part of a group
+        if any(part.shape[0] % OUTPUTS for part in parts[:-1]) or (i >= 0 and parts[0].shape[1] % 8):
+            whole = np.concatenate([plain(part) for part in parts])
+            self._lib.aiosd_linear(self._model, i, which, whole.ctypes.data, None, *whole.shape)
+            return
         for kind, data, count, inputs in _packable(parts):
             rows = np.frombuffer(data, np.uint8)
             self._lib.aiosd_stored(
@@ -132,7 +148,7 @@ class FusedLlama:
 
     def reserve(self, blocks: int) -> KV:
         # Attention multiplies the unused slots of a block by zero. Zeroed memory has no NaN there.
-        layers = self.spec.layers
+        layers = len(self.spec.layers)
         shape = (layers, blocks, self._lib.aiosd_kv_floats(self._model) // layers)
         return [zeros(shape, torch.float32, torch.device("cpu"))]
 
@@ -163,11 +179,16 @@ class FusedLlama:
         return logits[:, : self.vocab], states
 
 
+def number(linear: str) -> int:
+    """As ops.cpp counts the linears of a layer: the experts' follow the others, two of each."""
+    if not linear.startswith("expert."):
+        return LINEARS.index(linear)
+    _, expert, part = linear.split(".")
+    return len(LINEARS) + 2 * int(expert) + (part == "down")
+
+
 def _packable(parts: list[StoredTensor]) -> list[tuple[int, Any, int, int]]:
     """Kind, bytes, outputs and inputs of each part. What cannot stay as it is stored becomes float32."""
-    if any(part.shape[0] % OUTPUTS for part in parts[:-1]):  # a panel would hold two parts
-        whole = np.concatenate([plain(part) for part in parts])
-        return [(NUMBERS["F32"], whole.data.cast("B"), len(whole), whole.shape[1])]
     made = list[tuple[int, Any, int, int]]()
     for part in parts:
         outputs, inputs = part.shape

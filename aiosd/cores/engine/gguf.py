@@ -13,13 +13,14 @@ import mmap
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from aiosd.cores.engine import gguf_config
 from aiosd.cores.engine.folder import unreadable
 from aiosd.errors import ModelError
 
@@ -39,17 +40,17 @@ TYPES = {
     21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56),
     30: ("BF16", 1, 2),
 }  # fmt: skip
-ARCHITECTURES = {  # of GGUF: model_type and class of transformers
-    "llama": ("llama", "LlamaForCausalLM"),
-    "mistral": ("mistral", "MistralForCausalLM"),
-    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
-}
-NAMES = {  # of Hugging Face → of GGUF
+NAMES = {  # of Llama and its relatives (family.py) → of GGUF
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "attention_out_norm": "post_attention_norm", "mlp_out_norm": "post_ffw_norm",
+    "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
+    "mlp.gate": "ffn_gate_inp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps", "mlp.experts.down_proj": "ffn_down_exps",
 }  # fmt: skip
 WHOLE = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -57,6 +58,8 @@ WHOLE = {
     "lm_head.weight": "output.weight",
 }
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+EXPERT = re.compile(r"\.experts\.(\d+)(?=\.)")  # GGUF has all experts of a layer in one tensor
+PAIRED = {"llama", "mistral", "mixtral", "smollm3", "granite"}  # queries and keys in the order of pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,14 @@ class GgufFile:
         self.metadata: dict[str, Any] = {}
         for file in _parts(self.path):
             self._read(file)
-        self.config = self._config()
+        shapes = {name: one.shape for name, one in self.tensors.items()}
+        self.config = gguf_config.config(self.path, self.metadata, shapes)
+        for name in ("rope_freqs.weight", "rope_factors_short.weight"):
+            if name in self.tensors:  # a divisor for each frequency: of Llama 3, and of Phi-3
+                factors = plain(self.tensors[name])
+                if factors.ndim != 1 or not np.all(factors > 0):
+                    raise ModelError(f"{self.path}: {name} does not hold numbers above 0", AGAIN)
+                self.config["rope_parameters"]["factors"] = factors.tolist()
 
     # what ModelFolder has too
 
@@ -108,18 +118,21 @@ class GgufFile:
         return torch.from_numpy(plain(self.stored(name, shape)))
 
     def stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
-        found = self.tensors.get(gguf_name(name))
+        found, expert = self.tensors.get(gguf_name(name)), EXPERT.search(name)
         if found is None:
             raise ModelError(f"{self.path}: no tensor {gguf_name(name)}", AGAIN)
-        if found.shape != shape:
+        if expert and len(found.shape) == 3 and int(expert[1]) < found.shape[0]:
+            size, number = len(found.data) // found.shape[0], int(expert[1])
+            found = StoredTensor(found.type, found.shape[1:], found.data[number * size : (number + 1) * size])
+        if found.shape != shape and (1, *found.shape) != shape:  # a linear of one output is stored as a row
             why = f"{gguf_name(name)} has shape {found.shape}, the metadata say {shape}"
             raise ModelError(f"{self.path}: {why}", AGAIN)
-        return self._rotated(name, found)
+        return self._rotated(name, replace(found, shape=shape))
 
     def _rotated(self, name: str, stored: StoredTensor) -> StoredTensor:
         """Undo the order of rows that GGUF gives the queries and keys of Llama: pairs side by side."""
         part = name.rsplit(".", 2)[1]
-        if self.config["model_type"] not in ("llama", "mistral") or part not in ("q_proj", "k_proj"):
+        if self.config["model_type"] not in PAIRED or part not in ("q_proj", "k_proj"):
             return stored
         heads = self.config["num_attention_heads" if part == "q_proj" else "num_key_value_heads"]
         rows = np.frombuffer(stored.data, np.uint8).reshape(heads, -1, 2, len(stored.data) // stored.shape[0])
@@ -166,73 +179,6 @@ class GgufFile:
             if name in self.tensors:
                 raise cursor.wrong(f"two tensors {name}")
             self.tensors[name] = StoredTensor(name_of, shape, data[at : at + length])
-
-    # the same model in Hugging Face's words
-
-    def _config(self) -> dict[str, Any]:
-        kind = self.metadata.get("general.architecture")
-        if kind not in ARCHITECTURES:
-            raise ModelError(
-                f"{self.path}: architecture {str(kind)[:40]!r} is not read from GGUF",
-                f"use one of {', '.join(ARCHITECTURES)}, or the model's folder with safetensors",
-            )
-        hidden, heads = self._number("embedding_length"), self._number("attention.head_count")
-        model_type, architecture = ARCHITECTURES[kind]
-        vocabulary = self.tensors.get("token_embd.weight")
-        if vocabulary is None:
-            raise ModelError(f"{self.path}: no tensor token_embd.weight", AGAIN)
-        config: dict[str, Any] = {
-            "model_type": model_type,
-            "architectures": [architecture],
-            "vocab_size": vocabulary.shape[0],
-            "hidden_size": hidden,
-            "intermediate_size": self._number("feed_forward_length"),
-            "num_hidden_layers": self._number("block_count"),
-            "num_attention_heads": heads,
-            "num_key_value_heads": self._number("attention.head_count_kv", heads),
-            "head_dim": self._number("attention.key_length", hidden // heads),
-            "max_position_embeddings": self._number("context_length"),
-            "rms_norm_eps": self._real("attention.layer_norm_rms_epsilon", 1e-6),
-            "hidden_act": "silu",
-            "tie_word_embeddings": "output.weight" not in self.tensors,
-            "attention_bias": model_type == "llama" and "blk.0.attn_q.bias" in self.tensors,
-            "rope_parameters": self._rope(),
-        }
-        if model_type == "mistral":
-            config["sliding_window"] = None
-        return config
-
-    def _rope(self) -> dict[str, Any]:
-        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self._real("rope.freq_base", 10000.0)}
-        if "rope_freqs.weight" in self.tensors:  # Llama 3: a factor for each frequency
-            return {**rope, "factors": plain(self.tensors["rope_freqs.weight"]).tolist()}
-        scaling = self._key("rope.scaling.type", "none")
-        if scaling in ("linear", "yarn"):
-            rope |= {"rope_type": scaling, "factor": self._real("rope.scaling.factor", 1.0)}
-            if scaling == "yarn":
-                rope["original_max_position_embeddings"] = self._number(
-                    "rope.scaling.original_context_length"
-                )
-        elif scaling != "none":
-            raise ModelError(
-                f"{self.path}: rope scaling {str(scaling)[:40]!r} is not known", "use another file"
-            )
-        return rope
-
-    def _key(self, name: str, default: Any = None) -> Any:
-        return self.metadata.get(f"{self.metadata['general.architecture']}.{name}", default)
-
-    def _number(self, name: str, default: int = 0) -> int:
-        value = self._key(name, default)
-        if not isinstance(value, int) or not 0 < value < 1 << 31:
-            raise ModelError(f"{self.path}: {name} is {str(value)[:40]}, not a number above 0", AGAIN)
-        return value
-
-    def _real(self, name: str, default: float) -> float:
-        value = self._key(name, default)
-        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ModelError(f"{self.path}: {name} is {str(value)[:40]}, not a number above 0", AGAIN)
-        return float(value)
 
 
 class _Cursor:
@@ -306,7 +252,7 @@ def _parts(path: Path) -> list[Path]:
 
 def gguf_name(name: str) -> str:
     """model.layers.3.self_attn.q_proj.weight → blk.3.attn_q.weight"""
-    if layer := LAYER.fullmatch(name):
+    if layer := LAYER.fullmatch(EXPERT.sub(".experts", name)):
         return f"blk.{layer[1]}.{NAMES.get(layer[2], layer[2])}.{layer[3]}"
     return WHOLE.get(name, name)
 

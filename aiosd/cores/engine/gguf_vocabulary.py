@@ -29,6 +29,7 @@ SPLITS = {  # the names that llama.cpp gives them (tokenizer.ggml.pre)
     "default": GPT2, "gpt-2": GPT2, "phi-2": GPT2, "mpt": GPT2, "olmo": GPT2, "jais": GPT2,
     "smollm": GPT2, "starcoder": GPT2, "refact": GPT2, "command-r": GPT2, "codeshell": GPT2,
     "llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3, "falcon3": LLAMA3, "dbrx": LLAMA3,
+    "smaug-bpe": LLAMA3, "glm4": LLAMA3, "chatglm-bpe": LLAMA3,
     "qwen2": QWEN2, "deepseek-r1-qwen": QWEN2, "stablelm2": QWEN2, "megrez": QWEN2, "kormo": QWEN2,
     "tekken": TEKKEN, "pixtral": TEKKEN, "gpt-4o": GPT4O, "llama4": GPT4O,
 }  # fmt: skip

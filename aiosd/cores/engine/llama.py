@@ -1,4 +1,4 @@
-"""The Llama family in plain torch: Llama, Mistral, Qwen2, Qwen3. Runs on every device; fused.py is the fast
+"""The Llama family and its relatives (family.py) in plain torch. Runs on every device; fused.py is the fast
 one.
 
 A row has the same bits in every batch on the CPU, because linears do not depend on the other rows
@@ -8,30 +8,37 @@ A row has the same bits in every batch on the CPU, because linears do not depend
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention, silu
+from torch.nn.functional import gelu, pad, scaled_dot_product_attention, silu, softmax
 
 from aiosd.cores.engine.core import CHUNK, KV, Batch, Segment, zeros
-from aiosd.cores.engine.family import DecoderSpec, Weights
+from aiosd.cores.engine.family import DecoderSpec
 from aiosd.cores.engine.kv import BLOCK
 from aiosd.cores.engine.linear import Linear
+from aiosd.cores.engine.weights import Weights, linears
 
+Turn = tuple[torch.Tensor, torch.Tensor]  # cos and sin
 ROPE_PAGE = 1024
 LANES = 32  # elements of the widest vector loop in torch's elementwise kernels
 
 
-def lanewise_silu(x: torch.Tensor) -> torch.Tensor:
-    """silu with the same bits for every shape.
+def lanewise(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """An elementwise function with the same bits for every shape.
 
     torch computes the tail of each thread's share with scalar code, whose exp rounds differently. Padding
     keeps all elements out of the tails.
     """
     if x.device.type != "cpu":
-        return silu(x)
+        return function(x)
     flat = pad(x.reshape(-1), (0, -x.numel() % (LANES * torch.get_num_threads())))
-    return silu(flat)[: x.numel()].view(x.shape)
+    return function(flat)[: x.numel()].view(x.shape)
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return gelu(x, approximate="tanh")
 
 
 class TorchLlama:
@@ -43,28 +50,28 @@ class TorchLlama:
         self.norm = weights.norm
         self.head = Linear(weights.head)
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
-        self.layers = [_Layer(spec, layer) for layer in weights.layers]
-        self.kv_bytes_per_token = spec.layers * 2 * spec.kv_heads * spec.head_dim * self.dtype.itemsize
+        self.layers = [_Layer(spec, i, layer) for i, layer in enumerate(weights.layers)]
+        self.kv_bytes_per_token = len(spec.layers) * 2 * spec.kv_heads * spec.head_dim * self.dtype.itemsize
         exact = deterministic and self.device.type == "cpu" and self.dtype == torch.float32
         self.chunk = CHUNK if exact else 1
         self.info: dict[str, Any] = {
-            "path": "torch",
+            "core": "torch",
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "exact": exact,
         }
-        self._cos = self._sin = torch.empty(0, spec.head_dim, device=self.device)
+        self._cos = self._sin = torch.empty(len(spec.ropes), 0, spec.turned, device=self.device)
 
     def reserve(self, blocks: int) -> KV:
         s = self.spec
         shape = (2, blocks, BLOCK, s.kv_heads, s.head_dim)
-        return [zeros(shape, self.dtype, self.device) for _ in range(s.layers)]
+        return [zeros(shape, self.dtype, self.device) for _ in s.layers]
 
     @torch.inference_mode()
     def forward(self, batch: Batch, kv: KV) -> tuple[torch.Tensor, torch.Tensor]:
         s = self.spec
         slots, positions = _places(batch.segments)
-        cos, sin = self._rope(positions)
+        turns = self._turns(positions)
         slot = torch.tensor(slots, device=self.device)
         tables = [
             torch.tensor(seg.blocks[: -(-seg.end // BLOCK)], device=self.device) for seg in batch.segments
@@ -72,8 +79,11 @@ class TorchLlama:
         units = [segment.units(self.chunk) for segment in batch.segments]
         masks = Masks()
         x = self.embedding[torch.tensor(batch.tokens, device=self.device)]
+        if s.embedding_scale != 1:
+            x = x * torch.tensor(s.embedding_scale, dtype=self.dtype, device=self.device)
         for layer, cache in zip(self.layers, kv, strict=True):
-            q, k, v = layer.project(x, cos, sin)
+            q, k, v = layer.project(x, turns)
+            window, cap = layer.own.window or None, s.attention_cap or None
             cache.view(2, -1, s.kv_heads, s.head_dim).index_copy_(1, slot, torch.stack((k, v)))
             out = torch.empty_like(q)
             row = 0
@@ -81,53 +91,94 @@ class TorchLlama:
                 keys, values = cache[:, table].flatten(1, 2).transpose(1, 2)
                 for start, end in cuts:
                     rows = slice(row, row + end - start)
-                    out[rows] = attend(q[rows], keys[:, :end], values[:, :end], s.head_dim**-0.5, masks)
+                    seen = slice(max(0, start - window + 1) if window else 0, end)
+                    out[rows] = attend(
+                        q[rows],
+                        keys[:, seen],
+                        values[:, seen],
+                        s.attention_scale,
+                        masks,
+                        window=window,
+                        softcap=cap,
+                    )
                     row += end - start
             x = layer.finish(x, out.flatten(1))
         wanted = torch.tensor(batch.rows + batch.states, dtype=torch.long, device=self.device)
         x = _rms(x[wanted], self.norm, s.eps)
         heads, states = x[: len(batch.rows)], x[len(batch.rows) :]
-        logits = self.head(heads) if batch.rows else torch.empty(0, s.vocab)
+        logits = self.head(heads) * s.logit_scale if batch.rows else torch.empty(0, s.vocab)
+        if s.logit_cap:
+            logits = lanewise(torch.tanh, logits / s.logit_cap) * s.logit_cap
         return logits.float().cpu(), states.float().cpu()
 
-    def _rope(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of each position, [rows, 1, head_dim]. Whole pages are computed, so that a position
-        always gets the same bits."""
-        while max(positions) >= self._cos.shape[0]:
-            start = self._cos.shape[0]
-            angle = torch.outer(torch.arange(start, start + ROPE_PAGE).float(), self.spec.inv_freq).repeat(
-                1, 2
-            )
-            scale = self.spec.rope_scale
-            self._cos = torch.cat((self._cos, (angle.cos() * scale).to(self.device, self._cos.dtype)))
-            self._sin = torch.cat((self._sin, (angle.sin() * scale).to(self.device, self._sin.dtype)))
-        at = torch.tensor(positions, device=self.device)
-        return self._cos[at].unsqueeze(1).to(self.dtype), self._sin[at].unsqueeze(1).to(self.dtype)
+    def _turns(self, positions: list[int]) -> list[Turn]:
+        """cos and sin of each position for each of the ropes, [rows, 1, rotated numbers]. Whole pages are
+        computed, so that a position always gets the same bits."""
+        while max(positions) >= self._cos.shape[1]:
+            at = torch.arange(self._cos.shape[1], self._cos.shape[1] + ROPE_PAGE).float()
+            angles = [torch.outer(at, rope.inv_freq).repeat(1, 2) for rope in self.spec.ropes]
+            scales = [rope.scale for rope in self.spec.ropes]
+            cos = torch.stack([a.cos() * scale for a, scale in zip(angles, scales, strict=True)])
+            sin = torch.stack([a.sin() * scale for a, scale in zip(angles, scales, strict=True)])
+            self._cos = torch.cat((self._cos, cos.to(self.device)), 1)
+            self._sin = torch.cat((self._sin, sin.to(self.device)), 1)
+        rows = torch.tensor(positions, device=self.device)
+        cos, sin = (t[:, rows].unsqueeze(2).to(self.dtype) for t in (self._cos, self._sin))
+        return list(zip(cos, sin, strict=True))
 
 
 class _Layer:
-    def __init__(self, spec: DecoderSpec, weights: dict[str, torch.Tensor | None]) -> None:
-        w: Any = weights
-        self.spec = spec
-        self.qkv = Linear(w["qkv"], w["qkv_bias"])
-        self.out = Linear(w["out"], w["out_bias"])
-        self.gate_up = Linear(w["gate_up"], w["gate_up_bias"])
-        self.down = Linear(w["down"], w["down_bias"])
-        self.norm1, self.norm2, self.q_norm, self.k_norm = w["norm1"], w["norm2"], w["q_norm"], w["k_norm"]
+    def __init__(self, spec: DecoderSpec, i: int, weights: dict[str, torch.Tensor | None]) -> None:
+        self.spec, self.own = spec, spec.layers[i]
+        w: dict[str, Any] = weights
+        self.linears = {name: Linear(w.pop(name), w.pop(f"{name}_bias")) for name in linears(spec, i)}
+        self.norms: dict[str, torch.Tensor] = w
 
-    def project(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """x itself where the family has no such norm."""
+        return _rms(x, self.norms[name], self.spec.eps) if name in self.norms else x
+
+    def project(self, x: torch.Tensor, turns: list[Turn]) -> tuple[torch.Tensor, ...]:
         """Rotated queries [rows, heads, head_dim], rotated keys and values [rows, kv_heads, head_dim]."""
-        s = self.spec
-        qkv = self.qkv(_rms(x, self.norm1, s.eps)).view(x.shape[0], -1, s.head_dim)
-        q, k, v = torch.split(qkv, [s.heads, s.kv_heads, s.kv_heads], 1)
-        if self.q_norm is not None:
-            q, k = _rms(q, self.q_norm, s.eps), _rms(k, self.k_norm, s.eps)
+        s, rows = self.spec, x.shape[0]
+        widths = [heads * s.head_dim for heads in (s.heads, s.kv_heads, s.kv_heads)]
+        q, k, v = torch.split(self.linears["qkv"](self.norm("norm1", x)), widths, 1)
+        if s.family.qk_norm == "all":
+            q, k = self.norm("q_norm", q), self.norm("k_norm", k)
+        q, k, v = (t.reshape(rows, -1, s.head_dim) for t in (q, k, v))
+        if s.family.qk_norm == "head":
+            q, k = self.norm("q_norm", q), self.norm("k_norm", k)
+        if self.own.rope < 0:
+            return q, k, v
+        cos, sin = turns[self.own.rope]
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def finish(self, x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        x = x + self.out(attention)
-        gate, up = self.gate_up(_rms(x, self.norm2, self.spec.eps)).chunk(2, 1)
-        return x + self.down(lanewise_silu(gate) * up)
+        scale = self.spec.residual_scale
+        x = x + self.norm("after1", self.linears["out"](attention)) * scale
+        h = self.norm("norm2", x)
+        added = self._mlp(h) if self.own.inner else torch.zeros_like(h)
+        if self.own.experts:
+            added = self._experts(h) + (
+                added * lanewise(torch.sigmoid, self.linears["shared"](h)) if self.own.inner else 0
+            )
+        return x + self.norm("after2", added) * scale
+
+    def _mlp(self, h: torch.Tensor, slot: str = "") -> torch.Tensor:
+        gate, up = self.linears[f"{slot}gate_up"](h).chunk(2, 1)
+        return self.linears[f"{slot}down"](lanewise(gelu_tanh if self.spec.gelu else silu, gate) * up)
+
+    def _experts(self, h: torch.Tensor) -> torch.Tensor:
+        """Each row adds its experts in the order of their numbers, whatever the other rows choose."""
+        shares, chosen = softmax(self.linears["router"](h).float(), -1).topk(self.spec.chosen)
+        if self.spec.renormalise:
+            shares = shares / shares.sum(-1, keepdim=True)
+        added = torch.zeros_like(h)
+        for expert in sorted(set(chosen.flatten().tolist())):
+            rows, place = (chosen == expert).nonzero(as_tuple=True)
+            share = shares[rows, place, None].to(h.dtype)
+            added[rows] += self._mlp(h[rows], f"expert.{expert}.") * share
+        return added
 
 
 class Masks:
@@ -198,14 +249,17 @@ def _eager(
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+    """The first numbers of each head, as many as cos has."""
+    turned = cos.shape[-1]
+    y, half = x[..., :turned], turned // 2
+    y = y * cos + torch.cat((-y[..., half:], y[..., :half]), -1) * sin
+    return y if turned == x.shape[-1] else torch.cat((y, x[..., turned:]), -1)
 
 
 def _rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     wide = x.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * wide.to(x.dtype)
+    return (weight * wide.to(weight.dtype)).to(x.dtype)
 
 
 def _places(segments: list[Segment]) -> tuple[list[int], list[int]]:

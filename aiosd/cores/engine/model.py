@@ -16,7 +16,7 @@ import torch
 from aiosd.cores.engine.config import of_gguf, read
 from aiosd.cores.engine.constraint import Constraints
 from aiosd.cores.engine.core import Core
-from aiosd.cores.engine.family import read_stored, read_weights, spec_of
+from aiosd.cores.engine.family import spec_of
 from aiosd.cores.engine.folder import ModelFolder
 from aiosd.cores.engine.fused import PACKED, FusedLlama
 from aiosd.cores.engine.gguf import GgufFile, stored_bytes
@@ -24,6 +24,7 @@ from aiosd.cores.engine.kv import BLOCK
 from aiosd.cores.engine.llama import TorchLlama
 from aiosd.cores.engine.ops import library
 from aiosd.cores.engine.vocabulary import Vocabulary
+from aiosd.cores.engine.weights import read_stored, read_weights
 from aiosd.errors import BadRequest, ModelError
 
 
@@ -51,7 +52,7 @@ class LoadedModel:
         info = self.core.info
         device = str(info["device"]).partition(":")[0]
         exact = "exact" if info["exact"] else "loose"
-        return f"{info['path']} {info['dtype']} {info.get('quantization', 'none')} {device} {exact} {BLOCK}"
+        return f"{info['core']} {info['dtype']} {info.get('quantization', 'none')} {device} {exact} {BLOCK}"
 
     @property
     def kv_shapes(self) -> list[tuple[str, list[int]]]:

@@ -1,5 +1,5 @@
-// The forward pass of the Llama family on the CPU, float32, over paged KV: one call for each step, no
-// framework.
+// The forward pass of the Llama family and its relatives (family.py) on the CPU, float32, over paged KV: one
+// call for each step, no framework.
 //
 // Every output element is one chain of fused multiply-adds in a fixed order (k = 0, 1, 2, …; keys in the
 // order of their positions). So a row's bits do not depend on the other rows, the cuts of prefill, the number
@@ -145,20 +145,29 @@ struct Linear {
   }
 };
 
-enum { QKV, OUT, GATE_UP, DOWN, LINEARS };
-enum { NORM1, NORM2, Q_NORM, K_NORM, NORMS };
+// Of a layer; then, for each expert, another GATE_UP and DOWN.
+enum { QKV, OUT, GATE_UP, DOWN, ROUTER, SHARED, LINEARS };
+enum { NORM1, NORM2, Q_NORM, K_NORM, AFTER1, AFTER2, NORMS };  // AFTER: of what attention or MLP add
+
+inline bool is_gated(i64 which) { return which == GATE_UP || (which >= LINEARS && (which - LINEARS) % 2 == 0); }
 
 struct Layer {
-  Linear linear[LINEARS];
+  std::vector<Linear> linear;
   Floats norm[NORMS];
+  i64 window = 0;  // keys that a row sees, its own included; 0: all before it
+  i64 rope = 0;    // which frequencies; -1: positions do not matter
 };
 
+enum { EPS, EMBEDDING, RESIDUAL, ATTENTION, ATTENTION_CAP, LOGITS, LOGITS_CAP, REALS };  // scales; a cap of 0: none
+
 struct Task { i32 segment, first, rows, start; };  // attention: rows of the batch, position of the first
+struct Part { i32 expert, first, rows; };  // rows of one expert, in the order of the experts
 
 struct Model {
-  i64 layers, hidden, heads, kv_heads, dim, inner, vocab;
-  float eps, rope_scale;
-  std::vector<float> inv_freq;
+  i64 layers, hidden, heads, kv_heads, dim, vocab, turned, ropes, experts, chosen;
+  bool renormalise, gelu, whole;  // whole: the norms of queries and keys are over all heads
+  float real[REALS];
+  std::vector<float> inv_freq, rope_scale;  // [ropes][turned / 2] radians for each position, [ropes] factors
   std::vector<Layer> layer;
   Floats embedding, final_norm;
   const uint8_t* stored_embedding = nullptr;  // rows of a file, which the caller keeps
@@ -168,6 +177,10 @@ struct Model {
   float* kv = nullptr;  // [layers][blocks][kv_heads]: keys [dim][16], then values [16][dim padded]
   i64 blocks = 0;
   Floats x, h, qkv, att, add, gate_up, act, cos, sin;
+  Floats scores, gathered, expert_gate_up, expert_act, expert_add, shared;
+  std::vector<i32> choice, place;  // [rows][chosen]: expert, and its row in `gathered`
+  std::vector<float> share;
+  std::vector<Part> parts;
 
   // the step at hand
   i64 rows, segments, wanted, scored;
@@ -178,8 +191,11 @@ struct Model {
   std::vector<Task> tasks;
   Team team;  // the last member: its threads end before the members that they use
 
-  Model(const i64* d, int threads) : layers(d[0]), hidden(d[1]), heads(d[2]), kv_heads(d[3]), dim(d[4]), inner(d[5]),
-      vocab(d[6]), layer(d[0]), team(threads, 3 + 8 * d[0]) {}
+  Model(const i64* d, int threads) : layers(d[0]), hidden(d[1]), heads(d[2]), kv_heads(d[3]), dim(d[4]),
+      vocab(d[5]), turned(d[6]), ropes(d[7]), experts(d[8]), chosen(d[9]), renormalise(d[10]), gelu(d[11]),
+      whole(d[12]), layer(d[0]), team(threads, 4 + (d[8] ? 16 : 8) * d[0]) {
+    for (Layer& l : layer) l.linear = std::vector<Linear>(LINEARS + 2 * experts);
+  }
 
   i64 dim_padded() const { return up(dim, W); }
   i64 head_floats() const { return W * (dim + dim_padded()); }
@@ -194,10 +210,16 @@ struct Model {
   void prepare();
   void forward();
   void embed(i64 t);
-  void normalise(i64 from, i64 to, bool residual, const float* weight);
+  void normalise(i64 from, i64 to, bool residual, const float* after, const float* weight);
   void rotate_and_store(i64 l, i64 t);
   void attend(i64 l, const Task& task, i64 head);
   void multiply(const Linear& lin, const float* in, i64 ldx, i64 count, float* out, i64 ldy, float* gated);
+  void multiply_task(const Linear& lin, i64 p0, i64 m0, i64 m1, const float* in, i64 ldx, float* out, i64 ldy, float* gated);
+  void multiply_experts(const Layer& w, i64 which, const float* in, i64 ldx, float* out, i64 ldy, float* gated);
+  void choose(i64 t);
+  void arrange();
+  void join(i64 t, bool dense);
+  void cap_logits(i64 i);
 };
 
 // y = x * w for the panels p0 … p0 + panels of packed weights, which may be of different kinds.
@@ -235,77 +257,104 @@ void w_from_bytes(const int8_t* const* bytes, const float** w, i64 panels, i64 d
   }
 }
 
+// silu, or gelu in its tanh form: g * sigmoid(g), or of 2 * sqrt(2 / pi) * (g + 0.044715 g^3).
+inline V activate(V g, bool gelu) {
+  V u = gelu ? all(1.5957691216f) * fma(all(0.044715f) * g, g * g, g) : g;
+  return g / (all(1.0f) + exp(all(0.0f) - u));
+}
+
+inline V capped(V x, float cap) {  // cap * tanh(x / cap)
+  return all(cap) - all(2.0f * cap) / (exp(x * all(2.0f / cap)) + all(1.0f));
+}
+
 // out = in * weights + bias; with `gated`, out = silu(gate) * up of that result.
 void Model::multiply(const Linear& lin, const float* in, i64 ldx, i64 count, float* out, i64 ldy, float* gated) {
   i64 groups = (lin.panels + GROUP - 1) / GROUP, parts = (count + ROWS - 1) / ROWS;
-  i64 inner_stride = up(inner, W);
   team.each(groups * parts, [&](i64 task) {
     i64 m0 = task % parts * ROWS, m1 = m0 + ROWS < count ? m0 + ROWS : count;
-    i64 p0 = task / parts * GROUP, panels = lin.panels - p0 < GROUP ? lin.panels - p0 : GROUP;
-    i64 depth = m1 - m0 <= MR ? lin.inputs : DEEP;
-    float* y[GROUP];
-    for (i64 p = 0; p < panels; p++) y[p] = out + m0 * ldy + (p0 + p) * W;
-    if (!lin.packed.empty()) packed_product(lin, p0, panels, in + m0 * ldx, ldx, m1 - m0, y, ldy);
-    for (i64 k = lin.packed.empty() ? 0 : lin.inputs; k < lin.inputs; k += depth) {
-      i64 d = lin.inputs - k < depth ? lin.inputs - k : depth;
-      const float* w[GROUP];
-      const int8_t* b[GROUP];
-      for (i64 p = 0; p < panels; p++) {
-        i64 at = ((p0 + p) * lin.inputs + k) * W;
-        w[p] = lin.weight.get() + at;
-        b[p] = lin.bytes.data() + at;
-      }
-      if (!lin.bytes.empty() && m1 - m0 > MR) w_from_bytes(b, w, panels, d);
-      if (lin.bytes.empty() || m1 - m0 > MR)
-        product(in + m0 * ldx + k, ldx, m1 - m0, w, W, panels, d, y, ldy, k == 0);
-      else
-        product(in + m0 * ldx + k, ldx, m1 - m0, b, W, panels, d, y, ldy, k == 0);
-    }
-    if (lin.scale.get())
-      for (i64 p = 0; p < panels; p++) {
-        V s = load(lin.scale.get() + (p0 + p) * W);
-        for (i64 m = 0; m < m1 - m0; m++) store(y[p] + m * ldy, load(y[p] + m * ldy) * s);
-      }
-    if (lin.has_bias)
-      for (i64 p = 0; p < panels; p++) {
-        V b = load(lin.bias.get() + (p0 + p) * W);
-        for (i64 m = 0; m < m1 - m0; m++) store(y[p] + m * ldy, load(y[p] + m * ldy) + b);
-      }
-    if (gated)
-      for (i64 p = 0; p < panels; p += 2)
-        for (i64 m = 0; m < m1 - m0; m++) {
-          V g = load(y[p] + m * ldy), u = load(y[p + 1] + m * ldy);
-          store(gated + (m0 + m) * inner_stride + (p0 + p) / 2 * W, g / (all(1.0f) + exp(all(0.0f) - g)) * u);
-        }
+    multiply_task(lin, task / parts * GROUP, m0, m1, in, ldx, out, ldy, gated);
   });
 }
 
-void Model::embed(i64 t) {
-  i64 hs = hidden_stride(), half = dim / 2;
-  if (stored_embedding)
-    row_floats(embedding_kind, stored_embedding + tokens[t] * row_bytes(embedding_kind, hidden), hidden, x.get() + t * hs);
-  else
-    std::memcpy(x.get() + t * hs, embedding.get() + i64(tokens[t]) * hs, hs * sizeof(float));
-  for (i64 i = 0; i < half; i++) {
-    float angle = float(position[t]) * inv_freq[i];
-    cos.get()[t * half + i] = cosf(angle) * rope_scale;
-    sin.get()[t * half + i] = sinf(angle) * rope_scale;
+// The rows m0 … m1 and the panels from p0 on.
+void Model::multiply_task(const Linear& lin, i64 p0, i64 m0, i64 m1, const float* in, i64 ldx, float* out, i64 ldy, float* gated) {
+  i64 inner_stride = lin.panels / 2 * W;
+  i64 panels = lin.panels - p0 < GROUP ? lin.panels - p0 : GROUP;
+  i64 depth = m1 - m0 <= MR ? lin.inputs : DEEP;
+  float* y[GROUP];
+  for (i64 p = 0; p < panels; p++) y[p] = out + m0 * ldy + (p0 + p) * W;
+  if (!lin.packed.empty()) packed_product(lin, p0, panels, in + m0 * ldx, ldx, m1 - m0, y, ldy);
+  for (i64 k = lin.packed.empty() ? 0 : lin.inputs; k < lin.inputs; k += depth) {
+    i64 d = lin.inputs - k < depth ? lin.inputs - k : depth;
+    const float* w[GROUP];
+    const int8_t* b[GROUP];
+    for (i64 p = 0; p < panels; p++) {
+      i64 at = ((p0 + p) * lin.inputs + k) * W;
+      w[p] = lin.weight.get() + at;
+      b[p] = lin.bytes.data() + at;
+    }
+    if (!lin.bytes.empty() && m1 - m0 > MR) w_from_bytes(b, w, panels, d);
+    if (lin.bytes.empty() || m1 - m0 > MR)
+      product(in + m0 * ldx + k, ldx, m1 - m0, w, W, panels, d, y, ldy, k == 0);
+    else
+      product(in + m0 * ldx + k, ldx, m1 - m0, b, W, panels, d, y, ldy, k == 0);
   }
+  if (lin.scale.get())
+    for (i64 p = 0; p < panels; p++) {
+      V s = load(lin.scale.get() + (p0 + p) * W);
+      for (i64 m = 0; m < m1 - m0; m++) store(y[p] + m * ldy, load(y[p] + m * ldy) * s);
+    }
+  if (lin.has_bias)
+    for (i64 p = 0; p < panels; p++) {
+      V b = load(lin.bias.get() + (p0 + p) * W);
+      for (i64 m = 0; m < m1 - m0; m++) store(y[p] + m * ldy, load(y[p] + m * ldy) + b);
+    }
+  if (gated)
+    for (i64 p = 0; p < panels; p += 2)
+      for (i64 m = 0; m < m1 - m0; m++) {
+        V g = load(y[p] + m * ldy), u = load(y[p + 1] + m * ldy);
+        store(gated + (m0 + m) * inner_stride + (p0 + p) / 2 * W, activate(g, gelu) * u);
+      }
 }
 
-// x[from] += add[from] where there is a residual; h[to] = its RMS norm.
-void Model::normalise(i64 from, i64 to, bool residual, const float* weight) {
+
+void Model::embed(i64 t) {
+  i64 hs = hidden_stride(), half = turned / 2;
+  float* row = x.get() + t * hs;
+  if (stored_embedding)
+    row_floats(embedding_kind, stored_embedding + tokens[t] * row_bytes(embedding_kind, hidden), hidden, row);
+  else
+    std::memcpy(row, embedding.get() + i64(tokens[t]) * hs, hs * sizeof(float));
+  if (real[EMBEDDING] != 1.0f)
+    for (i64 i = 0; i < hidden; i++) row[i] *= real[EMBEDDING];
+  for (i64 r = 0; r < ropes; r++)
+    for (i64 i = 0; i < half; i++) {
+      float angle = float(position[t]) * inv_freq[r * half + i];
+      cos.get()[(t * ropes + r) * half + i] = cosf(angle) * rope_scale[r];
+      sin.get()[(t * ropes + r) * half + i] = sinf(angle) * rope_scale[r];
+    }
+}
+
+// x[from] += scale * add[from] where there is a residual, which `after` normalises first; h[to] = the RMS norm of
+// x[from], or x[from] itself.
+void Model::normalise(i64 from, i64 to, bool residual, const float* after, const float* weight) {
   i64 hs = hidden_stride();
-  float *a = x.get() + from * hs, *o = h.get() + to * hs;
-  const float* r = add.get() + from * hs;
-  V squares = all(0.0f);
+  float *a = x.get() + from * hs, *o = h.get() + to * hs, *r = add.get() + from * hs;
+  auto scale = [&](V squares) { return all(1.0f / std::sqrt(sum(squares) / float(hidden) + real[EPS])); };
+  if (residual && after) {
+    V squares = all(0.0f);
+    for (i64 i = 0; i < hs; i += W) squares = fma(load(r + i), load(r + i), squares);
+    V by = scale(squares);
+    for (i64 i = 0; i < hs; i += W) store(r + i, load(r + i) * by * load(after + i));
+  }
+  V squares = all(0.0f), times = all(real[RESIDUAL]);
   for (i64 i = 0; i < hs; i += W) {
     V v = load(a + i);
-    if (residual) store(a + i, v = v + load(r + i));
+    if (residual) store(a + i, v = v + load(r + i) * times);
     squares = fma(v, v, squares);
   }
-  V scale = all(1.0f / std::sqrt(sum(squares) / float(hidden) + eps));
-  for (i64 i = 0; i < hs; i += W) store(o + i, load(a + i) * scale * load(weight + i));
+  V by = scale(squares);
+  for (i64 i = 0; i < hs; i += W) store(o + i, weight ? load(a + i) * by * load(weight + i) : load(a + i));
 }
 
 void head_norm(float* v, const float* weight, i64 dim, float eps) {
@@ -316,13 +365,17 @@ void head_norm(float* v, const float* weight, i64 dim, float eps) {
 }
 
 void Model::rotate_and_store(i64 l, i64 t) {
-  i64 half = dim / 2, at = position[t];
-  const float *c = cos.get() + t * half, *s = sin.get() + t * half;
+  i64 half = turned / 2, at = position[t], rope = layer[l].rope;
   float* row = qkv.get() + t * qkv_stride();
   const Floats* norms = layer[l].norm;
-  for (i64 j = 0; j < heads + kv_heads; j++) {
+  if (norms[Q_NORM].get()) {
+    i64 q = whole ? heads * dim : dim, k = whole ? kv_heads * dim : dim;
+    for (i64 j = 0; j < heads * dim; j += q) head_norm(row + j, norms[Q_NORM].get(), q, real[EPS]);
+    for (i64 j = 0; j < kv_heads * dim; j += k) head_norm(row + heads * dim + j, norms[K_NORM].get(), k, real[EPS]);
+  }
+  const float *c = cos.get() + (t * ropes + rope) * half, *s = sin.get() + (t * ropes + rope) * half;
+  for (i64 j = 0; j < heads + kv_heads && rope >= 0; j++) {
     float* v = row + j * dim;
-    if (norms[Q_NORM].get()) head_norm(v, norms[j < heads ? Q_NORM : K_NORM].get(), dim, eps);
     for (i64 i = 0; i < half; i++) {
       float a = v[i], b = v[half + i];
       v[i] = a * c[i] - b * s[i];
@@ -337,9 +390,11 @@ void Model::rotate_and_store(i64 l, i64 t) {
   }
 }
 
-// Softmax of the scores of one query against the keys of one stretch, `valid` of them visible.
+// Softmax of the scores of one query against the keys of one stretch. Of them `hidden` … `valid` are visible.
 // Rescales the earlier sums (Milakov and Gimelshein, arXiv 1805.02867).
-void soften(float* s, i64 valid, i64 keys, float& peak, float& total, float* out, i64 width) {
+void soften(float* s, i64 hidden, i64 valid, i64 keys, float& peak, float& total, float* out, i64 width) {
+  if (valid <= hidden) valid = 0;
+  for (i64 i = 0; i < hidden && valid > 0; i++) s[i] = -3.0e38f;
   if (valid > 0) {
     float highest = peak;
     alignas(64) float last[W];
@@ -371,6 +426,7 @@ void soften(float* s, i64 valid, i64 keys, float& peak, float& total, float* out
     }
     total += sum(t);
   }
+  for (i64 i = 0; i < hidden && valid > 0; i++) s[i] = 0.0f;
   for (i64 i = up(valid > 0 ? valid : 0, W); i < keys; i++) s[i] = 0.0f;
 }
 
@@ -380,7 +436,7 @@ void Model::attend(i64 l, const Task& task, i64 head) {
   thread_local Floats buffers;
   float* q = buffers.reserve(up(n * dim, W) + n * (dp + KEYS + 2));
   float *out = q + up(n * dim, W), *s = out + n * dp, *peak = s + n * KEYS, *total = peak + n;
-  float scale = 1.0f / std::sqrt(float(dim));
+  float scale = real[ATTENTION], cap = real[ATTENTION_CAP];
   for (i64 i = 0; i < n; i++) {
     peak[i] = -3.0e38f, total[i] = 0.0f;
     const float* from = qkv.get() + (task.first + i / group) * qkv_stride() + (head * group + i % group) * dim;
@@ -388,7 +444,8 @@ void Model::attend(i64 l, const Task& task, i64 head) {
     std::memset(out + i * dp, 0, dp * sizeof(float));
   }
   i64 end = task.start + task.rows;  // keys that the last row sees
-  for (i64 k0 = 0; k0 < end; k0 += KEYS) {
+  i64 window = layer[l].window ? layer[l].window : end, begin = task.start + 1 - window;
+  for (i64 k0 = begin > 0 ? begin / KEYS * KEYS : 0; k0 < end; k0 += KEYS) {
     i64 keys = end - k0 < KEYS ? end - k0 : KEYS, panels = up(keys, W) / W;
     const float* block_at[KEYS / W];
     float* y[KEYS / W];
@@ -399,7 +456,11 @@ void Model::attend(i64 l, const Task& task, i64 head) {
     product(q, dim, n, block_at, W, panels, dim, y, KEYS, true);
     for (i64 i = 0; i < n; i++) {
       i64 sees = task.start + i / group + 1 - k0;
-      soften(s + i * KEYS, sees < keys ? sees : keys, panels * W, peak[i], total[i], out + i * dp, dp);
+      float* row = s + i * KEYS;
+      if (cap > 0.0f)
+        for (i64 k = 0; k < panels * W; k += W) store(row + k, capped(load(row + k), cap));
+      i64 before = sees > window ? sees - window : 0;
+      soften(row, before < keys ? before : keys, sees < keys ? sees : keys, panels * W, peak[i], total[i], out + i * dp, dp);
     }
     for (i64 p = 0; p < panels; p++) {
       i64 depth = keys - p * W < W ? keys - p * W : W;
@@ -441,10 +502,87 @@ void Model::prepare() {
   add.reserve(rows * hidden_stride());
   qkv.reserve(rows * qkv_stride());
   att.reserve(rows * att_stride());
-  gate_up.reserve(rows * 2 * up(inner, W));
-  act.reserve(rows * up(inner, W));
-  cos.reserve(rows * dim / 2);
-  sin.reserve(rows * dim / 2);
+  i64 wide = 0, expert_wide = 0;
+  for (const Layer& l : layer) {
+    if (l.linear[GATE_UP].panels > wide) wide = l.linear[GATE_UP].panels;
+    if (experts && l.linear[LINEARS].panels > expert_wide) expert_wide = l.linear[LINEARS].panels;
+  }
+  gate_up.reserve(rows * wide * W);
+  act.reserve(rows * wide / 2 * W);
+  cos.reserve(rows * ropes * turned / 2);
+  sin.reserve(rows * ropes * turned / 2);
+  if (!experts) return;
+  i64 all = rows * chosen;
+  choice.resize(all), place.resize(all), share.resize(all), parts.reserve(all);
+  scores.reserve(rows * up(experts, W));
+  shared.reserve(rows * W);
+  gathered.reserve(all * hidden_stride());
+  expert_gate_up.reserve(all * expert_wide * W);
+  expert_act.reserve(all * expert_wide / 2 * W);
+  expert_add.reserve(all * hidden_stride());
+}
+
+// The experts of a row, the most likely ones in the order of their numbers, and the share of each.
+void Model::choose(i64 t) {
+  float* p = scores.get() + t * up(experts, W);
+  i32* mine = choice.data() + t * chosen;
+  float *part = share.data() + t * chosen, highest = p[0], total = 0.0f, kept = 0.0f;
+  for (i64 e = 1; e < experts; e++) highest = p[e] > highest ? p[e] : highest;
+  for (i64 e = 0; e < experts; e++) total += p[e] = std::exp(p[e] - highest);
+  for (i64 j = 0; j < chosen; j++) {
+    i32 best = -1;
+    for (i32 e = 0; e < experts; e++) {
+      bool taken = false;
+      for (i64 i = 0; i < j; i++) taken = taken || mine[i] == e;
+      if (!taken && (best < 0 || p[e] > p[best])) best = e;
+    }
+    mine[j] = best;
+  }
+  for (i64 j = 1; j < chosen; j++)
+    for (i64 i = j; i > 0 && mine[i] < mine[i - 1]; i--) std::swap(mine[i], mine[i - 1]);
+  for (i64 j = 0; j < chosen; j++) kept += p[mine[j]];
+  for (i64 j = 0; j < chosen; j++) part[j] = p[mine[j]] / (renormalise ? kept : total);
+}
+
+// Give each choice a row of `gathered`, so that the rows of an expert follow each other.
+void Model::arrange() {
+  i32 at = 0;
+  parts.clear();
+  for (i32 e = 0; e < experts; e++) {
+    i32 first = at;
+    for (i64 i = 0; i < rows * chosen; i++)
+      if (choice[i] == e) place[i] = at++;
+    for (; first < at; first += ROWS) parts.push_back({e, first, at - first < ROWS ? at - first : i32(ROWS)});
+  }
+}
+
+void Model::multiply_experts(const Layer& w, i64 which, const float* in, i64 ldx, float* out, i64 ldy, float* gated) {
+  i64 groups = (w.linear[which].panels + GROUP - 1) / GROUP;
+  team.each(groups * i64(parts.size()), [&](i64 task) {
+    const Part& part = parts[task / groups];
+    multiply_task(w.linear[which + 2 * part.expert], task % groups * GROUP, part.first, part.first + part.rows, in, ldx, out, ldy, gated);
+  });
+}
+
+// add[t] = the outputs of the row's experts by their shares, and that of the expert of all rows, if there is one.
+void Model::join(i64 t, bool dense) {
+  i64 hs = hidden_stride();
+  float *to = add.get() + t * hs, gate = 1.0f / (1.0f + std::exp(-shared.get()[t * W]));
+  for (i64 i = 0; i < hs; i += W) {
+    V y = all(0.0f);
+    for (i64 j = 0; j < chosen; j++)
+      y = fma(all(share[t * chosen + j]), load(expert_add.get() + place[t * chosen + j] * hs + i), y);
+    store(to + i, dense ? fma(all(gate), load(to + i), y) : y);
+  }
+}
+
+void Model::cap_logits(i64 i) {
+  i64 vs = up(vocab, W);
+  float *row = logits + i * vs, cap = real[LOGITS_CAP];
+  for (i64 k = 0; k < vs; k += W) {
+    V v = load(row + k) * all(real[LOGITS]);
+    store(row + k, cap > 0.0f ? capped(v, cap) : v);
+  }
 }
 
 // Run by every thread of the team at once.
@@ -455,24 +593,41 @@ void Model::forward() {
       for (i64 t = i * SOME; t < n && t < (i + 1) * SOME; t++) f(t);
     });
   };
-  i64 hs = hidden_stride(), is = up(inner, W);
+  i64 hs = hidden_stride();
   each_row(rows, [&](i64 t) { embed(t); });
   for (i64 l = 0; l < layers; l++) {
     const Layer& w = layer[l];
-    each_row(rows, [&](i64 t) { normalise(t, t, l > 0, w.norm[NORM1].get()); });
+    each_row(rows, [&](i64 t) { normalise(t, t, l > 0, l ? layer[l - 1].norm[AFTER2].get() : nullptr, w.norm[NORM1].get()); });
     multiply(w.linear[QKV], h.get(), hs, rows, qkv.get(), qkv_stride(), nullptr);
     each_row(rows, [&](i64 t) { rotate_and_store(l, t); });
     team.each(i64(tasks.size()) * kv_heads, [&](i64 i) { attend(l, tasks[i / kv_heads], i % kv_heads); });
     multiply(w.linear[OUT], att.get(), att_stride(), rows, add.get(), hs, nullptr);
-    each_row(rows, [&](i64 t) { normalise(t, t, true, w.norm[NORM2].get()); });
-    multiply(w.linear[GATE_UP], h.get(), hs, rows, gate_up.get(), 2 * is, act.get());
-    multiply(w.linear[DOWN], act.get(), is, rows, add.get(), hs, nullptr);
+    each_row(rows, [&](i64 t) { normalise(t, t, true, w.norm[AFTER1].get(), w.norm[NORM2].get()); });
+    i64 dense = w.linear[GATE_UP].panels;
+    if (dense) {
+      multiply(w.linear[GATE_UP], h.get(), hs, rows, gate_up.get(), dense * W, act.get());
+      multiply(w.linear[DOWN], act.get(), dense / 2 * W, rows, add.get(), hs, nullptr);
+    }
+    if (!w.linear[ROUTER].panels) continue;
+    multiply(w.linear[ROUTER], h.get(), hs, rows, scores.get(), up(experts, W), nullptr);
+    if (dense) multiply(w.linear[SHARED], h.get(), hs, rows, shared.get(), W, nullptr);
+    each_row(rows, [&](i64 t) { choose(t); });
+    team.each(1, [&](i64) { arrange(); });
+    each_row(rows, [&](i64 t) {
+      for (i64 j = 0; j < chosen; j++)
+        std::memcpy(gathered.get() + place[t * chosen + j] * hs, h.get() + t * hs, hs * sizeof(float));
+    });
+    i64 wide = w.linear[LINEARS].panels * W;
+    multiply_experts(w, LINEARS, gathered.get(), hs, expert_gate_up.get(), wide, expert_act.get());
+    multiply_experts(w, LINEARS + 1, expert_act.get(), wide / 2, expert_add.get(), hs, nullptr);
+    each_row(rows, [&](i64 t) { join(t, dense); });
   }
   each_row(wanted, [&](i64 i) {
-    normalise(outputs[i], i, true, final_norm.get());
+    normalise(outputs[i], i, true, layer[layers - 1].norm[AFTER2].get(), final_norm.get());
     if (i >= scored) std::memcpy(states + (i - scored) * hidden, h.get() + i * hs, hidden * sizeof(float));
   });
   multiply(head, h.get(), hs, scored, logits, up(vocab, W), nullptr);
+  if (real[LOGITS] != 1.0f || real[LOGITS_CAP] > 0.0f) each_row(scored, [&](i64 i) { cap_logits(i); });
 }
 
 void copy_padded(Floats& to, const float* from, i64 rows, i64 width) {
@@ -485,21 +640,25 @@ void copy_padded(Floats& to, const float* from, i64 rows, i64 width) {
 
 extern "C" {
 
-int aiosd_abi() { return 4; }
+int aiosd_abi() { return 5; }
 
-// dims: layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary; reals: eps, scale of cos and
-// sin.
-void* aiosd_new(const i64* dims, const float* reals, const float* inv_freq, const float* embedding,
+// dims: as in the constructor of Model; reals: as in its enum.
+void* aiosd_new(const i64* dims, const float* reals, const float* inv_freq, const float* rope_scale, const float* embedding,
                 const float* final_norm, const float* head, int threads, int int8) {
   auto* m = new Model(dims, threads);
-  m->eps = reals[0];
-  m->rope_scale = reals[1];
-  m->inv_freq.assign(inv_freq, inv_freq + m->dim / 2);
+  std::memcpy(m->real, reals, sizeof m->real);
+  m->inv_freq.assign(inv_freq, inv_freq + m->ropes * m->turned / 2);
+  m->rope_scale.assign(rope_scale, rope_scale + m->ropes);
   if (embedding) copy_padded(m->embedding, embedding, m->vocab, m->hidden);
   copy_padded(m->final_norm, final_norm, 1, m->hidden);
   m->int8 = int8;
   if (head) m->head.pack(head, nullptr, m->vocab, m->hidden, false, int8);
   return m;
+}
+
+void aiosd_layer(void* model, int layer, i64 window, i64 rope) {
+  Layer& to = static_cast<Model*>(model)->layer[layer];
+  to.window = window, to.rope = rope;
 }
 
 // The rows of a file, which the caller keeps until aiosd_free.
@@ -513,18 +672,18 @@ void aiosd_stored_embedding(void* model, int kind, const uint8_t* rows) {
 void aiosd_stored(void* model, int layer, int which, int kind, const uint8_t* rows, i64 first, i64 count, i64 outputs, i64 inputs) {
   auto* m = static_cast<Model*>(model);
   Linear& to = layer < 0 ? m->head : m->layer[layer].linear[which];
-  to.pack_stored(kind, rows, first, count, outputs, inputs, layer >= 0 && which == GATE_UP);
+  to.pack_stored(kind, rows, first, count, outputs, inputs, layer >= 0 && is_gated(which));
 }
 
 void aiosd_bias(void* model, int layer, int which, const float* bias, i64 outputs) {
-  static_cast<Model*>(model)->layer[layer].linear[which].add_bias(bias, outputs, which == GATE_UP);
+  static_cast<Model*>(model)->layer[layer].linear[which].add_bias(bias, outputs, is_gated(which));
 }
 
 void aiosd_free(void* model) { delete static_cast<Model*>(model); }
 
 void aiosd_linear(void* model, int layer, int which, const float* weight, const float* bias, i64 outputs, i64 inputs) {
   auto* m = static_cast<Model*>(model);
-  m->layer[layer].linear[which].pack(weight, bias, outputs, inputs, which == GATE_UP, m->int8);
+  m->layer[layer].linear[which].pack(weight, bias, outputs, inputs, is_gated(which), m->int8);
 }
 
 void aiosd_norm(void* model, int layer, int which, const float* weight, i64 width) {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-ABI = 4
+ABI = 5
 HERE = Path(__file__).parent
 NEEDS = {  # best first
     "avx512": {"avx512f", "avx512vl", "avx512dq", "avx512bw", "avx2", "fma", "f16c"},
@@ -20,8 +20,9 @@ NEEDS = {  # best first
 }
 P, I, L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 SIGNATURES = {
-    "aiosd_new": (P, [P, P, P, P, P, P, I, I]),
+    "aiosd_new": (P, [P, P, P, P, P, P, P, I, I]),
     "aiosd_free": (None, [P]),
+    "aiosd_layer": (None, [P, I, L, L]),
     "aiosd_linear": (None, [P, I, I, P, P, L, L]),
     "aiosd_stored_embedding": (None, [P, I, P]),
     "aiosd_stored": (None, [P, I, I, I, P, L, L, L, L]),

@@ -19,7 +19,7 @@ from aiosd.syscall import response
 from aiosd.syscall.chat import Chat, Defaults, Loop, parse
 from aiosd.syscall.foreign import is_object
 from aiosd.syscall.request import Request, State
-from aiosd.syscall.spec import Message
+from aiosd.syscall.spec import Message, Spec
 
 CONTEXT_GONE = "its context was removed"
 
@@ -41,19 +41,26 @@ class ChatHandler(OnWorker):
             self._parts.kv_budget.check(caller)
 
     def judge(self, caller: Caller, source: Source, body: bytes) -> Chat:
-        defaults, agent = self.defaults(source), source.agent.name if source.agent else ""
+        defaults = self.defaults(source)
         asked = parse(body, defaults)
         if asked.nice < defaults.nice:
             check_nice(caller, asked.nice)
-        self._parts.names.check_model(caller, asked.model, agent)
+        self.check_names(caller, source, asked)
         if asked.context:
-            self._parts.names.check_context(caller, asked.context)
-            self._parts.kv_budget.check(caller)
             asked = replace(asked, context_id=self._parts.contexts.get(asked.context).id)
         if isinstance(asked, Loop):
-            self._parts.names.check_tools(caller, names_of(asked.tools), agent)
             asked = replace(asked, groups=acting(caller))
         return resumed(asked, self._unfinished(asked)) if asked.resume else asked
+
+    def check_names(self, caller: Caller, source: Source, spec: Spec) -> None:
+        assert isinstance(spec, Chat)
+        names, agent = self._parts.names, source.agent.name if source.agent else ""
+        names.check_model(caller, spec.model, agent)
+        if spec.context:
+            names.check_context(caller, spec.context)
+            self._parts.kv_budget.check(caller)
+        if isinstance(spec, Loop):
+            names.check_tools(caller, names_of(spec.tools), agent)
 
     def misunderstood(self, source: Source, body: bytes) -> Chat:
         defaults = self.defaults(source)

@@ -17,6 +17,7 @@ from aiosd.scheduler.handler import Handler, Source
 from aiosd.scheduler.names import acting
 from aiosd.syscall.foreign import decode
 from aiosd.syscall.request import Request, State
+from aiosd.syscall.spec import Spec
 from aiosd.syscall.toolcall import ToolCall, outcome
 from aiosd.tools import catalog
 from aiosd.tools.mcp.calling import Question, Withdrawn
@@ -52,6 +53,10 @@ class ToolHandler(Handler):
         tool = self._parts.names.check_tool(caller, name, agent)
         said = json.dumps(catalog.arguments(tool, arguments), ensure_ascii=False)
         return ToolCall(tool.name, said, acting(caller), nice=nice)
+
+    def check_names(self, caller: Caller, source: Source, spec: Spec) -> None:
+        assert isinstance(spec, ToolCall)
+        self._parts.names.check_tool(caller, spec.tool, source.agent.name if source.agent else "")
 
     def misunderstood(self, source: Source, body: bytes) -> ToolCall:
         return ToolCall(source.target)
