@@ -8,7 +8,17 @@ import sys
 import time
 
 from aiosd.cores.wire import Channel
-from aiosd.modelstore.messages import TO_PULLER, All, Facts, Fetch, Found, Got, Hand, Progress, Want
+from aiosd.modelstore.messages import (
+    TO_PULLER,
+    AllGot,
+    Fetch,
+    FilesFound,
+    GotFile,
+    HandFile,
+    ModelFacts,
+    PullProgress,
+    WantFile,
+)
 
 FILE = {"name": "m.gguf", "size": 10, "digest": "", "mark": "m", "temporary": False}
 
@@ -18,17 +28,17 @@ def main() -> None:
     assert isinstance(channel.receive(), Fetch)
     what = os.environ["HOSTILE"]
     if what == "a name with a slash":
-        channel.send(Found([{**FILE, "name": "../../escaped.gguf"}], "", ""))
+        channel.send(FilesFound([{**FILE, "name": "../../escaped.gguf"}], "", ""))
     elif what == "another type":
-        channel.send(Found([{**FILE, "size": "10"}], "", ""))
+        channel.send(FilesFound([{**FILE, "size": "10"}], "", ""))
     elif what == "a file that was not found":
-        channel.send(Want("m.gguf"))
+        channel.send(WantFile("m.gguf"))
     elif what == "facts before files":
-        channel.send(Facts({"architecture": "x"}))
+        channel.send(ModelFacts({"architecture": "x"}))
     else:
-        channel.send(Found([FILE], "", ""))
-        channel.send(Want("m.gguf"))
-        assert isinstance(channel.receive(), Hand)
+        channel.send(FilesFound([FILE], "", ""))
+        channel.send(WantFile("m.gguf"))
+        assert isinstance(channel.receive(), HandFile)
         file = channel.take_file()
         assert file is not None
         if what == "endless":
@@ -37,12 +47,12 @@ def main() -> None:
         os.write(file, b"0123456789")
         if what == "half":
             os.truncate(file, 5)
-        channel.send(Progress("m.gguf", 10))
-        channel.send(Got("m.gguf"))
-        channel.send(All())
+        channel.send(PullProgress("m.gguf", 10))
+        channel.send(GotFile("m.gguf"))
+        channel.send(AllGot())
         if what == "a change after the end":
             channel.receive()
-            channel.send(Facts({"architecture": "x", "parameters": "many"}))
+            channel.send(ModelFacts({"architecture": "x", "parameters": "many"}))
             while True:
                 os.pwrite(file, b"changed!!!", 0)
     channel.receive()

@@ -18,7 +18,7 @@ from aiosd.cores.launch import Child, Process
 from aiosd.errors import OverQuota
 from aiosd.modelstore import launch
 from aiosd.modelstore.pulls import Pulls
-from aiosd.modelstore.store import Manifest, ModelFile, ModelStore
+from aiosd.modelstore.store import ModelFile, ModelManifest, ModelStore
 from tests import gguf_files, hub
 from tests.hub import Hub, Repository
 from tests.running import wait_until
@@ -36,15 +36,15 @@ class Owner:
     def pulling(self, name: str, words: str) -> None:
         self.words.append(words)
 
-    def check_size(self, manifest: Manifest, size: int, missing: int) -> None:
+    def check_size(self, manifest: ModelManifest, size: int, missing: int) -> None:
         if size > self.most:
             raise OverQuota(f"{size} bytes are too many")
 
-    def pulled(self, manifest: Manifest) -> None:
+    def pulled(self, manifest: ModelManifest) -> None:
         self._store.commit(manifest)
         self.ended.set()
 
-    def failed(self, manifest: Manifest) -> None:
+    def failed(self, manifest: ModelManifest) -> None:
         self.ended.set()
 
 
@@ -68,9 +68,9 @@ class Pulling:
 
     def start(self, source: str, name: str = "m", trusted: bool = True) -> None:
         self.owner.ended.clear()
-        self.pulls.start(Manifest(name, source, 0, 1.0), trusted)
+        self.pulls.start(ModelManifest(name, source, 0, 1.0), trusted)
 
-    def pull(self, source: str, name: str = "m", trusted: bool = True) -> Manifest:
+    def pull(self, source: str, name: str = "m", trusted: bool = True) -> ModelManifest:
         """Pull, and return what the store has."""
         self.start(source, name, trusted)
         assert self.owner.ended.wait(60)
@@ -489,7 +489,7 @@ def test_a_daemon_killed_at_any_step_leaves_whole_models_only(tmp_path: Path) ->
     def act() -> None:
         store = ModelStore(folder, os.geteuid())
         for name, content in (("a", b"old"), ("b", b"old"), ("a", b"new")):
-            manifest = Manifest(name, "hf:o/m", 0, float(len(content)) + (content == b"new"))
+            manifest = ModelManifest(name, "hf:o/m", 0, float(len(content)) + (content == b"new"))
             store.begin(manifest)
             part = store.unfinished(manifest, name)
             part.write_bytes(content)

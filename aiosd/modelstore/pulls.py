@@ -22,20 +22,20 @@ from aiosd.modelstore import local
 from aiosd.modelstore.launch import PullLauncher
 from aiosd.modelstore.messages import (
     FROM_PULLER,
-    All,
-    Facts,
-    Failed,
+    AllGot,
     Fetch,
-    Found,
-    Got,
-    Hand,
-    Kept,
-    Look,
-    Progress,
-    Want,
+    FileKept,
+    FilesFound,
+    GotFile,
+    HandFile,
+    LookAt,
+    ModelFacts,
+    PullFailed,
+    PullProgress,
+    WantFile,
 )  # fmt: skip
-from aiosd.modelstore.source import Source, alternatives
-from aiosd.modelstore.store import FILE_NAME, Manifest, ModelFile, ModelStore, checked, told
+from aiosd.modelstore.source import ModelSource, alternatives
+from aiosd.modelstore.store import FILE_NAME, ModelFile, ModelManifest, ModelStore, checked, told
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +50,14 @@ class PullEvents(Protocol):
     def pulling(self, name: str, words: str) -> None:
         """It goes on; `words` say how far it is."""
 
-    def check_size(self, manifest: Manifest, size: int, missing: int) -> None:
+    def check_size(self, manifest: ModelManifest, size: int, missing: int) -> None:
         """Whether there is room for a model of this size, of which `missing` bytes are still to come.
         Raises OverQuota, StoreFull."""
 
-    def pulled(self, manifest: Manifest) -> None:
+    def pulled(self, manifest: ModelManifest) -> None:
         """The model is whole, and is to be committed."""
 
-    def failed(self, manifest: Manifest) -> None: ...
+    def failed(self, manifest: ModelManifest) -> None: ...
 
 
 class Pulls:
@@ -78,7 +78,7 @@ class Pulls:
     def runs(self, name: str) -> bool:
         return name in self._running
 
-    def start(self, manifest: Manifest, trusted: bool) -> None:
+    def start(self, manifest: ModelManifest, trusted: bool) -> None:
         """`trusted`: the administrator's token and the files of this machine may be used.
 
         Raises Busy, StoreFailed."""
@@ -133,7 +133,7 @@ class Pulls:
 class Pull:
     """One model that is being pulled."""
 
-    def __init__(self, pulls: Pulls, manifest: Manifest, trusted: bool) -> None:
+    def __init__(self, pulls: Pulls, manifest: ModelManifest, trusted: bool) -> None:
         self._pulls, self._store, self.manifest, self._trusted = pulls, pulls.store, manifest, trusted
         self.thread = threading.Thread(target=self._run, name=f"pull-{manifest.name}", daemon=True)
         self._cancelled = threading.Event()
@@ -181,7 +181,7 @@ class Pull:
             self._store.begin(manifest)
         events.failed(manifest)
 
-    def _try(self, source: Source, why: list[str]) -> bool:
+    def _try(self, source: ModelSource, why: list[str]) -> bool:
         """Return whether the model is whole. Add the reason to `why` where another source may do."""
         manifest = self.manifest
         manifest.files, manifest.used = [], str(source)
@@ -210,7 +210,7 @@ class Pull:
 
     # files of this machine
 
-    def _local(self, source: Source) -> None:
+    def _local(self, source: ModelSource) -> None:
         manifest, events = self.manifest, self._pulls.events
         found = local.find(source, manifest.name, self._pulls.workers_uid)
         manifest.files = [file for file, _ in found]
@@ -233,10 +233,10 @@ class Pull:
 
     # a puller
 
-    def _remote(self, source: Source) -> None:
+    def _remote(self, source: ModelSource) -> None:
         self._converse(source)
 
-    def _converse(self, source: Source | None) -> None:
+    def _converse(self, source: ModelSource | None) -> None:
         """Have a puller bring the files of the source, or only look at those that are there."""
         number, process = self._pulls.puller()
         self._process = process
@@ -250,7 +250,7 @@ class Pull:
             else:
                 channel.send(Fetch(str(source), self._trusted))
             while (message := channel.receive()) is not None:
-                if isinstance(message, Facts) and self._looked:
+                if isinstance(message, ModelFacts) and self._looked:
                     self._learn(message.facts)
                     return
                 self._heed(channel, message)
@@ -269,22 +269,22 @@ class Pull:
 
     def _heed(self, channel: Channel, message: Any) -> None:
         match message:
-            case Found():
+            case FilesFound():
                 self._found(message)
-            case Want():
+            case WantFile():
                 self._hand(channel, message.name)
-            case Progress():
+            case PullProgress():
                 self._progress(message)
-            case Got():
+            case GotFile():
                 self._got(channel, message.name)
-            case All():
+            case AllGot():
                 self._look(channel)
-            case Failed():
+            case PullFailed():
                 raise ModelError(message.reason, message.hint)
             case _:
                 raise WireError(f"the puller sends {type(message).__name__} unasked")
 
-    def _found(self, message: Found) -> None:
+    def _found(self, message: FilesFound) -> None:
         manifest = self.manifest
         manifest.revision, manifest.licence = message.revision[:200], message.licence[:200]
         for facts in message.files:
@@ -307,13 +307,13 @@ class Pull:
             file.digest = digest
             if self._store.has(self.manifest, file):
                 del self._growing[name]
-                channel.send(Hand(name, 0, present=True))
+                channel.send(HandFile(name, 0, present=True))
                 return
             file.digest = ""
         with told(path):
             opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            channel.send(Hand(name, os.fstat(opened).st_size, present=False), opened)
+            channel.send(HandFile(name, os.fstat(opened).st_size, present=False), opened)
         finally:
             os.close(opened)
 
@@ -322,7 +322,7 @@ class Pull:
             raise WireError(f"no file {name} was found")
         return self._growing[name]
 
-    def _progress(self, message: Progress) -> None:
+    def _progress(self, message: PullProgress) -> None:
         """Show how much of the wheel is there, or of all files."""
         self._asked(message.name)
         one = message.name in self._temporary
@@ -339,7 +339,7 @@ class Pull:
         if name in self._temporary:
             with told(path):
                 checked(path, name, digest)
-            channel.send(Kept(name))
+            channel.send(FileKept(name))
 
     def _look(self, channel: Channel) -> None:
         main = self.manifest.main or "config.json"
@@ -350,7 +350,7 @@ class Pull:
         self._looked = True
         opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            channel.send(Look(main), opened)
+            channel.send(LookAt(main), opened)
         finally:
             os.close(opened)
 

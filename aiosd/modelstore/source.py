@@ -32,7 +32,7 @@ FORMS_IN_WORDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSource:
     kind: str  # hf, pypi, ollama or path
     name: str  # repository, package, model or path
     version: str = ""  # revision, version or tag
@@ -51,22 +51,22 @@ class Source:
         return self.kind in ("path", "ollama")
 
 
-def parse(text: str) -> Source:
+def parse(text: str) -> ModelSource:
     """Read one source; a name of the catalogue is none. Raises BadValue."""
     if len(text) > SOURCE_CHARS or not text.isprintable():
         raise BadValue(f"a source has at most {SOURCE_CHARS} printable characters", FORMS_IN_WORDS)
     if text.startswith("/"):
-        return Source("path", text)
+        return ModelSource("path", text)
     form = FORMS.get(text.partition(":")[0])
     if form is None or (found := form.fullmatch(text)) is None:
         raise BadValue(f"{text}: not a source of models", FORMS_IN_WORDS)
     parts = {key: value or "" for key, value in found.groupdict().items()}
     if (file := parts.get("file")) and {"", ".", ".."} & set(file.split("/")):
         raise BadValue(f"{text}: not the path of a file in it", "such as model.gguf or sub/model.gguf")
-    return Source(text.partition(":")[0], **parts)
+    return ModelSource(text.partition(":")[0], **parts)
 
 
-def alternatives(text: str) -> list[Source]:
+def alternatives(text: str) -> list[ModelSource]:
     """Return the sources that `text` stands for, in the order in which they are tried. Raises BadValue."""
     if text.startswith("/") or text.partition(":")[0] in FORMS:
         return [parse(text)]

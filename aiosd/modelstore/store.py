@@ -46,7 +46,7 @@ class ModelFile:
 
 
 @dataclass(slots=True)
-class Manifest:
+class ModelManifest:
     name: str
     source: str  # as it was asked for
     uid: int  # whose quota it counts in
@@ -84,8 +84,8 @@ class ModelStore:
         self._blobs, self._manifests = folder / "blobs", folder / "manifests"
         self._names, self._partial = folder / "names", folder / "partial"
         self._lock = threading.RLock()
-        self._whole: dict[str, Manifest] = {}
-        self._pulls: dict[str, Manifest] = {}
+        self._whole: dict[str, ModelManifest] = {}
+        self._pulls: dict[str, ModelManifest] = {}
         try:
             for path in (folder, self._blobs, self._names):
                 path.mkdir(mode=0o700, exist_ok=True)
@@ -127,20 +127,20 @@ class ModelStore:
 
     # manifests
 
-    def all(self) -> list[Manifest]:
+    def all(self) -> list[ModelManifest]:
         """Return the whole models."""
         with self._lock:
             return list(self._whole.values())
 
-    def pulls(self) -> list[Manifest]:
+    def pulls(self) -> list[ModelManifest]:
         """Return the pulls that have not ended, or failed."""
         with self._lock:
             return list(self._pulls.values())
 
-    def find(self, name: str) -> Manifest | None:
+    def find(self, name: str) -> ModelManifest | None:
         return self._whole.get(name)
 
-    def find_pull(self, name: str) -> Manifest | None:
+    def find_pull(self, name: str) -> ModelManifest | None:
         return self._pulls.get(name)
 
     def paths(self) -> dict[str, Path]:
@@ -148,7 +148,7 @@ class ModelStore:
         with self._lock:
             return dict.fromkeys(self._pulls, Path()) | {m.name: self.path(m) for m in self._whole.values()}
 
-    def path(self, manifest: Manifest) -> Path:
+    def path(self, manifest: ModelManifest) -> Path:
         """What a worker loads."""
         return self._names / manifest.name / manifest.main
 
@@ -161,7 +161,7 @@ class ModelStore:
         with self._lock:
             return max(one.size if one else 0 for one in (self._whole.get(name), self._pulls.get(name)))
 
-    def begin(self, manifest: Manifest) -> None:
+    def begin(self, manifest: ModelManifest) -> None:
         """Note a pull, or how far it is. Raises StoreFailed."""
         with self._lock, told(self._partial):
             folder = self._partial / manifest.name
@@ -169,7 +169,7 @@ class ModelStore:
             write_whole(folder / MANIFEST, manifest.dump())
             self._pulls[manifest.name] = manifest
 
-    def commit(self, manifest: Manifest) -> None:
+    def commit(self, manifest: ModelManifest) -> None:
         """The model is whole: from here on it is what the manifest says. Raises StoreFailed."""
         with self._lock, told(self._manifests):
             manifest.error = ""
@@ -187,7 +187,7 @@ class ModelStore:
                 sync(self._manifests)
                 self.sweep()
 
-    def _link(self, manifest: Manifest) -> None:
+    def _link(self, manifest: ModelManifest) -> None:
         """Make the folder of a model as its manifest says."""
         folder = self._names / manifest.name
         wanted = {file.name: file.place or f"../../blobs/{BLOB}{file.digest}" for file in manifest.files}
@@ -220,7 +220,7 @@ class ModelStore:
 
     # contents
 
-    def has(self, manifest: Manifest, file: ModelFile) -> bool:
+    def has(self, manifest: ModelManifest, file: ModelFile) -> bool:
         """Take a content that the store has already, for a file of a pull."""
         with self._lock:
             there = bool(file.digest) and (self._blobs / f"{BLOB}{file.digest}").exists()
@@ -228,11 +228,11 @@ class ModelStore:
                 self.begin(manifest)
             return there
 
-    def unfinished(self, manifest: Manifest, mark: str) -> Path:
+    def unfinished(self, manifest: ModelManifest, mark: str) -> Path:
         """Return the file of a pull whose content `mark` describes; an earlier pull may have begun it."""
         return self._partial / manifest.name / hashlib.sha256(mark.encode()).hexdigest()[:32]
 
-    def keep(self, manifest: Manifest, file: ModelFile, path: Path, digest: str) -> None:
+    def keep(self, manifest: ModelManifest, file: ModelFile, path: Path, digest: str) -> None:
         """Name a finished file by its content. Nobody may have it open to write.
 
         Raises ModelError, StoreFailed."""
@@ -274,10 +274,10 @@ def checked(path: Path, name: str, digest: str) -> str:
     return found
 
 
-def read_manifest(file: Path) -> Manifest | None:
+def read_manifest(file: Path) -> ModelManifest | None:
     try:
         raw = json.loads(file.read_text())
-        return Manifest(**{**raw, "files": [ModelFile(**one) for one in raw["files"]]})
+        return ModelManifest(**{**raw, "files": [ModelFile(**one) for one in raw["files"]]})
     except (ValueError, TypeError, KeyError) as error:
         log.error("%s cannot be read: %s; its model is left aside", file, in_words(error))
         return None

