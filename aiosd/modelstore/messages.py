@@ -1,6 +1,6 @@
 """The messages between the daemon and a puller, as frames of aiosd.cores.wire.
 
-The puller names files and describes them. Only the daemon opens them: HandFile carries a file to write, LookAt
+The puller names files and describes them. Only the daemon opens them: HandFile carries one to write, LookAt
 one to read. So the puller needs no access to the store, and one that was taken over can change nothing in it.
 """
 
