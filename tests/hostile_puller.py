@@ -16,6 +16,7 @@ from aiosd.modelstore.messages import (
     GotFile,
     HandFile,
     ModelFacts,
+    PullFailed,
     PullProgress,
     WantFile,
 )
@@ -31,6 +32,8 @@ def main() -> None:
         channel.send(FilesFound([{**FILE, "name": "../../escaped.gguf"}], "", ""))
     elif what == "another type":
         channel.send(FilesFound([{**FILE, "size": "10"}], "", ""))
+    elif what == "half a surrogate pair":
+        channel.send(PullFailed("\ud800 reason", "\udfff hint"))
     elif what == "a file that was not found":
         channel.send(WantFile("m.gguf"))
     elif what == "facts before files":

@@ -141,7 +141,7 @@ def resolve(hub: Hub, http: BaseHTTPRequestHandler, name: str, path: str) -> Non
         linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": COMMIT}
         say(http, 302, b"", {**linked, "Location": f"{hub.content_url}/{name}/{path}"})
     else:
-        etag = f'"{hashlib.sha1(data).hexdigest()}"'
+        etag = f'"{hashlib.sha1(b"blob %d" % len(data) + bytes(1) + data).hexdigest()}"'
         content(hub, http, data, {"ETag": etag, "X-Repo-Commit": COMMIT})
 
 

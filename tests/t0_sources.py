@@ -39,8 +39,10 @@ def test_a_source_is_taken_apart(text: str, parts: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "hf:", "hf:m", "hf:o/m/x", "hf:../m", "hf:o/..", "hf:o/m:../x", "hf:o/m:/etc/passwd", "hf:o/m:a//b",
-     "hf:o/m@..", "pypi:../x", "pypi:m==1;x", "ollama:../../x", "ollama:m:../x", "ollama:a/b/c/d", "http://h/m",
-     "hf:o/m\n", "hf:o/m x", "m.gguf", "--option", "hf:-o/m", "pypi:-r", "hf:o/m?x=1", "hf:o/m#x", "hf:o/m%2e"],
+     "hf:o/m@..", "pypi:../x", "pypi:m==1;x", "ollama:../../x", "ollama:m:../x", "ollama:a/b/c/d",
+     "http://h/m", "hf:o/m\n", "hf:o/m x", "m.gguf", "--option", "hf:-o/m", "pypi:-r", "hf:o/m?x=1",
+     "hf:o/m#x",
+     "hf:o/m%2e"],
 )  # fmt: skip
 def test_what_is_no_source_is_refused(text: str) -> None:
     with pytest.raises(BadValue):

@@ -427,9 +427,10 @@ def test_a_bound_ends_a_pull_before_it_downloads(pulling: Pulling, server: Hub, 
         ("a name with a slash", "not a name for a file"),
         ("another type", "other facts than it has"),
         ("a file that was not found", "no file m.gguf was found"),
-        ("facts before files", "the puller sends Facts unasked"),
+        ("facts before files", "the puller sends ModelFacts unasked"),
         ("endless", "more than the 10 bytes that were announced"),
         ("half", "it is 5 of 10 bytes"),
+        ("half a surrogate pair", "? reason; ? hint"),
     ],
 )
 def test_a_puller_that_was_taken_over_is_ended(

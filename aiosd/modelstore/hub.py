@@ -50,7 +50,7 @@ def pull(source: ModelSource, receiver: HubReceiver, token: str) -> None:
         files: list[tuple[str, RemoteFile]] = []
         for path in names:
             url = hf_hub_url(source.name, path, revision=revision, endpoint=api.endpoint)
-            files.append((url, remote(url, path, token)))
+            files.append((url, remote(source.name, url, path, token)))
         receiver.found([file for _, file in files], licence(info), revision)
         for url, file in files:
             bring(url, file, receiver, headers)
@@ -75,12 +75,18 @@ def pull(source: ModelSource, receiver: HubReceiver, token: str) -> None:
         raise unreachable(api.endpoint, error) from None
 
 
-def remote(url: str, path: str, token: str) -> RemoteFile:
+def remote(repository: str, url: str, path: str, token: str) -> RemoteFile:
     at = get_hf_file_metadata(url, token=token or False)
     if at.size is None or at.etag is None:
         raise ModelError(f"{path}: the hub says neither size nor hash of it", "is HF_ENDPOINT a hub?")
-    digest = at.etag if SHA256.fullmatch(at.etag) else ""  # of LFS; else git's hash, of small files
-    return RemoteFile(path.rpartition("/")[2], at.size, digest, f"{url} {at.etag}")
+    is_lfs = SHA256.fullmatch(at.etag) is not None  # else its etag is git's hash
+    return RemoteFile(
+        path.rpartition("/")[2],
+        at.size,
+        at.etag if is_lfs else "",
+        f"{repository} {path} {at.etag}",
+        git_hash="" if is_lfs else at.etag,
+    )
 
 
 def chosen(source: ModelSource, names: list[str]) -> list[str]:

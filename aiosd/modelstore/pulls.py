@@ -19,6 +19,7 @@ from aiosd.cores.launch import Process
 from aiosd.cores.wire import Channel
 from aiosd.errors import AiosError, Busy, ModelError, StoreFailed, StoreFull, WireError, in_words
 from aiosd.modelstore import local
+from aiosd.modelstore.facts import TEMPLATE_CHARS
 from aiosd.modelstore.launch import PullLauncher
 from aiosd.modelstore.messages import (
     FROM_PULLER,
@@ -40,6 +41,7 @@ from aiosd.modelstore.store import FILE_NAME, ModelFile, ModelManifest, ModelSto
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4  # others wait
+USERS_MOST = 2  # of a user who is no administrator
 QUEUED_MOST = 64
 FILES_MOST = 2048  # of one model
 END_S = 2.0  # for a puller to end by itself
@@ -87,6 +89,9 @@ class Pulls:
                 raise Busy(f"{len(self._running)} pulls wait or run", "try again when some have ended")
             if manifest.name in self._running:
                 raise Busy(f"a pull of {manifest.name} runs", "echo cancel > its ctl ends it")
+            same = [pull for pull in self._running.values() if pull.manifest.uid == manifest.uid]
+            if not trusted and len(same) >= USERS_MOST:
+                raise Busy(f"{len(same)} pulls of yours wait or run", "try again when one has ended")
             self.store.begin(manifest)
             pull = self._running[manifest.name] = Pull(self, manifest, trusted)
         pull.thread.start()
@@ -156,6 +161,7 @@ class Pull:
     def _run(self) -> None:
         manifest, events = self.manifest, self._pulls.events
         why: list[str] = []
+        whole = False
         events.pulling(manifest.name, "")
         try:
             while not self._pulls.slots.acquire(timeout=LOOK_S):
@@ -165,21 +171,23 @@ class Pull:
                 for source in alternatives(manifest.source):
                     if source.is_local and not self._trusted:
                         continue
-                    if self._try(source, why):
-                        return
+                    if whole := self._try(source, why):
+                        break
             finally:
                 self._pulls.slots.release()
         except (AiosError, OSError) as error:
             why.append(in_words(error))
         finally:
+            if not self._pulls.stopping and not whole:
+                self._fail(why)
             self._pulls.ended(self)
-        if self._pulls.stopping:
-            return
+
+    def _fail(self, why: list[str]) -> None:
         cancelled = self._cancelled.is_set()
-        manifest.error = "the pull was cancelled; pull goes on" if cancelled else "; then ".join(why)
+        self.manifest.error = "the pull was cancelled; pull goes on" if cancelled else "; then ".join(why)
         with suppress(StoreFailed):  # the disk is full: the next start tries again
-            self._store.begin(manifest)
-        events.failed(manifest)
+            self._store.begin(self.manifest)
+        self._pulls.events.failed(self.manifest)
 
     def _try(self, source: ModelSource, why: list[str]) -> bool:
         """Return whether the model is whole. Add the reason to `why` where another source may do."""
@@ -280,13 +288,13 @@ class Pull:
             case AllGot():
                 self._look(channel)
             case PullFailed():
-                raise ModelError(message.reason, message.hint)
+                raise ModelError(clean(message.reason), clean(message.hint))
             case _:
                 raise WireError(f"the puller sends {type(message).__name__} unasked")
 
     def _found(self, message: FilesFound) -> None:
         manifest = self.manifest
-        manifest.revision, manifest.licence = message.revision[:200], message.licence[:200]
+        manifest.revision, manifest.licence = clean(message.revision), clean(message.licence)
         for facts in message.files:
             file, digest, mark, temporary = judged(facts)
             if file.name in self._growing or len(self._growing) >= FILES_MOST:
@@ -297,6 +305,7 @@ class Pull:
                 self._temporary.add(file.name)
             else:
                 manifest.files.append(file)
+        self._store.forget_others(manifest, {path for _, path, _ in self._growing.values()})
         there = sum(min(file.size, size_of(path)) for file, path, _ in self._growing.values())
         self._pulls.events.check_size(manifest, self._reserved, self._reserved - there)
         self._store.begin(manifest)
@@ -357,8 +366,10 @@ class Pull:
     def _learn(self, facts: dict[str, Any]) -> None:
         kinds = {"architecture": str, "parameters": int, "context_length": int, "quantization": str,
                  "licence": str, "template": str}  # fmt: skip
+        known = {key: facts[key] for key, kind in kinds.items() if type(facts.get(key)) is kind}
         self.manifest.facts = {
-            key: facts[key] for key, kind in kinds.items() if type(facts.get(key)) is kind
+            key: clean(value, TEMPLATE_CHARS) if isinstance(value, str) else value
+            for key, value in known.items()
         }  # fmt: skip
         self.manifest.licence = self.manifest.licence or str(self.manifest.facts.get("licence", ""))
 
@@ -387,6 +398,11 @@ def judged(facts: dict[str, Any]) -> tuple[ModelFile, str, str, bool]:
     if facts["size"] < 0 or len(facts["mark"]) > 4096:
         raise WireError("a file of less than no bytes")
     return ModelFile(facts["name"], facts["size"]), facts["digest"], facts["mark"], facts["temporary"]
+
+
+def clean(text: str, most: int = 1000) -> str:
+    """Text of a puller in which all is UTF-8, and which is not long."""
+    return text[:most].encode("utf-8", "replace").decode()
 
 
 def size_of(path: Path) -> int:

@@ -20,7 +20,7 @@ import pwd
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -157,9 +157,13 @@ class ModelStore:
         return path.is_relative_to(self._names / name)
 
     def size(self, name: str) -> int:
-        """Return the bytes of a model, or what its pull will take. Shared bytes count as its own."""
+        """Return the bytes of a model and of its pull, also those to come. Shared bytes count as its own."""
         with self._lock:
-            return max(one.size if one else 0 for one in (self._whole.get(name), self._pulls.get(name)))
+            whole, pull = self._whole.get(name), self._pulls.get(name)
+            size = whole.size if whole else 0
+            if pull and pull.error:
+                return size + sum(entry.stat().st_size for entry in os.scandir(self._partial / name))
+            return size + pull.size if pull else size
 
     def begin(self, manifest: ModelManifest) -> None:
         """Note a pull, or how far it is. Raises StoreFailed."""
@@ -230,7 +234,16 @@ class ModelStore:
 
     def unfinished(self, manifest: ModelManifest, mark: str) -> Path:
         """Return the file of a pull whose content `mark` describes; an earlier pull may have begun it."""
-        return self._partial / manifest.name / hashlib.sha256(mark.encode()).hexdigest()[:32]
+        return (
+            self._partial / manifest.name / hashlib.sha256(mark.encode("utf-8", "replace")).hexdigest()[:32]
+        )
+
+    def forget_others(self, manifest: ModelManifest, paths: Collection[Path]) -> None:
+        """Remove what earlier pulls of this name began, except these files."""
+        with told(self._partial):
+            for entry in list(os.scandir(self._partial / manifest.name)):
+                if entry.name != MANIFEST and Path(entry.path) not in paths:
+                    os.unlink(entry.path)
 
     def keep(self, manifest: ModelManifest, file: ModelFile, path: Path, digest: str) -> None:
         """Name a finished file by its content. Nobody may have it open to write.

@@ -6,6 +6,7 @@ the proxy variables. Its own http_get keeps 10 MB in memory before it writes, an
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -24,6 +25,7 @@ from aiosd.errors import ModelError
 NETWORK_FILE = "/etc/aios/pull.env"
 AGAIN = "pull again: it goes on where it ended"
 TIMEOUT_S = 30.0
+GIT_HASH = re.compile(r"[0-9a-f]{40}")
 TRIES = 5  # without a byte in between
 PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0)  # before the next
 
@@ -35,9 +37,10 @@ class RemoteFile:
     digest: str  # sha256; empty: unknown
     mark: str  # changes with the content
     temporary: bool = False
+    git_hash: str = ""  # sha1 of a small file, as git has it; the daemon is not told
 
     def facts(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "git_hash"}
 
 
 class Receiver(Protocol):
@@ -53,6 +56,7 @@ def bring(url: str, file: RemoteFile, receiver: Receiver, headers: dict[str, str
         return
     with os.fdopen(fd, "r+b") as opened:
         download(url, opened, file, have, lambda done: receiver.progress(file.name, done), headers)
+        check_git(opened, file)
     receiver.got(file.name, wait=file.temporary)
 
 
@@ -90,6 +94,18 @@ def download(
     if have > file.size:  # of an earlier content, which no honest source gives the same mark
         opened.truncate(0)
         raise ModelError(f"{file.name}: more than the {file.size} bytes that were announced", "pull again")
+
+
+def check_git(opened: BinaryIO, file: RemoteFile) -> None:
+    """Raise ModelError if a small file is another than git says."""
+    if not GIT_HASH.fullmatch(file.git_hash):
+        return
+    opened.seek(0)
+    found = hashlib.sha1(b"blob %d\0" % file.size + opened.read()).hexdigest()
+    if found != file.git_hash:
+        opened.truncate(0)
+        words = f"{file.name}: git's hash is {found[:12]}… and should be {file.git_hash[:12]}…"
+        raise ModelError(words, "it was damaged on the way, or replaced at its source: pull again")
 
 
 def chunks(url: str, opened: BinaryIO, file: RemoteFile, have: int, headers: dict[str, str]) -> Iterator[int]:

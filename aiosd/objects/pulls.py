@@ -107,8 +107,8 @@ class PullObjects:
 
     def facts(self, name: str) -> dict[str, Any]:
         """What info.json says of a pulled model."""
-        manifest = self._store.find(name) or self._store.find_pull(name)
-        if manifest is None:
+        manifest, model = self._store.find(name) or self._store.find_pull(name), self._models.find(name)
+        if manifest is None or (model and model.configured and not self._store.holds(model.path, name)):
             return {}
         files = [{"name": f.name, "size": f.size, "sha256": f.digest} for f in manifest.files]
         facts = {"source": manifest.source, "from": manifest.used, "revision": manifest.revision,
@@ -155,13 +155,16 @@ class PullObjects:
             model = self._models.find(manifest.name)
             if model is None:
                 return
+            before = self._store.find(manifest.name)
             self._store.commit(manifest)
             self._models.set_pulled(model, self._store.path(manifest))
         words = manifest.name, manifest.used, manifest.size / 1e6
         log.info("model %s was pulled from %s (%.0f MB)", *words, extra=about(model=manifest.name))
-        self._pool.unload(model)  # its running requests go on with the new files
         model.pulling = None
         self._emit(model, "pulled")
+        if model.state is ModelState.READY and before and before.files == manifest.files:
+            return
+        self._pool.unload(model)  # its running requests go on with the new files
         self._pool.load(model)
 
     def failed(self, manifest: ModelManifest) -> None:
