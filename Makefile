@@ -7,7 +7,7 @@ PY := .venv/bin/python
 ARGS ?=
 
 help:
-	@echo 'make demo                                   three agents on a model, live; leaves nothing behind'
+	@echo 'make demo [MODEL=tiny]                      agents on a real model (94 MB), live; leaves nothing behind'
 	@echo 'make test [ARGS="-k NAME"]                  the whole test suite, in some 15 minutes'
 	@echo 'make test-fast [ARGS=...]                   the tests that need no mount, in a minute and a half'
 	@echo 'make run MOUNT=DIR STATE=DIR [MODEL=PATH]   the daemon in the foreground'
@@ -27,8 +27,10 @@ setup:
 setup-tests:
 	@./setup --tests
 
-demo: setup
-	@exec $(PY) examples/demo.py $(ARGS)
+# MODEL=tiny: with the built-in model alone, and no download.
+demo:
+	@./setup $(if $(filter tiny,$(MODEL)),,--model)
+	@MODEL="$(MODEL)" exec $(PY) examples/demo.py $(ARGS)
 
 test: setup-tests
 	@tests/run $(ARGS)

@@ -75,6 +75,7 @@ complete -c aiosctl -n __aiosctl_at -a ls -d 'the models with size, quantisation
 complete -c aiosctl -n __aiosctl_at -a show -d 'what is known of a model'
 complete -c aiosctl -n __aiosctl_at -a rm -d 'remove models and their files'
 complete -c aiosctl -n __aiosctl_at -a cp -d 'give a pulled model another name too'
+complete -c aiosctl -n __aiosctl_at -a ps -d 'the loaded models, with size, device, requests and time'
 complete -c aiosctl -n __aiosctl_at -a run -d 'talk with a model, or ask it once'
 complete -c aiosctl -n __aiosctl_at -a ask -d 'ask an agent, or a model with -m, and print the answer'
 complete -c aiosctl -n __aiosctl_at -a log -d "why an agent's requests were refused or failed"

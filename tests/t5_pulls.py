@@ -44,7 +44,7 @@ def daemon(make_daemon: Callable[..., Daemon], server: Hub, gguf: bytes, tmp_pat
 
 
 def state(daemon: Daemon, name: str) -> str:
-    wait_until(lambda: daemon.read(f"models/{name}/state").strip() in ("ready", "failed"), "the end", 60)
+    wait_until(lambda: daemon.read(f"models/{name}/state").strip() in ("absent", "failed"), "the end", 60)
     return daemon.read(f"models/{name}/state").strip()
 
 
@@ -56,24 +56,24 @@ def test_a_users_own_models_count_in_his_quota(daemon: Daemon, gguf: bytes) -> N
     for name in ("a", "b"):
         asked = f"mkdir models/{name}; echo pull hf:org/m > models/{name}/ctl"
         assert as_user(daemon, ALICE, asked).stderr == ""
-        assert state(daemon, name) == "ready"
+        assert state(daemon, name) == "absent"
     as_user(daemon, ALICE, "mkdir models/c; echo pull hf:org/m > models/c/ctl")
     assert state(daemon, "c") == "failed"
     assert f"c takes {len(gguf)} bytes, and your models have {2 * len(gguf)}" in why(daemon, "c")
     copied = as_user(daemon, ALICE, "mkdir models/d; echo copy a > models/d/ctl; cat models/d/error")
     assert "Disk quota exceeded" in copied.stderr
     as_user(daemon, ALICE, "rmdir models/b; echo pull > models/c/ctl")
-    assert state(daemon, "c") == "ready"
+    assert state(daemon, "c") == "absent"
     assert as_user(daemon, BOB, "mkdir models/e; echo pull hf:org/m > models/e/ctl").stderr == ""
-    assert state(daemon, "e") == "ready", "it is his own quota"
+    assert state(daemon, "e") == "absent", "it is his own quota"
     (daemon.root / "models/f").mkdir()
     daemon.write("models/f/ctl", "pull hf:org/m")
-    assert state(daemon, "f") == "ready", "root has none"
+    assert state(daemon, "f") == "absent", "root has none"
 
 
 def test_a_user_reads_no_model_of_another(daemon: Daemon) -> None:
     as_user(daemon, ALICE, "mkdir models/hers; echo pull hf:org/m > models/hers/ctl")
-    assert state(daemon, "hers") == "ready"
+    assert state(daemon, "hers") == "absent"
     for command in (
         "cat models/hers/info.json",
         "echo hi > models/hers/llm",
@@ -89,7 +89,7 @@ def test_a_user_reads_no_model_of_another(daemon: Daemon) -> None:
 def test_a_user_has_no_token_and_no_file_of_this_machine(daemon: Daemon, tmp_path: Path, gguf: bytes) -> None:
     (daemon.root / "models/roots").mkdir()
     daemon.write("models/roots/ctl", "pull hf:org/gated")
-    assert state(daemon, "roots") == "ready"
+    assert state(daemon, "roots") == "absent"
     as_user(daemon, ALICE, "mkdir models/m; echo pull hf:org/gated > models/m/ctl")
     assert state(daemon, "m") == "failed"
     assert "is gated" in why(daemon, "m")

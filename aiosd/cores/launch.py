@@ -22,6 +22,10 @@ class Process(Protocol):
     @property
     def pid(self) -> int: ...
     def connect(self, kinds: Collection[type[Any]] = wire.MESSAGES) -> wire.Channel: ...
+    def alive(self) -> bool:
+        """Whether the process may still be there."""
+        ...
+
     def terminate(self) -> None: ...
     def kill(self) -> None: ...
     def wait(self, timeout_s: float | None = None) -> str:
@@ -30,6 +34,7 @@ class Process(Protocol):
 
     def close(self) -> None:
         """Release its resources. The worker has ended, and nothing else is called after this."""
+        ...
 
 
 class Launcher(Protocol):
@@ -61,6 +66,9 @@ class Child:
     def connect(self, kinds: Collection[type[Any]] = wire.MESSAGES) -> wire.Channel:
         return wire.Channel(self._ours, kinds)
 
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def terminate(self) -> None:
         self._process.terminate()
 
@@ -74,4 +82,4 @@ class Child:
             raise TimeoutError from None
 
     def close(self) -> None:
-        """Do nothing: the caller of `connect` closes the channel."""
+        self._ours.close()

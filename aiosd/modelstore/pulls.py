@@ -94,6 +94,7 @@ class Pulls:
                 raise Busy(f"{len(same)} pulls of yours wait or run", "try again when one has ended")
             self.store.begin(manifest)
             pull = self._running[manifest.name] = Pull(self, manifest, trusted)
+        self.events.pulling(manifest.name, "")
         pull.thread.start()
 
     def cancel(self, name: str) -> bool:
@@ -159,10 +160,9 @@ class Pull:
     # the thread
 
     def _run(self) -> None:
-        manifest, events = self.manifest, self._pulls.events
+        manifest = self.manifest
         why: list[str] = []
         whole = False
-        events.pulling(manifest.name, "")
         try:
             while not self._pulls.slots.acquire(timeout=LOOK_S):
                 if self._cancelled.is_set():

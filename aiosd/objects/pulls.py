@@ -15,7 +15,6 @@ from typing import Any
 from aiosd.access.caller import Caller
 from aiosd.access.rules import user_name
 from aiosd.cores.models import Model, Models, ModelState
-from aiosd.cores.pool import Pool
 from aiosd.errors import BadValue, Busy, Denied, NotEmpty, OverQuota, StoreFull
 from aiosd.host import identity
 from aiosd.host.message_ids import about
@@ -24,13 +23,16 @@ from aiosd.modelstore.pulls import Pulls
 from aiosd.modelstore.source import alternatives
 from aiosd.modelstore.store import ModelManifest
 from aiosd.objects.making import Making
+from aiosd.scheduler.demand import Demand
 
 log = logging.getLogger(__name__)
 
 
 class PullObjects:
-    def __init__(self, making: Making, models: Models, pool: Pool, pulls: Pulls, admins: int | None) -> None:
-        self._making, self._models, self._pool, self._admins = making, models, pool, admins
+    def __init__(
+        self, making: Making, models: Models, demand: Demand, pulls: Pulls, admins: int | None
+    ) -> None:
+        self._making, self._models, self._demand, self._admins = making, models, demand, admins
         self._pulls, self._store = pulls, pulls.store
         pulls.report_to(self)
 
@@ -160,12 +162,11 @@ class PullObjects:
             self._models.set_pulled(model, self._store.path(manifest))
         words = manifest.name, manifest.used, manifest.size / 1e6
         log.info("model %s was pulled from %s (%.0f MB)", *words, extra=about(model=manifest.name))
-        model.pulling = None
+        model.pulling, model.error = None, ""
         self._emit(model, "pulled")
         if model.state is ModelState.READY and before and before.files == manifest.files:
             return
-        self._pool.unload(model)  # its running requests go on with the new files
-        self._pool.load(model)
+        self._demand.changed(model, moved=True)  # its running requests go on with the new files
 
     def failed(self, manifest: ModelManifest) -> None:
         model = self._models.find(manifest.name)

@@ -73,6 +73,9 @@ class Unit:
         if not self._closed:
             os.eventfd_write(self._news, 1)
 
+    def alive(self) -> bool:
+        return not self._failed
+
     def terminate(self) -> None:
         self._order("stop")
 
@@ -86,6 +89,8 @@ class Unit:
 
     def close(self) -> None:
         self._closed = True
+        self._listener.close()
+        self._address.unlink(missing_ok=True)
         os.close(self._news)
         if self._pidfd >= 0:
             os.close(self._pidfd)

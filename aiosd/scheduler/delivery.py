@@ -141,6 +141,7 @@ class Delivery:
 
     def worker_ready(self, worker: Worker) -> None:
         self._events.emit("worker", worker=worker.id, model=worker.model.name, state="ready")
+        self._scheduler.wanting.set()
         self._scheduler.stir()
 
     def worker_died(self, worker: Worker) -> None:
@@ -149,6 +150,7 @@ class Delivery:
         """
         self._residency.worker_died(worker)
         self._events.emit("worker", worker=worker.id, model=worker.model.name, state="ended")
+        self._scheduler.wanting.set()
         orphans = self._scheduler.running_on(worker.id)
         if self._scheduler.stopped:  # the daemon itself ended the workers; it parks the requests
             return

@@ -69,10 +69,22 @@ class StoredTensor:
     type: str
     shape: tuple[int, ...]
     data: memoryview
+    heads: int = 0  # whose rows lie in pairs: first and second half in turn. 0: the rows lie in their order
 
     @property
     def count(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def row_bytes(self) -> int:
+        return len(self.data) // math.prod(self.shape[:-1])
+
+    def ordered(self) -> StoredTensor:
+        """Return the tensor with its rows in their order; a copy where they lie in pairs."""
+        if not self.heads:
+            return self
+        rows = np.frombuffer(self.data, np.uint8).reshape(self.heads, -1, 2, self.row_bytes)
+        return StoredTensor(self.type, self.shape, memoryview(rows.swapaxes(1, 2).tobytes()))
 
 
 class GgufFile:
@@ -130,13 +142,12 @@ class GgufFile:
         return self._rotated(name, replace(found, shape=shape))
 
     def _rotated(self, name: str, stored: StoredTensor) -> StoredTensor:
-        """Undo the order of rows that GGUF gives the queries and keys of Llama: pairs side by side."""
+        """GGUF gives the queries and keys of Llama another order of rows: pairs side by side."""
         part = name.rsplit(".", 2)[1]
         if self.config["model_type"] not in PAIRED or part not in ("q_proj", "k_proj"):
             return stored
         heads = self.config["num_attention_heads" if part == "q_proj" else "num_key_value_heads"]
-        rows = np.frombuffer(stored.data, np.uint8).reshape(heads, -1, 2, len(stored.data) // stored.shape[0])
-        return StoredTensor(stored.type, stored.shape, memoryview(rows.swapaxes(1, 2).tobytes()))
+        return replace(stored, heads=heads)
 
     # reading
 
@@ -259,6 +270,7 @@ def gguf_name(name: str) -> str:
 
 def plain(stored: StoredTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return a tensor's values in float32, [*shape]."""
+    stored = stored.ordered()
     if stored.type == "F32":
         return np.frombuffer(stored.data, np.float32).reshape(stored.shape).copy()
     from gguf import GGMLQuantizationType

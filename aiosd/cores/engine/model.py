@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from aiosd.cores.engine.config import of_gguf, read
 from aiosd.cores.engine.constraint import Constraints
 from aiosd.cores.engine.core import Core
 from aiosd.cores.engine.family import spec_of
 from aiosd.cores.engine.folder import ModelFolder
-from aiosd.cores.engine.fused import PACKED, FusedLlama
+from aiosd.cores.engine.fused import STAY, FusedLlama
 from aiosd.cores.engine.gguf import GgufFile, stored_bytes
 from aiosd.cores.engine.kv import BLOCK
 from aiosd.cores.engine.llama import TorchLlama
@@ -52,7 +51,8 @@ class LoadedModel:
         info = self.core.info
         device = str(info["device"]).partition(":")[0]
         exact = "exact" if info["exact"] else "loose"
-        return f"{info['core']} {info['dtype']} {info.get('quantization', 'none')} {device} {exact} {BLOCK}"
+        form = f"{BLOCK} {self.core.kv_block_dim}"
+        return f"{info['core']} {info['dtype']} {info.get('quantization', 'none')} {device} {exact} {form}"
 
     @property
     def kv_shapes(self) -> list[tuple[str, list[int]]]:
@@ -130,6 +130,7 @@ def load(
 def _opened(path: Path) -> tuple[ModelFolder | GgufFile, Any, Vocabulary]:
     if path.suffix == ".gguf":
         from aiosd.cores.engine import gguf_vocabulary
+        from aiosd.cores.engine.gguf_config import of_gguf
 
         file = GgufFile(path)
         hf = gguf_vocabulary.read(path, file.metadata)
@@ -139,6 +140,8 @@ def _opened(path: Path) -> tuple[ModelFolder | GgufFile, Any, Vocabulary]:
             config,
             Vocabulary(path, {"eos_token_id": gguf_vocabulary.ends(file.metadata)}, config, hf),
         )
+    from aiosd.cores.engine.config import read
+
     folder = ModelFolder(path)
     config = read(folder)
     return folder, config, Vocabulary(folder.path, folder.config, config)
@@ -206,7 +209,7 @@ def _core(
     if isinstance(folder, GgufFile) and packs and (lib := library()) is not None:
         kind = max(sizes := stored_bytes(folder.tensors), key=lambda kind: sizes[kind])
         made = FusedLlama(spec, read_stored(folder, spec), lib, torch.get_num_threads(), kind)
-        expanded = sum(4 * one.count for one in folder.tensors.values() if one.type not in PACKED)
+        expanded = sum(4 * one.count for one in folder.tensors.values() if one.type not in STAY)
         made.info |= {"stored_bytes": sizes, "expanded_bytes": expanded}
         return made
     weights = read_weights(folder, spec, torch.device(device), dtype)

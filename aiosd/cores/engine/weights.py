@@ -95,6 +95,7 @@ class _Source:
     def __init__(self, folder: ModelFolder | GgufFile, spec: DecoderSpec) -> None:
         self.folder, self.spec = folder, spec
         self._names = spec.family.names if isinstance(folder, ModelFolder) else {}
+        self._inside = spec.family.inside if isinstance(folder, ModelFolder) else ""
         self._one_plus = spec.family.one_plus and isinstance(folder, ModelFolder)  # GGUF holds the sums
 
     def tensor(self, name: str, *shape: int) -> torch.Tensor:
@@ -114,15 +115,18 @@ class _Source:
         )
         return StoredTensor(found.type, found.shape, memoryview(rows[:, order].tobytes()))
 
+    def __contains__(self, name: str) -> bool:
+        return self._theirs(name) in self.folder
+
     def norm(self, name: str, width: int) -> torch.Tensor:
         weight = self.folder.tensor(f"{self._theirs(name)}.weight", (width,))
         return weight.float() + 1 if self._one_plus else weight  # a sum in few bits would lose small weights
 
     def _theirs(self, name: str) -> str:
         if not self._names:
-            return name
+            return self._inside + name
         known = rf"\b({'|'.join(map(re.escape, self._names))})\b"
-        return re.sub(known, lambda found: self._names[found[0]], name)
+        return self._inside + re.sub(known, lambda found: self._names[found[0]], name)
 
     def _order(self, name: str) -> list[int] | None:
         """The order of a head's numbers that puts the two of a rotation where Llama has them: half of the
@@ -158,7 +162,7 @@ def read_weights(
         return made
 
     embedding = get("model.embed_tokens.weight", spec.vocab, spec.hidden)
-    tied = spec.tied or "lm_head.weight" not in folder
+    tied = spec.tied or "lm_head.weight" not in source
     head = embedding if tied else get("lm_head.weight", spec.vocab, spec.hidden)
     return Weights(
         embedding, head, norm("model.norm", spec.hidden), (layer(i) for i in range(len(spec.layers)))
