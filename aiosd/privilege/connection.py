@@ -101,7 +101,7 @@ class DaemonConnection:
                 runner.forget_but(message.agents)
             case orders.Notify():
                 self._notify(message)
-            case orders.WorkerOrder():
+            case orders.WorkerOrder() | orders.PullOrder():
                 self._systemctl.order(message)
             case orders.Probe():
                 self._systemctl.probe()
