@@ -22,7 +22,7 @@ AGAIN = "download the file again, and compare its checksum"
 LAYERS_MAX, EXPERTS_MAX = 1_000, 1_024
 
 
-class Config:
+class PlainConfig:
     """The values of a known architecture, without the import of transformers."""
 
     hidden_act = "silu"
@@ -30,7 +30,7 @@ class Config:
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.__dict__ |= values
 
-    def get_text_config(self) -> Config:
+    def get_text_config(self) -> PlainConfig:
         return self
 
 
@@ -38,7 +38,7 @@ def of_gguf(file: GgufFile) -> Any:
     """Return a configuration as transformers has it. Raises ModelError."""
     rope = file.config["rope_parameters"]
     if all(one["rope_type"] in OWN_ROPES for one in (rope.get(FULL, rope), rope.get(SLIDING, rope))):
-        return Config(file.config)
+        return PlainConfig(file.config)
     from aiosd.cores.engine.config import of_values
 
     return of_values(file.path, file.config)
