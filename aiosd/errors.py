@@ -84,6 +84,10 @@ class OverQuota(AiosError):
     """A limit is reached that does not free itself: remove something first."""
 
 
+class NoRoom(AiosError):
+    """A model does not fit into the memory of this machine, even alone."""
+
+
 class TooLong(AiosError):
     """The prompt does not fit the model's context length."""
 

@@ -28,6 +28,7 @@ from aiosd.context.residency import Residency
 from aiosd.context.swap import Swap
 from aiosd.cores.models import Models
 from aiosd.cores.pool import Pool
+from aiosd.cores.rooms import Rooms
 from aiosd.database.store import Store
 from aiosd.errors import AiosError, RequestFailed, ShuttingDown
 from aiosd.events import Events
@@ -39,11 +40,14 @@ from aiosd.handlers.tool.questions import Questions
 from aiosd.handlers.tool.sampled import Sampled
 from aiosd.host import identity
 from aiosd.host.accounts import Accounts
+from aiosd.modelstore.pulls import Pulls
+from aiosd.modelstore.store import ModelStore
 from aiosd.objects.agents import AgentObjects
 from aiosd.objects.contexts import ContextObjects
 from aiosd.objects.former import FormerAccounts
 from aiosd.objects.making import Making
 from aiosd.objects.models import ModelObjects
+from aiosd.objects.pulls import PullObjects
 from aiosd.objects.tools import ToolObjects
 from aiosd.objects.trusted import TrustObjects
 from aiosd.privilege.system import Own, System
@@ -51,6 +55,7 @@ from aiosd.scheduler import parking
 from aiosd.scheduler.admission import STOPPED, Admission
 from aiosd.scheduler.chooser import Chooser
 from aiosd.scheduler.delivery import Delivery
+from aiosd.scheduler.demand import Demand
 from aiosd.scheduler.dispatch import Dispatch
 from aiosd.scheduler.ending import Ending, log_end
 from aiosd.scheduler.handler import Handler
@@ -88,7 +93,8 @@ class Kernel:
         self.accounts = Accounts(self.store.accounts(), self.store.save_account, self)
         self.agents = Agents(self.store)
         self.contexts = Contexts(self.store, self.permissions, config.limits.context_bytes)
-        self.models = Models(config, self.store, model, workers_uid)
+        self.model_store = ModelStore(self.store.folder / "models", workers_uid)
+        self.models = Models(config, self.store, model, workers_uid, self.model_store.paths())
         self.tools = Tools(Path(config.tools.folder), self.store.folder / "tools", config.tools.network)
         self.trust = Trust(self.store)
         self.audit = Audit(self.store.folder / "audit.jsonl", config.limits)
@@ -99,6 +105,8 @@ class Kernel:
         """Build the parts that compute and act: workers and their KV, tools and their sandboxes."""
         engine, state = config.engine, self.store.folder
         self.pool = Pool(engine, system.launch, system.devices)
+        self.pulls = Pulls(self.model_store, system.pull, config.tools.credentials, system.workers_uid)
+        self.rooms = Rooms(self.pool)
         swap = Swap(
             state / "kv", engine.host_kv_bytes, engine.disk_kv_bytes, config.limits.disk_reserve_bytes
         )
@@ -118,6 +126,9 @@ class Kernel:
             self.handlers, self.models, self.pool, self.dispatch, self.chooser,
             config.scheduler.quantum, config.engine.max_running,
         )  # fmt: skip
+        self.demand = Demand(
+            self.models, self.pool, self.rooms, self.scheduler, self.residency, self.permissions
+        )
         self.notices = Notices(self.events, self.agents)
         self.saving = Saving(self.store, self.contexts, config.limits.keep_requests, log_end)
         self.ending = Ending(
@@ -131,12 +142,14 @@ class Kernel:
         )  # fmt: skip
         self.delivery = Delivery(
             self.scheduler, self.ending, self.residency, self.interception, self.events, self.notices,
-            config.limits.worker_deaths_per_request,
+            self.limits, config.limits.worker_deaths_per_request,
         )  # fmt: skip
         self.pool.report_to(self.delivery)
 
     def _build_handlers(self, config: Config) -> None:
-        self.names = Names(self.permissions, self.trust, self.models, self.contexts, self.tools, self.group)
+        self.names = Names(
+            self.permissions, self.trust, self.models, self.contexts, self.tools, self.demand, self.group
+        )
         self.kv_budget = KvBudget(self.limits, self.permissions, self.contexts, self.residency)
         self.kv_files = KvFiles(self.contexts, self.residency, self.pool, self.models, self.scheduler)
         self.approvals = Approvals(
@@ -159,7 +172,10 @@ class Kernel:
         self.context_objects = ContextObjects(
             self.making, self.contexts, self.residency, self.pool, self.scheduler
         )
-        self.model_objects = ModelObjects(self.making, self.models, self.pool, self.admins)
+        self.pull_objects = PullObjects(self.making, self.models, self.demand, self.pulls, self.admins)
+        self.model_objects = ModelObjects(
+            self.making, self.models, self.pool, self.demand, self.pull_objects, self.admins
+        )
         self.tool_objects = ToolObjects(self.making, self.tools, self.agents)
         self.trust_objects = TrustObjects(self.making, self.trust, self.audit, self.agents)
         self.former_accounts = FormerAccounts(
@@ -205,7 +221,8 @@ class Kernel:
         self.scheduler.start(self.ending)
         self.approvals.start()
         self.agent_objects.start()
-        self.pool.load(*self.models.all())
+        self.demand.start()
+        self.pull_objects.start()
 
     def listed(self, server: str, error: str) -> None:
         """Implements aiosd.tools.mcp.listing.ListingEvents: cancel the calls of tools that are gone."""
@@ -222,6 +239,7 @@ class Kernel:
         """Refuse and start nothing more. Running requests go on."""
         self.limits.draining = True
         self.scheduler.drain()
+        self.demand.stop()
 
     def stop(self, unmount: Callable[[], object] = lambda: None) -> None:
         """End every wait, then `unmount`, then close the state. So clients' last writes are still stored.
@@ -230,6 +248,7 @@ class Kernel:
         """
         self.agent_objects.stop()
         self.drain()
+        self.pulls.stop()
         left = self.scheduler.stop()
         self.runner.stop()
         self.pool.stop()

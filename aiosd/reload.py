@@ -70,12 +70,11 @@ def limits(kernel: Kernel, config: Config) -> None:
 
 def models(kernel: Kernel, old: Config, config: Config) -> None:
     for model, entry in kernel.models.reload(old, config):
-        if model.path != Path(entry.path):
-            model.path = Path(entry.path)
-            kernel.pool.unload(model)  # its running requests continue on the new one
+        moved, model.path = model.path != Path(entry.path), Path(entry.path)
         kernel.models.take(model, entry)
-        kernel.pool.load(model)
+        kernel.demand.changed(model, moved)  # if it is moved, its requests continue on the new one
     kernel.model_objects.adopt()
     kernel.model_objects.let_go()
     kernel.pool.places.retry()
     kernel.pool.arrange()
+    kernel.scheduler.wanting.set()  # keep_alive may be shorter now

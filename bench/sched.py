@@ -198,7 +198,7 @@ def queue_cost(model: Path, count: int = 10_000) -> list[dict[str, Any]]:
     """Queue requests while the model is unloaded, so that none runs."""
     rows = []
     with kernel(model) as k:
-        k.pool.unload(k.models.all()[0])
+        k.demand.unload(k.models.all()[0])
         k.models.all()[0].state = ModelState.LOADING
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
@@ -212,7 +212,7 @@ def queue_cost(model: Path, count: int = 10_000) -> list[dict[str, Any]]:
             with scheduler.lock:
                 began = time.perf_counter()
                 for _ in range(1000):
-                    view = scheduler._view(model_.name, ())
+                    view = scheduler._view(model_.name, (), scheduler.queue.held_back)
                     k.chooser.order(view, 1)
                     scheduler.queue.ready(model_.name).pop(view.waiting[0].id)
                 took = (time.perf_counter() - began) / 1000

@@ -291,6 +291,8 @@ class Demo:
                     raise Failed(f"aiosd ended with status {self.daemon.returncode}\n{self._log_tail()}")
                 if "failed" in states.values() or time.monotonic() - began > READY_TIMEOUT_S:
                     raise Failed(f"no model is ready: {states}\n{self._log_tail()}")
+                if set(states.values()) == {"absent"}:  # else the first question would wait for the load
+                    next(self.mount.glob("models/*/ctl")).write_text("load\n")
                 said = ", ".join(f"{name} {state}" for name, state in states.items()) or "starting"
                 self.screen.progress(f"{said} … {time.monotonic() - began:.0f} s")
                 self.stop.wait(0.05)

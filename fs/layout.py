@@ -12,10 +12,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-import psutil
-
 from aiosd import __version__
 from aiosd.access.caller import Caller
+from aiosd.config import duration
 from aiosd.cores.devices import CPU
 from aiosd.cores.models import Model, ModelState
 from aiosd.cores.pool import ANYWHERE, Worker
@@ -31,6 +30,7 @@ from aiosd.fs.text import columns, table
 from aiosd.fs.tools import tool_folder
 from aiosd.fs.transaction import Transaction
 from aiosd.fs.tree import Collection, Factory, Folder, Node, Table, Tree
+from aiosd.host.memory import resident
 from aiosd.kernel import Kernel
 from aiosd.scheduler import trace
 from aiosd.scheduler.handler import Source
@@ -118,8 +118,9 @@ def status(kernel: Kernel) -> str:
     running, waiting = scheduler.load
     ready = [m.name for m in kernel.models.all() if m.state is ModelState.READY]
     loading = any(m.state is ModelState.LOADING for m in kernel.models.all())
+    usable = any(m.state is not ModelState.FAILED for m in kernel.models.all())  # others load on demand
     return table(
-        state="running" if ready else "loading" if loading else "no-model",
+        state="running" if ready else "loading" if loading else "running" if usable else "no-model",
         pid=os.getpid(),
         uptime_s=int(time.time() - kernel.started_s),
         models_ready=",".join(ready) or "-",
@@ -201,8 +202,8 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
 
     return Table(
         {
-            "info.json": lambda: Text(render=partial(model_info, model)),
-            "state": lambda: Text(render=lambda: f"{model.shown_state}\n"),
+            "info.json": lambda: Text(render=partial(model_info, kernel, model)),
+            "state": lambda: Text(render=lambda: f"{model.state_in_words}\n"),
             "workers": lambda: Text(render=lambda: "".join(f"{w.id}\n" for w in pool.of(model))),
             "stats": lambda: Text(
                 render=lambda: table(
@@ -218,13 +219,33 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
     )
 
 
-def model_info(model: Model) -> str:
+def model_info(kernel: Kernel, model: Model) -> str:
     facts = {"name": model.name, "path": str(model.path), "state": model.shown_state,
              "replicas": model.replicas,
-             "pin": list(model.pins), "memory_fraction": model.fraction}  # fmt: skip
+             "pin": list(model.pins), "memory_fraction": model.fraction,
+             **residence(kernel, model)}  # fmt: skip
     if model.error:
         facts["error"] = model.error
-    return json.dumps({**model.info, **facts}, indent=2, ensure_ascii=False) + "\n"
+    if model.pulling is not None:
+        facts["pulling"] = model.pulling
+    whole = {**kernel.pull_objects.facts(model.name), **model.info, **facts}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+
+
+def residence(kernel: Kernel, model: Model) -> dict[str, object]:
+    """How long the model stays, what it takes, and what it has to do."""
+    stay, workers = model.stay, kernel.pool.of(model)
+    facts: dict[str, object] = {"keep_alive": duration.shown(stay.keep_alive_s)}
+    running, waiting = kernel.scheduler.load_of(model.name)
+    facts |= {"running": running, "waiting": waiting}
+    if workers:
+        used = [sum(resident(worker.process.pid)) for worker in workers]
+        facts |= {"estimated_bytes": stay.bytes * len(workers), "rss_bytes": sum(used)}
+        facts |= {"kv_bytes": stay.kv_bytes or kernel.config.engine.kv_bytes}
+        facts |= {"devices": sorted({line for worker in workers for line in device(worker).split()})}
+    if model.state is ModelState.READY and not stay.always and not running + waiting:
+        facts["until"] = round(time.time() + stay.until_s - time.monotonic(), 1)
+    return facts
 
 
 def worker_folder(kernel: Kernel, name: str) -> Folder | None:
@@ -234,7 +255,7 @@ def worker_folder(kernel: Kernel, name: str) -> Folder | None:
 
     def command(caller: Caller, verb: str, argument: str) -> None:
         if verb != "restart" or argument:
-            raise BadValue(f"unknown command {verb[:40]!r}", "restart")
+            raise BadValue(f"no command {f'{verb} {argument}'.strip()[:40]!r}", "restart")
         worker.process.kill()  # the pool then starts another worker, where its requests continue
 
     return Table(
@@ -273,8 +294,5 @@ def devices(kernel: Kernel) -> str:
 
 
 def memory(worker: Worker) -> str:
-    try:
-        used = psutil.Process(worker.process.pid).memory_info()
-    except psutil.NoSuchProcess:
-        return table(rss_bytes=0, shared_bytes=0)
-    return table(rss_bytes=used.rss, shared_bytes=used.shared)
+    own, shared = resident(worker.process.pid)
+    return table(rss_bytes=own + shared, shared_bytes=shared)

@@ -90,7 +90,7 @@ def made(request: Request, files: dict[str, Factory]) -> Folder:
 def common(kernel: Kernel, request: Request) -> dict[str, Factory]:
     def command(caller: Caller, verb: str, argument: str) -> None:
         if verb != "cancel" or argument:
-            raise BadValue(f"unknown command {verb[:40]!r}", "cancel")
+            raise BadValue(f"no command {f'{verb} {argument}'.strip()[:40]!r}", "cancel")
         if not kernel.ending.cancel(request):
             raise NotAllowed(f"request {request.id} has ended already: it is {request.state}")
 
@@ -116,10 +116,13 @@ def steps_folder(kernel: Kernel, request: Request) -> Folder:
 
 def request_state(kernel: Kernel, request: Request) -> str:
     """The state. A waiting request adds how many requests start earlier, and the expected seconds until it
-    starts; a call adds the progress that its MCP server reports."""
+    starts, or what its model waits for; a call adds the progress that its MCP server reports."""
     if progress := kernel.calls.progress.get(request.id):
         return f"{request.state} {progress}\n"
     place = kernel.scheduler.position(request)
+    model = kernel.models.find(request.queue)
+    if place and model and (why := kernel.demand.why(model)):
+        return f"{request.state} {place[0]} - {why}\n"
     return f"{request.state}\n" if place is None else f"{request.state} {place[0]} {place[1]:.1f}\n"
 
 

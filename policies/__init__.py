@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aiosd.policies.residence import Full, leave
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One request as a policy sees it. Times are seconds on the clock of View.now."""
 
     id: int  # grows with arrival
-    uid: int
+    uid: int  # of a lent uid (subuid(5)), that of the user to whom it is lent
     agent: str
     nice: int
     queued_s: float  # when its current wait began
@@ -46,7 +48,9 @@ class View:
 @dataclass(frozen=True, slots=True)
 class Policy:
     """`rank`: any comparable value; the waiting job with the least rank starts next. `preempt`: the id of the
-    running job that yields to a waiting one, or None. It is asked only when all places are taken."""
+    running job that yields to a waiting one, or None. It is asked only when all places are taken. `leave`:
+    the models that leave a full device for the model that is wanted there."""
 
     rank: Callable[[View, Job], Any]
     preempt: Callable[[View], int | None]
+    leave: Callable[[Full], Sequence[str]] = leave

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from aiosd.config import config
 from aiosd.errors import BadValue
-from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, rr
+from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, residence, rr
 from aiosd.policies.interception import Away
 from aiosd.policies.interception import place as place_kv
 from aiosd.policies.placement import Seat, place
+from aiosd.policies.residence import Full, Resident
 from aiosd.scheduler.chooser import BUILT_IN, Chooser, read_all
 from aiosd.scheduler.ledger import OUTPUT_WEIGHT, Ledger
 from aiosd.syscall.chat import Chat
@@ -267,8 +268,9 @@ def test_kv_of_a_waiting_agent_always_has_a_place(away: Away) -> None:
 
 
 def test_the_example_of_aios_policy_7_loads_and_keeps_its_word(tmp_path: Path) -> None:
-    (example,) = blocks("aios-policy.7", "python")
+    example, steady = blocks("aios-policy.7", "python")
     (tmp_path / "batch.py").write_text(example.text)
+    (tmp_path / "steady.py").write_text(steady.text)
     (configured,) = blocks("aios-policy.7", "toml")
     (tmp_path / "aiosd.toml").write_text(configured.text)
     chooser = Chooser(config.load(tmp_path / "aiosd.toml").scheduler.policy, tmp_path)
@@ -278,6 +280,61 @@ def test_the_example_of_aios_policy_7_loads_and_keeps_its_word(tmp_path: Path) -
     assert chooser.preempt(view(waiting=[other], running=[batch])) == 1
     assert chooser.preempt(view(waiting=[batch], running=[other])) is None
     assert chooser.preempt(view(waiting=[other], running=[job(3, agent="bob")])) is None
+    lately, before = resident("lately", idle_s=10.0), resident("before", idle_s=700.0)
+    assert chooser.leave(full(lately)) == ["lately"], "the built-in rule"
+    chooser.switch("steady")
+    assert chooser.leave(full(lately, before)) == ["before"]
+    assert chooser.leave(full(lately)) == []
+
+
+def resident(model: str, **facts: Any) -> Resident:
+    usual = {"bytes": 10, "rank": 1, "pinned": False, "requests": 0, "idle_s": 100.0, "served_s": 500.0}
+    return Resident(model, **{**usual, "load_s": 1.0, **facts})
+
+
+def full(*residents: Resident, bytes: int = 10, free: int = 0, rank: int = 1, waited_s: float = 9.0) -> Full:
+    return Full("wanted", bytes, free, rank, waited_s, residents)
+
+
+def test_the_longest_idle_models_leave_and_no_more_than_it_takes() -> None:
+    old, new = resident("old", idle_s=90.0), resident("new", idle_s=5.0)
+    assert residence.leave(full(new, old)) == ["old"]
+    assert residence.leave(full(new, old, bytes=15)) == ["old", "new"]
+    assert residence.leave(full(new, resident("small", bytes=1, idle_s=90.0))) == ["new"]
+    assert residence.leave(full(new, old, free=10)) == [], "there is room"
+    assert residence.leave(full(new, old, bytes=50)) == [], "it would be in vain"
+    assert residence.leave(full(resident("pinned", pinned=True))) == []
+
+
+def test_a_model_stays_four_times_as_long_as_its_load_took_and_a_busy_one_for_a_turn() -> None:
+    def goes(waited_s: float = 9.0, rank: int = 1, **facts: Any) -> bool:
+        return bool(residence.leave(full(resident("x", **facts), waited_s=waited_s, rank=rank)))
+
+    assert not goes(served_s=1.9, load_s=0.1)
+    assert goes(served_s=2.1, load_s=0.1)
+    assert not goes(served_s=39.0, load_s=10.0)
+    assert not goes(requests=1, served_s=29.0)
+    assert goes(requests=1, served_s=31.0)
+    assert not goes(requests=1, served_s=31.0, waited_s=1.0)
+    assert not goes(requests=1, served_s=1e6, rank=0), "a user's own model waits"
+    assert not goes(idle_s=59.0, rank=0)
+    assert goes(idle_s=61.0, rank=0)
+    assert goes(requests=1, served_s=5.0) is False
+    assert residence.leave(full(resident("users", requests=1, rank=0, served_s=5.0))) == ["users"]
+
+
+@pytest.mark.parametrize("answer", ["['pinned']", "['gone']", "1 / 0", "7"])
+def test_a_policy_that_lets_the_wrong_models_leave_is_replaced(tmp_path: Path, answer: str) -> None:
+    text = f"from aiosd.policies.fair import preempt, rank\ndef leave(full):\n    return {answer}\n"
+    (tmp_path / "bad.py").write_text(text)
+    chooser = Chooser("bad", tmp_path)
+    assert chooser.leave(full(resident("pinned", pinned=True), resident("idle"))) == ["idle"]
+
+
+def test_a_policy_that_lets_too_few_models_leave_lets_none_leave(tmp_path: Path) -> None:
+    text = "from aiosd.policies.fair import preempt, rank\ndef leave(full):\n    return ['idle']\n"
+    (tmp_path / "few.py").write_text(text)
+    assert Chooser("few", tmp_path).leave(full(resident("idle"), bytes=11)) == []
 
 
 def call(uid: int) -> Request:

@@ -68,7 +68,7 @@ def test_the_keys_that_wait_exist() -> None:
 
 def test_models_come_change_and_go(make_kernel: MakeKernel, tmp_path: Path, random_llama: Path) -> None:
     kernel, file = make_kernel(), tmp_path / "new.toml"
-    entry = f"[models.second]\npath = '{random_llama}'\n"
+    entry = f"[models.second]\nkeep_alive = 'always'\npath = '{random_llama}'\n"
     changed(kernel, file, entry)
     second = kernel.models.get("second")
     assert second.state is ModelState.LOADING

@@ -202,7 +202,7 @@ def test_two_models_share_a_device_by_fractions(
 ) -> None:
     machine.has(A)
     other = random_model.make(tmp_path / "other")
-    section = "[models.{0}]\npath = {1}\nmemory_fraction = {2}\ndevices = {3}\n"
+    section = "[models.{0}]\npath = {1}\nmemory_fraction = {2}\ndevices = {3}\nkeep_alive = 'always'\n"
     models = [("x", 0.5, ["gpu0"]), ("y", 0.5, ["gpu0"]), ("z", 0.3, [])]
     config = machine.config + "".join(
         section.format(name, json.dumps(str(other)), fraction, devices) for name, fraction, devices in models

@@ -57,7 +57,7 @@ def test_a_model_moves_from_the_gpu_to_the_processor_while_it_answers(
 
 def test_two_models_share_a_gpu(make_daemon: MakeDaemon, tmp_path: Path) -> None:
     folder = json.dumps(str(random_model.make(tmp_path / "other")))
-    section = "[models.{0}]\npath = {1}\nmemory_fraction = 0.4\ndevices = ['gpu0']\n"
+    section = "[models.{0}]\npath = {1}\nmemory_fraction = 0.4\ndevices = ['gpu0']\nkeep_alive = 'always'\n"
     config = "[engine]\nkv_bytes = 1000000\n" + "".join(section.format(name, folder) for name in "xy")
     daemon = make_daemon(config).start(ready=False)
     for name in "xy":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aiosd.errors import shown
+from aiosd.host.sizes import size as size
 
 Row = Mapping[str, Any]
 Column = str | Callable[[Row], object]  # a key of the row, or what to make of the row
@@ -44,13 +45,3 @@ def show(
 def cell(row: Row, column: Column) -> str:
     value = column(row) if callable(column) else row.get(column)
     return "-" if value in (None, "") else shown(str(value))
-
-
-def size(count: int) -> str:
-    """98362432 → 98 MB"""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"

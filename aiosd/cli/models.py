@@ -16,6 +16,7 @@ from aiosd.cli import listing
 from aiosd.client import Failed, Files
 
 POLL_S = 0.1
+COMING = ("loading", "waiting", "leaving")
 Run = Callable[[Files, argparse.Namespace], None]
 
 
@@ -59,6 +60,8 @@ def find(files: Files, name: str) -> str:
 def add(files: Files, options: argparse.Namespace) -> None:
     path = options.path.resolve()
     name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name.removesuffix(".gguf"))
+    if not name:
+        raise Failed(f"{path} gives the model no name: add --name NAME")
     made = not (files.root / "models" / name).exists()
     if made:
         files.make(f"models/{name}")
@@ -85,16 +88,26 @@ def check_same(files: Files, name: str, path: Path) -> None:
 
 
 def wait(files: Files, name: str) -> None:
-    began = time.monotonic()
-    while (state := (files.root / "models" / name / "state").read_text().strip()) == "loading":
+    """Wait until a model is ready, and say for what a model without room waits. Raises Failed."""
+    began, said = time.monotonic(), ""
+    while (state := (files.root / "models" / name / "state").read_text().strip()) in COMING:
+        why = error_of(files, name) if state == "waiting" else ""
         if sys.stderr.isatty():
-            print(f"\r{name}: loading, {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
+            words = f"{name}: {state}, {time.monotonic() - began:.0f} s {why}"
+            print(f"\r{words:<79.79}", end="", file=sys.stderr, flush=True)
+        elif why and state != said:
+            print(f"{name}: waits: {why}", file=sys.stderr)
+        said = state
         time.sleep(POLL_S)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     if state != "ready":
-        raise Failed(f"{name}: {json.loads(files.read(f'models/{name}/info.json')).get('error', state)}")
+        raise Failed(f"{name}: {error_of(files, name) or state}")
     print(f"{name}: ready")
+
+
+def error_of(files: Files, name: str) -> str:
+    return str(json.loads(files.read(f"models/{name}/info.json")).get("error", ""))
 
 
 def obey(files: Files, options: argparse.Namespace) -> None:
@@ -104,3 +117,7 @@ def obey(files: Files, options: argparse.Namespace) -> None:
     files.write(f"models/{options.name}/ctl", options.verb)
     if options.verb == "load":
         wait(files, options.name)
+        return
+    waiting = json.loads(files.read(f"models/{options.name}/info.json"))["waiting"]
+    left = f"; requests that wait for it: {waiting}" if waiting else ""
+    print(f"{options.name}: unloaded; the next request or load brings it back{left}")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import jsonschema
 from jsonschema.exceptions import best_match
 
-from aiosd.config import mcp
+from aiosd.config import duration, mcp
 from aiosd.config.endpoints import parse as parse_grant
 from aiosd.config.mcp import Server
 from aiosd.errors import BadValue, ConfigError
@@ -42,6 +42,16 @@ Section = TypeVar("Section")
 
 def at_least(low: int, default: int) -> Any:
     return field(default=default, metadata={"low": low})
+
+
+def auto_or(low: int, default: int) -> Any:
+    """A number, or "auto", which is kept as 0."""
+    return field(default=default, metadata={"low": low, "auto": True})
+
+
+def lasts(default: str) -> Any:
+    """A duration, see aiosd.config.duration."""
+    return field(default=default, metadata={"lasts": True})
 
 
 def path(default: str) -> Any:
@@ -99,6 +109,7 @@ class Quota:
     contexts: int = 20_000
     tools: int = 100
     kv_bytes: int = 4 << 30  # KV of the user's contexts, on all tiers
+    model_bytes: int = 20 << 30  # files of the models that the user pulled
     pending_bytes: int = 64 << 20  # memory of half-written and waiting requests
 
 
@@ -109,16 +120,18 @@ OF_AGENTS = ("queued_requests", "running_requests", "tokens_per_minute")
 @dataclass(frozen=True)
 class EngineConfig:
     max_running: int = at_least(1, 64)  # requests in one batch
-    kv_bytes: int = at_least(1, 1 << 30)  # KV in a worker
+    kv_bytes: int = auto_or(1, 1 << 30)  # KV in a worker
     host_kv_bytes: int = 1 << 30  # KV in the daemon's memory, of conversations that left the workers
     disk_kv_bytes: int = 8 << 30  # the same on disk
     prefill_tokens: int = at_least(1, 512)  # prompt tokens computed beside the decodes of one step
     threads: int = 0  # 0: one per CPU the worker may use
     deterministic: bool = True  # answers are the same to the bit in any batch (CPU, float32)
-    quantization: str = one_of("none", "none", "int8")
+    quantization: str = one_of("none", "none", "int4", "int8")
     device: str = "auto"
     device_table: str = path("")  # for tests: a file with devices that replaces the machine's own
     dtype: str = "auto"
+    keep_alive: str = lasts("5m")  # how long a model stays after its last request
+    warm: bool = True  # a worker without a model waits for the next one that is loaded
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,7 @@ class ModelConfig:
     default: bool = False
     devices: tuple[str, ...] = ()  # one worker on each; "A,B": one across both; empty: the daemon chooses
     memory_fraction: float = 1.0  # the share of each of its devices' memory that a worker may use
+    keep_alive: str = lasts("")  # empty: as [engine] says
 
 
 @dataclass(frozen=True)
@@ -286,10 +300,18 @@ def _section(source: TomlSource, where: list[str], now: Section, table: dict[str
         at = source.at([*where, key])
         if key not in known:
             raise ConfigError(f"{at}: unknown key {key!r}", f"keys of this section are {', '.join(known)}")
+        if value == "auto" and rules[key].get("auto"):
+            table[key] = 0
+            continue
         if type(value) is not (typing.get_origin(known[key]) or known[key]):
             raise ConfigError(f"{at}: {key} must be {WORDS[known[key]]}, not {value!r}")
         if value not in rules[key].get("choices", (value,)):
             raise ConfigError(f"{at}: {key} must be one of {', '.join(rules[key]['choices'])}, not {value!r}")
+        if rules[key].get("lasts") and value:
+            try:
+                duration.seconds(value)
+            except BadValue as error:
+                raise ConfigError(f"{at}: {key}: {error}", error.hint) from None
         if "path" in rules[key] and value and not value.startswith("/"):
             raise ConfigError(f"{at}: {key} must be an absolute path, not {value!r}")
         if type(value) is int and value < rules[key].get("low", 0):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from concurrent.futures import Future
+from collections.abc import Iterable
+from concurrent.futures import Future, wait
 
 from aiosd.context.contexts import Context, Contexts
 from aiosd.context.swap import Swap
@@ -17,6 +18,8 @@ from aiosd.cores import wire
 from aiosd.cores.pool import Pool, Worker
 
 log = logging.getLogger(__name__)
+
+LEAVE_S = 5.0  # for the KV of all conversations of a worker that ends
 
 
 class Residency:
@@ -83,6 +86,12 @@ class Residency:
         if self._pool.find(worker.id) is not worker:  # it died before it got the message
             self._answered(worker, context.id)
         return done
+
+    def leave(self, workers: Iterable[Worker]) -> None:
+        """Move the KV of all conversations to Swap, from workers that end soon."""
+        by_id: dict[int | None, Worker] = {worker.id: worker for worker in workers}
+        there = [(context, by_id.get(context.worker)) for context in self._contexts.with_loops()]
+        wait([self.save(context, worker, evict=True) for context, worker in there if worker], LEAVE_S)
 
     def said(self, worker: Worker, message: wire.Saved | wire.NotSaved | wire.Restored) -> None:
         context = self._contexts.by_id(message.context)

@@ -125,6 +125,17 @@ class Assignment:
                 found.append(tuple(word.split(",")))
         return found
 
+    def candidates(self, model: Model) -> list[Devices]:
+        """The places that a worker of the model may have, without failed devices."""
+        there = {device.uuid for device in self.table} - self.failed.keys()
+        if pins := self.pins(model):
+            return [pin for pin in pins if there.issuperset(pin)]
+        return self.anywhere()
+
+    def anywhere(self) -> list[Devices]:
+        """The places of models without pins."""
+        return [(device.uuid,) for device in self._allowed()]
+
     def judge(self, model: Model, others: Iterable[Model], now: Now) -> None:
         """Check that the pins of `model` fit beside the other models. Raises BadValue."""
         wants = [self._want(each, now) for each in (model, *others)]

@@ -1,4 +1,4 @@
-"""Start a worker process as a child of the daemon, where no service manager starts it.
+"""Start a worker, or a puller (aiosd.modelstore), as a child of the daemon, where no service manager does.
 
 aiosd.privilege.worker_unit.Unit starts a systemd unit instead. The pool (aiosd.cores.pool) treats both alike.
 """
@@ -9,18 +9,23 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
 
 from aiosd.cores import wire
 
 
 class Process(Protocol):
-    """One worker process. `connect` waits until the worker runs, and raises OSError when it cannot start."""
+    """One process. `connect` waits until it runs, and raises OSError when it cannot start. `kinds`: the
+    messages that it may send."""
 
     @property
     def pid(self) -> int: ...
-    def connect(self) -> wire.Channel: ...
+    def connect(self, kinds: Collection[type[Any]] = wire.MESSAGES) -> wire.Channel: ...
+    def alive(self) -> bool:
+        """Whether the process may still be there."""
+        ...
+
     def terminate(self) -> None: ...
     def kill(self) -> None: ...
     def wait(self, timeout_s: float | None = None) -> str:
@@ -29,6 +34,7 @@ class Process(Protocol):
 
     def close(self) -> None:
         """Release its resources. The worker has ended, and nothing else is called after this."""
+        ...
 
 
 class Launcher(Protocol):
@@ -39,12 +45,14 @@ class Launcher(Protocol):
 
 
 class Child:
-    def __init__(self, id: int, env: Mapping[str, str], devices: Sequence[str]) -> None:
-        del devices
+    def __init__(
+        self, id: int, env: Mapping[str, str], devices: Sequence[str], module: str = "aiosd.cores.worker"
+    ) -> None:
+        del id, devices
         self._ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "aiosd.cores.worker", "--fd", str(theirs.fileno())],
+                [sys.executable, "-m", module, "--fd", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C on the terminal must reach only the daemon
@@ -55,8 +63,11 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def connect(self) -> wire.Channel:
-        return wire.Channel(self._ours)
+    def connect(self, kinds: Collection[type[Any]] = wire.MESSAGES) -> wire.Channel:
+        return wire.Channel(self._ours, kinds)
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
 
     def terminate(self) -> None:
         self._process.terminate()
@@ -71,4 +82,4 @@ class Child:
             raise TimeoutError from None
 
     def close(self) -> None:
-        """Do nothing: the caller of `connect` closes the channel."""
+        self._ours.close()

@@ -16,7 +16,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from aiosd.config.config import NAME, Config, ModelConfig
+from aiosd.config import duration
+from aiosd.config.config import NAME, Config, EngineConfig, ModelConfig
+from aiosd.cores.stay import Stay
 from aiosd.database.store import Store
 from aiosd.errors import ConfigError, Exists, ModelError, NotFound
 from aiosd.host.readable import Reader, first_closed
@@ -39,7 +41,8 @@ class ModelState(StrEnum):
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
-    WAITING = "waiting"  # until a device is free
+    WAITING = "waiting"  # until a device or memory is free
+    LEAVING = "leaving"  # its running requests end, then its workers
     FAILED = "failed"
 
 
@@ -56,10 +59,12 @@ class Model:
     leaving: bool = False  # it left the configuration, and goes when its requests have ended
     state: ModelState = ModelState.ABSENT
     error: str = ""
+    pulling: str | None = None  # how far its pull is; None: none runs
     info: dict[str, Any] = field(default_factory=dict)
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    stay: Stay = field(default_factory=lambda: Stay(duration.seconds(EngineConfig.keep_alive)))
 
     @property
     def family(self) -> str:
@@ -68,7 +73,14 @@ class Model:
 
     @property
     def shown_state(self) -> ModelState:
-        return ModelState.DRAINING if self.leaving else self.state
+        if self.leaving:
+            return ModelState.DRAINING
+        return ModelState.LEAVING if self.stay.yields else self.state
+
+    @property
+    def state_in_words(self) -> str:
+        """Return its state, or its pull's while one runs. It may serve meanwhile what it had before."""
+        return self.shown_state if self.pulling is None else f"pulling {self.pulling}".rstrip()
 
     def account(self, usage: Usage) -> None:
         self.requests += 1
@@ -77,23 +89,33 @@ class Model:
 
 
 class Models:
-    def __init__(self, config: Config, store: Store, option: Path | None, workers_uid: int) -> None:
+    def __init__(
+        self, config: Config, store: Store, option: Path | None, workers_uid: int, pulled: Mapping[str, Path]
+    ) -> None:
+        """`pulled`: the models of the model store. One without a path is not whole."""
         self._store, self._config, self._workers_uid = store, config, workers_uid
         self._option = ""  # the model of the command line
         self._by_name: dict[str, Model] = {}
         for name, path in store.models():
             self._by_name[name] = Model(name, Path(path), configured=False)
+            self._by_name[name].stay.keep(duration.seconds(config.engine.keep_alive))
+        for name, found in pulled.items():
+            self._by_name[name] = Model(name, found, configured=False)
+            self._by_name[name].stay.keep(duration.seconds(config.engine.keep_alive))
         if option is not None:
             file = option.resolve().name.removesuffix(".gguf")
             self._option = re.sub(r"[^A-Za-z0-9._-]", "-", file).lstrip(".")[:64] or "model"
         self._by_name |= {model.name: model for model in self._configured(config)}
         if option is not None:
             self._by_name[self._option] = Model(self._option, option.resolve())
+            self._by_name[self._option].stay.keep(duration.ALWAYS)
         for name, devices in store.pins().items():
-            if model := self.find(name):
-                pin(model, tuple(devices.split()))
-        for model in self._by_name.values():
-            model.state = ModelState.LOADING  # requests may come before the workers do
+            if pinned := self.find(name):
+                pin(pinned, tuple(devices.split()))
+        for name, keep_alive in store.stays().items():
+            if known := self.find(name):
+                known.stay.by_ctl = True
+                known.stay.keep(duration.seconds(keep_alive))
 
     @property
     def default(self) -> str:
@@ -112,7 +134,7 @@ class Models:
     def _configured(self, config: Config) -> list[Model]:
         """Raises ConfigError."""
         check_names(config)
-        return [made(name, entry) for name, entry in self.entries(config).items()]
+        return [made(name, entry, config.engine) for name, entry in self.entries(config).items()]
 
     def changed(self, old: Config, new: Config) -> dict[str, ModelConfig]:
         """Return the entries that a reload adds or changes. While an entry stays as it is, so does what `ctl`
@@ -133,6 +155,10 @@ class Models:
     def reload(self, old: Config, new: Config) -> list[tuple[Model, ModelConfig]]:
         """Return each added or changed model with its new entry. Models without an entry begin to leave."""
         self._config, wanted = new, self.changed(old, new)
+        if old.engine.keep_alive != new.engine.keep_alive:
+            for known in self._by_name.values():
+                if not known.stay.by_ctl:
+                    known.stay.keep(duration.seconds(self._configured_stay(known.name)))
         self._by_name |= {m.name: m for m in self._configured(new) if m.name not in self._by_name}
         for name in self.entries(old).keys() - self.entries(new).keys() - {self._option}:
             if model := self.find(name):
@@ -142,6 +168,10 @@ class Models:
         for name in wanted:
             self._by_name[name].configured, self._by_name[name].leaving = True, False
         return [(self._by_name[name], entry) for name, entry in wanted.items()]
+
+    def is_built_in(self, name: str) -> bool:
+        """Whether the model is served because the configuration names none."""
+        return name == TINY and name not in self._config.models
 
     def names(self) -> list[str]:
         return list(self._by_name)
@@ -161,13 +191,19 @@ class Models:
     def add(self, name: str) -> Model:
         if name in self._by_name:
             raise Exists(f"model {name} exists")
-        self._by_name[name] = Model(name, Path(), configured=False)
-        return self._by_name[name]
+        model = self._by_name[name] = Model(name, Path(), configured=False)
+        model.stay.keep(duration.seconds(self._config.engine.keep_alive))
+        return model
 
     def set_path(self, model: Model, path: Path) -> None:
         check_folder(path, Reader.of(self._workers_uid))
         model.path = path
         self._store.save_model(model.name, str(path))
+
+    def set_pulled(self, model: Model, path: Path) -> None:
+        """The model store says from now on where the model is."""
+        model.path = path
+        self._store.forget_path(model.name)
 
     def taken(self) -> list[str]:
         """Added models whose name the configuration has taken since."""
@@ -185,6 +221,20 @@ class Models:
         """Apply the model's entry in the configuration. A pin by `ctl` ends."""
         self._store.save_pin(model.name, None)
         model.pins, model.fraction, model.replicas = entry.devices, entry.memory_fraction, replicas(entry)
+        self.keep_alive(model, "")
+
+    def keep_alive(self, model: Model, text: str) -> None:
+        """Set how long a model stays. It survives a restart. Empty: as the configuration says."""
+        seconds = duration.seconds(text or self._configured_stay(model.name))
+        self._store.save_stay(model.name, text)
+        model.stay.by_ctl = bool(text)
+        model.stay.keep(seconds)
+
+    def _configured_stay(self, name: str) -> str:
+        if name == self._option:
+            return "always"
+        entry = self.entries(self._config).get(name)
+        return (entry and entry.keep_alive) or self._config.engine.keep_alive
 
     def remove(self, name: str) -> None:
         self._store.remove_model(name)
@@ -198,8 +248,9 @@ def check_names(config: Config) -> None:
             raise ConfigError(f"[models.{name}]: not a name", "letters, digits, dot, dash, underscore")
 
 
-def made(name: str, entry: ModelConfig) -> Model:
-    return Model(name, Path(entry.path), replicas(entry), entry.devices, entry.memory_fraction)
+def made(name: str, entry: ModelConfig, engine: EngineConfig) -> Model:
+    stay = Stay(duration.seconds(entry.keep_alive or engine.keep_alive))
+    return Model(name, Path(entry.path), replicas(entry), entry.devices, entry.memory_fraction, stay=stay)
 
 
 def replicas(entry: ModelConfig) -> int:
@@ -234,7 +285,7 @@ def check_folder(path: Path, reader: Reader) -> None:
         raise ModelError(f"{error.filename or path}: {error.strerror}", out_of_sight(path, reader)) from None
     if closed is None:
         return
-    bits = "rx" if closed == path else "x" if closed.is_dir() else "r"
+    bits = "r" if not closed.is_dir() else "rx" if closed == path else "x"
     raise ModelError(
         f"{closed}: user {reader.name}, who loads models, may not read it",
         out_of_sight(path, reader) or f"chmod a+{bits} {shlex.quote(str(closed))}",

@@ -19,9 +19,12 @@ from typing import Protocol
 from aiosd.config.config import EngineConfig
 from aiosd.cores import devices, wire
 from aiosd.cores.assignment import Assignment, Place, Probe
+from aiosd.cores.footprint import LEAST_KV_BYTES
 from aiosd.cores.launch import Launcher, Process
 from aiosd.cores.models import Model, ModelState
+from aiosd.cores.warm import Spare, Spares
 from aiosd.errors import WireError
+from aiosd.host import memory
 from aiosd.host.message_ids import Id, about
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ class Worker:
     state: WorkerState = WorkerState.LOADING
     started_s: float = field(default_factory=time.monotonic)
     stats: dict[str, int] = field(default_factory=dict)
+    loaded_bytes: int = 0  # of its own memory when it was ready
     place: Place = ANYWHERE
     leaving: bool = False  # it serves until a worker of its model in another place is ready
 
@@ -71,6 +75,7 @@ class Pool:
         self._arranging = threading.RLock()  # only one thread at a time decides about the workers
         self._models: dict[str, Model] = {}  # the models that should be loaded
         self._workers: dict[int, Worker] = {}
+        self._spares = Spares()
         self._threads: list[threading.Thread] = []
         self._deaths: dict[tuple[str, Place], int] = {}  # deaths since a worker was last ready there
         self._blamed: dict[str, str] = {}  # model → the device its workers died on; ends with a ready worker
@@ -97,21 +102,65 @@ class Pool:
             self._models[model.name] = model
             if model.state is not ModelState.READY:
                 model.state, model.error = ModelState.LOADING, ""
+                model.stay.began_s = time.monotonic()
         self.arrange()
 
     def unload(self, model: Model) -> None:
         """End a model's workers. Their running requests wait again."""
-        model.state = ModelState.ABSENT
+        with self._arranging:
+            model.state, model.error = ModelState.ABSENT, ""
+            self._models.pop(model.name, None)
+            for worker in self.of(model):
+                self._end(worker)
+            model.stay.left(time.monotonic())
+            self.arrange()  # other models may use the freed devices
+
+    def holds(self, model: Model) -> bool:
+        """Whether the model is loaded, or will be as soon as a device is free."""
+        return self._models.get(model.name) is model
+
+    def fail(self, model: Model, why: str) -> None:
+        """Give a model up, and its requests."""
         self._models.pop(model.name, None)
-        for worker in self.of(model):
-            self._end(worker)
-        self.arrange()  # other models may use the freed devices
+        model.state, model.error = ModelState.FAILED, why
+        model.stay.left(time.monotonic())
+        extra = about(Id.MODEL_FAILED, model=model.name)
+        log.error("model %s cannot be loaded: %s", model.name, why, extra=extra)
+        self._events.model_failed(model)
+
+    def warm(self, wanted: bool) -> None:
+        """Keep a spare process on each device while no model loads, or none."""
+        with self._arranging, self._lock:
+            wanted = wanted and self.places.engine.warm and not self._stopping.is_set()
+            loading = any(w.state is WorkerState.LOADING for w in self.workers())
+            lacking = self._spares.lacking(self.places.anywhere() if wanted else ())
+            for place in () if loading else lacking:
+                id = self._free_id()
+                try:
+                    self._spares.add(Spare(id, self._launched(id, place), place))
+                except OSError as error:  # no process or no descriptor left
+                    log.info("no worker is kept warm: %s", error)
+                    return
+
+    def spares(self) -> list[Spare]:
+        return self._spares.all()
+
+    def _free_id(self) -> int:
+        used = self._workers.keys() | self._spares.ids
+        return next(n for n in range(len(used) + 1) if n not in used)
+
+    def _launched(self, id: int, on: tuple[str, ...]) -> Process:
+        env = dict(ENVIRONMENT)
+        if on != (devices.CPU,):
+            env |= devices.environment(self.places.on(on))
+        return self._launch(id, env, on)
 
     def resize(self, model: Model, replicas: int) -> None:
         """Change the number of workers. Raises BadValue when a pinned model has no room for them."""
         self.judge(model, model.pins, replicas)
         model.replicas = replicas
-        self.load(model)
+        if self.holds(model):
+            self.load(model)
 
     def judge(self, model: Model, pins: tuple[str, ...], replicas: int) -> None:
         """Check that the devices have room for these pins and replicas. Raises BadValue."""
@@ -184,6 +233,7 @@ class Pool:
 
     def stop(self) -> None:
         self._stopping.set()
+        self.warm(False)
         for worker in self.workers():
             self._end(worker)
         for worker in self.workers():
@@ -200,12 +250,12 @@ class Pool:
         worker.process.terminate()
 
     def _start(self, model: Model, place: Place) -> None:
-        env = dict(ENVIRONMENT)
-        if place.devices != (devices.CPU,):
-            env |= devices.environment(self.places.on(place.devices))
         with self._lock:
-            id = next(n for n in range(len(self._workers) + 1) if n not in self._workers)
-            process = self._launch(id, env, place.devices)
+            if spare := self._spares.take(place.devices):
+                id, process = spare.id, spare.process
+            else:
+                id = self._free_id()
+                process = self._launched(id, place.devices)
             worker = self._workers[id] = Worker(id, model, process, place=place)
         thread = threading.Thread(target=self._listen, args=(worker,), name=f"worker-{id}", daemon=True)
         self._threads.append(thread)
@@ -220,7 +270,7 @@ class Pool:
             cpus=devices.cpus_of(on),
             nodes=devices.numa_of(on),
             dtype=e.dtype,
-            kv_bytes=e.kv_bytes,
+            kv_bytes=model.stay.kv_bytes or e.kv_bytes or LEAST_KV_BYTES,
             max_running=e.max_running,
             prefill_tokens=e.prefill_tokens,
             threads=e.threads,
@@ -261,7 +311,8 @@ class Pool:
         model = worker.model
         if worker.state is WorkerState.STOPPING:  # the model was unloaded meanwhile
             return
-        worker.state = WorkerState.READY
+        worker.state, worker.loaded_bytes = WorkerState.READY, memory.resident(worker.process.pid)[0]
+        model.stay.ready(time.monotonic())
         model.info, model.state, model.error = message.info, ModelState.READY, ""
         self.places.heard(worker.place, message.info.get("warning", ""))
         self._deaths.pop((model.name, worker.place), None)
@@ -286,7 +337,7 @@ class Pool:
         if self._lost(worker):
             return
         if failed is not None:
-            self._failed(model, f"{failed.reason}; {failed.hint}" if failed.hint else failed.reason)
+            self.fail(model, f"{failed.reason}; {failed.hint}" if failed.hint else failed.reason)
             return
         log.error("worker %d died (%s)", worker.id, how, extra=facts(worker, Id.WORKER_DIED))
         self._restart(worker)
@@ -309,12 +360,6 @@ class Pool:
         log.error("device %s has failed: %s", uuid, why, extra=about(Id.DEVICE_FAILED, device=uuid))
         self._events.device_failed(uuid, why)
 
-    def _failed(self, model: Model, why: str) -> None:
-        model.state, model.error = ModelState.FAILED, why
-        extra = about(Id.MODEL_FAILED, model=model.name)
-        log.error("model %s cannot be loaded: %s", model.name, why, extra=extra)
-        self._events.model_failed(model)
-
     def _restart(self, worker: Worker) -> None:
         model, place = worker.model, worker.place
         self.restarts += 1
@@ -334,7 +379,7 @@ class Pool:
         before = self._blamed.pop(model.name, "")
         if before or not divided:
             self.places.failed.pop(before, None)
-            self._failed(model, f"{deaths} workers died one after the other; see the journal for the reason")
+            self.fail(model, f"{deaths} workers died one after the other; see the journal for the reason")
             return
         self._blamed[model.name] = divided[0]
         self.places.failed[divided[0]] = f"{deaths} workers of model {model.name} died on it"

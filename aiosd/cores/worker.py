@@ -52,14 +52,23 @@ def main() -> None:
     if options.connect:
         sock.connect(options.connect)
     channel = wire.Channel(sock)
-    first = channel.receive()
+    with suppress(Exception):  # load_engine imports the same, and tells the daemon what is wrong
+        preload()
+    first = channel.receive()  # a spare waits here for its model
     if isinstance(first, wire.Load):
         with suppress(BrokenPipeError, ConnectionResetError):  # the daemon is gone: there is nobody to tell
             serve(channel, first)
 
 
+def preload() -> None:
+    """Import what each load needs: most of the time of a start. Torch starts its threads later."""
+    if sys.prefix == PACKAGE and (other := preferred()):
+        sys.path.insert(0, str(other))
+    from aiosd.cores.engine import engine, gguf_vocabulary, kvfile, model  # noqa: F401 - engine before torch
+
+
 def serve(channel: wire.Channel, order: wire.Load) -> None:
-    """Loads the model and runs until the daemon is gone. Torch takes a second: after the socket is ours."""
+    """Load the model and run until the daemon is gone."""
     try:
         engine = load_engine(order)
     except ModelError as error:
@@ -78,8 +87,6 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
 
 
 def load_engine(order: wire.Load) -> Engine:
-    if sys.prefix == PACKAGE and (other := preferred()):
-        sys.path.insert(0, str(other))
     stay_near(order.cpus, order.nodes)
     # the engine sets torch up, and so is imported first
     from aiosd.cores.engine.engine import Engine

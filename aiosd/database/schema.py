@@ -1,6 +1,6 @@
 """The tables of aios.db, and the migrations from older versions."""
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 SCHEMA = """
 CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
     requests INTEGER NOT NULL DEFAULT 0,
@@ -28,6 +28,7 @@ CREATE TABLE pins (model TEXT PRIMARY KEY, devices TEXT NOT NULL);
 CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (kind, name));
 CREATE TABLE counters (name TEXT PRIMARY KEY, next INTEGER NOT NULL);
 CREATE TABLE accounts (uid INTEGER PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE stays (model TEXT PRIMARY KEY, keep_alive TEXT NOT NULL);
 """
 MIGRATIONS = {  # version → statements that make the next version
     1: f"""
@@ -61,4 +62,5 @@ ELSE json_object('kind',json_extract(spec,'$.operation'),'nice',json_extract(spe
     'json',json('true'),'input',coalesce(json_extract(spec,'$.messages[0].content'),''),'model',json_extract(spec,'$.model'))
     END; """,
     7: "CREATE TABLE accounts (uid INTEGER PRIMARY KEY, name TEXT NOT NULL);",
+    8: "CREATE TABLE stays (model TEXT PRIMARY KEY, keep_alive TEXT NOT NULL);",
 }

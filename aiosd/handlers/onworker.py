@@ -29,6 +29,10 @@ class OnWorker(Handler):
     def account(self, request: Request) -> None:
         if model := self._parts.models.find(request.spec.target):
             model.account(request.spent)
+            self._parts.demand.ended(request, model)
+
+    def queued(self, request: Request) -> None:
+        self._parts.demand.came(request)
 
     def start(self, request: Request, worker: Worker | None) -> None:
         assert worker is not None

@@ -16,6 +16,7 @@ from aiosd.handlers.tool.approvals import Approvals
 from aiosd.handlers.tool.questions import Questions
 from aiosd.host.accounts import Accounts
 from aiosd.scheduler.admission import Admission
+from aiosd.scheduler.demand import Demand
 from aiosd.scheduler.dispatch import Dispatch
 from aiosd.scheduler.ending import Ending
 from aiosd.scheduler.handler import Handler
@@ -37,6 +38,7 @@ class Parts:
     audit: Audit
     calls: Calls
     contexts: Contexts
+    demand: Demand
     dispatch: Dispatch
     ending: Ending
     interception: Interception

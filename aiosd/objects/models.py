@@ -6,24 +6,36 @@ import logging
 from pathlib import Path
 
 from aiosd.access.caller import Caller
+from aiosd.config import duration
 from aiosd.cores import devices
-from aiosd.cores.models import Model, Models, ModelState
+from aiosd.cores.models import Model, Models
 from aiosd.cores.pool import Pool
-from aiosd.errors import BadValue, Exists, NotEmpty
+from aiosd.errors import BadValue, Denied, Exists, NotEmpty
 from aiosd.host import identity
 from aiosd.objects.making import Making
+from aiosd.objects.pulls import PullObjects
+from aiosd.scheduler.demand import Demand
 from aiosd.syscall.number import whole
 
 log = logging.getLogger(__name__)
 
-COMMANDS = "load [PATH], unload, replicas N, pin DEVICE…"
+COMMANDS = "load [PATH], unload, pull [SOURCE], cancel, copy MODEL, keep_alive TIME, replicas N, pin DEVICE…"
 REPLICAS_MAX = 64
 
 
 class ModelObjects:
-    def __init__(self, making: Making, models: Models, pool: Pool, admins: int | None) -> None:
+    def __init__(
+        self,
+        making: Making,
+        models: Models,
+        pool: Pool,
+        demand: Demand,
+        pulls: PullObjects,
+        admins: int | None,
+    ) -> None:
         """`admins`: the group that administers models as root does."""
         self._making, self._models, self._pool, self._admins = making, models, pool, admins
+        self._demand, self._pulls = demand, pulls
 
     # making and ending
 
@@ -33,19 +45,29 @@ class ModelObjects:
             if self._models.find(name):
                 raise Exists(f"model {name} exists")
             root = Caller(identity.uid(), identity.gid(), caller.pid)
-            administers = caller.uid == root.uid or self._admins in caller.with_groups().all_groups
-            owner, mode = (root, 0o755) if administers else (caller, mode)
+            owner, mode = (root, 0o755) if self._administers(caller) else (caller, mode)
             with self._making.permissions.made(f"/models/{name}", owner, mode):
                 self._models.add(name)
+
+    def _administers(self, caller: Caller) -> bool:
+        own = caller.uid in (0, identity.uid())
+        return own or self._admins in caller.with_groups().all_groups
 
     def remove(self, name: str) -> None:
         model = self._models.get(name)
         if model.configured:
+            if self._models.is_built_in(name):
+                remedy = "it goes when aiosd.toml(5) has a section [models.NAME]"
+                raise NotEmpty(f"model {name} is built in and served where no other is configured", remedy)
             raise NotEmpty(f"model {name} is in the configuration", "remove it there, reload, then rmdir")
-        self._pool.unload(model)  # from here on no request is admitted for it
+        self._pulls.check_unused(name)
+        model.leaving = True  # from here on no request is admitted for it
+        self._pulls.cancel(model)
+        self._demand.unload(model)
         self._making.cancel(lambda request: request.spec.target == name, f"model {name} was removed")
         with self._making.lock:
             self._models.remove(name)
+            self._pulls.remove(name)
             self._making.permissions.forget(f"/models/{name}")
 
     def let_go(self) -> None:
@@ -72,13 +94,21 @@ class ModelObjects:
         if verb == "load":
             self.load(model, argument)
         elif verb == "unload" and not argument:
-            self._pool.unload(model)
+            self._demand.unload(model)
+        elif verb == "keep_alive":
+            self.keep_alive(model, caller, argument)
         elif verb == "replicas":
             self._pool.resize(model, whole(argument, 1, REPLICAS_MAX, "replicas"))
         elif verb == "pin":
             self.pin(model, argument)
+        elif verb == "pull":
+            self._pulls.pull(model, caller, argument)
+        elif verb == "cancel" and not argument:
+            self._pulls.cancel(model)
+        elif verb == "copy":
+            self._pulls.copy(model, caller, argument)
         else:
-            raise BadValue(f"unknown command {verb[:40]!r}", COMMANDS)
+            raise BadValue(f"no command {f'{verb} {argument}'.strip()[:40]!r}", COMMANDS)
 
     def load(self, model: Model, path: str) -> None:
         if path and (model.configured or model.leaving):
@@ -88,10 +118,20 @@ class ModelObjects:
                     "change path there and reload, or add the folder under another name",
                 )
         elif path:
+            self._pulls.check_idle(model)
             self._models.set_path(model, Path(path))
-            self._pool.unload(model)  # its running requests continue on the new one
-        if model.state in (ModelState.FAILED, ModelState.ABSENT):
-            self._pool.load(model)
+            self._pulls.remove(model.name)
+            self._demand.unload(model)  # its running requests continue on the new one
+        if not model.path.name:
+            raise BadValue(f"model {model.name} has no files yet", "load PATH, or pull SOURCE")
+        if not self._pool.holds(model):
+            self._demand.load(model)
+
+    def keep_alive(self, model: Model, caller: Caller, text: str) -> None:
+        """Raises BadValue, Denied."""
+        if duration.seconds(text) == duration.ALWAYS and not self._administers(caller):
+            raise Denied("only an administrator keeps a model for always", "name a time: keep_alive 1h")
+        self._demand.keep_alive(model, text)
 
     def pin(self, model: Model, argument: str) -> None:
         """Put a worker on each of these devices (aiosd.cores.devices.parse_pin). `auto`: the daemon chooses.
@@ -111,5 +151,5 @@ class ModelObjects:
                 )
         pool.judge(model, pins, len(pins) or model.replicas)
         self._models.set_pins(model, pins)
-        if model.state is not ModelState.ABSENT:
+        if pool.holds(model):
             pool.load(model)

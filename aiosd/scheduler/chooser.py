@@ -15,7 +15,8 @@ from pathlib import Path
 from aiosd.errors import BadValue, ConfigError, in_words
 from aiosd.host.administered import listed, unreadable
 from aiosd.host.ownership import check_owner
-from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, rr
+from aiosd.policies import Job, Policy, View, edf, fair, fifo, las, priority, residence, rr
+from aiosd.policies.residence import Full
 
 log = logging.getLogger(__name__)
 HINT = "aios-policy(7) says how to write one"
@@ -73,6 +74,20 @@ class Chooser:
             self._warn(f"preempts {id!r}, which does not run")
             return fifo.preempt(view)
         return id
+
+    def leave(self, full: Full) -> list[str]:
+        """Return the models that leave for another one. Empty: it waits."""
+        try:
+            going = [str(name) for name in self.policies[self.name].leave(full)]
+        except Exception as error:  # noqa: BLE001 - as above
+            self._warn(in_words(error))
+            return residence.leave(full)
+        there = {one.model: one for one in full.residents if not one.pinned}
+        if wrong := next((name for name in going if name not in there), None):
+            self._warn(f"lets model {wrong!r} leave, which may not")
+            return residence.leave(full)
+        enough = full.free_bytes + sum(there[name].bytes for name in set(going)) >= full.bytes
+        return going if enough else []
 
     def _warn(self, why: str) -> None:
         if not self._warned:
@@ -137,4 +152,7 @@ def read_one(file: Path) -> Policy:
     rank, preempt = made.get("rank"), made.get("preempt")
     if not callable(rank) or not callable(preempt):
         raise ValueError("it must define rank(view, job) and preempt(view)")
-    return Policy(rank, preempt)
+    leave = made.get("leave", residence.leave)
+    if not callable(leave):
+        raise ValueError("leave must be a function: leave(full)")
+    return Policy(rank, preempt, leave)

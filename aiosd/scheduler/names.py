@@ -21,6 +21,7 @@ from aiosd.cores.models import Models, ModelState
 from aiosd.errors import Denied, NotFound
 from aiosd.host import identity
 from aiosd.host.readable import Reader
+from aiosd.scheduler.demand import Demand
 from aiosd.tools.catalog import Tool, Tools
 
 EVERYBODY = Permission(0, 0, 0o755)
@@ -37,13 +38,14 @@ class Names:
         models: Models,
         contexts: Contexts,
         tools: Tools,
+        demand: Demand,
         users: int | None,
     ) -> None:
         """`users`: the group that may use the daemon's models and tools; None: everybody may."""
         self._users = users
         self._owners: dict[int, tuple[float, Caller]] = {}
         self._permissions, self._trust = permissions, trust
-        self._models, self._contexts, self._tools = models, contexts, tools
+        self._models, self._contexts, self._tools, self._demand = models, contexts, tools, demand
 
     def asks_groups(self, agent: str) -> bool:
         """Whether the caller's groups may decide which models and tools the agent uses."""
@@ -76,7 +78,7 @@ class Names:
         return all(may(caller, at, want) for at, want in now)
 
     def check_model(self, caller: Caller, name: str, agent: str = "") -> None:
-        """`agent`: the one through which the caller asks. Raises NotFound, Denied."""
+        """`agent`: the one through which the caller asks. Raises NotFound, Denied, NoRoom."""
         if not name:
             raise NotFound("no model is configured", "aiosctl model add PATH")
         model = self._models.get(name)
@@ -89,8 +91,11 @@ class Names:
             raise NotFound(why, "use another one; aiosctl models shows them")
         if model.state is ModelState.FAILED:
             raise NotFound(f"model {name} is not loaded: {model.error}", f"echo load > models/{name}/ctl")
-        if model.state is ModelState.ABSENT:
-            raise NotFound(f"model {name} is not loaded", f"echo load > models/{name}/ctl")
+        if not model.path.name and model.pulling is not None:
+            raise NotFound(f"model {name} is being pulled: {model.pulling}", "try again when that has ended")
+        if not model.path.name:
+            raise NotFound(f"model {name} has no folder yet", f"echo load PATH > models/{name}/ctl")
+        self._demand.check(model)
 
     def check_context(self, caller: Caller, name: str) -> None:
         """Raises NotFound, Denied."""

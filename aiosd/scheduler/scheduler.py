@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from typing import Protocol
 
 from aiosd.agents.agents import Agent
 from aiosd.cores import wire
-from aiosd.cores.models import Model, Models
+from aiosd.cores.models import Model, Models, ModelState
 from aiosd.cores.pool import Pool, Worker
 from aiosd.host.message_ids import about
 from aiosd.policies import Job, View
@@ -63,6 +63,7 @@ class Scheduler:
         self.counters = {"admitted": 0, "done": 0, "failed": 0, "cancelled": 0, "preemptions": 0, "tokens": 0}
         self.busy_s = 0.0  # spent on decisions
         self.stopped = False
+        self.wanting = threading.Event()  # set: a model has to be loaded, or one may leave
         self._forecast = Forecast()
         self._running = False  # False before `start`, and while the daemon drains or stops
         self._finisher: Finisher
@@ -175,6 +176,12 @@ class Scheduler:
         """Count the running and the waiting requests."""
         return len(self.queue.running), len(self.queue.waiting)
 
+    def load_of(self, queue: str) -> tuple[int, int]:
+        """Count the running and the waiting requests of a model."""
+        with self.lock:
+            waiting = sum(request.queue == queue for request in self.queue.waiting.values())
+            return len(self._running_in(queue)), waiting
+
     @property
     def computing(self) -> int:
         """Count the running requests that use a worker or a tool. An agent's loop only waits for
@@ -220,7 +227,7 @@ class Scheduler:
 
     def _orders(self) -> Iterator[list[Job]]:
         for queue in self.queue.queues():
-            yield list(self.chooser.order(self._view(queue, (), True), len(self.queue)))
+            yield list(self.chooser.order(self._view(queue, (), None), len(self.queue)))
 
     # deciding
 
@@ -241,8 +248,10 @@ class Scheduler:
 
     def _fill(self, model: Model) -> None:
         """Give the free places of a model's workers to the requests that the policy picks."""
+        if model.state is ModelState.ABSENT and self.queue.ready(model.name).jobs:
+            self.wanting.set()
         while self.queue.ready(model.name).jobs and (seats := self._seats(model)):
-            id = self._next(model.name)
+            id = self._next(model.name, self.queue.held_back)
             if id is None:
                 return
             request = self.queue.waiting[id]
@@ -259,7 +268,8 @@ class Scheduler:
             handler = self._handlers[self.queue.waiting[oldest].spec.kind]
             if handler.on_worker or not handler.free(queue, self.queue.running.values()):
                 return
-            id = self._next(queue) if handler.ranked else oldest
+            held = self.queue.held_back | handler.crowding(queue, self.queue.running.values())
+            id = self._next(queue, held) if handler.ranked else oldest
             if id is None:
                 return
             self._start(self.queue.waiting[id], None)
@@ -278,15 +288,18 @@ class Scheduler:
             log.exception("request %d", request.id, extra=about(request=request.id, agent=request.agent))
             self._finisher.finish(request, State.FAILED, "the daemon could not start it; the log says why")
 
-    def _next(self, queue: str) -> int | None:
-        """Return the policy's choice. None: all waiting users and agents run as many requests as allowed."""
+    def _next(self, queue: str, held: Set[int | str]) -> int | None:
+        """Return the policy's choice. `held`: users and agents with as many places as they may have. None:
+        all that wait are held.
+        """
         jobs = self.queue.ready(queue).jobs
-        if len(jobs) == 1 and not self.queue.held_back:
+        if len(jobs) == 1 and not held:
             return next(iter(jobs))
-        seen = self._view(queue, self._running_in(queue))
+        seen = self._view(queue, self._running_in(queue), held)
         return self.chooser.order(seen, 1)[0].id if seen.waiting else None
 
-    def _view(self, queue: str, running: Iterable[Request], every: bool = False) -> View:
+    def _view(self, queue: str, running: Iterable[Request], held: Set[int | str] | None) -> View:
+        """`held`: users and agents that are not shown; None: show every waiting job."""
         ledger, ready, now = self.queue.ledger, self.queue.ready(queue), time.monotonic()
         calls = queue.startswith(QUEUE)
         users = ledger.users_of_calls(running) if calls else ledger.tokens.users
@@ -302,9 +315,8 @@ class Scheduler:
                 agents=MappingProxyType(agents),
             )
 
-        if every:
+        if held is None:
             return seen(ready.jobs.values())
-        held = self.queue.held_back
         return seen(ready.shown(now, held, lambda jobs, n: self.chooser.order(seen(jobs), n)))
 
     def _preempt(self, model: Model) -> bool:
@@ -312,10 +324,10 @@ class Scheduler:
 
         The worker gets this order together with the start of the next request, so the place is never empty.
         """
-        if not self.queue.ready(model.name).jobs or self._seats(model):
+        if not self.queue.ready(model.name).jobs or model.stay.yields or self._seats(model):
             return False
         staying = [r for r in self._running_in(model.name) if not r.leaving]
-        seen = self._view(model.name, staying)
+        seen = self._view(model.name, staying, self.queue.held_back)
         id = self.chooser.preempt(seen) if seen.waiting else None
         if id is None:
             return False
@@ -325,6 +337,8 @@ class Scheduler:
         return True
 
     def _seats(self, model: Model) -> list[Seat]:
+        if model.stay.yields:
+            return []
         load = {worker.id: 0 for worker in self._pool.ready(model)}
         for request in self.queue.running.values():
             if request.worker in load and not request.leaving:

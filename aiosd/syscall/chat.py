@@ -13,8 +13,9 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from aiosd.config import duration
 from aiosd.config.config import STEPS_MAX
-from aiosd.errors import BadRequest
+from aiosd.errors import BadRequest, BadValue
 from aiosd.syscall import answers, completion, fitting, grammar
 from aiosd.syscall.decodable import LOOSE
 from aiosd.syscall.foreign import decode, is_object, prose, read_json
@@ -176,6 +177,7 @@ KEYS = {
     "context",
     "nice",
     "deadline_s",
+    "keep_alive",
     "stream",
     "resume",
     "n",
@@ -259,6 +261,7 @@ def parse_json(text: str, d: Defaults) -> Chat:
         system=d.system,
         nice=nice,
         deadline_s=deadline_s,
+        keep_alive_s=keep_alive(raw),
         json=True,
         stream=boolean(raw, "stream", False),
         resume=resume,
@@ -316,6 +319,23 @@ def schema(raw: Message) -> str:
     except BadRequest as error:
         raise BadRequest(f"response_format: {error}", error.hint) from None
     return text
+
+
+def keep_alive(raw: Message) -> float | None:
+    """Return how many seconds the model stays after the request. None: as the model says."""
+    asked = raw.get("keep_alive")
+    if asked is None:
+        return None
+    if isinstance(asked, bool) or not isinstance(asked, (int, float, str)):
+        raise BadRequest("keep_alive must be seconds or text", duration.HINT)
+    try:
+        seconds = duration.seconds(f"{asked:g}" if isinstance(asked, float) else str(asked))
+    except BadValue as error:
+        raise BadRequest(f"keep_alive: {error}", 'write 90, "30s", "5m", "2h" or "0"') from None
+    if seconds == duration.ALWAYS:
+        hint = "keep_alive always > models/NAME/ctl does, by an administrator"
+        raise BadRequest("a request cannot keep a model for always", hint)
+    return seconds
 
 
 def sampling(raw: Message, base: Sampling) -> Sampling:

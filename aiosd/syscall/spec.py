@@ -28,6 +28,7 @@ class Spec:
 
     nice: int = 0
     deadline_s: float | None = None  # seconds after submission
+    keep_alive_s: float | None = None  # how long its model stays after it; None: as the model says
     json: bool = False  # the answer is a JSON document instead of text
     refused: str = ""  # the text that was written, if it could not be understood
 

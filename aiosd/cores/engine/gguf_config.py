@@ -10,13 +10,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiosd.errors import ModelError
 
+if TYPE_CHECKING:
+    from aiosd.cores.engine.gguf import GgufFile
+
 AGAIN = "download the file again, and compare its checksum"
-LAYERS_MAX = 10_000
+LAYERS_MAX, EXPERTS_MAX = 1_000, 1_024
+COMPLETE = {"llama", "mistral", "qwen2", "qwen3"}  # whose values below need no defaults of transformers
 SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+class PlainConfig:
+    """The values of a known architecture, without the import of transformers."""
+
+    hidden_act = "silu"
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.__dict__ |= values
+
+    def get_text_config(self) -> PlainConfig:
+        return self
+
+
+def of_gguf(file: GgufFile) -> Any:
+    """Return a configuration as transformers has it. Raises ModelError."""
+    if file.config["model_type"] in COMPLETE and file.config["rope_parameters"]["rope_type"] == "default":
+        return PlainConfig(file.config)
+    from aiosd.cores.engine.config import of_values
+
+    return of_values(file.path, file.config)
 
 
 class Facts:
@@ -120,8 +145,8 @@ def _llama(facts: Facts, made: dict[str, Any]) -> dict[str, Any]:
     if not facts.key("expert_count"):
         return {"hidden_act": "silu"}
     return {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "sliding_window": None} | {
-        "num_local_experts": facts.number("expert_count", most=LAYERS_MAX),
-        "num_experts_per_tok": facts.number("expert_used_count", most=LAYERS_MAX),
+        "num_local_experts": facts.number("expert_count", most=EXPERTS_MAX),
+        "num_experts_per_tok": facts.number("expert_used_count", most=EXPERTS_MAX),
     }
 
 
@@ -205,8 +230,8 @@ def _qwen_moe(facts: Facts, made: dict[str, Any]) -> dict[str, Any]:
     sparse = {i for i in range(facts.layers) if f"blk.{i}.ffn_gate_inp.weight" in facts.shapes}
     first = min(sparse, default=0)
     return {
-        "num_experts": facts.number("expert_count", most=LAYERS_MAX),
-        "num_experts_per_tok": facts.number("expert_used_count", most=LAYERS_MAX),
+        "num_experts": facts.number("expert_count", most=EXPERTS_MAX),
+        "num_experts_per_tok": facts.number("expert_used_count", most=EXPERTS_MAX),
         "moe_intermediate_size": facts.rows(f"blk.{first}.ffn_gate_exps.weight"),
         "mlp_only_layers": [i for i in range(facts.layers) if i not in sparse],
     } | (

@@ -173,6 +173,9 @@ def names_of(functions: tuple[Message, ...]) -> list[str]:
 def check_resumable(raw: dict[str, Any], model: str, models: Models) -> None:
     """Raise BadRequest if the model cannot continue an unfinished answer."""
     info = models.get(model).info
+    if not info:
+        why = f"model {model} was not loaded yet, so whether it began the unfinished answer is not known"
+        raise BadRequest(why, f"echo load > models/{model}/ctl, then resume")
     length = info.get("context_length", 0)
     if len(raw["tokens"]) > length:
         raise BadRequest(f"the unfinished answer is longer than the model's context of {length} tokens")

@@ -169,6 +169,7 @@ class Steps:
             tool_choice=asked.tool_choice if step == 1 else "auto",  # "required" in each step would never end
             parallel=asked.parallel, template=asked.template,
             schema=asked.schema, nice=asked.nice, deadline_s=asked.deadline_s,
+            keep_alive_s=asked.keep_alive_s,
         )  # fmt: skip
         self._make(loop, str(step), chat, "")
 
