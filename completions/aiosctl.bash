@@ -31,7 +31,7 @@ _aiosctl_options() {
         'model add'*) echo --name --replace ;;
     esac
     case $1 in
-        status | queue | agents | models | log* | policy* | tools | access | 'agent list') echo --json -q --quiet --no-legend ;;
+        status | queue | agents | models | ps | log* | policy* | tools | access | 'agent list') echo --json -q --quiet --no-legend ;;
     esac
     echo -h --help
 }
