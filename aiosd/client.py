@@ -49,6 +49,10 @@ class Files:
         with self._named(path):
             return patiently(lambda: (self.root / path).read_text("utf-8"))
 
+    def peek(self, path: Path) -> str:
+        """Read a small file again and again; `verbose` does not show it."""
+        return patiently(lambda: path.read_text("utf-8")).strip()
+
     def write(self, path: str, text: str) -> None:
         self.show(f"echo {shlex.quote(text)} > {self._quoted(path)}")
         with self._named(path):
@@ -160,6 +164,8 @@ def explained(files: Files, error: OSError) -> str:
     said, file = str(error.strerror or error), Path(str(error.filename or files.root))
     if why := files.why(file):
         return f"{said}: {why}"
+    if error.errno == errno.ENOENT and (name := missing(files.root, file)):
+        return f"{said}: there is no {name}"
     if error.errno not in (errno.EACCES, errno.EPERM):
         return said
     try:
@@ -169,6 +175,14 @@ def explained(files: Files, error: OSError) -> str:
         )
     except OSError:
         return f"{said}; a folder above it is closed to you: ls -ld {file.parent}"
+
+
+def missing(root: Path, file: Path) -> str:
+    """The object of the tree that is not there, and where to look; empty: it is not an object."""
+    kind, name = (*file.relative_to(root).parts, "", "")[:2] if file.is_relative_to(root) else ("", "")
+    if kind not in ("agents", "models", "contexts", "tools") or not name or (root / kind / name).exists():
+        return ""
+    return f"{kind[:-1]} {name}; ls {root / kind} shows what there is"
 
 
 def user(uid: int) -> str:

@@ -40,11 +40,14 @@ from aiosd.handlers.tool.questions import Questions
 from aiosd.handlers.tool.sampled import Sampled
 from aiosd.host import identity
 from aiosd.host.accounts import Accounts
+from aiosd.modelstore.pulls import Pulls
+from aiosd.modelstore.store import ModelStore
 from aiosd.objects.agents import AgentObjects
 from aiosd.objects.contexts import ContextObjects
 from aiosd.objects.former import FormerAccounts
 from aiosd.objects.making import Making
 from aiosd.objects.models import ModelObjects
+from aiosd.objects.pulls import PullObjects
 from aiosd.objects.tools import ToolObjects
 from aiosd.objects.trusted import TrustObjects
 from aiosd.privilege.system import Own, System
@@ -90,7 +93,8 @@ class Kernel:
         self.accounts = Accounts(self.store.accounts(), self.store.save_account, self)
         self.agents = Agents(self.store)
         self.contexts = Contexts(self.store, self.permissions, config.limits.context_bytes)
-        self.models = Models(config, self.store, model, workers_uid)
+        self.model_store = ModelStore(self.store.folder / "models", workers_uid)
+        self.models = Models(config, self.store, model, workers_uid, self.model_store.paths())
         self.tools = Tools(Path(config.tools.folder), self.store.folder / "tools", config.tools.network)
         self.trust = Trust(self.store)
         self.audit = Audit(self.store.folder / "audit.jsonl", config.limits)
@@ -101,6 +105,7 @@ class Kernel:
         """Build the parts that compute and act: workers and their KV, tools and their sandboxes."""
         engine, state = config.engine, self.store.folder
         self.pool = Pool(engine, system.launch, system.devices)
+        self.pulls = Pulls(self.model_store, system.pull, config.tools.credentials, system.workers_uid)
         self.rooms = Rooms(self.pool)
         swap = Swap(
             state / "kv", engine.host_kv_bytes, engine.disk_kv_bytes, config.limits.disk_reserve_bytes
@@ -137,7 +142,7 @@ class Kernel:
         )  # fmt: skip
         self.delivery = Delivery(
             self.scheduler, self.ending, self.residency, self.interception, self.events, self.notices,
-            config.limits.worker_deaths_per_request,
+            self.limits, config.limits.worker_deaths_per_request,
         )  # fmt: skip
         self.pool.report_to(self.delivery)
 
@@ -167,7 +172,10 @@ class Kernel:
         self.context_objects = ContextObjects(
             self.making, self.contexts, self.residency, self.pool, self.scheduler
         )
-        self.model_objects = ModelObjects(self.making, self.models, self.pool, self.demand, self.admins)
+        self.pull_objects = PullObjects(self.making, self.models, self.demand, self.pulls, self.admins)
+        self.model_objects = ModelObjects(
+            self.making, self.models, self.pool, self.demand, self.pull_objects, self.admins
+        )
         self.tool_objects = ToolObjects(self.making, self.tools, self.agents)
         self.trust_objects = TrustObjects(self.making, self.trust, self.audit, self.agents)
         self.former_accounts = FormerAccounts(
@@ -214,6 +222,7 @@ class Kernel:
         self.approvals.start()
         self.agent_objects.start()
         self.demand.start()
+        self.pull_objects.start()
 
     def listed(self, server: str, error: str) -> None:
         """Implements aiosd.tools.mcp.listing.ListingEvents: cancel the calls of tools that are gone."""
@@ -239,6 +248,7 @@ class Kernel:
         """
         self.agent_objects.stop()
         self.drain()
+        self.pulls.stop()
         left = self.scheduler.stop()
         self.runner.stop()
         self.pool.stop()

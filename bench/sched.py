@@ -212,7 +212,7 @@ def queue_cost(model: Path, count: int = 10_000) -> list[dict[str, Any]]:
             with scheduler.lock:
                 began = time.perf_counter()
                 for _ in range(1000):
-                    view = scheduler._view(model_.name, ())
+                    view = scheduler._view(model_.name, (), scheduler.queue.held_back)
                     k.chooser.order(view, 1)
                     scheduler.queue.ready(model_.name).pop(view.waiting[0].id)
                 took = (time.perf_counter() - began) / 1000

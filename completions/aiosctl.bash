@@ -29,9 +29,12 @@ _aiosctl_options() {
         'mcp serve'*) echo --agent ;;
         'engine install'*) echo --cuda --cpu ;;
         'model add'*) echo --name --replace ;;
+        pull*) echo --name --link ;;
+        show*) echo --json ;;
+        rm*) echo --force ;;
     esac
     case $1 in
-        status | queue | agents | models | ps | log* | policy* | tools | access | 'agent list') echo --json -q --quiet --no-legend ;;
+        status | queue | agents | models | ls | ps | log* | policy* | tools | access | 'agent list') echo --json -q --quiet --no-legend ;;
     esac
     echo -h --help
 }
@@ -63,7 +66,7 @@ _aiosctl() {
                 answers=$(_aiosctl_options "${words[*]}")
             else
                 case "${words[*]}" in
-                    '') answers='status queue agents agent models ps run ask log cancel user share unshare policy tools access audit mcp trace engine model' ;;
+                    '') answers='status queue agents agent models ps pull ls show rm cp run ask log cancel user share unshare policy tools access audit mcp trace engine model' ;;
                     ask) [[ $asks_model == yes ]] || answers=$(command ls "$root/agents" 2>/dev/null) ;;
                     run) answers=$(command ls "$root/models" 2>/dev/null) ;;
                     log | share | unshare) answers=$(command ls "$root/agents" 2>/dev/null) ;;
@@ -80,6 +83,8 @@ _aiosctl() {
                     mcp) answers=serve ;;
                     engine) answers='install status remove' ;;
                     model) answers='add load unload remove' ;;
+                    pull) files=-f && answers='smollm2 qwen3 llama3.2 gemma3' ;;
+                    show | rm* | cp) answers=$(command ls "$root/models" 2>/dev/null) ;;
                     'model add') files=-d ;;
                     'model load' | 'model unload' | 'model remove') answers=$(command ls "$root/models" 2>/dev/null) ;;
                 esac

@@ -70,6 +70,11 @@ complete -c aiosctl -n __aiosctl_at -a agents -d 'your agents and their state'
 complete -c aiosctl -n __aiosctl_at -a agent -d 'packaged agents'
 complete -c aiosctl -n __aiosctl_at -a engine -d 'the PyTorch of workers'
 complete -c aiosctl -n __aiosctl_at -a models -d 'the models and their state'
+complete -c aiosctl -n __aiosctl_at -a pull -d 'get a model'
+complete -c aiosctl -n __aiosctl_at -a ls -d 'the models with size, quantisation, state and licence'
+complete -c aiosctl -n __aiosctl_at -a show -d 'what is known of a model'
+complete -c aiosctl -n __aiosctl_at -a rm -d 'remove models and their files'
+complete -c aiosctl -n __aiosctl_at -a cp -d 'give a pulled model another name too'
 complete -c aiosctl -n __aiosctl_at -a ps -d 'the loaded models, with size, device, requests and time'
 complete -c aiosctl -n __aiosctl_at -a run -d 'talk with a model, or ask it once'
 complete -c aiosctl -n __aiosctl_at -a ask -d 'ask an agent, or a model with -m, and print the answer'
@@ -86,7 +91,7 @@ complete -c aiosctl -n __aiosctl_at -a mcp -d 'serve the tree to an MCP client'
 complete -c aiosctl -n __aiosctl_at -a trace -d 'a timeline of the requests, as JSON or as a picture'
 complete -c aiosctl -n __aiosctl_at -a model -d 'add, load, unload or remove a model'
 
-for command in status queue agents models ps log policy tools access 'agent list'
+for command in status queue agents models ls ps log policy tools access 'agent list'
     test $command = access
     and set -l where "__aiosctl_at $command"
     or set -l where "__aiosctl_in $command"
@@ -139,3 +144,12 @@ complete -c aiosctl -n '__aiosctl_in model add' -l replace -d 'replace the model
 for verb in load unload remove
     complete -c aiosctl -n "__aiosctl_at model $verb" -a '(__aiosctl_names models)'
 end
+
+complete -c aiosctl -n '__aiosctl_in pull' -l name -x -d 'a name other than that of the source'
+complete -c aiosctl -n '__aiosctl_in pull' -l link -d 'serve a folder or file where it is'
+complete -c aiosctl -n '__aiosctl_at pull' -a 'smollm2 qwen3 llama3.2 gemma3 (__fish_complete_path (commandline -ct))'
+complete -c aiosctl -n '__aiosctl_in show' -l json -d 'print one object, with all that is known'
+complete -c aiosctl -n '__aiosctl_at show' -a '(__aiosctl_names models)'
+complete -c aiosctl -n '__aiosctl_in rm' -l force -d 'although agents use them'
+complete -c aiosctl -n '__aiosctl_in rm' -a '(__aiosctl_names models)'
+complete -c aiosctl -n '__aiosctl_at cp' -a '(__aiosctl_names models)'

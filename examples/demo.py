@@ -25,6 +25,8 @@ from types import FrameType
 
 EXAMPLES = Path(__file__).resolve().parent
 PYTHON = EXAMPLES.parent / ".venv/bin/python"  # this script itself runs with any
+REAL_MODEL = EXAMPLES.parent / ".venv/models/SmolLM2-135M-Instruct.Q4_1.gguf"  # ./setup --model brings it
+TINY = EXAMPLES.parent / "models/tiny"
 PARTS = (
     ("chat", "A conversation: a context keeps what was said"),
     ("stream", "Streaming: cat prints the tokens as they are made"),
@@ -244,7 +246,7 @@ class Demo:
         self.undo.callback(unmount, self.mount)
         self.screen.say(f"aiosd on {self.mount}, a state folder of its own in {self.base}")
         # More options for the daemon, such as --model DIR, may follow on the command line.
-        folders: list[str | Path] = ["--mount", self.mount, "--state", self.base / "state"]
+        folders: list[str | Path] = ["--mount", self.mount, "--state", self.base / "state", *self._models()]
         with self.log.open("wb") as log:
             self.daemon = subprocess.Popen(
                 [PYTHON if PYTHON.exists() else sys.executable, "-m", "aiosd", *folders, *sys.argv[1:]],
@@ -259,6 +261,22 @@ class Demo:
         self.undo.callback(self._end_daemon)
         self._wait_until_ready()
 
+    def _models(self) -> list[str | Path]:
+        """The options for the models: SmolLM2 converses, and the built-in model calls tools."""
+        if "--model" in sys.argv:
+            return []
+        if os.environ.get("MODEL") == "tiny" or not REAL_MODEL.exists():
+            self.screen.say(
+                "with the small built-in model alone; make demo without MODEL=tiny gets a real one"
+            )
+            return ["--model", TINY]
+        self.screen.say("SmolLM2 (135M) converses; the built-in model, tiny, calls tools")
+        config = self.base / "aiosd.toml"
+        config.write_text(
+            f'[models.smollm2]\npath = "{REAL_MODEL}"\ndefault = true\n\n[models.tiny]\npath = "{TINY}"\n'
+        )
+        return ["--config", config]
+
     def _end_daemon(self) -> None:
         if not end_process(self.daemon):
             self.screen.say(f"aiosd did not end within {TERMINATE_TIMEOUT_S} s and was killed")
@@ -268,7 +286,7 @@ class Demo:
         began = time.monotonic()
         states: dict[str, str] = {}
         with Watch(lambda: states.update(self._model_states()), period_s=0.05):
-            while "ready" not in states.values():
+            while set(states.values()) != {"ready"}:
                 if self.daemon.poll() is not None:
                     raise Failed(f"aiosd ended with status {self.daemon.returncode}\n{self._log_tail()}")
                 if "failed" in states.values() or time.monotonic() - began > READY_TIMEOUT_S:
@@ -360,7 +378,7 @@ class Watch:
 
 
 class QueueWatch(Watch):
-    """Samples scheduler/queue; `news` gives what the user has not seen, at most ten tables a second."""
+    """Samples scheduler/queue; `news` gives what the user has not seen, at most a table each 0.4 s."""
 
     def __init__(self, mount: Path) -> None:
         super().__init__(self._sample, period_s=0.02)
@@ -378,7 +396,7 @@ class QueueWatch(Watch):
 
     def news(self) -> Iterator[str]:
         latest = self._samples[-1] if self._samples else ""
-        if self._requests(latest) and latest != self._shown and time.monotonic() - self._shown_at > 0.1:
+        if self._requests(latest) and latest != self._shown and time.monotonic() - self._shown_at > 0.4:
             self._shown, self._shown_at = latest, time.monotonic()
             yield latest
 

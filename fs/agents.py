@@ -120,7 +120,9 @@ def agent_command(kernel: Kernel, agent: Agent, caller: Caller, verb: str, argum
     elif verb == "cancel" and argument:
         kernel.agent_objects.cancel(agent, argument)
     else:
-        raise BadValue(f"unknown command {verb[:40]!r}", "pause, resume, reset, cancel ID, cancel all")
+        raise BadValue(
+            f"no command {f'{verb} {argument}'.strip()[:40]!r}", "pause, resume, reset, cancel ID, cancel all"
+        )
 
 
 # requests

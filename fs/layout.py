@@ -203,7 +203,7 @@ def model_folder(kernel: Kernel, name: str) -> Folder | None:
     return Table(
         {
             "info.json": lambda: Text(render=partial(model_info, kernel, model)),
-            "state": lambda: Text(render=lambda: f"{model.shown_state}\n"),
+            "state": lambda: Text(render=lambda: f"{model.state_in_words}\n"),
             "workers": lambda: Text(render=lambda: "".join(f"{w.id}\n" for w in pool.of(model))),
             "stats": lambda: Text(
                 render=lambda: table(
@@ -226,7 +226,10 @@ def model_info(kernel: Kernel, model: Model) -> str:
              **residence(kernel, model)}  # fmt: skip
     if model.error:
         facts["error"] = model.error
-    return json.dumps({**model.info, **facts}, indent=2, ensure_ascii=False) + "\n"
+    if model.pulling is not None:
+        facts["pulling"] = model.pulling
+    whole = {**kernel.pull_objects.facts(model.name), **model.info, **facts}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
 def residence(kernel: Kernel, model: Model) -> dict[str, object]:
@@ -252,7 +255,7 @@ def worker_folder(kernel: Kernel, name: str) -> Folder | None:
 
     def command(caller: Caller, verb: str, argument: str) -> None:
         if verb != "restart" or argument:
-            raise BadValue(f"unknown command {verb[:40]!r}", "restart")
+            raise BadValue(f"no command {f'{verb} {argument}'.strip()[:40]!r}", "restart")
         worker.process.kill()  # the pool then starts another worker, where its requests continue
 
     return Table(

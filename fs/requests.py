@@ -90,7 +90,7 @@ def made(request: Request, files: dict[str, Factory]) -> Folder:
 def common(kernel: Kernel, request: Request) -> dict[str, Factory]:
     def command(caller: Caller, verb: str, argument: str) -> None:
         if verb != "cancel" or argument:
-            raise BadValue(f"unknown command {verb[:40]!r}", "cancel")
+            raise BadValue(f"no command {f'{verb} {argument}'.strip()[:40]!r}", "cancel")
         if not kernel.ending.cancel(request):
             raise NotAllowed(f"request {request.id} has ended already: it is {request.state}")
 

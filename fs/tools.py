@@ -21,7 +21,7 @@ from aiosd.syscall.number import whole
 from aiosd.tools.catalog import Tool
 from aiosd.tools.manifest import FILE, OWN_BYTES, PROGRAM, Incomplete
 
-NOT_SHOWN = ("parameters", "env", "judge", "notes", "served")
+NOT_SHOWN = ("parameters", "env", "judge", "notes", "served", "verdict")
 SHORT = 4096  # bytes of a manifest that each write judges; else a long one in lines would cost the square
 OF_SERVER = ("name", "description", "server", "timeout_s", "limit", "irreversible")  # an MCP server's tool
 

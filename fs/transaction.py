@@ -20,7 +20,7 @@ from aiosd.host.watchers import Unwatch
 from aiosd.scheduler.admission import Admission
 from aiosd.scheduler.handler import Source
 from aiosd.syscall import judging
-from aiosd.syscall.foreign import NotJson, is_object
+from aiosd.syscall.foreign import NotJson
 from aiosd.syscall.request import Request
 
 SUBMITTING_S = 0.02  # that a write waits for it: the kernel holds all other writes to the file back meanwhile
@@ -208,7 +208,7 @@ class Draft:
             self._check_bytes(data)
             self._admission.reserve(self._caller, len(data))
             self.body += data
-            if is_object(self.body) and data.endswith((b"}", b"\n")):
+            if data.endswith((b"}", b"\n")) and self._admission.is_json(self._source, self.body):
                 self._check_json()
         except Busy:  # what was written stays, and this may be written again
             self._decoder.setstate(decoded)

@@ -18,7 +18,7 @@ class Job:
     """One request as a policy sees it. Times are seconds on the clock of View.now."""
 
     id: int  # grows with arrival
-    uid: int
+    uid: int  # of a lent uid (subuid(5)), that of the user to whom it is lent
     agent: str
     nice: int
     queued_s: float  # when its current wait began

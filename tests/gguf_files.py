@@ -14,8 +14,12 @@ from aiosd.cores.engine.vocabulary import ALPHABET
 from tests.running import REPOSITORY
 
 REAL = REPOSITORY / ".venv/models/SmolLM2-135M-Instruct.Q4_1.gguf"  # ./setup --tests fetches it
-BLOCKS = {"Q4_K": (256, 144), "Q6_K": (256, 210)}  # which the library cannot make: values and bytes
-HALVES = {"Q4_K": (0, 2), "Q6_K": (208,)}  # places of the scales of a block, as 16 bits
+BLOCKS = {
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+}  # which the library cannot make: values and bytes
+HALVES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # places of the scales of a block, as 16 bits
 MARKS = ["<|begin|>", "<|im_start|>", "<|im_end|>"]
 PIECES = ["▁", *"abcdehilmnorstuvwy", "th", "▁th", "▁the", "he", "in", "▁w", "er"]
 TEMPLATE = (

@@ -15,12 +15,13 @@ ROOT = Path(__file__).parent.parent
 UNITS = ROOT / "units"
 SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
 ALL = sorted(
-    path.name for kind in ("service", "slice", "socket", "timer") for path in UNITS.glob(f"*.{kind}")
+    path.name for kind in ("service", "slice", "socket", "timer", "mount") for path in UNITS.glob(f"*.{kind}")
 )
 EXPOSURE = {  # highest allowed exposure of 10, as measured by systemd-analyze security
     "aiosd.service": 2.0,
     "aios-worker@.service": 2.0,
     "aios-agent@.service": 1.5,
+    "aios-pull@.service": 1.5,
     # It acts as root, and has no mount namespace, because all users must see the tree.
     "aios-privileged.service": 7.0,
 }
@@ -94,6 +95,7 @@ def test_users_and_folders_are_made(tmp_path: Path) -> None:
     assert {user[0]: user[5:] for user in users if user[0].startswith("aios")} == {
         "aios": ["/var/lib/aios", "/usr/sbin/nologin"],
         "aios-worker": ["/", "/usr/sbin/nologin"],
+        "aios-pull": ["/", "/usr/sbin/nologin"],
     }
     assert "aios-admin:" in (tmp_path / "etc/group").read_text()
     assert (tmp_path / "aios").stat().st_mode & 0o777 == 0o755

@@ -121,14 +121,14 @@ def test_a_restored_conversation_makes_room_for_itself_or_is_cut() -> None:
 def test_kv_of_another_shape_is_refused(wrong: str) -> None:
     m = get("llama", "fused")
     e = engine(m)
-    layers, _, floats = e._kv[0].shape
-    shape = (layers, 2, floats)
+    _, floats = e._kv[0].shape
+    shape = (2, floats)
     kv = [torch.zeros(shape)]
     tokens = prompt(40)
     if wrong == "tokens":
         tokens = [m.vocab_size] * 40
     elif wrong == "heads":
-        kv = [torch.zeros(layers, 2, floats + 1)]
+        kv = [torch.zeros(2, floats + 1)]
     elif wrong == "dtype":
         kv = [torch.zeros(shape, dtype=torch.float16)]
     elif wrong == "count":

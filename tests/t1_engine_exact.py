@@ -7,10 +7,12 @@ the same tokens, the same bits.
 from __future__ import annotations
 
 import random
+from array import array
 
 import pytest
 import torch
 
+from aiosd.cores.engine.core import Batch, Segment
 from aiosd.cores.engine.engine import Engine
 from aiosd.cores.engine.model import LoadedModel, load
 from aiosd.cores.engine.ops import library
@@ -211,7 +213,8 @@ def test_both_builds_of_the_operations_give_the_same_bits(monkeypatch: pytest.Mo
     answers = []
     for lib in both:
         monkeypatch.setattr(module, "library", lambda lib=lib: lib)
-        answers.append([alone(load(folder(n)), prompt(300), DRAWN) for n in ("llama", "llama-odd", "qwen3")])
+        names = ("llama", "llama-odd", "qwen3", "gemma2", "olmo3", "qwen2-moe")
+        answers.append([alone(load(folder(n)), prompt(300), DRAWN) for n in names])
     assert answers[0] == answers[1]
 
 
@@ -226,21 +229,37 @@ def test_neighbours_change_nothing_with_several_threads() -> None:
         torch.set_num_threads(1)
 
 
-def test_the_number_of_threads_changes_no_bits_of_the_fused_path() -> None:
+@pytest.mark.parametrize("name", ["llama-odd", "gemma2", "qwen2-moe"])
+def test_the_number_of_threads_changes_no_bits_of_the_fused_path(name: str) -> None:
 
     if library() is None:
         pytest.skip("compiled operations are not built")
-    answers = [alone(load(folder("llama-odd"), threads=n), prompt(130), DRAWN) for n in (1, 2, 3)]
+    answers = [alone(load(folder(name), threads=n), prompt(130), DRAWN) for n in (1, 2, 3)]
     torch.set_num_threads(1)
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_more_threads_than_cores_are_late_and_harm_nothing() -> None:
+def test_a_late_thread_does_not_count_the_experts_of_a_later_layer() -> None:
+    """Each layer gives its experts other rows. A thread that counted those of another layer never ended."""
     if library() is None:
         pytest.skip("compiled operations are not built")
-    expected = alone(model("llama-odd", "fused"), prompt(77), GREEDY)
+    m = load(folder("mixtral"), threads=5)
+    torch.set_num_threads(1)
+    kv, blocks, rng = m.core.reserve(8), array("i", range(8)), random.Random(1)
+    for _ in range(3000):
+        n = rng.randint(1, 40)
+        tokens = [rng.randrange(3, 380) for _ in range(n)]
+        rows, _ = m.core.forward(Batch(tokens, [Segment(blocks, 0, n, n)], [n - 1]), kv)
+        assert rows.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["llama-odd", "qwen3-moe"])
+def test_more_threads_than_cores_are_late_and_harm_nothing(name: str) -> None:
+    if library() is None:
+        pytest.skip("compiled operations are not built")
+    expected = alone(model(name, "fused"), prompt(77), GREEDY)
     for _ in range(3):
-        m = load(folder("llama-odd"), threads=7)
+        m = load(folder(name), threads=7)
         torch.set_num_threads(1)
         assert among(m, GREEDY, 7, 100) == expected
         del m  # joins its threads, sleeping or late

@@ -78,6 +78,9 @@ CONFIGS: dict[str, Any] = {
     ),
     "mistral": lambda: arch.MistralConfig(**SHAPE, head_dim=24, sliding_window=None),
     "qwen2": lambda: arch.Qwen2Config(**SHAPE, tie_word_embeddings=True),
+    "qwen2-sliding": lambda: arch.Qwen2Config(
+        **SHAPE, use_sliding_window=True, sliding_window=40, max_window_layers=1
+    ),
     "qwen3": lambda: arch.Qwen3Config(**SHAPE, head_dim=32),
     "mistral-sliding": lambda: arch.MistralConfig(**SHAPE, sliding_window=48),
     "smollm3": lambda: arch.SmolLM3Config(**{**SHAPE, "num_hidden_layers": 5}),
@@ -127,6 +130,13 @@ CONFIGS: dict[str, Any] = {
             "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
         },
     ),
+    "gemma3-vision": lambda: arch.Gemma3Config(
+        text_config=CONFIGS["gemma3"](),
+        vision_config=arch.SiglipVisionConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=28
+        ),
+        mm_tokens_per_image=4,
+    ),
     "glm": lambda: arch.GlmConfig(**SHAPE, head_dim=24),
     "glm4": lambda: arch.Glm4Config(**SHAPE, head_dim=24),
     "mixtral": lambda: arch.MixtralConfig(**SHAPE, num_local_experts=4, sliding_window=None),
@@ -175,8 +185,9 @@ for _name in ("phi3", "glm4", "gemma3", "mixtral", "qwen2-moe"):  # with widths 
     CONFIGS[f"{_name}-wide"] = functools.partial(_wide, _name)
 
 RELATIVES = [
-    "mistral-sliding", "smollm3", "smollm3-sliding", "phi3", "phi3-sliding", "phi4-mini", "granite", "olmo2",
-    "olmo3", "gemma2", "gemma3", "glm", "glm4", "mixtral", "qwen2-moe", "qwen3-moe",
+    "mistral-sliding", "qwen2-sliding", "smollm3", "smollm3-sliding", "phi3", "phi3-sliding", "phi4-mini",
+    "granite", "olmo2", "olmo3", "gemma2", "gemma3", "gemma3-vision", "glm", "glm4", "mixtral", "qwen2-moe",
+    "qwen3-moe",
 ]  # fmt: skip
 FAMILY = ["llama", "llama-odd", "mistral", "qwen2", "qwen3", *RELATIVES]
 FOREIGN = ["mistral-sliding", "gemma2", "gemma3", "phi", "phi3", "gpt2", "mixtral"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -14,18 +15,23 @@ import pytest
 
 from aiosd.access.caller import Caller
 from aiosd.access.permissions import Permission
+from aiosd.agents import lifetime
 from aiosd.config.config import UNBOUNDED, Config, Quota
-from aiosd.errors import BadRequest, BadValue, Busy
+from aiosd.errors import BadRequest, BadValue, Busy, NotFound, OverQuota
 from aiosd.fs.burden import CROWD, THREADS_MOST, Burden
 from aiosd.fs.files import Opening
 from aiosd.fs.transaction import Transaction
 from aiosd.host import subuids, usage
+from aiosd.host.subuids import owner
+from aiosd.scheduler import delivery
 from aiosd.scheduler.handler import Source
 from aiosd.scheduler.ledger import Buckets
 from aiosd.scheduler.limits import Quotas
 from aiosd.syscall import grammar, judging
-from aiosd.syscall.request import State
+from aiosd.syscall.request import Request, State
 from aiosd.syscall.spec import Spec
+from aiosd.syscall.toolcall import ToolCall
+from aiosd.tools.run.runner import CALLS_MOST
 from tests.running import REPOSITORY, wait_until
 from tests.t2_scheduler import LONG_S, ME, MakeKernel, ask, ended
 
@@ -285,3 +291,127 @@ def test_one_person_never_takes_the_last_threads_of_the_daemon(
 def test_the_unit_of_the_daemon_has_tasks_for_more_than_the_tree() -> None:
     unit = (REPOSITORY / "units/aiosd.service").read_text()
     assert int(unit.partition("TasksMax=")[2].split()[0]) >= THREADS_MOST + 4096
+
+
+@pytest.fixture
+def lent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """EVE's uid and some that are lent to her."""
+    (tmp_path / "subuid").write_text(f"{EVE.uid}:200000:300\n")
+    monkeypatch.setattr(subuids, "_subuids", subuids.SubUids(tmp_path / "subuid"))
+    return [EVE.uid, *range(200000, 200300)]
+
+
+def test_lent_uids_give_no_more_service(make_kernel: MakeKernel, lent: list[int]) -> None:
+    """Policies see people, and so do the quotas of tokens, of running and of waiting requests."""
+    eves = "running_requests = 3\nqueued_requests = 9\ntokens_per_minute = 1000"
+    kernel = make_kernel(f"[quota.user.{EVE.uid}]\n{eves}\n")
+    source, queue = Source("/models/random/llm", target="random"), kernel.scheduler.queue
+
+    def write(uid: int) -> Request:
+        return kernel.admission.submit(Caller(uid, uid, os.getpid()), source, b"x")
+
+    hers, mine = [write(uid) for uid in lent[:9]], write(5001)
+    with pytest.raises(Busy, match="9 requests of yours"):
+        write(lent[9])
+    for request in hers[:3]:
+        queue.start(request, 0)
+        queue.ledger.charge(request, output_tokens=400)
+    assert queue.held_back == {EVE.uid}
+    shown = queue.ready("random").shown(0.0, queue.held_back, lambda jobs, n: jobs[:n])
+    assert [job.id for job in shown] == [mine.id]
+    assert queue.ledger.tokens.users == {EVE.uid: 2400.0, 5001: 0.0}
+    for request in hers:
+        kernel.ending.cancel(request)
+    with pytest.raises(Busy, match="you have used the 1000 tokens"):
+        write(lent[20])
+
+
+def test_lent_uids_give_no_more_objects(
+    make_kernel: MakeKernel, lent: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = make_kernel("[quota]\nagents = 3\ncontexts = 3\ntools = 3\nkv_bytes = 100\n")
+    for objects in (kernel.agent_objects, kernel.context_objects, kernel.tool_objects):
+        for i, uid in enumerate(lent[:3]):
+            objects.add(f"a{i}", Caller(uid, uid, os.getpid()))
+        with pytest.raises(OverQuota, match="your quota of 3"):
+            objects.add("a3", Caller(lent[3], lent[3], os.getpid()))
+        objects.remove("a0")
+        objects.add("a3", Caller(lent[3], lent[3], os.getpid()))
+    kernel.kv_budget.reserve(Caller(lent[1], 1, 1), 60)
+    with pytest.raises(OverQuota):
+        kernel.kv_budget.reserve(Caller(lent[2], 1, 1), 60)
+    monkeypatch.setattr(lifetime, "PROCESSES_MAX", 2)
+    processes = [subprocess.Popen(["sleep", "60"], user=uid) for uid in lent[1:4]]
+    try:
+        for process in processes[:2]:
+            agent = kernel.agents.add(f"of{process.pid}")
+            kernel.agent_objects._lifetimes.bind(agent, process.pid, lifetime.started_of(process.pid))
+        agent, last = kernel.agents.get("a1"), processes[2].pid
+        with pytest.raises(OverQuota, match="2 processes already"):
+            kernel.agent_objects._lifetimes.bind(agent, last, lifetime.started_of(last))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_one_person_never_takes_the_last_places_of_tools(make_kernel: MakeKernel, lent: list[int]) -> None:
+    kernel = make_kernel()
+    for name in ("a", "b"):
+        kernel.tool_objects.add(name, EVE)
+    tools, running = {tool.name: tool for tool in kernel.tools.all()}, list[Request]()
+
+    def start(uid: int, tool: str) -> int:
+        count = 0
+        while owner(uid) not in kernel.calls.crowding(tools[tool], running) and count < CALLS_MOST:
+            running.append(Request(len(running), uid, "", "", ToolCall(tool)))
+            count += 1
+        return count
+
+    assert tools["calc"].limit == 4
+    assert [start(uid, "calc") for uid in (EVE.uid, lent[5], 5001)] == [3, 0, 3]
+    assert [start(uid, "a") for uid in (EVE.uid, lent[5], 5001)] == [123, 0, 62]
+    assert start(lent[7], "b") == 0
+    assert start(0, "calc") == CALLS_MOST  # root has no share, but the bounds of all
+
+
+def test_requests_of_a_removed_agent_are_gone_at_once_and_deleted_one_by_one(make_kernel: MakeKernel) -> None:
+    """Whoever removes an agent with very long requests keeps nobody waiting. A kill may come between."""
+    kernel = make_kernel()
+    agent = kernel.agents.add("eve")
+    source = Source("/agents/eve/syscall/llm", agent)
+    hers = [kernel.admission.submit(EVE, source, b"x" * 1000) for _ in range(3)]
+    other = ask(kernel, "mine")
+    for request in hers[1:]:
+        kernel.ending.cancel(request)
+    kernel.agent_objects.remove("eve")
+    assert hers[0].state is State.CANCELLED
+    for request in hers:
+        with pytest.raises(NotFound):
+            kernel.admission.get(request.id)
+    assert [request.id for request in kernel.store.unfinished()] == [other.id]
+    assert kernel.store.gone_agents() == [agent.id]  # the sweeping has not started
+    kernel.stop()
+    kernel = make_kernel()
+    kernel.start()
+    wait_until(lambda: kernel.store.gone_agents() == [], "the sweeping")
+    assert kernel.store._rows("SELECT id FROM requests WHERE agent_id=?", agent.id) == []
+    assert ended(kernel.admission.get(other.id)).state is State.DONE
+    with pytest.raises(NotFound):
+        kernel.admission.get(hers[1].id)
+
+
+def test_answers_that_take_too_much_memory_end(
+    make_kernel: MakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "LARGE_BYTES", 50_000)
+    kernel = make_kernel("[quota]\npending_bytes = 200000\n")
+    kernel.start()
+    assert ended(ask(kernel, "x", max_tokens=60)).state is State.DONE
+    assert ended(ask(kernel, "x", max_tokens=15, logprobs=20)).state is State.DONE
+    request = ended(ask(kernel, "x", max_tokens=60, logprobs=20))
+    assert (request.state, request.error.split(":")[0]) == (
+        State.FAILED, "your requests and their answers take too many bytes",
+    )  # fmt: skip
+    assert 15 < len(request.tokens) < 60
+    assert not kernel.scheduler.queue.pending_bytes

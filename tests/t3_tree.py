@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -36,6 +37,7 @@ from aiosd.fs.tree import Folder, Tree
 from aiosd.kernel import Kernel
 from aiosd.syscall.request import Request, State
 from aiosd.tools import manifest
+from aiosd.tools.catalog import Tools, arguments
 
 ME = Caller(os.getuid(), os.getgid(), os.getpid())
 OTHER = Caller(4321, 4321, 1 << 29)
@@ -597,6 +599,58 @@ def test_a_long_manifest_in_lines_is_not_judged_at_each_of_them(
     tool = kernel.tools.get("mine")
     assert len(tool.manifest.env) == 2000
     assert sum(asked) < 30 * at, "a few times its length, not its square"
+
+
+def test_a_manifest_in_lines_may_refer_to_what_a_later_line_brings(tree: Tree, kernel: Kernel) -> None:
+    tree.make(tree.find("/tools"), "mine", ME, 0o700)
+    lines = ["description = 'x'", "command = ['/bin/cat']", "[parameters]", "type = 'object'",
+             "[parameters.properties.a]", "'$ref' = '#word'", "[parameters.'$defs'.w]", "'$anchor' = 'word'",
+             "type = 'string'"]  # fmt: skip
+    handle, at = opened(tree, "/tools/mine/manifest", os.O_WRONLY), 0
+    for line in lines:
+        handle.write(f"{line}\n".encode(), at)
+        at += len(line) + 1
+        if "$ref" in line:
+            with pytest.raises(BadValue, match="'#word' names no part of the schema"):
+                handle.flush(ME.pid)
+    handle.flush(ME.pid)
+    handle.release()
+    assert arguments(kernel.tools.get("mine"), '{"a": "x"}') == {"a": "x"}
+    with pytest.raises(BadRequest, match="a: 1 is not of type 'string'"):
+        arguments(kernel.tools.get("mine"), '{"a": 1}')
+
+
+def test_a_kept_manifest_is_not_judged_again_at_a_start(
+    tree: Tree, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mine", "torn", "other"):
+        tree.make(tree.find("/tools"), name, ME, 0o700)
+        handle = opened(tree, f"/tools/{name}/manifest", os.O_WRONLY)
+        handle.write(b"description='x'\ncommand=['/bin/cat']\nparameters={type='object',required=['a']}\n", 0)
+        handle.flush(ME.pid)
+        handle.release()
+    before = [kernel.tools.get(name).manifest for name in ("mine", "torn", "other")]
+    asked, ask = list[str](), manifest.COURT.verdict
+
+    def counted(text: str) -> str | None:
+        asked.append(json.loads(text)[0])
+        return ask(text)
+
+    monkeypatch.setattr(manifest.COURT, "verdict", counted)
+    place = before[0].folder.parent
+    (place / "torn/verdict.json").write_text('["0.1')
+    (place / "other/tool.toml").write_text(
+        "description='y'\ncommand=['/bin/cat']\nparameters={type='object'}\n"
+    )
+    again = Tools(Path("none"), place)
+    assert [again.get(name).manifest for name in ("mine", "torn")] == before[:2]
+    assert again.get("other").manifest.description == "y"
+    assert asked == ["other", "torn"]
+    assert Tools(Path("none"), place).get("torn").manifest == before[1]
+    assert asked == ["other", "torn"]
+    monkeypatch.setattr(manifest, "__version__", "another")
+    assert Tools(Path("none"), place).get("mine").manifest == before[0]
+    assert asked[2:] == ["mine", "other", "torn"]
 
 
 def test_a_manifest_that_takes_long_to_read_is_refused(tree: Tree) -> None:

@@ -1,4 +1,4 @@
-"""make demo on the real mount with the built-in model, run to the end and interrupted."""
+"""make demo on the real mount with the real and the built-in model, run to the end and interrupted."""
 
 import contextlib
 import os
@@ -26,7 +26,9 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Mark all processes of the demo. After the test no process, mount or file may be left."""
     value = str(uuid.uuid4())
     had_mount_point = Path("/aios").exists()
-    yield dict(os.environ, TMPDIR=str(tmp_path), XDG_RUNTIME_DIR=str(tmp_path), AIOSD_DEMO_TEST=value)
+    yield dict(
+        os.environ, TMPDIR=str(tmp_path), XDG_RUNTIME_DIR=str(tmp_path), AIOSD_DEMO_TEST=value, MODEL="tiny"
+    )
     assert processes_with(f"AIOSD_DEMO_TEST={value}") == []
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     assert list(tmp_path.iterdir()) == []
@@ -42,7 +44,7 @@ def processes_with(mark: str) -> list[str]:
     return found
 
 
-def test_the_demo_remembers_calculates_and_shows_the_queue(environment: dict[str, str]) -> None:
+def output_of(environment: dict[str, str]) -> str:
     done = subprocess.run(
         [sys.executable, DEMO],
         env=environment,
@@ -51,14 +53,32 @@ def test_the_demo_remembers_calculates_and_shows_the_queue(environment: dict[str
         text=True,
         timeout=300,
     )
-    output = done.stdout
-    assert done.returncode == 0, output + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_demo_remembers_calculates_and_shows_the_queue(environment: dict[str, str]) -> None:
+    output = output_of(environment)
+    assert "built-in model alone" in output
     assert re.search(r"^ada> What is my name\?\nada: .*Ada", output, re.M)
     assert re.search(r"^cyd> 37 \* 12 = 444, says bc\ncyd: .*444", output, re.M)
     for name in ("dan", "eve", "fay"):
         assert len(re.findall(rf"^{name}: .+", output, re.M)) == 4
     assert "RUNNING" in output.upper()
     assert re.search(r"First answer ([0-9.]+) s", output)
+
+
+def test_the_demo_converses_with_the_real_model_and_calls_tools_with_the_built_in_one(
+    environment: dict[str, str],
+) -> None:
+    if not demo.REAL_MODEL.exists():
+        pytest.skip("no SmolLM2: ./setup --tests brings it")
+    output = output_of({**environment, "MODEL": ""})
+    assert re.search(r"^ada> What is the capital of France\?\nada: .*Paris", output, re.M)
+    assert re.search(r"^ada> What is it famous for\?\nada: .*Paris.*Eiffel", output, re.M)
+    assert re.search(r"^cyd> 37 \* 12 = 444, says bc\ncyd: .*444", output, re.M)
+    assert len(re.findall(r"^(dan|eve|fay): .+", output, re.M)) == 10
+    assert re.search(r"│ .*running.*smollm2", output)
 
 
 class Terminal:

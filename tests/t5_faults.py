@@ -316,7 +316,15 @@ def test_aiosctl_says_what_was_refused_and_why(make_daemon: MakeDaemon, tmp_path
         (["model", "remove", name], f"models/{name}: Device or resource busy: model {name} is in the config"),
         (["ask", "-m", name, '{"prompt": 1}'], f"models/{name}/llm: Invalid argument: prompt"),
         (["cancel", "999"], "no unfinished request 999"),
-        (["log", "nobody"], "agents/nobody/log.jsonl: No such file or directory"),
+        (["log", "nobody"], f"No such file or directory: there is no agent nobody; ls {daemon.root}/agents"),
+        (["ask", "-m", "nosuch", "hi"], "no model 'nosuch' for you"),
+        (["model", "remove", "nosuch"], "there is no model nosuch; ls"),
+        (["model", "add", "/"], "/ gives the model no name: add --name NAME"),
+        (
+            ["user", "remove", "nosuchuser"],
+            "no user nosuchuser; getent passwd lists the users. Name a user who",
+        ),
+        (["user", "remove", "nobody", "--to", "nobody"], "nobody has the objects already"),
     ):
         done = aiosctl(daemon, *arguments)
         assert done.returncode == 1
@@ -328,6 +336,17 @@ def test_aiosctl_says_what_was_refused_and_why(make_daemon: MakeDaemon, tmp_path
     )  # fmt: skip
     assert b"not UTF-8" in binary.stderr
     assert b"Traceback" not in binary.stderr
+    ctl = f"{sys.executable} -m aiosd.cli.aiosctl --mount {daemon.root}"
+    for script, status, said in (
+        ("ask a <&-", 1, "the request is empty; write a question"),
+        ("ask a hi >&-", 1, "standard output: Bad file descriptor"),
+        ("ask a hi > /dev/full", 1, "standard output: No space left on device"),
+        ("tools > /dev/full", 1, "standard output: No space left on device"),
+        ("status 2>&- <&-", 0, ""),
+    ):
+        closed = daemon.sh(f"cd {REPOSITORY}; {ctl} {script}")
+        assert (closed.returncode, len(closed.stderr.splitlines())) == (status, status), closed.stderr
+        assert said in closed.stderr
     cut = daemon.sh(
         f"cd {REPOSITORY}; {sys.executable} -m aiosd.cli.aiosctl --mount {daemon.root} tools | true"
     )

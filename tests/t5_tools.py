@@ -56,6 +56,24 @@ def test_a_tool_is_called_by_writing_its_arguments(aios: Daemon) -> None:
     assert int(aios.table("tools/calc/stats")["calls"]) >= 1
 
 
+def test_what_is_no_object_is_refused_by_the_write_with_what_to_write(aios: Daemon, agent: str) -> None:
+    """A tool takes no text, and so `echo hello > call` fails at once, as the shell shows it."""
+    of_calc, of_any = (
+        "the arguments of calc are one JSON object with expression",
+        '{"name":"calc","arguments":',
+    )
+    for file, folder, said in (
+        ("tools/calc/call", "tools/calc", of_calc),
+        (f"{agent}/syscall/tool", f"{agent}/syscall", of_any),
+    ):
+        for text in ("hello", "[1", '{"a": b}'):
+            done = aios.sh(f"echo '{text}' > {file} && exit 9; cat {folder}/error")
+            assert done.returncode == (9 if text == "[1" else 0), "more bytes could make it JSON"
+            if text == "[1":
+                done = aios.sh(f"cat {file}; cat {folder}/error")
+            assert said in done.stdout
+
+
 def test_wrong_arguments_are_refused_by_the_write_and_the_log_says_why(aios: Daemon, agent: str) -> None:
     for wrong in (
         '{"name": "calc"}',
@@ -510,6 +528,30 @@ def test_the_audit_log_goes_on_in_another_file_and_the_chain_with_it(
     assert verify(*earlier(), current).returncode == 0
 
 
+def test_no_line_of_the_audit_log_goes_into_a_file_that_is_gone(make_daemon: Callable[..., Daemon]) -> None:
+    """An editor or logrotate(8) puts another file in its place, or none."""
+    daemon = make_daemon().start(ready=False)
+    current = daemon.state / "audit.jsonl"
+
+    def called() -> int:
+        assert call(daemon, "tools/calc/call", '{"expression": "6*7"}') == (0, "42\n")
+        return current.read_text().count('"called"')
+
+    assert called() == 1
+    text = current.read_text().removesuffix("\n")
+    current.unlink()
+    current.write_text(text)  # as an editor that ends no line
+    assert called() == 2
+    assert not hashchain.verify(current.read_bytes().splitlines()).wrong
+    os.rename(current, current.with_name("audit-000001.jsonl"))
+    assert called() == 1
+    lines = current.read_bytes().splitlines()
+    assert json.loads(lines[0])["after"] == "audit-000001.jsonl"
+    current.unlink()
+    assert called() == 1
+    daemon.says("was removed or replaced")
+
+
 # aiosctl
 
 
@@ -659,9 +701,7 @@ def test_a_call_without_an_agent_says_why_it_failed(aios: Daemon) -> None:
     assert call(aios, "tools/sad/call", '["no object"]')[0] != 0
     assert "object" in aios.read("tools/sad/error")
     assert as_user(aios, ALICE, "echo x > models/tiny/ctl || cat models/tiny/error").stdout == ""
-    assert aios.sh("echo nosuch > models/tiny/ctl; cat models/tiny/error").stdout.startswith(
-        "unknown command"
-    )
+    assert aios.sh("echo nosuch > models/tiny/ctl; cat models/tiny/error").stdout.startswith("no command")
     (aios.root / "tools/sad").rmdir()
 
 

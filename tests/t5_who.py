@@ -148,3 +148,18 @@ def test_what_was_shared_is_taken_back(machine: Daemon) -> None:
     assert not as_user(uid, uid, groups, ask, machine)
     assert not os.stat(machine.root / "contexts/shared").st_mode & 0o070
     assert as_user(OWNER, USERS, [], ask, machine)
+
+
+def test_contexts_that_the_agent_had_before_are_taken_back_too(machine: Daemon) -> None:
+    """Not those of other agents that are still shared with the group."""
+    made = """
+        mkdir agents/{moving,staying} contexts/{first,second,kept}
+        echo first > agents/moving/context; echo kept > agents/staying/context
+    """
+    assert as_user(OWNER, USERS, [SHARED], made, machine)
+    for agent in ("moving", "staying"):
+        aiosctl(machine, "share", agent, "--group", SHARED, "--with-context")
+    assert as_user(OWNER, USERS, [], "echo second > agents/moving/context", machine)
+    aiosctl(machine, "unshare", "moving")
+    for name, shared in (("first", False), ("second", False), ("kept", True)):
+        assert bool(os.stat(machine.root / f"contexts/{name}").st_mode & 0o070) is shared, name

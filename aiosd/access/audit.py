@@ -104,6 +104,12 @@ class Audit:
     def _append(self, what: str, facts: dict[str, object]) -> None:
         with self._lock:
             try:
+                if self._is_gone():
+                    log.warning(
+                        "%s was removed or replaced; the audit log goes on in the file of that name",
+                        self.file,
+                    )
+                    self._begin()
                 if self._size >= self.limits.audit_bytes:
                     self._rotate()
                 if not self._size and (earlier := self._earlier()):
@@ -139,11 +145,22 @@ class Audit:
         earlier = self._earlier()
         next_number = number(earlier[-1]) + 1 if earlier else 1
         os.rename(self.file, self.file.with_stem(f"{self.file.stem}-{next_number:06}"))
-        before, self._fd = self._fd, self._open()
-        os.close(before)
-        self._size, self._cut = 0, False
+        self._begin()
         for old in self._earlier()[: -self.limits.audit_files]:
             old.unlink()
+
+    def _begin(self) -> None:
+        """Go on in the file that has the log's name now. Raises OSError."""
+        before, self._fd = self._fd, self._open()
+        os.close(before)
+        self._size, self._cut = os.fstat(self._fd).st_size, end_of(self._fd, 1) not in (b"", b"\n")
+
+    def _is_gone(self) -> bool:
+        """Whether somebody removed or replaced the file, so that its lines would be lost. Raises OSError."""
+        try:
+            return not os.path.samestat(os.stat(self.file), os.fstat(self._fd))
+        except FileNotFoundError:
+            return True
 
     def _tail(self, size: int) -> bytes:
         """The end of the log, with that of the file before if this one is shorter. Raises OSError."""

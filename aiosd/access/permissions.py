@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiosd.access.caller import Caller
+from aiosd.host.subuids import owner
 
 if TYPE_CHECKING:
     from aiosd.database.store import Store
@@ -66,7 +67,7 @@ class Permissions:
         self._by_path: dict[str, Permission] = {}
         self.get: Callable[[str], Permission | None] = self._by_path.get  # takes a path
         self._below: dict[str, set[str]] = {}  # by object: its paths
-        self._owned: Counter[tuple[str, int]] = Counter()  # objects, by folder and user
+        self._owned: Counter[tuple[str, int]] = Counter()  # objects, by folder and user with all lent uids
         self.by_group = 0  # nameable objects whose group and other bits differ
         for path, uid, gid, mode in store.permissions():
             self._put(path, Permission(uid, gid, mode))
@@ -82,10 +83,10 @@ class Permissions:
         """
         before, folder = self._by_path.get(path), path.rpartition("/")[0]
         if before:
-            self._owned[folder, before.uid] -= 1
+            self._owned[folder, owner(before.uid)] -= 1
             self.by_group -= by_group(path, before)
         if permission:
-            self._owned[folder, permission.uid] += 1
+            self._owned[folder, owner(permission.uid)] += 1
             self.by_group += by_group(path, permission)
             self._by_path[path] = permission
             self._below.setdefault(object_of(path), set()).add(path)
@@ -147,8 +148,8 @@ class Permissions:
             return list(self._by_path)
 
     def count(self, folder: str, uid: int) -> int:
-        """Return how many objects a user has directly in a folder."""
-        return self._owned[folder, uid]
+        """Return how many objects a user has directly in a folder, with those of all lent uids."""
+        return self._owned[folder, owner(uid)]
 
     def forget(self, path: str) -> None:
         """Drop an object and everything below it."""

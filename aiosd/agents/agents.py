@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from aiosd.agents.sweeping import Sweeping
 from aiosd.database.store import Store
 from aiosd.errors import BadRequest, BadValue, Exists, NotFound
 from aiosd.syscall.chat import SAMPLING_KEYS, sampling
@@ -87,6 +88,7 @@ class Agent:
 class Agents:
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.sweeping = Sweeping(store)
         self._lock = threading.Lock()
         self._by_name = {
             name: Agent(name, id, Settings(**settings), usage, count)
@@ -130,6 +132,7 @@ class Agents:
         with self._lock:
             self.check(agent)
             self._store.remove_agent(agent.id)
+            self.sweeping.add(agent.id)
             del self._by_name[agent.name]
 
     def change(self, agent: Agent, **settings: Any) -> None:

@@ -19,6 +19,7 @@ from aiosd.agents.agents import Agent
 from aiosd.errors import AiosError, BadValue, Denied, OverQuota
 from aiosd.host import proc
 from aiosd.host.message_ids import about
+from aiosd.host.subuids import owner
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class Lifetimes:
 
     def _watch(self, pid: int, started: str) -> Watched:
         try:
-            uid = os.stat(f"/proc/{pid}").st_uid
+            uid = owner(os.stat(f"/proc/{pid}").st_uid)
             if uid != 0 and sum(w.uid == uid for w in self._watched.values()) >= PROCESSES_MAX:
                 raise OverQuota(f"your agents end with {PROCESSES_MAX} processes already", "rmdir some first")
             descriptor = os.pidfd_open(pid)

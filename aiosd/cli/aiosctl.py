@@ -14,27 +14,44 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiosd import __version__
-from aiosd.cli import audit_log, listing, models, packaged, residents, sharing, torch_install, users, views
+from aiosd.cli import (
+    audit_log,
+    listing,
+    models,
+    packaged,
+    pulled,
+    residents,
+    sharing,
+    torch_install,
+    users,
+    views,
+)
 from aiosd.cli.question import question
 from aiosd.client import Failed, Files, explained, patiently, wait_for_daemon
 from aiosd.config.config import private_mount
 
+OUTPUT = "standard output"
+
 
 def main() -> int:
+    fill_standard()
     options = arguments().parse_args()
     files = Files(options.mount or find_mount(), options.verbose)
     try:
         if options.served:
             wait_for_daemon(files.root)
         options.run(files, options)
+        sys.stdout.flush()
     except Failed as error:
         print(f"aiosctl: {error}", file=sys.stderr)
         return error.status
     except BrokenPipeError:  # `aiosctl queue | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's last flush
+        drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
-        print(f"aiosctl: {error.filename or files.root}: {explained(files, error)}", file=sys.stderr)
+        print(f"aiosctl: {error.filename or OUTPUT}: {explained(files, error)}", file=sys.stderr)
+        if not error.filename:
+            drop_output()
         return 1
     except UnicodeError:
         print("aiosctl: the text is not UTF-8; iconv -t UTF-8 converts it", file=sys.stderr)
@@ -42,6 +59,25 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def fill_standard() -> None:
+    """Give numbers 0 to 2 to /dev/null where the caller closed them, so that no file of the tree gets them.
+
+    It is opened to read: a write to a closed output fails.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            empty = os.open(os.devnull, os.O_RDONLY)
+            if empty != number:
+                os.dup2(empty, number)
+                os.close(empty)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+
+
+def drop_output() -> None:
+    """The interpreter's last flush would fail, too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def find_mount() -> Path:
@@ -73,6 +109,7 @@ def arguments() -> argparse.ArgumentParser:
     listing.options(command("queue", views.queue, "the waiting and running requests"))
     listing.options(command("agents", views.agents, "your agents and their state"))
     models.arguments(command)
+    pulled.arguments(command)
     listing.options(command("ps", residents.show, "the loaded models: size, device, requests, until when"))
     ask_parser = command("ask", ask, "ask an agent, or a model with -m, and print the answer")
     ask_parser.add_argument("-m", "--model", metavar="NAME", help="ask this model without an agent")

@@ -60,6 +60,8 @@ def find(files: Files, name: str) -> str:
 def add(files: Files, options: argparse.Namespace) -> None:
     path = options.path.resolve()
     name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name.removesuffix(".gguf"))
+    if not name:
+        raise Failed(f"{path} gives the model no name: add --name NAME")
     made = not (files.root / "models" / name).exists()
     if made:
         files.make(f"models/{name}")

@@ -7,6 +7,7 @@ import grp
 import os
 import shlex
 import stat
+from contextlib import suppress
 
 from aiosd.client import Failed, Files
 
@@ -36,11 +37,26 @@ def share(files: Files, options: argparse.Namespace) -> None:
 
 
 def unshare(files: Files, options: argparse.Namespace) -> None:
-    for path, _ in paths(options.agent, context_of(files, options.agent)):
+    context = context_of(files, options.agent)
+    earlier = [f"contexts/{name}" for name in given(files, options.agent) if name != context]
+    for path in [*earlier, *(path for path, _ in paths(options.agent, context))]:
         at = (files.root / path).stat()
         if at.st_mode & GROUP:
             change(files, path, stat.S_IMODE(at.st_mode) & ~GROUP)
     print(f"{files.root}/agents/{options.agent} is not shared with a group")
+
+
+def given(files: Files, agent: str) -> set[str]:
+    """The owner's contexts that the agent's group may use, for no other agent: those the agent had before."""
+    at = (files.root / "agents" / agent).stat()
+    found: dict[str, set[str]] = {"agents": set(), "contexts": set()}
+    for kind, names in found.items():
+        for name in os.listdir(files.root / kind):
+            with suppress(FileNotFoundError):  # another user removes it meanwhile
+                one = (files.root / kind / name).stat()
+                if (one.st_uid, one.st_gid) == (at.st_uid, at.st_gid) and one.st_mode & GROUP:
+                    names.add(name)
+    return found["contexts"] - {context_of(files, other) for other in found["agents"] - {agent}}
 
 
 def paths(agent: str, context: str) -> list[tuple[str, int]]:

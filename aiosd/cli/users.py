@@ -34,12 +34,13 @@ def cancel_all(files: Files, uid: int) -> Iterator[str]:
 
 def remove(files: Files, options: argparse.Namespace) -> None:
     """Cancel the requests of a user, and remove his objects or give them to another user."""
-    uid = uid_of(options.user)
-    to = account(options.to) if options.to else None
+    uid, to = uid_of(options.user), account(options.to) if options.to else None
     if os.geteuid() != 0:
         raise Failed(f"only root removes what is another's: sudo aiosctl user remove {options.user}")
     if uid == 0:
         raise Failed("root is not removed; name another user")
+    if to and to.pw_uid == uid:
+        raise Failed(f"{options.to} has the objects already; name another user with --to")
     time.sleep(SHOWN_S)
     lines = [*cancel_all(files, uid), *(leave(files, path, to) for path in objects(files, uid))]
     print("\n".join(lines) if lines else f"user {options.user} has nothing here")
@@ -104,4 +105,7 @@ def account(user: str) -> pwd.struct_passwd:
     try:
         return pwd.getpwnam(user)
     except KeyError:
-        raise Failed(f"no user {user}; getent passwd lists the users") from None
+        raise Failed(
+            f"no user {user}; getent passwd lists the users. Name a user who was removed by the uid, which"
+            " ls -ln /aios/agents shows"
+        ) from None

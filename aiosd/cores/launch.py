@@ -1,4 +1,4 @@
-"""Start a worker process as a child of the daemon, where no service manager starts it.
+"""Start a worker, or a puller (aiosd.modelstore), as a child of the daemon, where no service manager does.
 
 aiosd.privilege.worker_unit.Unit starts a systemd unit instead. The pool (aiosd.cores.pool) treats both alike.
 """
@@ -9,18 +9,19 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
 
 from aiosd.cores import wire
 
 
 class Process(Protocol):
-    """One worker process. `connect` waits until the worker runs, and raises OSError when it cannot start."""
+    """One process. `connect` waits until it runs, and raises OSError when it cannot start. `kinds`: the
+    messages that it may send."""
 
     @property
     def pid(self) -> int: ...
-    def connect(self) -> wire.Channel: ...
+    def connect(self, kinds: Collection[type[Any]] = wire.MESSAGES) -> wire.Channel: ...
     def alive(self) -> bool:
         """Whether the process may still be there."""
         ...
@@ -44,12 +45,14 @@ class Launcher(Protocol):
 
 
 class Child:
-    def __init__(self, id: int, env: Mapping[str, str], devices: Sequence[str]) -> None:
-        del devices
+    def __init__(
+        self, id: int, env: Mapping[str, str], devices: Sequence[str], module: str = "aiosd.cores.worker"
+    ) -> None:
+        del id, devices
         self._ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "aiosd.cores.worker", "--fd", str(theirs.fileno())],
+                [sys.executable, "-m", module, "--fd", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C on the terminal must reach only the daemon
@@ -60,8 +63,8 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def connect(self) -> wire.Channel:
-        return wire.Channel(self._ours)
+    def connect(self, kinds: Collection[type[Any]] = wire.MESSAGES) -> wire.Channel:
+        return wire.Channel(self._ours, kinds)
 
     def alive(self) -> bool:
         return self._process.poll() is None

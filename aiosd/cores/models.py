@@ -59,6 +59,7 @@ class Model:
     leaving: bool = False  # it left the configuration, and goes when its requests have ended
     state: ModelState = ModelState.ABSENT
     error: str = ""
+    pulling: str | None = None  # how far its pull is; None: none runs
     info: dict[str, Any] = field(default_factory=dict)
     requests: int = 0
     prompt_tokens: int = 0
@@ -76,6 +77,11 @@ class Model:
             return ModelState.DRAINING
         return ModelState.LEAVING if self.stay.yields else self.state
 
+    @property
+    def state_in_words(self) -> str:
+        """Return its state, or its pull's while one runs. It may serve meanwhile what it had before."""
+        return self.shown_state if self.pulling is None else f"pulling {self.pulling}".rstrip()
+
     def account(self, usage: Usage) -> None:
         self.requests += 1
         self.prompt_tokens += usage.prompt_tokens
@@ -83,12 +89,18 @@ class Model:
 
 
 class Models:
-    def __init__(self, config: Config, store: Store, option: Path | None, workers_uid: int) -> None:
+    def __init__(
+        self, config: Config, store: Store, option: Path | None, workers_uid: int, pulled: Mapping[str, Path]
+    ) -> None:
+        """`pulled`: the models of the model store. One without a path is not whole."""
         self._store, self._config, self._workers_uid = store, config, workers_uid
         self._option = ""  # the model of the command line
         self._by_name: dict[str, Model] = {}
         for name, path in store.models():
             self._by_name[name] = Model(name, Path(path), configured=False)
+            self._by_name[name].stay.keep(duration.seconds(config.engine.keep_alive))
+        for name, found in pulled.items():
+            self._by_name[name] = Model(name, found, configured=False)
             self._by_name[name].stay.keep(duration.seconds(config.engine.keep_alive))
         if option is not None:
             file = option.resolve().name.removesuffix(".gguf")
@@ -157,6 +169,10 @@ class Models:
             self._by_name[name].configured, self._by_name[name].leaving = True, False
         return [(self._by_name[name], entry) for name, entry in wanted.items()]
 
+    def is_built_in(self, name: str) -> bool:
+        """Whether the model is served because the configuration names none."""
+        return name == TINY and name not in self._config.models
+
     def names(self) -> list[str]:
         return list(self._by_name)
 
@@ -183,6 +199,11 @@ class Models:
         check_folder(path, Reader.of(self._workers_uid))
         model.path = path
         self._store.save_model(model.name, str(path))
+
+    def set_pulled(self, model: Model, path: Path) -> None:
+        """The model store says from now on where the model is."""
+        model.path = path
+        self._store.forget_path(model.name)
 
     def taken(self) -> list[str]:
         """Added models whose name the configuration has taken since."""
@@ -264,7 +285,7 @@ def check_folder(path: Path, reader: Reader) -> None:
         raise ModelError(f"{error.filename or path}: {error.strerror}", out_of_sight(path, reader)) from None
     if closed is None:
         return
-    bits = "rx" if closed == path else "x" if closed.is_dir() else "r"
+    bits = "r" if not closed.is_dir() else "rx" if closed == path else "x"
     raise ModelError(
         f"{closed}: user {reader.name}, who loads models, may not read it",
         out_of_sight(path, reader) or f"chmod a+{bits} {shlex.quote(str(closed))}",

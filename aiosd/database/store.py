@@ -22,6 +22,7 @@ from aiosd.syscall.spec import Message, Spec
 
 log = logging.getLogger(__name__)
 
+FOUND = "(agent_id=0 OR agent_id IN (SELECT id FROM agents))"  # requests: not of a removed agent
 FORGET_SHARE = 16  # up to a sixteenth more requests are kept than `keep`
 CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
 
@@ -116,11 +117,21 @@ class Store(Connection):
             db.execute("UPDATE agents SET settings=? WHERE id=?", (json.dumps(settings), id))
 
     def remove_agent(self, id: int) -> None:
+        """From here on nobody finds its requests. `sweep` deletes them."""
         with self._transaction() as db:
             db.execute("DELETE FROM agents WHERE id=?", (id,))
-            db.execute("DELETE FROM requests WHERE agent_id=?", (id,))
         for who in [who for who in self._ended if who[0] == id]:
             del self._ended[who]
+
+    def gone_agents(self) -> list[int]:
+        """Removed agents that still have requests."""
+        return [id for (id,) in self._rows(f"SELECT DISTINCT agent_id FROM requests WHERE NOT {FOUND}")]
+
+    def sweep(self, agent_id: int) -> bool:
+        """Delete one request of a removed agent; a long one takes long. False: there is none."""
+        with self._transaction() as db:
+            one = "SELECT id FROM requests WHERE agent_id=? LIMIT 1"
+            return db.execute(f"DELETE FROM requests WHERE id=({one})", (agent_id,)).rowcount > 0
 
     def contexts(self) -> list[tuple[Any, ...]]:
         return [
@@ -307,7 +318,7 @@ class Store(Connection):
         ended = db.execute(
             "UPDATE requests SET state=?, finished_s=?, text=?, response=?, finish_reason=?, error=?,"
             " started_s=?, preemptions=?, prompt_tokens=?, cached_tokens=?, completion_tokens=?, family=?,"
-            " parked='' WHERE id=? AND finished_s IS NULL",
+            f" parked='' WHERE id=? AND finished_s IS NULL AND {FOUND}",
             (request.state, request.finished_s, text, request.document, request.finish_reason, request.error,
              request.started_s, request.preemptions, usage.prompt_tokens,
              usage.cached_tokens, usage.completion_tokens, request.family, request.id),
@@ -381,7 +392,7 @@ class Store(Connection):
             "SELECT id, uid, agent, agent_id, file, state, spec, submitted_s, text, response, finish_reason,"
             " error, finished_s, started_s, preemptions, parent, parked, family, prompt_tokens,"
             " cached_tokens, completion_tokens"
-            f" FROM requests WHERE {where} ORDER BY id",
+            f" FROM requests WHERE {where} AND {FOUND} ORDER BY id",
             *arguments,
         )
 

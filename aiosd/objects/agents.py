@@ -44,9 +44,11 @@ class AgentObjects:
             self._scheduler.hold(agent)
             self._watch(agent)
         self._lifetimes.start()
+        self._agents.sweeping.start()
 
     def stop(self) -> None:
         self._lifetimes.stop()
+        self._agents.sweeping.stop()
 
     # making and ending
 

@@ -58,7 +58,7 @@ class ContextObjects:
         elif verb == "evict" and argument in ("", "host", "disk", "cold"):
             self.evict(context, argument or "host")
         else:
-            raise BadValue(f"unknown command {verb[:40]!r}", COMMANDS)
+            raise BadValue(f"no command {f'{verb} {argument}'.strip()[:40]!r}", COMMANDS)
 
     def fork(self, context: Context, name: str, caller: Caller) -> None:
         """Make a context with the conversation of another. They share the KV if the caller owns both."""

@@ -13,22 +13,29 @@ from aiosd.cores.pool import Pool
 from aiosd.errors import BadValue, Denied, Exists, NotEmpty
 from aiosd.host import identity
 from aiosd.objects.making import Making
+from aiosd.objects.pulls import PullObjects
 from aiosd.scheduler.demand import Demand
 from aiosd.syscall.number import whole
 
 log = logging.getLogger(__name__)
 
-COMMANDS = "load [PATH], unload, keep_alive TIME, replicas N, pin DEVICE…"
+COMMANDS = "load [PATH], unload, pull [SOURCE], cancel, copy MODEL, keep_alive TIME, replicas N, pin DEVICE…"
 REPLICAS_MAX = 64
 
 
 class ModelObjects:
     def __init__(
-        self, making: Making, models: Models, pool: Pool, demand: Demand, admins: int | None
+        self,
+        making: Making,
+        models: Models,
+        pool: Pool,
+        demand: Demand,
+        pulls: PullObjects,
+        admins: int | None,
     ) -> None:
         """`admins`: the group that administers models as root does."""
         self._making, self._models, self._pool, self._admins = making, models, pool, admins
-        self._demand = demand
+        self._demand, self._pulls = demand, pulls
 
     # making and ending
 
@@ -49,12 +56,18 @@ class ModelObjects:
     def remove(self, name: str) -> None:
         model = self._models.get(name)
         if model.configured:
+            if self._models.is_built_in(name):
+                remedy = "it goes when aiosd.toml(5) has a section [models.NAME]"
+                raise NotEmpty(f"model {name} is built in and served where no other is configured", remedy)
             raise NotEmpty(f"model {name} is in the configuration", "remove it there, reload, then rmdir")
+        self._pulls.check_unused(name)
         model.leaving = True  # from here on no request is admitted for it
+        self._pulls.cancel(model)
         self._demand.unload(model)
         self._making.cancel(lambda request: request.spec.target == name, f"model {name} was removed")
         with self._making.lock:
             self._models.remove(name)
+            self._pulls.remove(name)
             self._making.permissions.forget(f"/models/{name}")
 
     def let_go(self) -> None:
@@ -88,8 +101,14 @@ class ModelObjects:
             self._pool.resize(model, whole(argument, 1, REPLICAS_MAX, "replicas"))
         elif verb == "pin":
             self.pin(model, argument)
+        elif verb == "pull":
+            self._pulls.pull(model, caller, argument)
+        elif verb == "cancel" and not argument:
+            self._pulls.cancel(model)
+        elif verb == "copy":
+            self._pulls.copy(model, caller, argument)
         else:
-            raise BadValue(f"unknown command {verb[:40]!r}", COMMANDS)
+            raise BadValue(f"no command {f'{verb} {argument}'.strip()[:40]!r}", COMMANDS)
 
     def load(self, model: Model, path: str) -> None:
         if path and (model.configured or model.leaving):
@@ -99,10 +118,12 @@ class ModelObjects:
                     "change path there and reload, or add the folder under another name",
                 )
         elif path:
+            self._pulls.check_idle(model)
             self._models.set_path(model, Path(path))
+            self._pulls.remove(model.name)
             self._demand.unload(model)  # its running requests continue on the new one
         if not model.path.name:
-            raise BadValue(f"model {model.name} has no folder yet", "load PATH")
+            raise BadValue(f"model {model.name} has no files yet", "load PATH, or pull SOURCE")
         if not self._pool.holds(model):
             self._demand.load(model)
 

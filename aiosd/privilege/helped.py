@@ -30,9 +30,11 @@ from aiosd.errors import ConfigError, WireError, in_words
 from aiosd.host import proc, processes
 from aiosd.host.eventloop import EventLoop
 from aiosd.host.usage import Spent
+from aiosd.modelstore import launch
+from aiosd.modelstore.launch import PullLauncher
 from aiosd.privilege import orders
-from aiosd.privilege.orders import Answered, Ended, Erred, Found, Mounted, Said, WorkerFailed
-from aiosd.privilege.worker_unit import Unit, workers_uid
+from aiosd.privilege.orders import Answered, Ended, Erred, Found, Mounted, PullerFailed, Said, WorkerFailed
+from aiosd.privilege.worker_unit import PULLER, WORKER, Unit, workers_uid
 from aiosd.tools.manifest import OWN_BYTES, PROGRAM
 from aiosd.tools.run.runner import STDERR_BYTES, Places
 from aiosd.tools.run.sandbox import Cage
@@ -63,13 +65,14 @@ class Helped:
             raise ConfigError(f"{address}: nothing was mounted", REMEDY)
         sock.settimeout(None)
         self._folder = Path(first.folder)
-        self._units: dict[int, Unit] = {}
+        self._units: dict[tuple[str, int], Unit] = {}
         self._found = queue.SimpleQueue[list[dict[str, Any]]]()
         self._probing = threading.Lock()
         self._asking = Asking(self._channel)
         processes.watch_by(self._asking)
         self.lost = False
         self.launch: Launcher = self._launch if SYSTEMD.exists() else Child
+        self.pull: PullLauncher = self._pull if SYSTEMD.exists() else launch.child
         self.workers_uid = workers_uid() if SYSTEMD.exists() else os.geteuid()
 
     def mount(self, folder: Path) -> int:
@@ -113,7 +116,19 @@ class Helped:
 
     def _launch(self, id: int, env: Mapping[str, str], devices: Sequence[str]) -> Unit:
         del env  # of the unit
-        unit = self._units[id] = Unit(id, self._channel, devices)
+        there = list(devices)
+        return self._unit(WORKER, id, lambda what: orders.WorkerOrder(id, what, there))
+
+    def _pull(self, id: int, credentials: str) -> Unit:
+        del credentials  # of the unit
+        return self._unit(PULLER, id, lambda what: orders.PullOrder(id, what))
+
+    def _unit(self, kind: str, id: int, order: Callable[[str], Any]) -> Unit:
+        def send(what: str) -> None:
+            with suppress(OSError):  # it is gone: Remote ends the daemon
+                self._channel.send(order(what))
+
+        unit = self._units[kind, id] = Unit(kind, id, send)
         return unit
 
     def _lose(self) -> None:
@@ -125,7 +140,9 @@ class Helped:
     def _heed(self, message: Any) -> None:
         """Take the messages that are not about tools."""
         match message:
-            case WorkerFailed() if unit := self._units.get(message.id):
+            case WorkerFailed() if unit := self._units.get((WORKER, message.id)):
+                unit.fail(message.why)
+            case PullerFailed() if unit := self._units.get((PULLER, message.id)):
                 unit.fail(message.why)
             case Found():
                 self._found.put(message.devices)

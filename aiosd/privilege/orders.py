@@ -130,6 +130,14 @@ class WorkerOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class PullOrder:
+    """For aios-pull@ID.service. It has no word of what is pulled: the puller judges the source itself."""
+
+    id: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Which devices are there? Answered by Found."""
 
@@ -206,6 +214,12 @@ class WorkerFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class PullerFailed:
+    id: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """Fields of aiosd.cores.devices.Device."""
 
@@ -221,10 +235,10 @@ class Answered:
 QUESTIONS: tuple[type[Any], ...] = (See, Holds, Program)
 # A daemon that is told to do these without end makes processes, threads or work on the disk: they are paced.
 ACTS: tuple[type[Any], ...] = (
-    RunTool, RunOwn, RunServer, Forget, ForgetBut, Notify, WorkerOrder, Probe, Reload,
+    RunTool, RunOwn, RunServer, Forget, ForgetBut, Notify, WorkerOrder, PullOrder, Probe, Reload,
 )  # fmt: skip
 ORDERS: tuple[type[Any], ...] = (*ACTS, Kill, Tell, Shut, Rest, *QUESTIONS)
-ANSWERS: tuple[type[Any], ...] = (Mounted, Said, Erred, Ended, WorkerFailed, Found, Answered)
+ANSWERS: tuple[type[Any], ...] = (Mounted, Said, Erred, Ended, WorkerFailed, PullerFailed, Found, Answered)
 
 
 # bounds

@@ -15,6 +15,7 @@ from aiosd.cores import devices
 from aiosd.cores.devices import Device
 from aiosd.cores.launch import Child, Launcher
 from aiosd.host import mount
+from aiosd.modelstore.launch import PullLauncher, child
 from aiosd.tools.run.runner import Places, Runner
 from aiosd.tools.run.toolrunner import ToolRunner
 
@@ -22,6 +23,8 @@ from aiosd.tools.run.toolrunner import ToolRunner
 class System(Protocol):
     @property
     def launch(self) -> Launcher: ...
+    @property
+    def pull(self) -> PullLauncher: ...
     @property
     def lost(self) -> bool:
         """Who did it is gone, and the daemon is to end."""
@@ -53,6 +56,7 @@ class Own:
     workers_uid = os.geteuid()
     _mounted = _made = False
     launch: Launcher = Child
+    pull: PullLauncher = staticmethod(child)
     tools: Callable[[Places], ToolRunner] = Runner
     devices = staticmethod(devices.probe)
 

@@ -1,4 +1,5 @@
-"""Starts, stops and kills aios-worker@N.service for the daemon, with the devices that it names.
+"""Starts, stops and kills aios-worker@N.service for the daemon, with the devices that it names, and
+aios-pull@N.service.
 
 One thread does the orders in their sequence, so that a kill never meets the next worker of the number.
 """
@@ -18,13 +19,13 @@ from aiosd.cores import devices
 from aiosd.errors import AiosError, Denied, in_words
 from aiosd.host.eventloop import EventLoop
 from aiosd.privilege.administrator import Administrator
-from aiosd.privilege.orders import Found, WorkerFailed, WorkerOrder
+from aiosd.privilege.orders import Found, PullerFailed, PullOrder, WorkerFailed, WorkerOrder
 
 log = logging.getLogger(__name__)
 
 DROP_INS = Path("/run/systemd/system")
 WAITING_MOST = 64  # orders; the connection waits while there are more
-RUNNING_MOST = 256  # workers
+RUNNING_MOST = {"aios-worker": 256, "aios-pull": 8}  # at once
 WORDS = {
     "start": ["restart"],  # a worker of a daemon that just ended may still be ending
     "stop": ["stop", "--no-block"],
@@ -39,7 +40,7 @@ class Systemctl:
         self._room = threading.BoundedSemaphore(WAITING_MOST)
         self.start, self.stop = self._loop.start, self._loop.stop
 
-    def order(self, order: WorkerOrder) -> None:
+    def order(self, order: WorkerOrder | PullOrder) -> None:
         self._do(partial(self._order, order))
 
     def probe(self) -> None:
@@ -55,22 +56,27 @@ class Systemctl:
         self._room.acquire()
         self._loop.order(acting)
 
-    def _order(self, order: WorkerOrder) -> None:
-        unit = f"aios-worker@{order.id}.service"
+    def _order(self, order: WorkerOrder | PullOrder) -> None:
+        template = "aios-worker" if isinstance(order, WorkerOrder) else "aios-pull"
+        unit = f"{template}@{order.id}.service"
         try:
             if order.what == "start":
-                check_room()
-                self._confine(unit, order.devices)
+                check_room(template)
+                if isinstance(order, WorkerOrder):
+                    self._confine(unit, order.devices)
         except (AiosError, OSError, subprocess.SubprocessError) as error:
-            self._failed(order, in_words(error))
+            self._failed(order, unit, in_words(error))
             return
         done = systemctl(*WORDS[order.what], unit)
         if done.returncode and order.what == "start":
-            self._failed(order, done.stderr.strip() or f"{unit} cannot be started; journalctl -u {unit}")
+            self._failed(
+                order, unit, done.stderr.strip() or f"{unit} cannot be started; journalctl -u {unit}"
+            )
 
-    def _failed(self, order: WorkerOrder, why: str) -> None:
-        log.error("aios-worker@%d.service: %s", order.id, why)
-        self._answer(WorkerFailed(order.id, why))
+    def _failed(self, order: WorkerOrder | PullOrder, unit: str, why: str) -> None:
+        log.error("%s: %s", unit, why)
+        failed = WorkerFailed if isinstance(order, WorkerOrder) else PullerFailed
+        self._answer(failed(order.id, why))
 
     def _devices(self) -> list[devices.Device]:
         return devices.probe(self._administrator.devices_table())
@@ -101,11 +107,14 @@ class Systemctl:
         subprocess.run(["systemctl", "daemon-reload"], check=True, capture_output=True)
 
 
-def check_room() -> None:
+def check_room(template: str) -> None:
     """Raises Denied."""
-    running = systemctl("list-units", "--plain", "--no-legend", "aios-worker@*.service")
-    if len(running.stdout.splitlines()) >= RUNNING_MOST:
-        raise Denied(f"{RUNNING_MOST} workers run already", "stop some of them")
+    running, most = (
+        systemctl("list-units", "--plain", "--no-legend", f"{template}@*.service"),
+        RUNNING_MOST[template],
+    )
+    if len(running.stdout.splitlines()) >= most:
+        raise Denied(f"{most} units {template}@ run already", "stop some of them")
 
 
 def systemctl(*words: str) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,8 @@
-"""A worker as aios-worker@ID.service, which aios-privileged starts and stops for the daemon.
+"""A worker as aios-worker@ID.service, or a puller as aios-pull@ID.service, which aios-privileged starts and
+stops for the daemon.
 
-The other way is a child of the daemon (aiosd.cores.launch.Child); the pool (aiosd.cores.pool) knows no
-difference.
+The other way is a child of the daemon (aiosd.cores.launch.Child). Who uses them (aiosd.cores.pool,
+aiosd.modelstore.pulls) knows no difference.
 """
 
 from __future__ import annotations
@@ -10,29 +11,30 @@ import os
 import pwd
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from aiosd.cores import wire
 from aiosd.errors import in_words
-from aiosd.privilege import orders
 from aiosd.privilege.peer import peer_of
 
-CONNECT_S = 60.0  # for a worker's process to be there
-WORKER = "aios-worker"  # the user that workers run as
+CONNECT_S = 60.0  # for the process to be there
+WORKER, PULLER = "aios-worker", "aios-pull"  # names of the units, and of the users that they run as
 
 
 class Unit:
     """The service connects to a socket of its number."""
 
-    def __init__(self, id: int, channel: wire.Channel, devices: Sequence[str]) -> None:
-        self._id, self._channel, self._devices = id, channel, list(devices)
+    def __init__(self, kind: str, id: int, order: Callable[[str], None]) -> None:
+        """`kind`: WORKER or PULLER. `order` sends aios-privileged a word of aiosd.privilege.orders.WHAT."""
+        self._kind, self._name, self._order = kind, f"{kind}@{id}", order
         self.pid = 0
         self._pidfd = -1
         self._failed, self._news, self._closed = "", os.eventfd(0, os.EFD_CLOEXEC), False
         folder = Path(os.environ["RUNTIME_DIRECTORY"])
-        self._address = folder / f"worker-{id}"
+        self._address = folder / f"{kind.removeprefix('aios-')}-{id}"
         self._address.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._address))
@@ -40,19 +42,19 @@ class Unit:
         self._listener.listen()
         self._order("start")
 
-    def connect(self) -> wire.Channel:
+    def connect(self, kinds: Collection[type[Any]] = wire.MESSAGES) -> wire.Channel:
         try:
             while True:
                 self._await()
                 sock, _ = self._listener.accept()
                 self.pid, uid = peer_of(sock)
-                if uid in (workers_uid(), os.geteuid()):
+                if uid in (uid_of(self._kind), os.geteuid()):
                     break
                 sock.close()
             self._pidfd = os.pidfd_open(self.pid)
-            return wire.Channel(sock)
+            return wire.Channel(sock, kinds)
         except OSError as error:
-            raise OSError(f"{in_words(error)}; systemctl status aios-worker@{self._id}") from None
+            raise OSError(f"{in_words(error)}; systemctl status {self._name}") from None
         finally:
             self._listener.close()
             self._address.unlink(missing_ok=True)
@@ -100,15 +102,15 @@ class Unit:
             poll.register(self._pidfd, select.POLLIN)
             if not poll.poll(None if timeout_s is None else timeout_s * 1000):
                 raise TimeoutError
-        return f"systemctl status aios-worker@{self._id} says how"
-
-    def _order(self, what: str) -> None:
-        with suppress(OSError):
-            self._channel.send(orders.WorkerOrder(self._id, what, self._devices))
+        return f"systemctl status {self._name} says how"
 
 
 def workers_uid() -> int:
+    return uid_of(WORKER)
+
+
+def uid_of(user: str) -> int:
     try:
-        return pwd.getpwnam(WORKER).pw_uid
+        return pwd.getpwnam(user).pw_uid
     except KeyError:
         return os.geteuid()

@@ -38,7 +38,7 @@ from aiosd.scheduler.queue import add
 from aiosd.scheduler.saving import Saving
 from aiosd.scheduler.scheduler import Scheduler
 from aiosd.syscall import judging, response
-from aiosd.syscall.foreign import parsed_bytes
+from aiosd.syscall.foreign import is_object, parsed_bytes
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.spec import Spec
 
@@ -103,6 +103,10 @@ class Admission:
     def asks_groups(self, source: Source) -> bool:
         """Whether admitting or running a request of this file may need the caller's groups."""
         return self._handlers[source.kind].asks_groups(source) or bool(self._permissions.by_group)
+
+    def is_json(self, source: Source, body: bytearray) -> bool:
+        """Whether what was written so far is the beginning of JSON, or should be."""
+        return not self._handlers[source.kind].takes_text or is_object(body)
 
     def check(self, caller: Caller, source: Source, size: int) -> None:
         """Refuse what can be refused before the request is complete. The first write() calls this."""

@@ -6,7 +6,7 @@ the queue; `free`, `closing` and `account` with its lock held.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,6 +30,7 @@ class Source:
 class Handler:
     """One kind of syscall. A kind overrides the methods that it needs; the others do nothing."""
 
+    takes_text: ClassVar[bool] = True  # False: a request is JSON, whatever it begins with
     on_worker: ClassVar[bool] = False  # its requests run on workers of a model
     ranked: ClassVar[bool] = True  # the policy chooses the next request; False: the oldest is next
     span: ClassVar[str]  # the first span of its requests in scheduler/trace.json
@@ -85,6 +86,10 @@ class Handler:
     def free(self, queue: str, running: Iterable[Request]) -> bool:
         """Whether one more request of this queue may start beside the running ones."""
         return True
+
+    def crowding(self, queue: str, running: Iterable[Request]) -> Set[int]:
+        """Return the users who may have no more of this queue's places."""
+        return frozenset()
 
     def start(self, request: Request, worker: Worker | None) -> None:
         """Start the request. An error ends only this request."""

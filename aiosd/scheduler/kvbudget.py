@@ -1,4 +1,6 @@
-"""Limit the KV bytes that one user's contexts and half-written kv files may hold. Any thread may call."""
+"""Limit the KV bytes that one user's contexts and half-written kv files may hold. A user is one with all lent
+uids (aiosd.host.subuids). Any thread may call.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from aiosd.access.permissions import Permissions
 from aiosd.context.contexts import Contexts
 from aiosd.context.residency import Residency
 from aiosd.errors import OverQuota
+from aiosd.host.subuids import owner
 from aiosd.scheduler.limits import Limits
 from aiosd.scheduler.queue import add
 
@@ -25,11 +28,11 @@ class KvBudget:
 
     def check(self, caller: Caller, more: int = 0) -> None:
         """Raise OverQuota if the user's KV and `more` bytes exceed his quota."""
-        most, held = self._limits.quotas.of(caller).kv_bytes, self._incoming[caller.uid]
+        most, held = self._limits.quotas.of(caller).kv_bytes, self._incoming[owner(caller.uid)]
         for context in self._contexts.all():
             size = self._residency.bytes(context)
             at = self._permissions.get(f"/contexts/{context.name}") if size else None
-            held += size if at and at.uid == caller.uid else 0
+            held += size if at and owner(at.uid) == owner(caller.uid) else 0
         if held + more > most:
             raise OverQuota(f"your contexts' KV may take {most} bytes", "echo evict cold > contexts/NAME/ctl")
 
@@ -40,4 +43,4 @@ class KvBudget:
         with self._lock:
             if size > 0:
                 self.check(caller, size)
-            add(self._incoming, caller.uid, size)
+            add(self._incoming, owner(caller.uid), size)

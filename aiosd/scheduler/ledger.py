@@ -2,8 +2,8 @@
 
 Virtual token counters after VTC (OSDI 2024): an output token costs twice an input token, nice changes the
 price, and a user who returns gets at least the lowest counter of the present users. Calls of tools have
-counters of their own, in seconds: the tokens of a model say nothing about the time of a tool. The caller
-holds the scheduler's lock.
+counters of their own, in seconds: the tokens of a model say nothing about the time of a tool. A user is one
+with all lent uids (aiosd.host.subuids). The caller holds the scheduler's lock.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from aiosd.host.subuids import owner
 from aiosd.syscall.request import Request
 
 INPUT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
@@ -32,7 +33,7 @@ class Shares:
         self._seen_s: dict[tuple[int, str], float] = {}  # when an agent last ended a request
 
     def arrive(self, request: Request, now: float) -> None:
-        uid, run = request.uid, (request.uid, request.agent)
+        uid, run = owner(request.uid), run_of(request)
         if uid not in self._present:
             # the floor if nobody is present: the counter of the last user
             last = self.users.get(self._last, 0.0)
@@ -48,16 +49,17 @@ class Shares:
     def charge(self, request: Request, service: float, attained: float) -> None:
         """`service`: for the user, before nice changes its price; `attained`: for the agent's run."""
         price = NICE_STEP**request.spec.nice
-        self.users[request.uid] = self.users.get(request.uid, 0.0) + service * price
-        run = request.uid, request.agent
+        user, run = owner(request.uid), run_of(request)
+        self.users[user] = self.users.get(user, 0.0) + service * price
         self.agents[run] = self.agents.get(run, 0.0) + attained
 
     def leave(self, request: Request, now: float) -> None:
-        self._present[request.uid] -= 1
-        if self._present[request.uid] <= 0:
-            del self._present[request.uid]
-        self._seen_s[request.uid, request.agent] = now
-        self._last = request.uid
+        user = owner(request.uid)
+        self._present[user] -= 1
+        if self._present[user] <= 0:
+            del self._present[user]
+        self._seen_s[run_of(request)] = now
+        self._last = user
 
     def forget(self, uid: int) -> None:
         self.users.pop(uid, None)
@@ -69,6 +71,10 @@ class Shares:
         for run in [r for r, seen in self._seen_s.items() if now - seen > RUN_IDLE_S]:
             del self._seen_s[run]
             self.agents.pop(run, None)
+
+
+def run_of(request: Request) -> tuple[int, str]:
+    return owner(request.uid), request.agent
 
 
 class Ledger:
@@ -92,7 +98,7 @@ class Ledger:
         return self.seconds if request.spec.acts else self.tokens
 
     def charge(self, request: Request, *, input_tokens: int = 0, output_tokens: int = 0) -> None:
-        self.buckets.spend(request.uid, input_tokens + output_tokens)
+        self.buckets.spend(owner(request.uid), input_tokens + output_tokens)
         self.buckets.spend(request.agent, input_tokens + output_tokens)
         service = input_tokens * INPUT_WEIGHT + output_tokens * OUTPUT_WEIGHT
         self.tokens.charge(request, service, input_tokens + output_tokens)
@@ -107,7 +113,8 @@ class Ledger:
         now, users = time.time(), dict(self.seconds.users)
         for request in running:
             so_far_s = now - request.started_s if request.started_s else 0.0
-            users[request.uid] = users.get(request.uid, 0.0) + max(so_far_s, STARTED_S)
+            user = owner(request.uid)
+            users[user] = users.get(user, 0.0) + max(so_far_s, STARTED_S)
         return users
 
 

@@ -1,8 +1,8 @@
 """Limits of users and agents: refuse a system call that asks for more.
 
-[quota] and its tables give the bounds. A user's own table decides; without one the most generous table of his
-groups; without these [quota] itself. An agent's table limits the agent in addition. Any thread may call; the
-scheduler's lock guards the buckets.
+[quota] and its tables give the bounds. A user is one with all lent uids (aiosd.host.subuids). A user's own
+table decides; without one the most generous table of his groups; without these [quota] itself. An agent's
+table limits the agent in addition. Any thread may call; the scheduler's lock guards the buckets.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ class Limits:
         if len(self._queue) >= limits.queued_requests:
             raise Busy(f"{len(self._queue)} requests wait", LATER)
         self._check_share(caller)
-        if (waiting := self._queue.per_user.get(caller.uid, 0)) >= quota.queued_requests:
+        if (waiting := self._queue.per_user.get(owner(caller.uid), 0)) >= quota.queued_requests:
             raise Busy(f"{waiting} requests of yours wait", LATER)
         if (waiting := self._queue.per_agent.get(agent, 0)) >= own.get("queued_requests", UNBOUNDED):
             raise Busy(f"{waiting} requests of agent {agent} wait", LATER)
-        self._check_rate(caller.uid, quota.tokens_per_minute, "you have")
+        self._check_rate(owner(caller.uid), quota.tokens_per_minute, "you have")
         self._check_rate(agent, own.get("tokens_per_minute", UNBOUNDED), f"agent {agent} has")
         self.check_disk(size)
 
@@ -87,7 +87,7 @@ class Limits:
     def _check_share(self, caller: Caller) -> None:
         """Keep places of the queue for others: one person, with all uids that are lent to him, gets half of
         what others leave. So there is a place for each user who comes. Raises Busy."""
-        mine = self._queue.per_person.get(owner(caller.uid), 0)
+        mine = self._queue.per_user.get(owner(caller.uid), 0)
         left = self._limits.queued_requests - (len(self._queue) - mine)
         if mine >= math.ceil(left / 2) and caller.uid not in (0, identity.uid()):
             words = f"you have {mine} of the {self._limits.queued_requests} places in the queue"
@@ -120,6 +120,13 @@ class Limits:
                 if mine + size > min(most, left // 2):
                     raise Busy("your waiting and half-written requests take too many bytes", LATER)
             add(pending, person, size)
+
+    def overdrawn(self, uid: int) -> bool:
+        """Whether a user's unfinished requests, with their answers so far, take more bytes than they may."""
+        groups = Reader.of(uid).groups if self.quotas.asks_groups else frozenset[int]()
+        most = self.quotas.of(Caller(uid, -1, 0, groups)).pending_bytes
+        with self._lock:
+            return self._queue.pending_bytes.get(owner(uid), 0) > most
 
 
 class Quotas:
@@ -155,7 +162,7 @@ class Quotas:
         for table in tables:
             for key, value in table.items():
                 chosen[key] = max(chosen.get(key, 0), bound(key, value))
-        chosen |= self._by_uid.get(uid, {})
+        chosen |= self._by_uid.get(uid) or self._by_uid.get(owner(uid), {})
         quota = replace(self._default, **chosen)
         return replace(quota, **{key: bound(key, getattr(quota, key)) for key in RATES})
 

@@ -91,6 +91,8 @@ class Names:
             raise NotFound(why, "use another one; aiosctl models shows them")
         if model.state is ModelState.FAILED:
             raise NotFound(f"model {name} is not loaded: {model.error}", f"echo load > models/{name}/ctl")
+        if not model.path.name and model.pulling is not None:
+            raise NotFound(f"model {name} is being pulled: {model.pulling}", "try again when that has ended")
         if not model.path.name:
             raise NotFound(f"model {name} has no folder yet", f"echo load PATH > models/{name}/ctl")
         self._demand.check(model)

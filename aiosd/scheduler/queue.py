@@ -70,9 +70,9 @@ class Queue:
     def __init__(self) -> None:
         self.waiting: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
+        # a user is one with all uids that are lent to him
         self.per_user: Counter[int] = Counter()  # unfinished requests
-        self.per_person: Counter[int] = Counter()  # the same, with all uids that are lent to one user
-        self.pending_bytes: Counter[int] = Counter()  # by person: of half-written and unfinished requests
+        self.pending_bytes: Counter[int] = Counter()  # by user: of half-written and unfinished requests
         self.ledger = Ledger()
         self.per_agent: Counter[str] = Counter()
         self.running_of: Counter[int | str] = Counter()  # running requests, by user and by agent
@@ -102,8 +102,7 @@ class Queue:
 
     def add(self, request: Request, startable: bool = True) -> None:
         self.ledger.arrive(request, time.monotonic())
-        self.per_user[request.uid] += 1
-        self.per_person[owner(request.uid)] += 1
+        self.per_user[owner(request.uid)] += 1
         self.per_agent[request.agent] += 1
         self._of_agents.setdefault(request.agent_id, {})[request.id] = request
         self.waiting[request.id] = request
@@ -142,8 +141,7 @@ class Queue:
             return False
         self.ready(request.queue).pop(request.id)
         self.ledger.leave(request, time.monotonic())
-        add(self.per_user, request.uid, -1)
-        add(self.per_person, owner(request.uid), -1)
+        add(self.per_user, owner(request.uid), -1)
         add(self.per_agent, request.agent, -1)
         same = self._of_agents[request.agent_id]
         del same[request.id]
@@ -155,7 +153,7 @@ class Queue:
     def _count_running(self, request: Request, change: int) -> None:
         if not request.spec.computes:  # a loop: only its steps count
             return
-        both: tuple[int | str, int | str] = (request.uid, request.agent)
+        both: tuple[int | str, int | str] = (owner(request.uid), request.agent)
         for who, most in zip(both, request.running_most, strict=True):
             full = add(self.running_of, who, change) >= most and who != ""
             (self.held_back.add if full else self.held_back.discard)(who)
@@ -207,7 +205,7 @@ def add(counts: Counter[Key], key: Key, change: int) -> int:
 def view(request: Request) -> Job:
     return Job(
         id=request.id,
-        uid=request.uid,
+        uid=owner(request.uid),
         agent=request.agent,
         nice=request.spec.nice,
         queued_s=request.queued_s,

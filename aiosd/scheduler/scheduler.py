@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
@@ -227,7 +227,7 @@ class Scheduler:
 
     def _orders(self) -> Iterator[list[Job]]:
         for queue in self.queue.queues():
-            yield list(self.chooser.order(self._view(queue, (), True), len(self.queue)))
+            yield list(self.chooser.order(self._view(queue, (), None), len(self.queue)))
 
     # deciding
 
@@ -251,7 +251,7 @@ class Scheduler:
         if model.state is ModelState.ABSENT and self.queue.ready(model.name).jobs:
             self.wanting.set()
         while self.queue.ready(model.name).jobs and (seats := self._seats(model)):
-            id = self._next(model.name)
+            id = self._next(model.name, self.queue.held_back)
             if id is None:
                 return
             request = self.queue.waiting[id]
@@ -268,7 +268,8 @@ class Scheduler:
             handler = self._handlers[self.queue.waiting[oldest].spec.kind]
             if handler.on_worker or not handler.free(queue, self.queue.running.values()):
                 return
-            id = self._next(queue) if handler.ranked else oldest
+            held = self.queue.held_back | handler.crowding(queue, self.queue.running.values())
+            id = self._next(queue, held) if handler.ranked else oldest
             if id is None:
                 return
             self._start(self.queue.waiting[id], None)
@@ -287,15 +288,18 @@ class Scheduler:
             log.exception("request %d", request.id, extra=about(request=request.id, agent=request.agent))
             self._finisher.finish(request, State.FAILED, "the daemon could not start it; the log says why")
 
-    def _next(self, queue: str) -> int | None:
-        """Return the policy's choice. None: all waiting users and agents run as many requests as allowed."""
+    def _next(self, queue: str, held: Set[int | str]) -> int | None:
+        """Return the policy's choice. `held`: users and agents with as many places as they may have. None:
+        all that wait are held.
+        """
         jobs = self.queue.ready(queue).jobs
-        if len(jobs) == 1 and not self.queue.held_back:
+        if len(jobs) == 1 and not held:
             return next(iter(jobs))
-        seen = self._view(queue, self._running_in(queue))
+        seen = self._view(queue, self._running_in(queue), held)
         return self.chooser.order(seen, 1)[0].id if seen.waiting else None
 
-    def _view(self, queue: str, running: Iterable[Request], every: bool = False) -> View:
+    def _view(self, queue: str, running: Iterable[Request], held: Set[int | str] | None) -> View:
+        """`held`: users and agents that are not shown; None: show every waiting job."""
         ledger, ready, now = self.queue.ledger, self.queue.ready(queue), time.monotonic()
         calls = queue.startswith(QUEUE)
         users = ledger.users_of_calls(running) if calls else ledger.tokens.users
@@ -311,9 +315,8 @@ class Scheduler:
                 agents=MappingProxyType(agents),
             )
 
-        if every:
+        if held is None:
             return seen(ready.jobs.values())
-        held = self.queue.held_back
         return seen(ready.shown(now, held, lambda jobs, n: self.chooser.order(seen(jobs), n)))
 
     def _preempt(self, model: Model) -> bool:
@@ -324,7 +327,7 @@ class Scheduler:
         if not self.queue.ready(model.name).jobs or model.stay.yields or self._seats(model):
             return False
         staying = [r for r in self._running_in(model.name) if not r.leaving]
-        seen = self._view(model.name, staying)
+        seen = self._view(model.name, staying, self.queue.held_back)
         id = self.chooser.preempt(seen) if seen.waiting else None
         if id is None:
             return False

@@ -7,12 +7,15 @@ The scheduler calls `free` with its lock held, `run` and `kill` without the lock
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from aiosd.config.config import Config
 from aiosd.errors import NotFound
+from aiosd.host import identity
+from aiosd.host.subuids import owner
 from aiosd.syscall.request import Request
 from aiosd.syscall.toolcall import ToolCall, outcome
 from aiosd.tools.catalog import Tool, Tools, shorten
@@ -84,6 +87,21 @@ class Calls:
         if word and any(other.manifest.exclusive == word for other in others):
             return False
         return others.count(tool) < tool.limit
+
+    def crowding(self, tool: Tool, running: Iterable[Request]) -> set[int]:
+        """Return the users who may have no more places. One user, with all lent uids, gets half of the places
+        that others leave, and of a tool that is not a user's own all places but one.
+        """
+        of_all, of_tool = Counter[int](), Counter[int]()
+        for request in running:
+            if other := self._tools.of(request.queue):
+                of_all[owner(request.uid)] += 1
+                of_tool[owner(request.uid)] += other is tool
+        total = of_all.total()
+        crowd = {user for user, mine in of_all.items() if mine >= (CALLS_MOST - (total - mine)) // 2}
+        if not tool.own and tool.limit > 1:
+            crowd |= {user for user, mine in of_tool.items() if mine >= tool.limit - 1}
+        return crowd - {0, identity.uid()}
 
     def run(self, request: Request) -> None:
         """Start a call. Raises AiosError."""

@@ -35,10 +35,10 @@ from aiosd.errors import (
 from aiosd.host import disk
 from aiosd.host.administered import is_there, listed
 from aiosd.syscall import schemas
-from aiosd.syscall.foreign import read_json
+from aiosd.syscall.foreign import NotJson, read_json
 from aiosd.syscall.request import Request, State
 from aiosd.syscall.toolcall import QUEUE
-from aiosd.tools.manifest import FILE, LIMIT_OWN, Manifest, own, place, read
+from aiosd.tools.manifest import FILE, LIMIT_OWN, Manifest, kept, own, place, read, remember
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ PACKAGED = Path("/usr/lib/aios/tools")  # of other packages
 SAID = 500  # characters of an error's text
 LIMIT_MAX = 1024
 ALIAS_CHARS = 64
+CALL = '{"name":"calc","arguments":{…}}'  # what a call looks like
 
 
 @dataclass(slots=True, eq=False)
@@ -140,12 +141,12 @@ class Tools:
             elif tool.manifest != manifest:
                 tool.manifest, tool.limit = manifest, manifest.limit
             found[manifest.name] = tool
-        for kept in sorted(self._own.glob("*")):
-            if kept.name in found:
-                self.ousted.add(kept.name)
+        for folder in sorted(self._own.glob("*")):
+            if folder.name in found:
+                self.ousted.add(folder.name)
             else:
-                known = self._by_name.get(kept.name)
-                found[kept.name] = known if known and known.own else self._kept(kept)
+                known = self._by_name.get(folder.name)
+                found[folder.name] = known if known and known.own else self._kept(folder)
         self._aliases = aliases(found)
         self._by_name = found
 
@@ -154,7 +155,7 @@ class Tools:
         tool = Tool(Manifest(folder.name, "", (), {}, folder), 1, own=folder)
         try:
             if (folder / FILE).exists():
-                tool.manifest = own(folder, (folder / FILE).read_bytes())
+                tool.manifest = kept(folder)
                 tool.limit = tool.manifest.limit
         except (AiosError, OSError) as error:
             tool.error = str(error)
@@ -200,6 +201,7 @@ class Tools:
             new.write_bytes(data)
             os.replace(new, tool.own / file)
         if manifest:
+            remember(manifest, data)
             tool.manifest, tool.limit = manifest, manifest.limit
 
     def all(self) -> list[Tool]:
@@ -288,7 +290,12 @@ def full(folder: Path) -> Iterator[None]:
 
 def arguments(tool: Tool, text: str) -> dict[str, Any]:
     """Parse the arguments of a call and check them by the tool's schema. Raises BadRequest."""
-    raw = read_json(text)
+    names = ", ".join(tool.manifest.parameters.get("properties", {}))
+    try:
+        raw = read_json(text)
+    except NotJson as error:
+        error.hint = f"the arguments of {tool.name} are one JSON object with {names or 'no keys'}"
+        raise
     schema = tool.manifest.parameters
     if tool.manifest.judge is not None:
         schema = tool.manifest.judge
@@ -296,7 +303,6 @@ def arguments(tool: Tool, text: str) -> dict[str, Any]:
             raise BadRequest(f"{tool.name}: too many values to be judged", "give fewer, or longer ones")
     errors = validator_for(schema, jsonschema.Draft202012Validator)(schema).iter_errors(raw)
     if wrong := best_match(islice(errors, schemas.ERRORS)):
-        names = ", ".join(tool.manifest.parameters.get("properties", {}))
         raise BadRequest(shorten(f"{tool.name}: {place(wrong)}{wrong.message}"), f"its arguments are {names}")
     assert isinstance(raw, dict)  # every tool's schema demands an object
     return raw
@@ -311,12 +317,16 @@ def shorten(text: str) -> str:
 def call(text: str) -> tuple[str, str]:
     """Parse a call as in the chat-completion API: {"name": …, "arguments": an object or its JSON text}.
     Returns the tool's name and the arguments as JSON."""
-    raw = read_json(text)
+    try:
+        raw = read_json(text)
+    except NotJson as error:
+        error.hint = CALL
+        raise
     if (
         not isinstance(raw, dict)
         or not isinstance(raw.get("name"), str)
         or raw.keys() - {"name", "arguments"}
     ):
-        raise BadRequest("a call must be JSON with name and arguments", '{"name":"calc","arguments":{…}}')
+        raise BadRequest("a call must be JSON with name and arguments", CALL)
     given = raw.get("arguments", {})
     return raw["name"], given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)

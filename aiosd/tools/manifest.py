@@ -7,8 +7,10 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import jsonschema
 from jsonschema.exceptions import best_match
 from jsonschema.validators import validator_for
 
+from aiosd import __version__
 from aiosd.config.config import NAME
 from aiosd.config.endpoints import parse as parse_grant
 from aiosd.errors import BadValue, ConfigError
@@ -28,6 +31,7 @@ from aiosd.syscall.references import References
 
 COURT = Court("aiosd.tools.manifest")
 FILE, PROGRAM = "tool.toml", "program"
+VERDICT = "verdict.json"  # beside a user's own manifest
 OWN_BYTES = {FILE: 64 << 10, PROGRAM: 1 << 20}  # largest files of a user's own tool
 DOTS = 200
 LIMIT_OWN = 16  # simultaneous calls of a user's own tool
@@ -117,6 +121,7 @@ class Manifest:
     judge: Mapping[str, Any] | None = None  # what arguments are judged by, where not by `parameters`
     served: Served | None = None
     notes: tuple[str, ...] = ()  # what of the parameters is not judged, and why
+    verdict: str = ""  # of a user's own: what its judge said of it
 
     @property
     def is_users_own(self) -> bool:
@@ -153,8 +158,34 @@ def own(folder: Path, data: bytes) -> Manifest:
     found = json.loads(said)
     if "wrong" in found:
         raise (Incomplete if found["incomplete"] else BadValue)(found["wrong"], found["hint"])
+    return _own(folder, said)
+
+
+def _own(folder: Path, said: str) -> Manifest:
+    found = json.loads(said)
     made = _made(folder, found["raw"])
-    return replace(made, judge=found["judge"], notes=tuple(found["notes"]))
+    return replace(made, judge=found["judge"], notes=tuple(found["notes"]), verdict=said)
+
+
+def remember(manifest: Manifest, data: bytes) -> None:
+    """Keep the verdict on a user's own manifest `data`, so that the next start need not judge it. A verdict
+    that is not written whole is no verdict.
+    """
+    found = json.dumps([__version__, sha256(data).hexdigest(), manifest.verdict])
+    with suppress(OSError):  # the disk is full
+        (manifest.folder / VERDICT).write_text(found)
+
+
+def kept(folder: Path) -> Manifest:
+    """A user's own as it was kept. It is judged again only by another version. Raises BadValue, OSError."""
+    data = (folder / FILE).read_bytes()
+    with suppress(OSError, ValueError, LookupError, TypeError):  # there is none, or it is damaged
+        version, digest, said = json.loads((folder / VERDICT).read_bytes())
+        if (version, digest) == (__version__, sha256(data).hexdigest()):
+            return _own(folder, said)
+    made = own(folder, data)
+    remember(made, data)
+    return made
 
 
 def verdict(text: str) -> str:
@@ -231,7 +262,7 @@ def check(name: str, raw: dict[str, Any]) -> None:
 
 
 def check_parameters(schema: dict[str, Any]) -> None:
-    """Raises BadValue."""
+    """Raises BadValue; Incomplete for a reference to what a later line may bring."""
     try:
         validator_for(schema, jsonschema.Draft202012Validator).check_schema(schema)
     except jsonschema.SchemaError as error:
@@ -240,7 +271,7 @@ def check_parameters(schema: dict[str, Any]) -> None:
         raise BadValue("parameters: uniqueItems takes the square of what a caller writes")
     if lost := References(schema).lost():
         hint = "references are within the schema, such as #/$defs/NAME"
-        raise BadValue(f"parameters: $ref {lost[0]!r} names no part of the schema", hint)
+        raise Incomplete(f"parameters: $ref {lost[0]!r} names no part of the schema", hint)
 
 
 def mentioned(value: object) -> set[str]:

@@ -3,13 +3,14 @@
 No `from __future__ import annotations` here: `strict` needs the types as objects, not as text.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from aiosd.cores.engine.folder import ModelFolder
-from aiosd.cores.engine.gguf import GgufFile
 from aiosd.errors import ModelError
 
 
@@ -39,17 +40,15 @@ class LlamaConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
 
-def of_gguf(file: GgufFile) -> PreTrainedConfig:
+def of_values(path: Path, values: Mapping[str, Any]) -> PreTrainedConfig:
     """Raises ModelError."""
-    given = dict(file.config)
+    given = dict(values)
     kind = given.pop("model_type")
     try:
         return LlamaConfig(**given) if kind == "llama" else AutoConfig.for_model(kind, **given)
     except Exception as error:  # noqa: BLE001  configuration classes raise errors of any kind
         why = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"{file.path}: its metadata are no model: {why}", "download the file again"
-        ) from None
+        raise ModelError(f"{path}: its metadata are no model: {why}", "download the file again") from None
 
 
 def read(folder: ModelFolder) -> PreTrainedConfig:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-ROPES = {"default", "linear", "llama3", "yarn"}  # kinds whose frequencies do not depend on the length
+OWN_ROPES = {"default", "linear"}
+ROPES = OWN_ROPES | {"llama3", "yarn"}  # kinds whose frequencies do not depend on the length
 FULL, SLIDING = "full_attention", "sliding_attention"
 ACTIVATIONS = {"silu", "gelu_pytorch_tanh"}
-LAYERS_MAX = 10_000
+LAYERS_MAX, EXPERTS_MAX = 1_000, 1_024
 
-# Names of a layer's norms: of the input of attention and MLP, and of what they add to the residual.
+# The norms of a layer: of the input of attention and MLP, and of what the two add to the residual. Classes
+# have different names for the latter, so these names are our own.
 BEFORE = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
 AFTER = {"after1": "attention_out_norm", "after2": "mlp_out_norm"}
 OLMO = {"attention_out_norm": "post_attention_layernorm", "mlp_out_norm": "post_feedforward_layernorm"}
@@ -47,6 +49,7 @@ class Architecture:
     windows: bool = False  # sliding_window is for every layer, without layer_types
     slides: bool = True  # layer_types may name sliding layers
     experts: bool = False
+    inside: str = ""  # the part of a larger model that is the decoder
     numbers: Callable[[Any], dict[str, float]] = lambda config: {}
 
 
@@ -82,6 +85,7 @@ GEMMA2 = Architecture(
     one_plus=True,
     numbers=_gemma2,
 )
+GEMMA3 = replace(GEMMA2, qk_norm="head", numbers=_gemma3)
 GLM = Architecture("attention_bias", joined=JOINED, pairs=True)
 FAMILIES = {
     "LlamaForCausalLM": LLAMA,
@@ -90,31 +94,20 @@ FAMILIES = {
     "Qwen2ForCausalLM": Architecture(True),
     "Qwen2MoeForCausalLM": Architecture("qkv_bias", slides=False, experts=True),
     "Qwen3ForCausalLM": QWEN3,
-    "Qwen3MoeForCausalLM": Architecture(
-        "attention_bias", "attention_bias", qk_norm="head", windows=True, experts=True
-    ),
+    "Qwen3MoeForCausalLM": replace(QWEN3, windows=True, experts=True),
     "SmolLM3ForCausalLM": LLAMA,
     "Phi3ForCausalLM": Architecture(joined={**JOINED, "qkv": "self_attn.qkv_proj"}, windows=True),
-    "GraniteForCausalLM": Architecture("attention_bias", "attention_bias", "mlp_bias", numbers=_granite),
+    "GraniteForCausalLM": replace(LLAMA, numbers=_granite),
     "Olmo2ForCausalLM": OLMO2,
     "Olmo3ForCausalLM": OLMO2,
     "Gemma2ForCausalLM": GEMMA2,
-    "Gemma3ForCausalLM": Architecture(
-        "attention_bias",
-        "attention_bias",
-        norms=GEMMA2.norms,
-        qk_norm="head",
-        names=GEMMA2.names,
-        one_plus=True,
-        numbers=_gemma3,
-    ),
+    "Gemma3ForCausalLM": GEMMA3,
+    "Gemma3ForConditionalGeneration": replace(GEMMA3, inside="language_model."),
     "GlmForCausalLM": GLM,
-    "Glm4ForCausalLM": Architecture(
-        "attention_bias",
+    "Glm4ForCausalLM": replace(
+        GLM,
         norms=BEFORE | AFTER,
         names={"attention_out_norm": "post_self_attn_layernorm", "mlp_out_norm": "post_mlp_layernorm"},
-        joined=JOINED,
-        pairs=True,
     ),
 }
 
@@ -174,8 +167,9 @@ def spec_of(config: Any) -> DecoderSpec | None:
     family = FAMILIES.get((config.architectures or [""])[0])
     if family is None or getattr(config, "quantization_config", None) is not None:
         return None
+    config = config.get_text_config()
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
-    if activation not in ACTIVATIONS or config.num_hidden_layers > LAYERS_MAX or not _heads_fit(config):
+    if activation not in ACTIVATIONS or not _is_usual(config, family):
         return None
     windows, ropes, numbers = _windows(config, family), _ropes(config), _numbers(config, family)
     head_dim = _head_dim(config)
@@ -211,7 +205,7 @@ def spec_of(config: Any) -> DecoderSpec | None:
         **_experts(config, family),
         **numbers,
     )
-    fits = len(layers) == config.num_hidden_layers and spec.chosen <= spec.experts
+    fits = len(layers) == config.num_hidden_layers and 0 <= spec.chosen <= spec.experts
     return spec if fits else None
 
 
@@ -223,9 +217,12 @@ def _head_dim(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def _heads_fit(config: Any) -> bool:
+def _is_usual(config: Any, family: Architecture) -> bool:
+    """Whether the numbers are some that a model can have: a stranger wrote them."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    return heads > 0 and kv_heads > 0 and heads % kv_heads == 0 and _head_dim(config) > 0
+    grouped = heads > 0 and kv_heads > 0 and heads % kv_heads == 0 and _head_dim(config) > 0
+    experts = config.num_experts if family.experts else 0
+    return grouped and 0 < config.num_hidden_layers <= LAYERS_MAX and 0 <= experts <= EXPERTS_MAX
 
 
 def _numbers(config: Any, family: Architecture) -> dict[str, Any] | None:
@@ -283,16 +280,17 @@ def _ropes(config: Any) -> dict[str, Rope] | None:
 
 
 def _rope(config: Any, parameters: dict[str, Any], layer_type: str | None) -> Rope | None:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     kind = parameters.get("rope_type", "default")
     if kind not in ROPES:
         return None
-    if kind == "default":
+    if kind in OWN_ROPES:
         dim = int(_head_dim(config) * parameters.get("partial_rotary_factor", 1.0))
         inv_freq = 1.0 / parameters["rope_theta"] ** (torch.arange(0, dim, 2).float() / dim)
-        factors = torch.tensor(parameters.get("factors", 1.0))  # of a GGUF file: one for each frequency
+        one = parameters["factor"] if kind == "linear" else 1.0
+        factors = torch.tensor(parameters.get("factors", one))  # of a GGUF file: one for each frequency
         fits = dim % 2 == 0 and factors.numel() in (1, dim // 2)
         return Rope(inv_freq / factors, parameters.get("scale", 1.0)) if fits else None
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), layer_type=layer_type)
     return Rope(inv_freq.float(), float(scale))

@@ -18,22 +18,26 @@ import torch
 
 from aiosd.cores.engine.core import KV, Batch, zeros
 from aiosd.cores.engine.family import DecoderSpec
-from aiosd.cores.engine.gguf import TYPES, StoredTensor, plain
+from aiosd.cores.engine.gguf import TYPES, plain
 from aiosd.cores.engine.kv import BLOCK
+from aiosd.cores.engine.stored import OURS, StoredTensor
 from aiosd.cores.engine.weights import StoredWeights, Weights, linears
 
 LINEARS = ("qkv", "out", "gate_up", "down", "router", "shared")  # as ops.cpp counts them
 NORMS = ("norm1", "norm2", "q_norm", "k_norm", "after1", "after2")
 
-# Kinds of stored weights that stay as they are, with ggml's numbers: values in a block.
-PACKED = {"F32": 1, "Q4_0": 32, "Q4_1": 32, "Q8_0": 32, "Q4_K": 256, "Q6_K": 256}
-NUMBERS = {name: number for number, (name, _, _) in TYPES.items()}
+# Kinds of weights that are read as they are stored (quantised.h): values in a block.
+STAY = {
+    "F32": 8, "Q4_0": 32, "Q4_1": 32, "Q5_0": 32, "Q5_1": 32, "Q8_0": 32,
+    "Q4_K": 256, "Q5_K": 256, "Q6_K": 256, **dict.fromkeys(OURS, 32),
+}  # fmt: skip
+NUMBERS = {name: number for number, (name, _, _) in TYPES.items()} | OURS
 OUTPUTS = 16  # of a panel
 
 
 class FusedLlama:
     chunk = 1
-    kv_block_dim = 1
+    kv_block_dim = 0  # all layers of a block side by side: the first tokens take little memory
 
     def __init__(
         self,
@@ -80,7 +84,8 @@ class FusedLlama:
         for i, own in enumerate(spec.layers):
             lib.aiosd_layer(self._model, i, own.window, own.rope)
         self._free = weakref.finalize(self, lib.aiosd_free, self._model)
-        self._rows: Any = None  # of the embedding, which C++ reads while the model lives
+        self._kept: list[Any] = []  # stored weights, which C++ reads while the model lives
+        self.kept_bytes: dict[str, int] = {}  # of each of their types
         if isinstance(weights, StoredWeights):
             self._give_stored(weights)
         else:
@@ -118,38 +123,45 @@ class FusedLlama:
                 self._lib.aiosd_norm(self._model, i, which, norm.contiguous().data_ptr(), norm.numel())
 
     def _give_stored(self, weights: StoredWeights) -> None:
-        kind, rows = _packable([weights.embedding])[0][:2]
-        self._rows = np.frombuffer(rows, np.uint8)
-        self._lib.aiosd_stored_embedding(self._model, kind, self._rows.ctypes.data)
-        self._pack(-1, 0, [weights.head])
+        embedding = _readable(weights.embedding)
+        self._lib.aiosd_stored_embedding(self._model, NUMBERS[embedding.type], self._keep(embedding))
+        self._give_parts(-1, 0, [embedding if weights.head is weights.embedding else weights.head])
         for i, layer in enumerate(weights.layers):
             for name in linears(self.spec, i):
                 parts, bias = layer[name], layer[f"{name}_bias"]
                 assert isinstance(parts, list)
-                self._pack(i, number(name), parts)
+                self._give_parts(i, number(name), parts)
                 if isinstance(bias, torch.Tensor):
                     bias = bias.contiguous()
                     self._lib.aiosd_bias(self._model, i, number(name), bias.data_ptr(), bias.numel())
             self._give_norms(i, layer)
 
-    def _pack(self, i: int, which: int, parts: list[StoredTensor]) -> None:
+    def _give_parts(self, i: int, which: int, parts: list[StoredTensor]) -> None:
         first, outputs = 0, sum(part.shape[0] for part in parts)
         # a panel would hold two parts, or part of a group
         if any(part.shape[0] % OUTPUTS for part in parts[:-1]) or (i >= 0 and parts[0].shape[1] % 8):
             whole = np.concatenate([plain(part) for part in parts])
             self._lib.aiosd_linear(self._model, i, which, whole.ctypes.data, None, *whole.shape)
             return
-        for kind, data, count, inputs in _packable(parts):
-            rows = np.frombuffer(data, np.uint8)
-            self._lib.aiosd_stored(
-                self._model, i, which, kind, rows.ctypes.data, first, count, outputs, inputs
-            )
-            first += count
+        for part in map(_readable, parts):
+            at, size = self._keep(part), part.row_bytes
+            for row, stride, count in _runs(part):
+                self._lib.aiosd_stored(
+                    self._model, i, which, NUMBERS[part.type], at + row * size, stride * size,
+                    first, count, outputs, part.shape[1],
+                )  # fmt: skip
+                first += count
+
+    def _keep(self, part: StoredTensor) -> int:
+        """Keep a part's memory as long as the model, and return its address."""
+        rows = np.frombuffer(part.data, np.uint8)
+        self._kept.append(rows)
+        self.kept_bytes[part.type] = self.kept_bytes.get(part.type, 0) + len(rows)
+        return int(rows.ctypes.data)
 
     def reserve(self, blocks: int) -> KV:
         # Attention multiplies the unused slots of a block by zero. Zeroed memory has no NaN there.
-        layers = len(self.spec.layers)
-        shape = (layers, blocks, self._lib.aiosd_kv_floats(self._model) // layers)
+        shape = (blocks, self._lib.aiosd_kv_floats(self._model))
         return [zeros(shape, torch.float32, torch.device("cpu"))]
 
     def forward(self, batch: Batch, kv: KV) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +175,6 @@ class FusedLlama:
         self._lib.aiosd_forward(
             self._model,
             kv[0].data_ptr(),
-            kv[0].shape[1],
             len(tokens),
             _at(tokens),
             len(segments),
@@ -187,16 +198,25 @@ def number(linear: str) -> int:
     return len(LINEARS) + 2 * int(expert) + (part == "down")
 
 
-def _packable(parts: list[StoredTensor]) -> list[tuple[int, Any, int, int]]:
-    """Kind, bytes, outputs and inputs of each part. What cannot stay as it is stored becomes float32."""
-    made = list[tuple[int, Any, int, int]]()
-    for part in parts:
-        outputs, inputs = part.shape
-        if part.type in PACKED and inputs % max(8, PACKED[part.type]) == 0:
-            made.append((NUMBERS[part.type], part.data, outputs, inputs))
-        else:
-            made.append((NUMBERS["F32"], plain(part).data.cast("B"), outputs, inputs))
-    return made
+def _readable(part: StoredTensor) -> StoredTensor:
+    """Return the part, in float32 if it cannot stay as it is stored."""
+    if part.type not in STAY or part.shape[1] % STAY[part.type]:
+        return _floats(plain(part))
+    return part.ordered() if part.heads and part.shape[0] // part.heads // 2 % OUTPUTS else part
+
+
+def _floats(values: Any) -> StoredTensor:
+    """Return float32 rows, filled up with zeros to whole blocks."""
+    whole = np.ascontiguousarray(np.pad(values, ((0, 0), (0, -values.shape[1] % STAY["F32"]))))
+    return StoredTensor("F32", whole.shape, whole.data.cast("B"))
+
+
+def _runs(part: StoredTensor) -> list[tuple[int, int, int]]:
+    """Return the runs of rows that make the part: first row, rows from one to the next, count."""
+    if not part.heads:
+        return [(0, 1, part.shape[0])]
+    dim = part.shape[0] // part.heads
+    return [(head * dim + half, 2, dim // 2) for head in range(part.heads) for half in (0, 1)]
 
 
 def _at(values: array[Any]) -> int:

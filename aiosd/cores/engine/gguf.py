@@ -13,7 +13,7 @@ import mmap
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ import numpy as np
 import torch
 
 from aiosd.cores.engine import gguf_config
+from aiosd.cores.engine import stored as formats
 from aiosd.cores.engine.folder import unreadable
+from aiosd.cores.engine.stored import StoredTensor
 from aiosd.errors import ModelError
 
 MAGIC = b"GGUF"
@@ -60,19 +62,6 @@ WHOLE = {
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 EXPERT = re.compile(r"\.experts\.(\d+)(?=\.)")  # GGUF has all experts of a layer in one tensor
 PAIRED = {"llama", "mistral", "mixtral", "smollm3", "granite"}  # queries and keys in the order of pairs
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor as it lies in the file. `shape` is that of Hugging Face: outputs first."""
-
-    type: str
-    shape: tuple[int, ...]
-    data: memoryview
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
 
 
 class GgufFile:
@@ -130,13 +119,12 @@ class GgufFile:
         return self._rotated(name, replace(found, shape=shape))
 
     def _rotated(self, name: str, stored: StoredTensor) -> StoredTensor:
-        """Undo the order of rows that GGUF gives the queries and keys of Llama: pairs side by side."""
+        """GGUF gives the queries and keys of Llama another order of rows: pairs side by side."""
         part = name.rsplit(".", 2)[1]
         if self.config["model_type"] not in PAIRED or part not in ("q_proj", "k_proj"):
             return stored
         heads = self.config["num_attention_heads" if part == "q_proj" else "num_key_value_heads"]
-        rows = np.frombuffer(stored.data, np.uint8).reshape(heads, -1, 2, len(stored.data) // stored.shape[0])
-        return StoredTensor(stored.type, stored.shape, memoryview(rows.swapaxes(1, 2).tobytes()))
+        return replace(stored, heads=heads)
 
     # reading
 
@@ -259,6 +247,9 @@ def gguf_name(name: str) -> str:
 
 def plain(stored: StoredTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return a tensor's values in float32, [*shape]."""
+    stored = stored.ordered()
+    if stored.type in formats.OURS:
+        return formats.floats(stored)
     if stored.type == "F32":
         return np.frombuffer(stored.data, np.float32).reshape(stored.shape).copy()
     from gguf import GGMLQuantizationType

@@ -4,13 +4,14 @@ tokenizer that is nearly right makes a model nearly mad.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
 
+from aiosd.cores.engine import template
 from aiosd.errors import ModelError
 
 CONTROL, USER_DEFINED = 3, 4  # kinds of tokens
@@ -39,7 +40,46 @@ WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken", "pixtral"
 COMPOSED = {"qwen2", "deepseek-r1-qwen"}  # in Unicode's form NFC
 
 
-def read(path: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
+class FileTokenizer:
+    """What the engine uses of transformers' PreTrainedTokenizerFast, without its import."""
+
+    def __init__(self, made: Tokenizer, special: dict[str, str], chat_template: str | None) -> None:
+        """`special`: tokens by their roles, such as bos_token."""
+        self.backend_tokenizer = made
+        self.chat_template = chat_template
+        self._special = special
+        made.add_special_tokens([AddedToken(one, special=True, normalized=False) for one in special.values()])
+
+    def __len__(self) -> int:
+        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def eos_token_id(self) -> int | None:
+        end = self._special.get("eos_token")
+        return None if end is None else self.backend_tokenizer.token_to_id(end)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self.backend_tokenizer.encode(text).ids
+        return ids
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False, **_: Any) -> str:
+        return str(self.backend_tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))
+
+    def apply_chat_template(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        chat_template: str,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        **variables: Any,
+    ) -> str:
+        assert add_generation_prompt
+        assert not tokenize
+        return template.render(chat_template, messages, tools, self._special | variables)
+
+
+def read(path: Path, metadata: dict[str, Any]) -> FileTokenizer:
     """Raises ModelError."""
     kind = metadata.get("tokenizer.ggml.model")
     tokens = metadata.get("tokenizer.ggml.tokens")
@@ -53,6 +93,8 @@ def read(path: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
         else:
             raise ModelError(f"{path}: tokenizer {str(kind)[:40]!r} is not known", "use the model's folder")
         _add(made, metadata, tokens)
+        named = ((f"{name}_token", _special(metadata, tokens, key)) for name, key in SPECIAL.items())
+        special = {name: token for name, token in named if token is not None}
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001 - the library raises errors of any kind, and the file is a stranger's
@@ -60,14 +102,8 @@ def read(path: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
             f"{path}: its tokenizer cannot be built: {' '.join(str(error).split())[:200]}",
             "download the file again, or use another one",
         ) from None
-    template = metadata.get("tokenizer.chat_template")
-    hf: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=made,
-        **{f"{name}_token": _special(metadata, tokens, key) for name, key in SPECIAL.items()},
-        clean_up_tokenization_spaces=False,
-    )
-    hf.chat_template = template if isinstance(template, str) else None
-    return hf  # type: ignore[no-any-return]
+    given = metadata.get("tokenizer.chat_template")
+    return FileTokenizer(made, special, given if isinstance(given, str) else None)
 
 
 def ends(metadata: dict[str, Any]) -> list[int]:

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <vector>
 
+#include "plain.h"
 #include "quantised.h"
 #include "simd.h"
 #include "team.h"
@@ -77,12 +78,10 @@ inline void product(const float* x, i64 ldx, i64 rows, const T* const* w, i64 st
 
 // --- the model ----------------------------------------------------------------------------------------
 
-struct Panel { i32 kind; i64 at; };  // of packed weights: ggml's kind, place of its first byte
-
 struct Linear {
   i64 inputs = 0, panels = 0;
-  std::vector<Panel> packed;       // empty: float or int8 weights
-  std::vector<uint8_t> store;
+  std::vector<Panel> stored;       // empty: float or int8 weights
+  std::vector<u8> last;            // a last panel of fewer than 16 rows, filled up with zeros
   Floats weight, bias, scale;      // scale: one for each output, if the weights are bytes
   std::vector<int8_t> bytes;
   bool has_bias = false;
@@ -117,20 +116,22 @@ struct Linear {
       }
   }
 
-  // Rows of a file of one kind, which are the outputs from `first` on. Both are multiples of 16, where a part of
-  // the outputs ends too.
-  void pack_stored(i32 kind, const uint8_t* rows, i64 first, i64 count, i64 outputs, i64 in, bool gated) {
+  // `count` rows of one kind, which are the outputs from `first` on and which the caller keeps. Both are multiples
+  // of 16, where a part of the outputs ends too.
+  void add_stored(i32 kind, const u8* rows, i64 stride, i64 first, i64 count, i64 outputs, i64 in, bool gated) {
     inputs = in;
     i64 half = gated ? outputs / 2 : outputs, each = up(half, W) / W;
     panels = gated ? 2 * each : each;
-    packed.resize(panels);
-    i64 bytes = row_bytes(kind, in);
+    stored.resize(panels);
     for (i64 r = 0; r < count; r += W) {
       i64 output = first + r, p = output / W;
       if (gated) p = output < half ? 2 * (output / W) : 2 * ((output - half) / W) + 1;
-      packed[p] = {kind, i64(store.size())};
-      store.resize(store.size() + panel_bytes(kind, in));
-      for (i64 j = 0; j < W && r + j < count; j++) pack_row(kind, rows + (r + j) * bytes, in, store.data() + packed[p].at, j);
+      stored[p] = {kind, rows + r * stride, stride};
+      if (count - r >= W) continue;
+      i64 bytes = row_bytes(kind, in);
+      last.assign(W * bytes, 0);
+      for (i64 i = 0; i < count - r; i++) std::memcpy(last.data() + i * bytes, rows + (r + i) * stride, bytes);
+      stored[p] = {kind, last.data(), bytes};
     }
   }
 
@@ -170,12 +171,11 @@ struct Model {
   std::vector<float> inv_freq, rope_scale;  // [ropes][turned / 2] radians for each position, [ropes] factors
   std::vector<Layer> layer;
   Floats embedding, final_norm;
-  const uint8_t* stored_embedding = nullptr;  // rows of a file, which the caller keeps
+  const u8* stored_embedding = nullptr;  // rows of a file, which the caller keeps
   i32 embedding_kind = F32;
   Linear head;
   bool int8 = false;
-  float* kv = nullptr;  // [layers][blocks][kv_heads]: keys [dim][16], then values [16][dim padded]
-  i64 blocks = 0;
+  float* kv = nullptr;  // [blocks][layers][kv_heads]: keys [dim][16], then values [16][dim padded]
   Floats x, h, qkv, att, add, gate_up, act, cos, sin;
   Floats scores, gathered, expert_gate_up, expert_act, expert_add, shared;
   std::vector<i32> choice, place;  // [rows][chosen]: expert, and its row in `gathered`
@@ -204,7 +204,7 @@ struct Model {
   i64 att_stride() const { return up(heads * dim, W); }
   const i32* table(i64 s) const { return reinterpret_cast<const i32*>(tables[s]); }
   float* block(i64 l, i64 s, i64 at, i64 head) const {
-    return kv + ((l * blocks + table(s)[at / W]) * kv_heads + head) * head_floats();
+    return kv + ((table(s)[at / W] * layers + l) * kv_heads + head) * head_floats();
   }
 
   void prepare();
@@ -222,28 +222,26 @@ struct Model {
   void cap_logits(i64 i);
 };
 
-// y = x * w for the panels p0 … p0 + panels of packed weights, which may be of different kinds.
-void packed_product(const Linear& lin, i64 p0, i64 panels, const float* x, i64 ldx, i64 rows, float* const* y, i64 ldy) {
-  const uint8_t* w[GROUP];
-  for (i64 p = 0; p < panels; p++) w[p] = lin.store.data() + lin.packed[p0 + p].at;
+// y = x * w for the panels p0 … p0 + panels of stored weights, which may be of different kinds.
+void stored_product(const Linear& lin, i64 p0, i64 panels, const float* x, i64 ldx, i64 rows, float* const* y, i64 ldy) {
+  const Panel* w = lin.stored.data() + p0;
   for (i64 p = 0, end; p < panels; p = end) {
-    i32 kind = lin.packed[p0 + p].kind;
-    for (end = p; end < panels && lin.packed[p0 + end].kind == kind;) end++;
-    if (rows <= MR) {
-      with_reader(kind, [&](auto r) { packed_rows<decltype(r)>(x, ldx, rows, w + p, end - p, lin.inputs, y + p, ldy); });
-      continue;
-    }
-    thread_local Floats buffer;  // arithmetic, not memory, limits a large batch: unpack once for all rows
-    float* to = buffer.reserve(GROUP * DEEP * W);
-    for (i64 k = 0; k < lin.inputs; k += DEEP) {
-      i64 depth = lin.inputs - k < DEEP ? lin.inputs - k : DEEP;
-      const float* floats[GROUP];
-      for (i64 i = p; i < end; i++) {
-        floats[i - p] = to + (i - p) * DEEP * W;
-        with_reader(kind, [&](auto r) { packed_floats<decltype(r)>(w[i], k, depth, to + (i - p) * DEEP * W); });
+    for (end = p; end < panels && w[end].kind == w[p].kind;) end++;
+    with_reader(w[p].kind, [&](auto reader) {
+      using R = decltype(reader);
+      if (rows <= MR) return stored_rows<R>(x, ldx, rows, w + p, end - p, lin.inputs, y + p, ldy);
+      thread_local Floats buffer;  // arithmetic, not memory, limits a large batch: read once for all rows
+      float* to = buffer.reserve(GROUP * DEEP * W);
+      for (i64 k = 0; k < lin.inputs; k += DEEP) {
+        i64 depth = lin.inputs - k < DEEP ? lin.inputs - k : DEEP;
+        const float* floats[GROUP];
+        for (i64 i = p; i < end; i++) {
+          floats[i - p] = to + (i - p) * DEEP * W;
+          stored_floats<R>(w[i], k, depth, to + (i - p) * DEEP * W);
+        }
+        product(x + k, ldx, rows, floats, W, end - p, depth, y + p, ldy, k == 0);
       }
-      product(x + k, ldx, rows, floats, W, end - p, depth, y + p, ldy, k == 0);
-    }
+    });
   }
 }
 
@@ -283,8 +281,8 @@ void Model::multiply_task(const Linear& lin, i64 p0, i64 m0, i64 m1, const float
   i64 depth = m1 - m0 <= MR ? lin.inputs : DEEP;
   float* y[GROUP];
   for (i64 p = 0; p < panels; p++) y[p] = out + m0 * ldy + (p0 + p) * W;
-  if (!lin.packed.empty()) packed_product(lin, p0, panels, in + m0 * ldx, ldx, m1 - m0, y, ldy);
-  for (i64 k = lin.packed.empty() ? 0 : lin.inputs; k < lin.inputs; k += depth) {
+  if (!lin.stored.empty()) stored_product(lin, p0, panels, in + m0 * ldx, ldx, m1 - m0, y, ldy);
+  for (i64 k = lin.stored.empty() ? 0 : lin.inputs; k < lin.inputs; k += depth) {
     i64 d = lin.inputs - k < depth ? lin.inputs - k : depth;
     const float* w[GROUP];
     const int8_t* b[GROUP];
@@ -322,7 +320,8 @@ void Model::embed(i64 t) {
   i64 hs = hidden_stride(), half = turned / 2;
   float* row = x.get() + t * hs;
   if (stored_embedding)
-    row_floats(embedding_kind, stored_embedding + tokens[t] * row_bytes(embedding_kind, hidden), hidden, row);
+    for (i64 k = 0, bytes = row_bytes(embedding_kind, up(hidden, 8)); k < hidden; k++)
+      row[k] = plain_value(embedding_kind, stored_embedding + tokens[t] * bytes, k);
   else
     std::memcpy(row, embedding.get() + i64(tokens[t]) * hs, hs * sizeof(float));
   if (real[EMBEDDING] != 1.0f)
@@ -557,8 +556,11 @@ void Model::arrange() {
 }
 
 void Model::multiply_experts(const Layer& w, i64 which, const float* in, i64 ldx, float* out, i64 ldy, float* gated) {
-  i64 groups = (w.linear[which].panels + GROUP - 1) / GROUP;
-  team.each(groups * i64(parts.size()), [&](i64 task) {
+  i64 groups = (w.linear[which].panels + GROUP - 1) / GROUP, all = rows * chosen;
+  // A late thread must find the same number of tasks, also when the parts are those of a later layer: the most.
+  i64 most = (all < experts ? all : experts) + all / ROWS;
+  team.each(groups * most, [&](i64 task) {
+    if (task / groups >= i64(parts.size())) return;
     const Part& part = parts[task / groups];
     multiply_task(w.linear[which + 2 * part.expert], task % groups * GROUP, part.first, part.first + part.rows, in, ldx, out, ldy, gated);
   });
@@ -640,7 +642,7 @@ void copy_padded(Floats& to, const float* from, i64 rows, i64 width) {
 
 extern "C" {
 
-int aiosd_abi() { return 5; }
+int aiosd_abi() { return 6; }
 
 // dims: as in the constructor of Model; reals: as in its enum.
 void* aiosd_new(const i64* dims, const float* reals, const float* inv_freq, const float* rope_scale, const float* embedding,
@@ -662,17 +664,18 @@ void aiosd_layer(void* model, int layer, i64 window, i64 rope) {
 }
 
 // The rows of a file, which the caller keeps until aiosd_free.
-void aiosd_stored_embedding(void* model, int kind, const uint8_t* rows) {
+void aiosd_stored_embedding(void* model, int kind, const u8* rows) {
   auto* m = static_cast<Model*>(model);
   m->embedding_kind = kind;
   m->stored_embedding = rows;
 }
 
-// Some rows of a linear as they are stored; layer -1: the head. Call it for all parts of the linear.
-void aiosd_stored(void* model, int layer, int which, int kind, const uint8_t* rows, i64 first, i64 count, i64 outputs, i64 inputs) {
+// Rows of a linear as they are stored, `stride` bytes apart, which the caller keeps until aiosd_free; layer -1:
+// the head. Call it for all parts of the linear.
+void aiosd_stored(void* model, int layer, int which, int kind, const u8* rows, i64 stride, i64 first, i64 count, i64 outputs, i64 inputs) {
   auto* m = static_cast<Model*>(model);
   Linear& to = layer < 0 ? m->head : m->layer[layer].linear[which];
-  to.pack_stored(kind, rows, first, count, outputs, inputs, layer >= 0 && is_gated(which));
+  to.add_stored(kind, rows, stride, first, count, outputs, inputs, layer >= 0 && is_gated(which));
 }
 
 void aiosd_bias(void* model, int layer, int which, const float* bias, i64 outputs) {
@@ -697,10 +700,10 @@ i64 aiosd_kv_floats(void* model) {  // floats in one block
 
 // kv: the caller owns it and zeroes it before the first use. The first `scored` of the `wanted` outputs get
 // logits, [scored][vocabulary padded to 16]. The others get final hidden states, [wanted - scored][hidden].
-void aiosd_forward(void* model, float* kv, i64 blocks, i64 rows, const i32* tokens, i64 segments, const i64* tables, const i32* starts,
+void aiosd_forward(void* model, float* kv, i64 rows, const i32* tokens, i64 segments, const i64* tables, const i32* starts,
                    const i32* lengths, i64 wanted, const i32* outputs, i64 scored, float* logits, float* states) {
   auto* m = static_cast<Model*>(model);
-  m->kv = kv, m->blocks = blocks;
+  m->kv = kv;
   m->rows = rows, m->segments = segments, m->wanted = wanted;
   m->tokens = tokens, m->tables = tables, m->starts = starts, m->lengths = lengths;
   m->outputs = outputs, m->scored = scored, m->logits = logits, m->states = states;

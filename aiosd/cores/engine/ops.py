@@ -12,7 +12,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-ABI = 5
+ABI = 6
 HERE = Path(__file__).parent
 NEEDS = {  # best first
     "avx512": {"avx512f", "avx512vl", "avx512dq", "avx512bw", "avx2", "fma", "f16c"},
@@ -25,11 +25,11 @@ SIGNATURES = {
     "aiosd_layer": (None, [P, I, L, L]),
     "aiosd_linear": (None, [P, I, I, P, P, L, L]),
     "aiosd_stored_embedding": (None, [P, I, P]),
-    "aiosd_stored": (None, [P, I, I, I, P, L, L, L, L]),
+    "aiosd_stored": (None, [P, I, I, I, P, L, L, L, L, L]),
     "aiosd_bias": (None, [P, I, I, P, L]),
     "aiosd_norm": (None, [P, I, I, P, L]),
     "aiosd_kv_floats": (L, [P]),
-    "aiosd_forward": (None, [P, P, L, L, P, L, P, P, P, L, P, L, P, P]),
+    "aiosd_forward": (None, [P, P, L, P, L, P, P, P, L, P, L, P, P]),
 }
 
 

@@ -13,8 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from aiosd.cores.engine.folder import COPY_AGAIN, read_json
 from aiosd.cores.engine.habits import Habits, probe
 from aiosd.cores.engine.prompt import Marks
@@ -196,6 +194,8 @@ def _mentions_byte_level(decoder: dict[str, Any] | None) -> bool:
 
 
 def _open(folder: Path, read: Any) -> Any:
+    from transformers import AutoTokenizer
+
     names = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if not any((folder / name).exists() for name in names):
         raise ModelError(

@@ -15,7 +15,9 @@ import torch
 
 from aiosd.cores.engine.family import DecoderSpec
 from aiosd.cores.engine.folder import ModelFolder
-from aiosd.cores.engine.gguf import GgufFile, StoredTensor
+from aiosd.cores.engine.gguf import GgufFile
+from aiosd.cores.engine.packed_folder import FewBits, PackedFolder
+from aiosd.cores.engine.stored import StoredTensor
 
 
 @dataclass
@@ -95,6 +97,7 @@ class _Source:
     def __init__(self, folder: ModelFolder | GgufFile, spec: DecoderSpec) -> None:
         self.folder, self.spec = folder, spec
         self._names = spec.family.names if isinstance(folder, ModelFolder) else {}
+        self._inside = spec.family.inside if isinstance(folder, ModelFolder) else ""
         self._one_plus = spec.family.one_plus and isinstance(folder, ModelFolder)  # GGUF holds the sums
 
     def tensor(self, name: str, *shape: int) -> torch.Tensor:
@@ -105,8 +108,8 @@ class _Source:
         return found.view(-1, self.spec.head_dim, *shape[1:])[:, order].reshape(shape)
 
     def stored(self, name: str, *shape: int) -> StoredTensor:
-        assert isinstance(self.folder, GgufFile)
-        found, order = self.folder.stored(name, shape), self._order(name)
+        assert isinstance(self.folder, (GgufFile, PackedFolder, FewBits))
+        found, order = self.folder.stored(self._theirs(name), shape), self._order(name)
         if order is None:
             return found
         rows = np.frombuffer(found.data, np.uint8).reshape(
@@ -114,15 +117,18 @@ class _Source:
         )
         return StoredTensor(found.type, found.shape, memoryview(rows[:, order].tobytes()))
 
+    def __contains__(self, name: str) -> bool:
+        return self._theirs(name) in self.folder
+
     def norm(self, name: str, width: int) -> torch.Tensor:
         weight = self.folder.tensor(f"{self._theirs(name)}.weight", (width,))
         return weight.float() + 1 if self._one_plus else weight  # a sum in few bits would lose small weights
 
     def _theirs(self, name: str) -> str:
         if not self._names:
-            return name
+            return self._inside + name
         known = rf"\b({'|'.join(map(re.escape, self._names))})\b"
-        return re.sub(known, lambda found: self._names[found[0]], name)
+        return self._inside + re.sub(known, lambda found: self._names[found[0]], name)
 
     def _order(self, name: str) -> list[int] | None:
         """The order of a head's numbers that puts the two of a rotation where Llama has them: half of the
@@ -158,14 +164,14 @@ def read_weights(
         return made
 
     embedding = get("model.embed_tokens.weight", spec.vocab, spec.hidden)
-    tied = spec.tied or "lm_head.weight" not in folder
+    tied = spec.tied or "lm_head.weight" not in source
     head = embedding if tied else get("lm_head.weight", spec.vocab, spec.hidden)
     return Weights(
         embedding, head, norm("model.norm", spec.hidden), (layer(i) for i in range(len(spec.layers)))
     )
 
 
-def read_stored(file: GgufFile, spec: DecoderSpec) -> StoredWeights:
+def read_stored(file: GgufFile | PackedFolder | FewBits, spec: DecoderSpec) -> StoredWeights:
     source = _Source(file, spec)
 
     def layer(i: int) -> dict[str, list[StoredTensor] | torch.Tensor | None]:
@@ -183,7 +189,8 @@ def read_stored(file: GgufFile, spec: DecoderSpec) -> StoredWeights:
         return made
 
     embedding = source.stored("model.embed_tokens.weight", spec.vocab, spec.hidden)
-    head = embedding if spec.tied else source.stored("lm_head.weight", spec.vocab, spec.hidden)
+    tied = spec.tied or "lm_head.weight" not in file
+    head = embedding if tied else source.stored("lm_head.weight", spec.vocab, spec.hidden)
     return StoredWeights(
         embedding, head, source.norm("model.norm", spec.hidden), (layer(i) for i in range(len(spec.layers)))
     )

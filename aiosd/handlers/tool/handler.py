@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import ClassVar
 
 from aiosd.access.caller import Caller
@@ -28,6 +28,7 @@ TOOL_GONE = "its tool was removed"
 class ToolHandler(Handler):
     """Implements aiosd.tools.calls.CallEvents, whose methods run on the runner's thread."""
 
+    takes_text: ClassVar[bool] = False
     span: ClassVar[str] = "tool"
 
     def __init__(self, parts: Parts) -> None:
@@ -101,6 +102,10 @@ class ToolHandler(Handler):
     def free(self, queue: str, running: Iterable[Request]) -> bool:
         tool = self._parts.tools.of(queue)
         return tool is not None and self._parts.calls.free(tool, running)
+
+    def crowding(self, queue: str, running: Iterable[Request]) -> Set[int]:
+        tool = self._parts.tools.of(queue)
+        return self._parts.calls.crowding(tool, running) if tool else frozenset()
 
     def start(self, request: Request, worker: Worker | None) -> None:
         """A call that waited long may be of a user who is gone. Orders do not wait for the name service."""

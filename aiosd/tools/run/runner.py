@@ -25,6 +25,7 @@ from pathlib import Path
 
 from aiosd.errors import AiosError, in_words
 from aiosd.host.eventloop import EventLoop
+from aiosd.host.subuids import owner
 from aiosd.host.usage import memory, reap
 from aiosd.tools.run import credentials, network
 from aiosd.tools.run.cgroups import Cgroups, Group
@@ -214,7 +215,7 @@ class Runner(EventLoop):
             if not call.events.began():  # cancelled meanwhile
                 call.discard()
                 return
-            if self._undying[call.uid] >= UNDYING_MOST:
+            if self._undying[owner(call.uid)] >= UNDYING_MOST:
                 call.discard()
                 call.events.ended(End(-1, "", UNDYING))
                 return
@@ -298,9 +299,9 @@ class Runner(EventLoop):
         for a file system that does not answer. A user may leave a few of those behind."""
         gone = group.remove()
         if tries == DYING_TRIES and not gone:
-            self._undying[uid] += 1
+            self._undying[owner(uid)] += 1
         if gone and tries > DYING_TRIES:
-            self._undying[uid] -= 1
+            self._undying[owner(uid)] -= 1
         if not gone:
             self.later(REMOVE_S, partial(self._remove, group, uid, tries + 1))
 
