@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -304,3 +307,42 @@ def test_a_prompt_with_a_wrong_keep_alive_is_refused() -> None:
     with pytest.raises(BadRequest, match="keep_alive"):
         parse(b'{"prompt": "x", "keep_alive": []}', Defaults("m"))
     assert parse(b'{"prompt": "x", "keep_alive": 1.5}', Defaults("m")).keep_alive_s == 1.5
+
+
+@pytest.mark.slow
+def test_every_request_ends_while_models_come_go_and_die(
+    two: Callable[..., Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands, kills, short stays and a full memory at once; each answer is that of an undisturbed one."""
+    for name, seconds in (("STAY_S", 0.5), ("STAY_LOADS", 0.0), ("TURN_S", 1.0), ("WAIT_S", 0.0)):
+        monkeypatch.setattr(residence, name, seconds)
+    monkeypatch.setattr(demand, "DRAIN_S", 0.2)
+    kernel = two(SMALL + "[limits]\nworker_deaths_per_request = 100\n")
+    room_for_one(kernel)
+    kernel.start()
+    chance, asked = random.Random(7), list[Request]()
+    end_s = time.monotonic() + 25
+    while time.monotonic() < end_s:
+        name = chance.choice("ab")
+        model = kernel.models.get(name)
+        match chance.randrange(8):
+            case 0:
+                kernel.model_objects.command(model, ME, "unload", "")
+            case 1:
+                kernel.model_objects.command(model, ME, "load", "")
+            case 2:
+                kernel.model_objects.command(model, ME, "keep_alive", chance.choice(["0", "100ms", "1m"]))
+            case 3 if kernel.pool.workers():
+                with suppress(ProcessLookupError):
+                    os.kill(kernel.pool.workers()[0].process.pid, signal.SIGKILL)
+            case 4 if asked:
+                kernel.ending.cancel(chance.choice(asked))
+            case _:
+                asked.append(ask(kernel, to(name, keep_alive=chance.choice([None, 0, 1])), max_tokens=40))
+        time.sleep(chance.choice([0.0, 0.05, 0.5]))
+    for name in "ab":
+        asked.append(ask(kernel, to(name), max_tokens=40))  # it brings back what was unloaded
+    done = [request for request in asked if ended(request).state is State.DONE]
+    assert {request.state for request in asked} <= {State.DONE, State.CANCELLED}
+    for name in "ab":
+        assert len({tuple(request.tokens) for request in done if request.queue == name}) == 1

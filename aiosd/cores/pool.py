@@ -119,6 +119,10 @@ class Pool:
         """Whether the model is loaded, or will be as soon as a device is free."""
         return self._models.get(model.name) is model
 
+    def held(self) -> list[Model]:
+        """The models that are loaded or will be."""
+        return self._wanted()
+
     def fail(self, model: Model, why: str) -> None:
         """Give a model up, and its requests."""
         self._models.pop(model.name, None)

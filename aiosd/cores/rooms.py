@@ -121,7 +121,12 @@ class Rooms:
     def _loaded(self, at: tuple[str, ...]) -> list[Model]:
         on = (w.model for w in self._pool.workers() if w.state is not WorkerState.STOPPING
               and set(at) & set(w.place.devices))  # fmt: skip
-        return list(dict.fromkeys(on))
+        return list(dict.fromkeys([*on, *self._between(at)]))
+
+    def _between(self, at: tuple[str, ...]) -> list[Model]:
+        """The models whose worker has died a moment ago, and whose next one has not started yet."""
+        without = (model for model in self._pool.held() if not self._pool.of(model))
+        return [model for model in without if at in self._pool.places.candidates(model)[:1]]
 
     def _free(self) -> int:
         """What is free for workers: not what those that run have not used yet of theirs."""
@@ -129,6 +134,7 @@ class Rooms:
         for worker in self._pool.workers():
             if worker.place.devices == (CPU,) and worker.state is not WorkerState.STOPPING:
                 owed += max(0, worker.model.stay.bytes - self._own(worker))
+        owed += sum(model.stay.bytes for model in self._between((CPU,)))
         return max(0, self.memory().free - owed)
 
     @staticmethod

@@ -83,6 +83,8 @@ def serve(channel: wire.Channel, order: wire.Load) -> None:
     facts |= {"kv_shapes": model.kv_shapes, "kv_layout": model.kv_layout}
     facts |= {"kv_bytes_per_token": model.kv_bytes_per_token}
     channel.send(wire.Ready({**model.info, **facts}))
+    # Half a second for 128k tokens: now, not in the middle of an answer. Whoever needs it first waits.
+    threading.Thread(target=lambda: model.constraints, daemon=True).start()
     WorkerLoop(channel, engine).run()
 
 
@@ -110,7 +112,6 @@ def load_engine(order: wire.Load) -> Engine:
     )
     if warning:
         model.info["warning"] = warning
-    _ = model.constraints  # half a second for 128k tokens: now, not in the middle of somebody's answer
     return Engine(
         model, kv_bytes=order.kv_bytes, max_running=order.max_running, prefill_tokens=order.prefill_tokens
     )
