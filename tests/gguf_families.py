@@ -83,6 +83,7 @@ def _describe(writer: gguf.GGUFWriter, c: Any) -> None:
     writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
     rope = c.rope_parameters.get("full_attention", c.rope_parameters)
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
@@ -106,6 +107,10 @@ def _describe(writer: gguf.GGUFWriter, c: Any) -> None:
     if hasattr(c, "num_experts_per_tok"):
         writer.add_expert_count(c.num_experts)
         writer.add_expert_used_count(c.num_experts_per_tok)
+        if hasattr(c, "moe_intermediate_size"):
+            writer.add_expert_feed_forward_length(c.moe_intermediate_size)
+        if hasattr(c, "shared_expert_intermediate_size"):
+            writer.add_expert_shared_feed_forward_length(c.shared_expert_intermediate_size)
 
 
 def _vocabulary(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
