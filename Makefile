@@ -2,7 +2,7 @@
 # does nothing when nothing changed).
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # make -j demo test would set up twice at once
-.PHONY: help setup setup-tests demo test test-fast run lint format build man deb eval-tiny train-tiny bench bench-engine bench-sched bench-fs bench-tools bench-daemon lock clean distclean
+.PHONY: help setup setup-tests demo test test-fast run lint format build man deb eval-tiny train-tiny bench bench-engine bench-sched bench-fs bench-tools bench-daemon bench-paper lock clean distclean
 PY := .venv/bin/python
 ARGS ?=
 
@@ -17,7 +17,7 @@ help:
 	@echo 'make man                                    build/man: the pages of man/ for man(1)'
 	@echo 'make deb                                    dist/aiosd_VERSION_ARCH.deb, for this release of Debian (TORCH=cuda: for GPUs)'
 	@echo 'make eval-tiny | train-tiny                 the built-in model: measure it, make it again'
-	@echo 'make bench | bench-{engine,sched,fs,tools,daemon} all of them, or one'
+	@echo 'make bench | bench-{engine,sched,fs,tools,daemon,paper} all of them, or one'
 	@echo 'make lock                                   requirements*.lock from pyproject.toml'
 	@echo 'make clean | distclean                      remove what was built | and .venv'
 
@@ -77,7 +77,7 @@ eval-tiny: setup
 train-tiny: setup
 	$(PY) models/tiny/train.py $(ARGS)
 
-bench: bench-engine bench-sched bench-fs bench-tools bench-daemon
+bench: bench-engine bench-sched bench-fs bench-tools bench-daemon bench-paper
 
 bench-engine: setup
 	$(PY) -m bench.engine $(ARGS)
@@ -93,6 +93,10 @@ bench-tools: setup
 
 bench-daemon: setup
 	$(PY) -m bench.daemon $(ARGS)
+
+bench-paper:
+	@./setup --tests
+	$(PY) -m bench.paper $(ARGS)
 
 # Keeps the versions that still fit; to move on, delete the line (or the file) first.
 # PyPI's torch asks for CUDA on Linux; a machine without a GPU shall not get that, so it has its own file.

@@ -142,7 +142,7 @@ class Kernel:
         )  # fmt: skip
         self.delivery = Delivery(
             self.scheduler, self.ending, self.residency, self.interception, self.events, self.notices,
-            config.limits.worker_deaths_per_request,
+            self.limits, config.limits.worker_deaths_per_request,
         )  # fmt: skip
         self.pool.report_to(self.delivery)
 

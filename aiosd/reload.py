@@ -77,3 +77,4 @@ def models(kernel: Kernel, old: Config, config: Config) -> None:
     kernel.model_objects.let_go()
     kernel.pool.places.retry()
     kernel.pool.arrange()
+    kernel.scheduler.wanting.set()  # keep_alive may be shorter now

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from aiosd.errors import BadValue, ConfigError, StoreFailed, StoreFull, shown
-from aiosd.host import disk, journal, mount, proc, toml
+from aiosd.host import disk, journal, mount, proc, subuids, toml
 from aiosd.host.notify import notify
+from aiosd.host.turns import Turns
 from aiosd.tools.run.cgroups import Cgroups
 from tests.running import REPOSITORY
 
@@ -217,6 +218,19 @@ def test_the_kernels_own_lines_count_before_those_that_hold_names_of_users() -> 
 def test_an_open_file_is_on_the_device_of_its_mount(tmp_path: Path) -> None:
     with proc.opened(os.getpid()) as folder, (tmp_path / "file").open("w") as file:
         device = proc.devices_of_mounts(folder)[str(proc.mount_id(file.fileno())).encode()]
-        assert (str(file.fileno()), True) in list(proc.files_on(folder, device))
+        assert True in list(proc.files_on(folder, device))
+        assert list(proc.files_on(folder, device, os.fsencode(tmp_path / "file"))) == [True]
+        assert not list(proc.files_on(folder, device, b"/another"))
     with pytest.raises(FileNotFoundError):
         proc.device_of(tmp_path / "none")
+
+
+def test_users_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also one who has many uids."""
+    (tmp_path / "subuid").write_text("1000:200000:10\n")
+    monkeypatch.setattr(subuids, "_subuids", subuids.SubUids(tmp_path / "subuid"))
+    turns = Turns[str]()
+    assert all(turns.put(uid, f"a{uid}", most=3) for uid in (1000, 200001, 200002))
+    assert not turns.put(200003, "too many", most=3)
+    assert turns.put(1001, "b", most=3)
+    assert [turns.get() for _ in range(4)] == ["a1000", "b", "a200001", "a200002"]

@@ -240,7 +240,7 @@ def test_the_number_of_threads_changes_no_bits_of_the_fused_path(name: str) -> N
 
 
 def test_a_late_thread_does_not_count_the_experts_of_a_later_layer() -> None:
-    """Each layer gives its experts other rows. A thread that counted those of another layer waited forever."""
+    """Each layer gives its experts other rows. A thread that counted those of another layer never ended."""
     if library() is None:
         pytest.skip("compiled operations are not built")
     m = load(folder("mixtral"), threads=5)

@@ -207,7 +207,7 @@ def test_the_right_core_runs_a_model(name: str) -> None:
 def test_a_model_whose_attention_cannot_be_paged_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match=name) as caught:
         load(folder(name))
-    assert "remote core" in caught.value.hint
+    assert "use another model" in caught.value.hint
 
 
 def test_a_model_whose_rows_depend_on_the_batch_runs_one_by_one() -> None:

@@ -21,11 +21,12 @@ from aiosd.cores.engine.core import Batch, Segment
 from aiosd.cores.engine.engine import Engine
 from aiosd.cores.engine.family import DecoderSpec, spec_of
 from aiosd.cores.engine.fused import FusedLlama
-from aiosd.cores.engine.gguf import GgufFile, StoredTensor, plain
+from aiosd.cores.engine.gguf import GgufFile, plain
 from aiosd.cores.engine.gguf_config import of_gguf
 from aiosd.cores.engine.gguf_vocabulary import SPLITS
 from aiosd.cores.engine.model import LoadedModel, load
 from aiosd.cores.engine.ops import library
+from aiosd.cores.engine.stored import StoredTensor
 from aiosd.cores.engine.weights import Weights
 from aiosd.errors import ModelError
 from aiosd.syscall.sampling import Sampling

@@ -16,10 +16,11 @@ from aiosd.cores.engine.config import read
 from aiosd.cores.engine.family import FAMILIES, spec_of
 from aiosd.cores.engine.folder import ModelFolder
 from aiosd.cores.engine.fused import FusedLlama
-from aiosd.cores.engine.gguf import GgufFile, StoredTensor
+from aiosd.cores.engine.gguf import GgufFile
 from aiosd.cores.engine.gguf_config import ARCHITECTURES, of_gguf
 from aiosd.cores.engine.model import load
 from aiosd.cores.engine.ops import library
+from aiosd.cores.engine.stored import StoredTensor
 from aiosd.errors import ModelError
 from aiosd.syscall.sampling import Sampling
 from tests import gguf_families

@@ -23,6 +23,7 @@ from aiosd.fs.files import Opening
 from aiosd.fs.transaction import Transaction
 from aiosd.host import subuids, usage
 from aiosd.host.subuids import owner
+from aiosd.scheduler import delivery
 from aiosd.scheduler.handler import Source
 from aiosd.scheduler.ledger import Buckets
 from aiosd.scheduler.limits import Quotas
@@ -398,3 +399,19 @@ def test_requests_of_a_removed_agent_are_gone_at_once_and_deleted_one_by_one(mak
     assert ended(kernel.admission.get(other.id)).state is State.DONE
     with pytest.raises(NotFound):
         kernel.admission.get(hers[1].id)
+
+
+def test_answers_that_take_too_much_memory_end(
+    make_kernel: MakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "LARGE_BYTES", 50_000)
+    kernel = make_kernel("[quota]\npending_bytes = 200000\n")
+    kernel.start()
+    assert ended(ask(kernel, "x", max_tokens=60)).state is State.DONE
+    assert ended(ask(kernel, "x", max_tokens=15, logprobs=20)).state is State.DONE
+    request = ended(ask(kernel, "x", max_tokens=60, logprobs=20))
+    assert (request.state, request.error.split(":")[0]) == (
+        State.FAILED, "your requests and their answers take too many bytes",
+    )  # fmt: skip
+    assert 15 < len(request.tokens) < 60
+    assert not kernel.scheduler.queue.pending_bytes

@@ -99,6 +99,18 @@ def test_a_request_says_how_long_its_model_stays_and_shortens_no_other_users_tim
         assert "keep" in request.error
 
 
+def test_a_conversation_keeps_its_kv_when_its_model_leaves(two: Callable[..., Kernel]) -> None:
+    kernel = two(a="keep_alive = '200ms'")
+    kernel.start()
+    context = kernel.contexts.add("chat")
+    kernel.permissions.set("/contexts/chat", Permission(ME.uid, ME.gid, 0o700))
+    first = ended(ask(kernel, to("a", "word " * 60), "chat", max_tokens=5))
+    becomes(kernel, "a", ModelState.ABSENT)
+    assert kernel.residency.state(context) == "host"
+    second = ended(ask(kernel, to("a", "go on"), "chat", max_tokens=5))
+    assert second.usage.cached_tokens >= first.usage.prompt_tokens - 16
+
+
 def test_always_is_there_from_the_start_and_stays(two: Callable[..., Kernel]) -> None:
     kernel = two("[engine]\nkeep_alive = '0'\n", a="keep_alive = 'always'")
     kernel.start()

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -107,6 +108,43 @@ def test_a_descriptor_that_is_still_open_keeps_a_request_from_being_submitted(da
         f"mkdir agents/many; {script}; cat agents/many/requests/latest/request; rmdir agents/many"
     )
     assert (done.stdout, done.stderr) == ("new\none\ntwo\n", "")
+
+
+def test_who_has_many_files_open_and_closes_without_end_delays_nobody_else(daemon: Daemon) -> None:
+    """aios-privileged looks at all files of a process that closes a written one."""
+    program = """
+import os, threading
+os.mkdir("agents/busy")
+open("agents/busy/ctl", "w").write("pause")
+kept = [os.open("/dev/null", os.O_RDONLY) for _ in range(3900)]
+def close():
+    while True:
+        try:
+            file = os.open("agents/busy/syscall/llm", os.O_WRONLY)
+            os.write(file, b"x")
+            os.close(file)
+        except OSError:
+            pass
+for _ in range(16):
+    threading.Thread(target=close).start()
+print("ready", flush=True)
+"""
+    with subprocess.Popen(
+        ["prlimit", "--nofile=4096", PYTHON, "-c", program], cwd=daemon.root, user=ALICE, group=ALICE,
+        extra_groups=[], stdout=subprocess.PIPE,
+    ) as busy:  # fmt: skip
+        try:
+            assert busy.stdout
+            assert busy.stdout.readline() == b"ready\n"
+            took = []
+            for _ in range(8):
+                began = time.monotonic()
+                assert call(daemon, "calc", {"expression": "6*7"}, BOB).stdout == "42\n"
+                took.append(time.monotonic() - began)
+        finally:
+            busy.kill()
+    (daemon.root / "agents/busy").rmdir()
+    assert sorted(took)[4] < 2, "five seconds for each close, were it to wait for those of the other user"
 
 
 def test_the_audit_log_has_the_program_that_called(daemon: Daemon) -> None:

@@ -195,6 +195,25 @@ def test_the_compiled_operations_are_used(machine: Machine) -> None:
         assert "compiled operations are not usable" not in journal(machine, "-u aiosd")
 
 
+def test_a_model_on_demand_is_a_unit_that_was_kept_warm_and_that_goes(machine: Machine) -> None:
+    folder, spare = "/usr/share/aios/models/tiny", "/aios/models/spare"
+    machine.run("root", f"aiosctl model add {folder} --name spare; echo keep_alive 1s > {spare}/ctl")
+    units = "systemctl list-units --plain --no-legend --state=active 'aios-worker@*' | cut -d' ' -f1"
+
+    def absent() -> bool:
+        return machine.out("root", f"cat {spare}/state") == "absent"
+
+    wait_until(absent, "its end", 60)
+    wait_until(lambda: len(machine.out("root", units).split()) == 2, "the warm worker", 60)
+    before = machine.out("root", units)
+    asked = f"echo hi > {spare}/llm && cat {spare}/llm && echo aios-worker@$(cat {spare}/workers).service"
+    assert machine.out("root", asked).splitlines()[-1] in before
+    wait_until(absent, "its end", 60)
+    machine.run("root", "aiosctl model remove spare")
+    wait_until(lambda: len(machine.out("root", units).split()) == 1, "the end of the warm worker", 90)
+    assert "died" not in journal(machine, "-u aiosd")
+
+
 def test_it_sees_only_python3_systemd_of_debians_packages(machine: Machine) -> None:
     """Without that package the journal would get lines of standard error, without LOGGER and other fields."""
     look = "import sys, systemd.journal, systemd.daemon; print(systemd.__file__, *sys.path)"

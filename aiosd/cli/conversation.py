@@ -124,14 +124,12 @@ def value_of(text: str) -> Any:
         return text
 
 
-def waits_for(files: Files, model: str, before: set[str]) -> str:
-    """What an answer waits for, in words; empty: for its computation. `before`: the requests at its start."""
-    state = files.read(f"models/{model}/state").strip()
-    if state != "ready":
-        why = json.loads(files.read(f"models/{model}/info.json")).get("error")
-        return f"the model {model} is {state}" + (f": {why}" if why else "")
-    for line in files.read("scheduler/queue").splitlines()[1:]:
-        id, state, uid, agent, *_, ahead, starts_s = line.split()
-        if id not in before and (uid, agent) == (str(os.getuid()), "-") and ahead != "-":
-            return f"{state}; {ahead} requests are before it, which takes about {starts_s} s"
+def waits_for(files: Files, before: set[str]) -> str:
+    """What a request of this user that was not there `before` waits for, in words; empty: for nothing."""
+    for id in files.names("requests"):
+        place = files.root / "requests" / id
+        if id not in before and place.stat().st_uid == os.getuid():
+            state, *facts = (place / "state").read_text().strip().split(" ", 3)
+            if state in ("queued", "preempted") and facts:
+                return facts[2] if len(facts) > 2 else f"{facts[0]} requests start before it, in {facts[1]} s"
     return ""

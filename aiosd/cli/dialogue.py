@@ -53,7 +53,7 @@ class Waiting:
     """While no answer comes, say why on standard error, if that is a terminal. A call says it again."""
 
     def __init__(self, conversation: Conversation) -> None:
-        self._files, self._model = conversation.files, conversation.model
+        self._files = conversation.files
         self._terminal, self._said = sys.stderr.isatty(), False
         self._before = set(self._files.names("requests")) if self._terminal else set()
         self._began_s = time.monotonic()
@@ -61,7 +61,7 @@ class Waiting:
     def __call__(self) -> None:
         if self._terminal:
             with suppress(OSError, ValueError):  # it is told again soon
-                if why := waits_for(self._files, self._model, self._before):
+                if why := waits_for(self._files, self._before):
                     waited_s = time.monotonic() - self._began_s
                     self._print(f"{ERASE}{DIM}waits {waited_s:.0f} s: {safe(why)}{PLAIN}")
                     self._said = True

@@ -126,7 +126,7 @@ class EngineConfig:
     prefill_tokens: int = at_least(1, 512)  # prompt tokens computed beside the decodes of one step
     threads: int = 0  # 0: one per CPU the worker may use
     deterministic: bool = True  # answers are the same to the bit in any batch (CPU, float32)
-    quantization: str = one_of("none", "none", "int8")
+    quantization: str = one_of("none", "none", "int4", "int8")
     device: str = "auto"
     device_table: str = path("")  # for tests: a file with devices that replaces the machine's own
     dtype: str = "auto"

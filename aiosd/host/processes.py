@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
-from aiosd.host.proc import DESCRIPTORS
+from aiosd.host.proc import NAMED
 
 
 class Watcher(Protocol):
@@ -45,7 +45,7 @@ class Direct:
     def holds(self, pid: int, path: str) -> bool:
         try:
             with os.scandir(f"/proc/{pid}/fd") as descriptors:
-                for descriptor in islice(descriptors, DESCRIPTORS):
+                for descriptor in islice(descriptors, NAMED):
                     with suppress(OSError):  # another thread may close it meanwhile
                         if os.readlink(descriptor.path).endswith(path):
                             return True

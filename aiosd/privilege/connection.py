@@ -11,16 +11,19 @@ import fcntl
 import logging
 import os
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aiosd.access.caller import proc_status
 from aiosd.cores.wire import Channel
 from aiosd.errors import AiosError, Denied, WireError, in_words
 from aiosd.host.proc import device_of
 from aiosd.host.processes import Direct
+from aiosd.host.turns import Turns
 from aiosd.privilege import orders
 from aiosd.privilege.administrator import NOWHERE, Administrator
 from aiosd.privilege.orders import Answered, Ended, Erred, Mounted, Said
@@ -38,6 +41,7 @@ log = logging.getLogger(__name__)
 SESSIONS_MOST = 80  # MCP sessions at once; the daemon keeps to fewer (aiosd.tools.mcp.sessions)
 ACTS_PER_S, ACTS_AT_ONCE = 200.0, 1000
 JSON_GROWS = 8  # the most bytes of JSON text for each byte of a request
+QUESTIONS_MOST = 64  # about processes of one user, that wait for their answers
 Run = orders.RunTool | orders.RunOwn | orders.RunServer
 
 
@@ -52,10 +56,13 @@ class DaemonConnection:
         self._systemctl = Systemctl(administrator, self._send)
         self._pace = Pace(ACTS_PER_S, ACTS_AT_ONCE)
         self._live = set[int]()  # calls and sessions
+        self._questions = Turns[orders.See | orders.Holds | None]()  # None: the daemon is gone
+        self._answering = threading.Thread(target=self._answer, name="questions", daemon=True)
 
     def serve(self, fuse: int) -> None:
         """Obey until the daemon ends, or sends an order that no honest daemon sends."""
         self._runner.start()
+        self._answering.start()
         self._systemctl.start()
         try:
             self._send(Mounted(str(self._folder)), fuse)
@@ -71,6 +78,7 @@ class DaemonConnection:
     def end(self) -> None:
         self._systemctl.stop()
         self._runner.stop()
+        self._questions.put(NOBODY, None)
         self._channel.close()
 
     def _obey(self, message: Any) -> None:
@@ -100,12 +108,24 @@ class DaemonConnection:
             case orders.Reload():
                 self._administrator.reload()
             case orders.See():
-                self._send(Answered(message.number, "seen" if self._see(message) else ""))
+                self._ask(message.uid, message)
             case orders.Holds():
-                held = holds(message.pid, message.path, self._device)
-                self._send(Answered(message.number, "held" if held else ""))
+                self._ask(uid_of(message.pid), message)
             case orders.Program():
                 self._send(Answered(message.number, Direct().program(message.pid)))
+
+    def _ask(self, uid: int, question: orders.See | orders.Holds) -> None:
+        """Answer on another thread: who has many files open makes the answer take long."""
+        if not self._questions.put(uid, question, QUESTIONS_MOST):
+            self._send(Answered(question.number, ""))
+
+    def _answer(self) -> None:
+        while question := self._questions.get():
+            if isinstance(question, orders.See):
+                answer = "seen" if self._see(question) else ""
+            else:
+                answer = "held" if holds(question.pid, question.path, self._device) else ""
+            self._send(Answered(question.number, answer))
 
     def _see(self, message: orders.See) -> bool:
         try:
@@ -223,6 +243,12 @@ class DaemonConnection:
         facts |= {"GROUP": order.group, "UID": str(order.uid), "DECISION": decision}
         named = {f"AIOS_{key}": value for key, value in facts.items()}
         self._runner.notify(config.tools.notify, named, uid, gid)
+
+
+def uid_of(pid: int) -> int:
+    """Whose process it is; nobody's if it has ended. The owner of its folder in /proc may be root."""
+    words = proc_status(pid, "Uid")
+    return int(words[3]) if len(words) == 4 else NOBODY
 
 
 def own(order: orders.RunOwn) -> Manifest:

@@ -4,8 +4,7 @@ The daemon says which user calls, and it may lie. So it names the process while 
 /proc then tells the process's user and groups, and whether it has a file of the tree open to write. Such a
 sighting holds for a week, because a request outlives its process: it waits in the queue, or for a restart.
 System accounts are refused in any case. A uid under another name than the remembered one is another account
-(aiosd.host.accounts): it has not been seen, and the former work folders are set aside. Only the thread that
-receives orders uses this.
+(aiosd.host.accounts): it has not been seen, and the former work folders are set aside. Any thread may call.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ import json
 import logging
 import os
 import pwd
+import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ class Users:
     def __init__(self, state: Path, work: Work) -> None:
         """`state`: keeps the sightings and the names of users over a restart. Only root can change it."""
         self._file, self._work = state / "users.json", work
+        self._lock = threading.RLock()
         self._seen: dict[int, list[Sighting]] = {}
         self._read()
         self._names_file = state / "accounts.json"
@@ -73,18 +73,20 @@ class Users:
         for pid in pids:
             groups = writer(pid, uid, device)
             if groups is not None:
-                self._accounts.check(uid, fresh=True)  # the daemon may have seen another name already
-                self._note(uid, groups, time.time())
+                with self._lock:
+                    self._accounts.check(uid, fresh=True)  # the daemon may have seen another name already
+                    self._note(uid, groups, time.time())
                 return True
         return False
 
     def check(self, uid: int, groups: Collection[int], system_users: Sequence[str]) -> None:
         """Raises Denied: tools do not run as that user with these groups. Raises StoreFailed."""
         check_account(uid, system_users)
-        if uid in self._seen:
-            self._accounts.check(uid)
         since_s = time.time() - LASTS_S
-        fresh = [sighting for sighting in self._seen.get(uid, ()) if sighting.at_s > since_s]
+        with self._lock:
+            if uid in self._seen:
+                self._accounts.check(uid)
+            fresh = [sighting for sighting in self._seen.get(uid, ()) if sighting.at_s > since_s]
         if not fresh:
             days = LASTS_S // 86400
             raise Denied(
@@ -188,7 +190,7 @@ def writer(pid: int, uid: int, device: bytes) -> frozenset[int] | None:
             facts = proc.facts(proc.content(folder, "status"))
             _, _, _, fsuid = map(int, facts[b"Uid"].split())
             *_, fsgid = map(int, facts[b"Gid"].split())
-            if fsuid != uid or not any(writable for _, writable in proc.files_on(folder, device)):
+            if fsuid != uid or not any(proc.files_on(folder, device)):
                 return None
             return frozenset({fsgid, *map(int, facts[b"Groups"].split())})
     except (OSError, KeyError, ValueError):  # no such process, or no more
@@ -197,13 +199,8 @@ def writer(pid: int, uid: int, device: bytes) -> frozenset[int] | None:
 
 def holds(pid: int, path: str, device: bytes) -> bool:
     """Whether the process has a file of the device open whose path ends so."""
-    wanted = os.fsencode(path)
     try:
         with proc.opened(pid) as folder:
-            for number, _ in proc.files_on(folder, device):
-                with suppress(OSError):  # another thread may close it meanwhile
-                    if os.fsencode(os.readlink(f"fd/{number}", dir_fd=folder)).endswith(wanted):
-                        return True
+            return any(True for _ in proc.files_on(folder, device, os.fsencode(path)))
     except (OSError, KeyError, ValueError):
         return False
-    return False

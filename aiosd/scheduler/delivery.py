@@ -16,13 +16,19 @@ from aiosd.cores.models import Model
 from aiosd.cores.pool import Worker
 from aiosd.events import Events
 from aiosd.host.message_ids import about
+from aiosd.host.subuids import owner
 from aiosd.scheduler.ending import Ending
+from aiosd.scheduler.limits import Limits
 from aiosd.scheduler.notices import Notices
+from aiosd.scheduler.queue import add
 from aiosd.scheduler.scheduler import Scheduler
 from aiosd.syscall import judging, response
 from aiosd.syscall.request import Request, State
 
 log = logging.getLogger(__name__)
+
+LOGPROB_BYTES = 500  # of memory, for each token that is named
+LARGE_BYTES = 1 << 20  # a request with its answer is looked at from here on
 
 
 class Delivery:
@@ -36,12 +42,13 @@ class Delivery:
         interception: Interception,
         events: Events,
         notices: Notices,
+        limits: Limits,
         deaths_max: int,
     ) -> None:
         """`deaths_max`: how many workers may die while they run one request."""
         self._scheduler, self._ending = scheduler, ending
         self._residency, self._interception = residency, interception
-        self._events, self._notices = events, notices
+        self._events, self._notices, self._limits = events, notices, limits
         self.deaths_max = deaths_max
 
     # requests
@@ -103,8 +110,11 @@ class Delivery:
             if not request.tokens:
                 self._interception.read(request, request.usage.prompt_tokens - made.cached_tokens)
         scheduler = self._scheduler
+        size = len(made.text) + LOGPROB_BYTES * sum(1 + len(one["top_logprobs"]) for one in made.logprobs)
         with scheduler.lock:
             scheduler.trace.decodes(request)
+            request.size_bytes += size
+            add(scheduler.queue.pending_bytes, owner(request.uid), size)
             request.tokens += made.tokens
             request.text += made.text
             request.usage.completion_tokens = len(request.tokens)
@@ -118,6 +128,10 @@ class Delivery:
                 threading.Thread(target=self._judge, args=(request,), name="judge", daemon=True).start()
             else:
                 self._ending.finish(request, State.DONE)
+            return
+        if request.size_bytes > LARGE_BYTES and self._limits.overdrawn(request.uid):
+            why = "your requests and their answers take too many bytes: ask for fewer logprobs at once"
+            self._ending.finish(request, State.FAILED, why)
             return
         if request.parent:
             scheduler.step_said(request)

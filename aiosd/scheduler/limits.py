@@ -121,6 +121,13 @@ class Limits:
                     raise Busy("your waiting and half-written requests take too many bytes", LATER)
             add(pending, person, size)
 
+    def overdrawn(self, uid: int) -> bool:
+        """Whether a user's unfinished requests, with their answers so far, take more bytes than they may."""
+        groups = Reader.of(uid).groups if self.quotas.asks_groups else frozenset[int]()
+        most = self.quotas.of(Caller(uid, -1, 0, groups)).pending_bytes
+        with self._lock:
+            return self._queue.pending_bytes.get(owner(uid), 0) > most
+
 
 class Quotas:
     def __init__(self, config: Config) -> None:

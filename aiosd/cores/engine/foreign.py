@@ -178,8 +178,16 @@ def _load(folder: ModelFolder, device: str, dtype: torch.dtype) -> Any:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the error below names them
         )
+    except ImportError as error:  # the library of a way to quantise, as a rule
+        remedy = "install what it names beside aiosd, or use a GGUF file of the model"
+        raise ModelError(f"{folder.path}: cannot be loaded: {in_words(error)}", remedy) from None
     except Exception as error:  # noqa: BLE001  the architecture's own code may raise anything
-        raise ModelError(f"{folder.path}: cannot be loaded: {in_words(error)}", COPY_AGAIN) from None
+        how = folder.config.get("quantization_config")
+        method = str(how.get("quant_method"))[:40] if isinstance(how, dict) else ""
+        remedy = (
+            f"aiosd does not read weights of {method}: use a GGUF file of the model" if method else COPY_AGAIN
+        )
+        raise ModelError(f"{folder.path}: cannot be loaded: {in_words(error)}", remedy) from None
     lacking = [*info["missing_keys"], *info.get("mismatched_keys", ())]
     if lacking:  # transformers would fill them with random numbers and go on
         raise ModelError(

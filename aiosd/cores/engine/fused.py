@@ -18,8 +18,9 @@ import torch
 
 from aiosd.cores.engine.core import KV, Batch, zeros
 from aiosd.cores.engine.family import DecoderSpec
-from aiosd.cores.engine.gguf import TYPES, StoredTensor, plain
+from aiosd.cores.engine.gguf import TYPES, plain
 from aiosd.cores.engine.kv import BLOCK
+from aiosd.cores.engine.stored import OURS, StoredTensor
 from aiosd.cores.engine.weights import StoredWeights, Weights, linears
 
 LINEARS = ("qkv", "out", "gate_up", "down", "router", "shared")  # as ops.cpp counts them
@@ -28,9 +29,9 @@ NORMS = ("norm1", "norm2", "q_norm", "k_norm", "after1", "after2")
 # Kinds of weights that are read as they are stored (quantised.h): values in a block.
 STAY = {
     "F32": 8, "Q4_0": 32, "Q4_1": 32, "Q5_0": 32, "Q5_1": 32, "Q8_0": 32,
-    "Q4_K": 256, "Q5_K": 256, "Q6_K": 256,
+    "Q4_K": 256, "Q5_K": 256, "Q6_K": 256, **dict.fromkeys(OURS, 32),
 }  # fmt: skip
-NUMBERS = {name: number for number, (name, _, _) in TYPES.items()}
+NUMBERS = {name: number for number, (name, _, _) in TYPES.items()} | OURS
 OUTPUTS = 16  # of a panel
 
 
@@ -84,6 +85,7 @@ class FusedLlama:
             lib.aiosd_layer(self._model, i, own.window, own.rope)
         self._free = weakref.finalize(self, lib.aiosd_free, self._model)
         self._kept: list[Any] = []  # stored weights, which C++ reads while the model lives
+        self.kept_bytes: dict[str, int] = {}  # of each of their types
         if isinstance(weights, StoredWeights):
             self._give_stored(weights)
         else:
@@ -154,6 +156,7 @@ class FusedLlama:
         """Keep a part's memory as long as the model, and return its address."""
         rows = np.frombuffer(part.data, np.uint8)
         self._kept.append(rows)
+        self.kept_bytes[part.type] = self.kept_bytes.get(part.type, 0) + len(rows)
         return int(rows.ctypes.data)
 
     def reserve(self, blocks: int) -> KV:

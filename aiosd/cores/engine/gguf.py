@@ -13,7 +13,7 @@ import mmap
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ import numpy as np
 import torch
 
 from aiosd.cores.engine import gguf_config
+from aiosd.cores.engine import stored as formats
 from aiosd.cores.engine.folder import unreadable
+from aiosd.cores.engine.stored import StoredTensor
 from aiosd.errors import ModelError
 
 MAGIC = b"GGUF"
@@ -60,31 +62,6 @@ WHOLE = {
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 EXPERT = re.compile(r"\.experts\.(\d+)(?=\.)")  # GGUF has all experts of a layer in one tensor
 PAIRED = {"llama", "mistral", "mixtral", "smollm3", "granite"}  # queries and keys in the order of pairs
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor as it lies in the file. `shape` is that of Hugging Face: outputs first."""
-
-    type: str
-    shape: tuple[int, ...]
-    data: memoryview
-    heads: int = 0  # whose rows lie in pairs: first and second half in turn. 0: the rows lie in their order
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def row_bytes(self) -> int:
-        return len(self.data) // math.prod(self.shape[:-1])
-
-    def ordered(self) -> StoredTensor:
-        """Return the tensor with its rows in their order; a copy where they lie in pairs."""
-        if not self.heads:
-            return self
-        rows = np.frombuffer(self.data, np.uint8).reshape(self.heads, -1, 2, self.row_bytes)
-        return StoredTensor(self.type, self.shape, memoryview(rows.swapaxes(1, 2).tobytes()))
 
 
 class GgufFile:
@@ -271,6 +248,8 @@ def gguf_name(name: str) -> str:
 def plain(stored: StoredTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return a tensor's values in float32, [*shape]."""
     stored = stored.ordered()
+    if stored.type in formats.OURS:
+        return formats.floats(stored)
     if stored.type == "F32":
         return np.frombuffer(stored.data, np.float32).reshape(stored.shape).copy()
     from gguf import GGMLQuantizationType

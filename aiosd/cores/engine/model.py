@@ -6,6 +6,7 @@ transformers' own modules for everything else. Never runs code from a model's fo
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +16,14 @@ import torch
 
 from aiosd.cores.engine.constraint import Constraints
 from aiosd.cores.engine.core import Core
-from aiosd.cores.engine.family import spec_of
+from aiosd.cores.engine.family import DecoderSpec, spec_of
 from aiosd.cores.engine.folder import ModelFolder
 from aiosd.cores.engine.fused import STAY, FusedLlama
 from aiosd.cores.engine.gguf import GgufFile, stored_bytes
 from aiosd.cores.engine.kv import BLOCK
 from aiosd.cores.engine.llama import TorchLlama
 from aiosd.cores.engine.ops import library
+from aiosd.cores.engine.packed_folder import FewBits, PackedFolder, is_packed
 from aiosd.cores.engine.vocabulary import Vocabulary
 from aiosd.cores.engine.weights import read_stored, read_weights
 from aiosd.errors import BadRequest, ModelError
@@ -102,7 +104,8 @@ def load(
     process, since torch has one pool; idle ones sleep (OMP_WAIT_POLICY, team.h). `core`: auto, or fused,
     torch, foreign to insist on one, as tests and benchmarks do. `info["exact"]` of the result says whether
     answers are free of the batch bit by bit: on the CPU in float32, if `deterministic`. `quantization`: none,
-    or int8 for weights of 8 bits with a scale for each output (fused core only).
+    int8 for weights of 8 bits with a scale for each output, or int4 for weights of 4 bits with a scale and a
+    least value for each 32 (fused core only). Weights that are quantised in the file stay so with int4.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -144,6 +147,8 @@ def _opened(path: Path) -> tuple[ModelFolder | GgufFile, Any, Vocabulary]:
 
     folder = ModelFolder(path)
     config = read(folder)
+    if is_packed(folder):
+        folder, config.quantization_config = PackedFolder(path), None
     return folder, config, Vocabulary(folder.path, folder.config, config)
 
 
@@ -178,6 +183,20 @@ def _dtype(name: str, device: str, config: Any) -> torch.dtype:
     return made
 
 
+def _as_stored(folder: GgufFile | PackedFolder | FewBits, spec: DecoderSpec, lib: ctypes.CDLL) -> FusedLlama:
+    if isinstance(folder, GgufFile):
+        kind = max(sizes := stored_bytes(folder.tensors), key=lambda kind: sizes[kind])
+    else:
+        kind = folder.method if isinstance(folder, PackedFolder) else "int4"
+    made = FusedLlama(spec, read_stored(folder, spec), lib, torch.get_num_threads(), kind)
+    if isinstance(folder, GgufFile):
+        expanded = sum(4 * one.count for one in folder.tensors.values() if one.type not in STAY)
+    else:
+        sizes, expanded = made.kept_bytes, getattr(folder, "expanded_bytes", 0)
+    made.info |= {"stored_bytes": sizes, "expanded_bytes": expanded}
+    return made
+
+
 def _core(
     folder: ModelFolder | GgufFile,
     config: Any,
@@ -203,15 +222,13 @@ def _core(
         from aiosd.cores.engine.foreign import Foreign
 
         return Foreign(folder, config, device, dtype, deterministic)
-    packs = (
-        quantization == "none" and wanted in ("auto", "fused") and device == "cpu" and dtype == torch.float32
-    )
-    if isinstance(folder, GgufFile) and packs and (lib := library()) is not None:
-        kind = max(sizes := stored_bytes(folder.tensors), key=lambda kind: sizes[kind])
-        made = FusedLlama(spec, read_stored(folder, spec), lib, torch.get_num_threads(), kind)
-        expanded = sum(4 * one.count for one in folder.tensors.values() if one.type not in STAY)
-        made.info |= {"stored_bytes": sizes, "expanded_bytes": expanded}
-        return made
+    packs = wanted in ("auto", "fused") and device == "cpu" and dtype == torch.float32
+    packs = packs and quantization in ("none", "int4")
+    if packs and (lib := library()) is not None:
+        if quantization == "int4" and type(folder) is ModelFolder:
+            folder = FewBits(folder.path)
+        if isinstance(folder, (GgufFile, PackedFolder, FewBits)):
+            return _as_stored(folder, spec, lib)
     weights = read_weights(folder, spec, torch.device(device), dtype)
     if wanted != "torch" and device == "cpu" and dtype == torch.float32 and (lib := library()) is not None:
         return FusedLlama(spec, weights, lib, torch.get_num_threads(), quantization)

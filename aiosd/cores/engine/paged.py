@@ -21,7 +21,7 @@ from aiosd.cores.engine.llama import Masks, attend
 from aiosd.errors import ModelError
 
 NAME = "aiosd_paged"
-UNKNOWN = "its attention is of a kind that aiosd cannot page; serve it elsewhere and name it as a remote core"
+UNKNOWN = "its attention is of a kind that aiosd cannot page; use another model, aiosd(8) names the families"
 TRIED_BLOCKS = 48  # size of the KV while foreign.py tests a model; the engine later reserves its own
 
 

@@ -15,7 +15,9 @@ import torch
 
 from aiosd.cores.engine.family import DecoderSpec
 from aiosd.cores.engine.folder import ModelFolder
-from aiosd.cores.engine.gguf import GgufFile, StoredTensor
+from aiosd.cores.engine.gguf import GgufFile
+from aiosd.cores.engine.packed_folder import FewBits, PackedFolder
+from aiosd.cores.engine.stored import StoredTensor
 
 
 @dataclass
@@ -106,8 +108,8 @@ class _Source:
         return found.view(-1, self.spec.head_dim, *shape[1:])[:, order].reshape(shape)
 
     def stored(self, name: str, *shape: int) -> StoredTensor:
-        assert isinstance(self.folder, GgufFile)
-        found, order = self.folder.stored(name, shape), self._order(name)
+        assert isinstance(self.folder, (GgufFile, PackedFolder, FewBits))
+        found, order = self.folder.stored(self._theirs(name), shape), self._order(name)
         if order is None:
             return found
         rows = np.frombuffer(found.data, np.uint8).reshape(
@@ -169,7 +171,7 @@ def read_weights(
     )
 
 
-def read_stored(file: GgufFile, spec: DecoderSpec) -> StoredWeights:
+def read_stored(file: GgufFile | PackedFolder | FewBits, spec: DecoderSpec) -> StoredWeights:
     source = _Source(file, spec)
 
     def layer(i: int) -> dict[str, list[StoredTensor] | torch.Tensor | None]:
@@ -187,7 +189,8 @@ def read_stored(file: GgufFile, spec: DecoderSpec) -> StoredWeights:
         return made
 
     embedding = source.stored("model.embed_tokens.weight", spec.vocab, spec.hidden)
-    head = embedding if spec.tied else source.stored("lm_head.weight", spec.vocab, spec.hidden)
+    tied = spec.tied or "lm_head.weight" not in file
+    head = embedding if tied else source.stored("lm_head.weight", spec.vocab, spec.hidden)
     return StoredWeights(
         embedding, head, source.norm("model.norm", spec.hidden), (layer(i) for i in range(len(spec.layers)))
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from aiosd.host import proc
 from aiosd.host.beneath import opened
+from aiosd.host.turns import Turns
 from aiosd.host.unasked import FOLDER, SomethingMounted, enter, look
 from aiosd.host.usage import free_bytes
 from aiosd.syscall.judging import Died, Judge, serve
@@ -44,8 +44,7 @@ class Survey:
     def __init__(self, tell: Callable[[int, str], None]) -> None:
         """`tell`: called on the thread with a call's id, and why the call must end; empty: it goes on."""
         self._tell = tell
-        self._changed = threading.Condition()
-        self._waiting: dict[int, deque[tuple[int, Look]]] = {}  # by user; the first one's turn is next
+        self._waiting = Turns[tuple[int, Look]]()
         self._judge: Judge | None = None
         self._thread = threading.Thread(target=self._run, name="survey", daemon=True)
 
@@ -53,24 +52,12 @@ class Survey:
         self._thread.start()
 
     def ask(self, uid: int, id: int, wanted: Look) -> None:
-        with self._changed:
-            self._waiting.setdefault(uid, deque()).append((id, wanted))
-            self._changed.notify()
+        self._waiting.put(uid, (id, wanted))
 
     def _run(self) -> None:
         while True:
-            id, wanted = self._next()
+            id, wanted = self._waiting.get()
             self._tell(id, self._measured(wanted))
-
-    def _next(self) -> tuple[int, Look]:
-        with self._changed:
-            self._changed.wait_for(lambda: bool(self._waiting))
-            uid, mine = next(iter(self._waiting.items()))
-            del self._waiting[uid]
-            one = mine.popleft()
-            if mine:
-                self._waiting[uid] = mine  # behind all others
-            return one
 
     def _measured(self, wanted: Look) -> str:
         """Why the call must end; empty: it goes on."""

@@ -389,7 +389,7 @@ class Runner(EventLoop):
         elif (work := running.work) and running.measured:
             running.measured = False
             wanted = Look(str(work.parent), work.name, bounds.work_bytes, bounds.reserve_bytes)
-            self._survey.ask(owner(running.call.uid), running.call.id, wanted)
+            self._survey.ask(running.call.uid, running.call.id, wanted)
 
     def _surveyed(self, id: int, why: str) -> None:
         """On the thread of the survey."""
