@@ -1,4 +1,4 @@
-"""The pulls that run: each in a thread, which has a puller download (aiosd.modelstore.conversation).
+"""The pulls that run: each in a thread, which has a puller download (aiosd.modelstore.talk).
 
 A file gets its name in the store after the puller has ended and its content was hashed. Knows no models and
 no users: aiosd.objects.pulls decides who may pull and what a pulled model becomes.
@@ -15,11 +15,11 @@ from typing import Protocol
 from aiosd.cores.launch import Process
 from aiosd.errors import AiosError, Busy, ModelError, StoreFailed, WireError, in_words
 from aiosd.modelstore import local
-from aiosd.modelstore.conversation import LOOK_S, Conversation, Growing, Reporting, megabytes
 from aiosd.modelstore.launch import PullLauncher
 from aiosd.modelstore.messages import Fetch
 from aiosd.modelstore.source import ModelSource, alternatives
 from aiosd.modelstore.store import ModelManifest, ModelStore, told
+from aiosd.modelstore.talk import LOOK_S, Growing, PullerTalk, Reporting, megabytes
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class Pull:
         """Return whether the model is whole. Add the reason to `why` where another source may do."""
         manifest = self.manifest
         manifest.files, manifest.used = [], str(source)
-        talk = Conversation(self._store, manifest, self._pulls.events, self._cancelled)
+        talk = PullerTalk(self._store, manifest, self._pulls.events, self._cancelled)
         try:
             if source.is_local:
                 self._copy(source, talk)
@@ -185,7 +185,7 @@ class Pull:
         if self._cancelled.is_set():
             raise ModelError("the pull was cancelled")
 
-    def _copy(self, source: ModelSource, talk: Conversation) -> None:
+    def _copy(self, source: ModelSource, talk: PullerTalk) -> None:
         """Copy files of this machine."""
         manifest, events = self.manifest, self._pulls.events
         found = local.find(source, manifest.name, self._pulls.workers_uid)
@@ -206,7 +206,7 @@ class Pull:
             done += file.size
             talk.growing[file.name] = Growing(file, target)
 
-    def _converse(self, talk: Conversation, fetch: Fetch | None) -> None:
+    def _converse(self, talk: PullerTalk, fetch: Fetch | None) -> None:
         number, process = self._pulls.puller()
         self._process = process
         try:

@@ -59,7 +59,7 @@ class Growing:
     temporary: bool = False  # no file of the model
 
 
-class Conversation:
+class PullerTalk:
     def __init__(
         self, store: ModelStore, manifest: ModelManifest, report: Reporting, cancelled: threading.Event
     ) -> None:
