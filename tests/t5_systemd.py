@@ -346,7 +346,7 @@ def test_a_model_is_pulled_by_a_process_of_its_own(machine: Machine, tmp_path: P
         machine.run("root", "systemctl kill --signal=KILL --kill-who=main aiosd")
         wait_until(lambda: machine.works("root", "test -e /aios/version"), "the next daemon", 30)
         machine.run("root", "touch /root/hub-release")
-        wait_until(lambda: machine.out("root", "cat /aios/models/slow/state") == "absent", "the pull", 60)
+        wait_until(lambda: machine.out("root", "cat /aios/models/slow/state") == "ready", "the pull", 60)
         ended = "! systemctl -q is-active 'aios-pull@*' && ! systemctl -q is-failed 'aios-pull@*'"
         wait_until(lambda: machine.works("root", ended), "the end of its process")
         machine.run("root", "aiosctl rm m-Q4_0 model gated slow")

@@ -86,6 +86,8 @@ class Unit:
                 return  # it is gone; its number may be another's soon
         if not self._closed:
             self._order("kill")
+        if self._pidfd < 0:
+            self.fail("it was killed before it connected")
 
     def close(self) -> None:
         self._closed = True

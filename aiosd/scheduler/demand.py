@@ -223,6 +223,8 @@ class Demand:
                 stay.wanted_s = None
             if load is None or model.state not in (ModelState.ABSENT, ModelState.WAITING) or stay.unloaded:
                 continue
+            if not model.path.name:  # a pull of it has not ended
+                continue
             since_s = min(load.since_s, round.now if stay.wanted_s is None else stay.wanted_s)
             if load.waiting or stay.wanted_s is not None or stay.always:
                 found.append((model, max(since_s, stay.left_s)))
