@@ -72,7 +72,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.perplexity", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--windows", type=int, default=40)
-    parser.add_argument("--side", choices=["ours", "theirs"], help="compute one side of windows on standard input")
+    parser.add_argument(
+        "--side", choices=["ours", "theirs"], help="compute one side of windows on standard input"
+    )
     options = parser.parse_args()
     if options.side:
         side = ours if options.side == "ours" else theirs
@@ -88,7 +90,9 @@ def main() -> None:
         done = subprocess.run(command, input=json.dumps(windows), capture_output=True, text=True, check=True)
         found[side] = math.exp(float(done.stdout.split()[-1]) / (len(windows) * WINDOW // 2))
     ratio = found["ours"] / found["theirs"]
-    print(f"{options.file.name}: aiosd {found['ours']:.4f}, llama.cpp {found['theirs']:.4f}, ratio {ratio:.5f}")
+    print(
+        f"{options.file.name}: aiosd {found['ours']:.4f}, llama.cpp {found['theirs']:.4f}, ratio {ratio:.5f}"
+    )
     old = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     old[options.file.name] = {**found, "ratio": ratio, "windows": len(windows)}
     RESULT.write_text(json.dumps(old, indent=1) + "\n")
