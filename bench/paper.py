@@ -276,7 +276,7 @@ def main() -> None:
     for level, row in result["levels"].items():
         if "own" in row:
             ratio = row["own"]["makespan_s"] / row["aiosd"]["makespan_s"]
-            print(f"{level} agents: {ratio:.1f} times as fast as a model each (the paper: 2.1 times)")
+            print(f"{level} agents: {ratio:.1f} times as fast as with a model each (the paper: 2.1 times)")
     print(f"{time.monotonic() - began:.0f} s")
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,8 +1,8 @@
 """Perplexity of a GGUF file, by aiosd and by llama.cpp: `python -m bench.perplexity FILE.gguf`.
 
 The text is Python's own documentation of its language (pydoc_data.topics). Both sides get the same tokens in
-windows of 512, each after the token that begins a text if the file has one. The score is of the second half of
-each window, as llama.cpp's own tool has it. Each side has a process of its own. Writes
+windows of 512, each after the token that begins a text if the file has one. The score is of the second half
+of each window, as llama.cpp's own tool has it. Each side has a process of its own. Writes
 bench/results/perplexity.json.
 """
 
@@ -32,7 +32,7 @@ TEXT = "\n".join(topics.topics[name] for name in sorted(topics.topics))
 
 
 def loss(logits: np.ndarray[Any, Any], tokens: list[int]) -> float:
-    """Sum of -log of the probability of each token of the second half, in float64. logits: [WINDOW, words]."""
+    """Sum of -log of the probability of each token of the second half. logits: [WINDOW, words]."""
     rows = logits[WINDOW // 2 - 1 : WINDOW - 1].astype(np.float64)
     peak = rows.max(1)
     chosen = rows[np.arange(len(rows)), tokens[WINDOW // 2 : WINDOW]]
@@ -72,13 +72,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.perplexity", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--windows", type=int, default=40)
-    parser.add_argument(
-        "--side", choices=["ours", "theirs"], help="compute one side of windows on standard input"
-    )
+    parser.add_argument("--side", choices=["ours", "theirs"], help="compute one side, of windows on stdin")
     options = parser.parse_args()
     if options.side:
-        side = ours if options.side == "ours" else theirs
-        print(side(options.file, json.load(sys.stdin)))
+        compute = ours if options.side == "ours" else theirs
+        print(compute(options.file, json.load(sys.stdin)))
         return
     model = load(options.file)
     [*begin], room = model.encode("")[:1], WINDOW - len(model.encode("")[:1])
@@ -90,9 +88,8 @@ def main() -> None:
         done = subprocess.run(command, input=json.dumps(windows), capture_output=True, text=True, check=True)
         found[side] = math.exp(float(done.stdout.split()[-1]) / (len(windows) * WINDOW // 2))
     ratio = found["ours"] / found["theirs"]
-    print(
-        f"{options.file.name}: aiosd {found['ours']:.4f}, llama.cpp {found['theirs']:.4f}, ratio {ratio:.5f}"
-    )
+    said = f"aiosd {found['ours']:.4f}, llama.cpp {found['theirs']:.4f}, ratio {ratio:.5f}"
+    print(f"{options.file.name}: {said}")
     old = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     old[options.file.name] = {**found, "ratio": ratio, "windows": len(windows)}
     RESULT.write_text(json.dumps(old, indent=1) + "\n")

@@ -180,7 +180,7 @@ def test_the_configuration_keeps_the_files_that_it_serves(
 def test_another_folder_takes_the_place_of_what_was_pulled(daemon: Daemon, random_llama: Path) -> None:
     assert pull(daemon, "m", "hf:org/m-GGUF") == "absent"
     daemon.write("models/m/ctl", f"load {random_llama}")
-    assert end(daemon, "m") == "ready"
+    wait_until(lambda: daemon.read("models/m/state") == "ready\n", "the other model", 60)
     assert not any((daemon.state / "models/blobs").iterdir())
     assert "source" not in info(daemon, "m")
     daemon.stop()

@@ -29,7 +29,7 @@ BLOCK = 16  # tokens per KV block (aiosd.cores.engine.kv)
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-class Turns(Protocol):
+class RunningTurns(Protocol):
     """The running turns of conversations (aiosd.scheduler.scheduler)."""
 
     def turn(self, context: int) -> Request | None: ...
@@ -42,7 +42,7 @@ class KvFiles:
     residency: Residency
     pool: Pool
     models: Models
-    turns: Turns
+    turns: RunningTurns
 
     def about(self, context: Context, request: Request | None) -> bytes:
         """Return the JSON part of a kv file: the messages and, for the owner's running turn, its request and

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-ROPES = {"default", "linear", "llama3", "yarn"}  # kinds whose frequencies do not depend on the length
+OWN_ROPES = {"default", "linear"}
+ROPES = OWN_ROPES | {"llama3", "yarn"}  # kinds whose frequencies do not depend on the length
 FULL, SLIDING = "full_attention", "sliding_attention"
 ACTIVATIONS = {"silu", "gelu_pytorch_tanh"}
 LAYERS_MAX, EXPERTS_MAX = 1_000, 1_024
@@ -282,10 +283,11 @@ def _rope(config: Any, parameters: dict[str, Any], layer_type: str | None) -> Ro
     kind = parameters.get("rope_type", "default")
     if kind not in ROPES:
         return None
-    if kind == "default":
+    if kind in OWN_ROPES:
         dim = int(_head_dim(config) * parameters.get("partial_rotary_factor", 1.0))
         inv_freq = 1.0 / parameters["rope_theta"] ** (torch.arange(0, dim, 2).float() / dim)
-        factors = torch.tensor(parameters.get("factors", 1.0))  # of a GGUF file: one for each frequency
+        one = parameters["factor"] if kind == "linear" else 1.0
+        factors = torch.tensor(parameters.get("factors", one))  # of a GGUF file: one for each frequency
         fits = dim % 2 == 0 and factors.numel() in (1, dim // 2)
         return Rope(inv_freq / factors, parameters.get("scale", 1.0)) if fits else None
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aiosd.cores.engine.family import FULL, OWN_ROPES, SLIDING
 from aiosd.errors import ModelError
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 AGAIN = "download the file again, and compare its checksum"
 LAYERS_MAX, EXPERTS_MAX = 1_000, 1_024
-COMPLETE = {"llama", "mistral", "qwen2", "qwen3"}  # whose values below need no defaults of transformers
-SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 class PlainConfig:
@@ -37,7 +36,8 @@ class PlainConfig:
 
 def of_gguf(file: GgufFile) -> Any:
     """Return a configuration as transformers has it. Raises ModelError."""
-    if file.config["model_type"] in COMPLETE and file.config["rope_parameters"]["rope_type"] == "default":
+    rope = file.config["rope_parameters"]
+    if all(one["rope_type"] in OWN_ROPES for one in (rope.get(FULL, rope), rope.get(SLIDING, rope))):
         return PlainConfig(file.config)
     from aiosd.cores.engine.config import of_values
 
@@ -145,7 +145,7 @@ def _llama(facts: Facts, made: dict[str, Any]) -> dict[str, Any]:
     if not facts.key("expert_count"):
         return {"hidden_act": "silu"}
     return {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "sliding_window": None} | {
-        "num_local_experts": facts.number("expert_count", most=EXPERTS_MAX),
+        "num_experts": facts.number("expert_count", most=EXPERTS_MAX),
         "num_experts_per_tok": facts.number("expert_used_count", most=EXPERTS_MAX),
     }
 
@@ -155,7 +155,12 @@ def _plain(facts: Facts, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sliding(facts: Facts, made: dict[str, Any]) -> dict[str, Any]:
-    return {"sliding_window": facts.key("attention.sliding_window") or None}
+    name = "attention.sliding_window"
+    return {"sliding_window": facts.number(name) if facts.key(name) else None}
+
+
+def _smollm3(facts: Facts, made: dict[str, Any]) -> dict[str, Any]:
+    return {"no_rope_layers": [int((i + 1) % 4 != 0) for i in range(facts.layers)]}
 
 
 def _phi3(facts: Facts, made: dict[str, Any]) -> dict[str, Any]:
@@ -237,7 +242,11 @@ def _qwen_moe(facts: Facts, made: dict[str, Any]) -> dict[str, Any]:
     } | (
         {"norm_topk_prob": True}
         if facts.kind == "qwen3moe"
-        else {"shared_expert_intermediate_size": facts.rows(f"blk.{first}.ffn_gate_shexp.weight")}
+        else {
+            "norm_topk_prob": False,
+            "qkv_bias": True,
+            "shared_expert_intermediate_size": facts.rows(f"blk.{first}.ffn_gate_shexp.weight"),
+        }
     )
 
 
@@ -249,7 +258,7 @@ ARCHITECTURES: dict[str, tuple[str, str, More]] = {  # of GGUF: model_type and c
     "qwen2moe": ("qwen2_moe", "Qwen2MoeForCausalLM", _qwen_moe),
     "qwen3": ("qwen3", "Qwen3ForCausalLM", _plain),
     "qwen3moe": ("qwen3_moe", "Qwen3MoeForCausalLM", _qwen_moe),
-    "smollm3": ("smollm3", "SmolLM3ForCausalLM", _plain),
+    "smollm3": ("smollm3", "SmolLM3ForCausalLM", _smollm3),
     "phi3": ("phi3", "Phi3ForCausalLM", _phi3),
     "granite": ("granite", "GraniteForCausalLM", _granite),
     "olmo2": ("olmo2", "Olmo2ForCausalLM", _olmo),
