@@ -34,7 +34,7 @@ _aiosctl_options() {
         rm*) echo --force ;;
     esac
     case $1 in
-        status | queue | agents | models | ls | log* | policy* | tools | access | 'agent list') echo --json -q --quiet --no-legend ;;
+        status | queue | agents | models | ps | ls | log* | policy* | tools | access | 'agent list') echo --json -q --quiet --no-legend ;;
     esac
     echo -h --help
 }

@@ -91,7 +91,7 @@ complete -c aiosctl -n __aiosctl_at -a mcp -d 'serve the tree to an MCP client'
 complete -c aiosctl -n __aiosctl_at -a trace -d 'a timeline of the requests, as JSON or as a picture'
 complete -c aiosctl -n __aiosctl_at -a model -d 'add, load, unload or remove a model'
 
-for command in status queue agents models ls log policy tools access 'agent list'
+for command in status queue agents models ps ls log policy tools access 'agent list'
     test $command = access
     and set -l where "__aiosctl_at $command"
     or set -l where "__aiosctl_in $command"
