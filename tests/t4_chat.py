@@ -199,7 +199,7 @@ def test_a_loading_model_is_waited_for_and_the_reason_is_shown(
     with talk(daemon) as person:
         person.until(">>> ")
         person.say("Hello")
-        person.until("is loading")
+        person.until("model random loads")
         person.until(">>> ")
         assert daemon.model_state() == "ready"
 
