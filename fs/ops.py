@@ -313,12 +313,12 @@ class Ops:
 
     def write(self, path: str | None, data: bytes, offset: int, info: Any) -> int:
         opened = self._open[info.fh]
-        if opened.held:
-            self._burden.check_bytes(opened.opening.caller, self._tree.quotas().of(opened.opening.caller))
         opener = opened.opening.caller
         try:
+            if opened.held:
+                self._burden.check_bytes(opener, self._tree.quotas().of(opener))
             self._burden.check_time(opener, self._tree.quotas().of(opener))
-        except Busy as error:
+        except AiosError as error:
             opened.handle.refused(error)
             raise
         processes.writes(opener.uid, opener.all_groups, (libfuse.context().pid, opener.pid))

@@ -85,6 +85,7 @@ class TransactionHandle(Handle):
     def refused(self, error: AiosError) -> None:
         """A read that follows must not take an older answer for the new one: through this descriptor or, if
         that is not private, through another one of this user."""
+        self._wrote = True
         if self._private:
             self._refusal = None if isinstance(error, Busy) else error
         elif self._id is None:

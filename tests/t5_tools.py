@@ -558,8 +558,9 @@ def test_no_line_of_the_audit_log_goes_into_a_file_that_is_gone(make_daemon: Cal
 def test_aiosctl_shows_and_decides(aios: Daemon, agent: str, shell: Callable[[], str]) -> None:
     id = shell()
     ctl = f"{sys.executable} -m aiosd.cli.aiosctl --mount {aios.root}"
-    shown = aios.sh(f"{ctl} access").stdout
-    assert f'{id}  {agent.removeprefix("agents/")}  shell {{"command": "echo done"}}' in shown
+    [shown] = [line for line in aios.sh(f"{ctl} access").stdout.splitlines() if line.startswith(id)]
+    assert shown.split()[1] == agent.removeprefix("agents/")
+    assert shown.endswith('shell  {"command": "echo done"}')
     assert aios.sh(f"{ctl} access allow {id}").returncode == 0
     assert "done" in aios.read(f"{agent}/syscall/llm").lower()
     assert "does not wait" in aios.sh(f"{ctl} access deny {id}").stderr
@@ -621,7 +622,8 @@ def test_a_schema_that_takes_for_ever_is_refused_and_nobody_waits(aios: Daemon, 
     slow = {"allOf": [{"type": "string", "pattern": f".*a{i}.*"} for i in range(26)]}
     asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Repeat: mango"}]}
     form = {"type": "json_schema", "json_schema": {"name": "slow", "schema": slow}}
-    assert call(aios, f"{agent}/syscall/llm", json.dumps({**asked, "response_format": form}))[0] == 1
+    said = call(aios, f"{agent}/syscall/llm", json.dumps({**asked, "response_format": form}))
+    assert said[0] == 1 or "takes too long" in json.loads(said[1])["error"]["message"]
     assert "it takes too long to be understood" in aios.read(f"{agent}/log.jsonl")
     function = {"name": "f", "parameters": {"type": "object", "properties": {"a": slow}}}
     tools = [{"type": "function", "function": function}]
