@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import re
@@ -218,8 +219,9 @@ def test_the_kernels_own_lines_count_before_those_that_hold_names_of_users() -> 
 def test_an_open_file_is_on_the_device_of_its_mount(tmp_path: Path) -> None:
     with proc.opened(os.getpid()) as folder, (tmp_path / "file").open("w") as file:
         device = proc.devices_of_mounts(folder)[str(proc.mount_id(file.fileno())).encode()]
-        assert True in list(proc.files_on(folder, device))
-        assert list(proc.files_on(folder, device, os.fsencode(tmp_path / "file"))) == [True]
+        assert os.O_WRONLY in proc.files_on(folder, device)
+        gc.collect()  # only the first descriptors are looked at, and tests of models leave many
+        assert list(proc.files_on(folder, device, os.fsencode(tmp_path / "file"))) == [os.O_WRONLY]
         assert not list(proc.files_on(folder, device, b"/another"))
     with pytest.raises(FileNotFoundError):
         proc.device_of(tmp_path / "none")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from typing import Any
 
 import jsonschema
@@ -252,6 +253,8 @@ def test_an_answer_that_is_to_be_a_call_is_one(family: str, choice: str) -> None
             continue  # `now` takes any object
         if family == "mistral-args" and "count-ä" in got.text:
             continue  # the family has no such names
+        if re.search(r"[eE]\+?0*[1-9]\d{2}", got.text):
+            continue  # the grammar knows digits, and no float is as large
         names = judged(got.text, family)
         assert names
         assert choice == "required" or names == [choice.removeprefix(grammar.FUNCTION)]

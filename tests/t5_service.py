@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from aiosd.host import hashchain
+from tests import random_model
 from tests.manual import blocks
 from tests.running import REPOSITORY, Daemon, Manager, managed, needs, wait_until
 
@@ -95,10 +96,11 @@ def test_a_hanging_scheduler_stops_the_watchdog_messages_and_loses_nothing(
 
 
 def test_running_requests_end_at_a_stop_and_the_others_continue_later(
-    make_daemon: MakeDaemon, manager: Manager, slow_llama: Path
+    make_daemon: MakeDaemon, manager: Manager, tmp_path: Path
 ) -> None:
-    daemon = managed(make_daemon(ONE + "[daemon]\ndrain_s = 60\n", slow_llama)).start()
-    running = ask(daemon, "running")
+    model = random_model.make(tmp_path / "slow", hidden=256, layers=6, context_length=8192)
+    daemon = managed(make_daemon(ONE + "[daemon]\ndrain_s = 60\n", model)).start()
+    running = ask(daemon, "running", LONG.replace("900", "5000"))
     reader = subprocess.Popen(["cat", running], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     runs(daemon)
     waiting = ask(daemon, "waiting", '{"max_tokens": 5}')

@@ -300,7 +300,7 @@ def test_a_daemon_that_was_taken_over_has_the_rights_of_those_who_use_it_and_no_
     machine.run("root", "systemctl restart aiosd", timeout_s=60)
 
     def heard(kind: str) -> dict[int, dict[str, Any]]:
-        found = map(json.loads, machine.out("root", "cat /var/lib/aios/heard").splitlines())
+        found = map(json.loads, machine.out("root", "cat /var/lib/aios/heard || :").splitlines())
         return {message["id"]: message for message in found if message["is"] == kind}
 
     wait_until(lambda: len(heard("Ended")) == len(callers), "the end of all calls", 30)

@@ -121,9 +121,9 @@ def device_of(mount: Path) -> bytes:
         os.close(file)
 
 
-def files_on(folder: int, device: bytes, ends: bytes = b"") -> Iterator[bool]:
-    """The open files of the process that are on a device and whose path ends so: for each, whether it is open
-    to write. Raises OSError."""
+def files_on(folder: int, device: bytes, ends: bytes = b"") -> Iterator[int]:
+    """The open files of the process that are on a device and whose path ends so: for each its access mode,
+    such as O_RDONLY. Raises OSError."""
     looks = 0
     mounts = {number for number, there in devices_of_mounts(folder).items() if there == device}
     at = os.open("fdinfo", FOLDER, dir_fd=folder)
@@ -139,6 +139,6 @@ def files_on(folder: int, device: bytes, ends: bytes = b"") -> Iterator[bool]:
                     about = facts(content(at, entry.name))
                     flags = int(about[b"flags"], 8)
                     if about[b"mnt_id"] in mounts and not flags & os.O_PATH:
-                        yield flags & os.O_ACCMODE != os.O_RDONLY
+                        yield flags & os.O_ACCMODE
     finally:
         os.close(at)

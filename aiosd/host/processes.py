@@ -10,9 +10,10 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Protocol
 
-from aiosd.host.proc import NAMED
+from aiosd.host.proc import NAMED, facts
 
 
 class Watcher(Protocol):
@@ -21,7 +22,8 @@ class Watcher(Protocol):
         ...
 
     def holds(self, pid: int, path: str) -> bool:
-        """Whether the process has a file open whose path ends with `path`. Unknown counts as no."""
+        """Whether the process has a file whose path ends with `path` open to write and not to read. Unknown
+        counts as no."""
         ...
 
     def writes(self, uid: int, groups: frozenset[int], pids: Sequence[int]) -> None:
@@ -47,7 +49,7 @@ class Direct:
             with os.scandir(f"/proc/{pid}/fd") as descriptors:
                 for descriptor in islice(descriptors, NAMED):
                     with suppress(OSError):  # another thread may close it meanwhile
-                        if os.readlink(descriptor.path).endswith(path):
+                        if os.readlink(descriptor.path).endswith(path) and writes_only(pid, descriptor.name):
                             return True
         except OSError:
             return False
@@ -58,6 +60,12 @@ class Direct:
 
     def forget(self, uid: int) -> None:
         """It knows no users."""
+
+
+def writes_only(pid: int, descriptor: str) -> bool:
+    """Raises OSError."""
+    flags = facts(Path(f"/proc/{pid}/fdinfo/{descriptor}").read_bytes())[b"flags"]
+    return int(flags, 8) & os.O_ACCMODE == os.O_WRONLY
 
 
 _watcher: Watcher = Direct()

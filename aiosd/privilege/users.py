@@ -190,7 +190,7 @@ def writer(pid: int, uid: int, device: bytes) -> frozenset[int] | None:
             facts = proc.facts(proc.content(folder, "status"))
             _, _, _, fsuid = map(int, facts[b"Uid"].split())
             *_, fsgid = map(int, facts[b"Gid"].split())
-            if fsuid != uid or not any(proc.files_on(folder, device)):
+            if fsuid != uid or set(proc.files_on(folder, device)) <= {os.O_RDONLY}:
                 return None
             return frozenset({fsgid, *map(int, facts[b"Groups"].split())})
     except (OSError, KeyError, ValueError):  # no such process, or no more
@@ -198,9 +198,9 @@ def writer(pid: int, uid: int, device: bytes) -> frozenset[int] | None:
 
 
 def holds(pid: int, path: str, device: bytes) -> bool:
-    """Whether the process has a file of the device open whose path ends so."""
+    """Whether the process has a file of the device whose path ends so open to write and not to read."""
     try:
         with proc.opened(pid) as folder:
-            return any(True for _ in proc.files_on(folder, device, os.fsencode(path)))
+            return os.O_WRONLY in proc.files_on(folder, device, os.fsencode(path))
     except (OSError, KeyError, ValueError):
         return False
