@@ -170,6 +170,13 @@ def test_after_a_refused_write_an_older_answer_is_not_taken_for_the_new_one(aios
     assert aios.sh(f"cat {llm}").stdout == "fig\n", "a private transaction is nobody else's"
 
 
+def test_a_private_descriptor_of_the_file_delays_no_question(aios: Daemon, agent: str) -> None:
+    """The shell that holds it also writes by `>`: each close of that is the last."""
+    llm = f"{agent}/syscall/llm"
+    asking = f"for w in mango fig kiwi mango fig; do echo Repeat: $w > {llm} && cat {llm}; done"
+    assert aios.sh(f"exec 3<>{llm}; {asking}").stdout.split() == ["mango", "fig", "kiwi", "mango", "fig"]
+
+
 @pytest.mark.parametrize(
     "script",
     [
