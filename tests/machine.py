@@ -79,7 +79,7 @@ class Machine:
         errno."""
         done = subprocess.run(
             self._enter(user, command),
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, start_new_session=True,
         )  # fmt: skip
         if check and done.returncode:
             raise AssertionError(f"{user}: {command}: status {done.returncode}\n{done.stdout}{done.stderr}")
@@ -89,6 +89,7 @@ class Machine:
         return subprocess.Popen(
             self._enter(user, command),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
         )  # fmt: skip
 
     def out(self, user: str, command: str) -> str:
