@@ -79,7 +79,8 @@ class Machine:
         errno."""
         done = subprocess.run(
             self._enter(user, command),
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, start_new_session=True,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s,
+            start_new_session=True,
         )  # fmt: skip
         if check and done.returncode:
             raise AssertionError(f"{user}: {command}: status {done.returncode}\n{done.stdout}{done.stderr}")
