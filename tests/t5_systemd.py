@@ -353,7 +353,7 @@ def test_a_model_is_pulled_by_a_process_of_its_own(machine: Machine, tmp_path: P
         assert machine.out("root", "find /var/lib/aios/models -type f") == ""
     finally:
         serving.terminate()
-        machine.run("root", "pkill -f hub_machine.py; rm -f /etc/aios/pull.env", check=False)
+        machine.run("root", "pkill -f '[h]ub_machine.py'; rm -f /etc/aios/pull.env", check=False)
 
 
 @pytest.mark.parametrize("part", ["aios-worker", "aios-privileged", "aiosd"])
