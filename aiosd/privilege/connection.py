@@ -121,18 +121,15 @@ class DaemonConnection:
 
     def _answer(self) -> None:
         while question := self._questions.get():
-            if isinstance(question, orders.See):
-                answer = "seen" if self._see(question) else ""
-            else:
-                answer = "held" if holds(question.pid, question.path, self._device) else ""
+            answer = ""
+            try:
+                if isinstance(question, orders.Holds):
+                    answer = "held" if holds(question.pid, question.path, self._device) else ""
+                elif self._users.see(question.uid, question.pids, self._device):
+                    answer = "seen"
+            except (AiosError, OSError, ValueError) as error:  # the daemon waits for each answer
+                log.error("a question about a process: %s", in_words(error))
             self._send(Answered(question.number, answer))
-
-    def _see(self, message: orders.See) -> bool:
-        try:
-            return self._users.see(message.uid, message.pids, self._device)
-        except AiosError as error:
-            log.error("user %d: %s", message.uid, error.explanation)
-            return False
 
     # calls and sessions
 
