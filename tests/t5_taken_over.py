@@ -185,7 +185,7 @@ def test_tools_run_only_as_users_whose_processes_were_seen_writing_to_the_tree(p
     assert attacker.own("id -u", BOB)["said"] == f"{BOB}\n"
     again = place.attacker()  # a request outlives the daemon that took it
     ended = again.own("id -u", BOB)
-    assert ended["said"] == f"{BOB}\n", ended
+    assert ended["said"] == f"{BOB}\n", ended["why"]
 
 
 def test_a_user_is_seen_whatever_the_names_of_the_mounts_that_its_process_has(place: Place) -> None:
