@@ -22,7 +22,7 @@ from tests.running import REPOSITORY, Daemon, Manager, mounts_work
 settings.register_profile("anywhere", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("anywhere")
 TINY = REPOSITORY / "models" / "tiny"
-# A shell that runs the tests in the background has them ignore interrupts. The programs of the tests must not.
+# A shell that runs the tests in the background makes them ignore interrupts. Their programs must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
