@@ -99,7 +99,8 @@ def test_running_requests_end_at_a_stop_and_the_others_continue_later(
     make_daemon: MakeDaemon, manager: Manager, tmp_path: Path
 ) -> None:
     model = random_model.make(tmp_path / "slow", hidden=256, layers=6, context_length=8192)
-    daemon = managed(make_daemon(ONE + "[daemon]\ndrain_s = 60\n", model)).start()
+    config = ONE + "[scheduler]\npolicy = 'fifo'\n[daemon]\ndrain_s = 60\n"  # fifo preempts nothing
+    daemon = managed(make_daemon(config, model)).start()
     running = ask(daemon, "running", LONG.replace("900", "5000"))
     reader = subprocess.Popen(["cat", running], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     runs(daemon)
