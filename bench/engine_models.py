@@ -51,6 +51,13 @@ def path_of(name: str) -> Path:
     return path
 
 
+def gguf_of(name: str, kind: str) -> Path:
+    """Make a GGUF file of a shape with llama.cpp. `kind`: as files are called, such as Q4_K_M."""
+    from bench.llama_cpp_peer import quantised
+
+    return quantised(path_of(name), kind)
+
+
 def _tokenizer() -> Any:
     bare = Tokenizer(models.BPE())
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
