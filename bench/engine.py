@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument(
         "--models",
         default="A:128,S:128,S:512,M:128:1/4/16",
-        help="MODEL:PROMPT_TOKENS[:N/N/…],…; MODEL is A, S, M, L, one of them as GGUF (L-Q4_K_M) or a file",
+        help="MODEL:PROMPT_TOKENS[:N/N/…],…; MODEL is A, S, M, L, a GGUF file, or either as GGUF: L-Q4_K_M",
     )
     parser.add_argument("--requests", default="1,4,16,64")
     parser.add_argument("--new", type=int, default=64, help="tokens of an answer; 1: measure the time")

@@ -51,11 +51,13 @@ def path_of(name: str) -> Path:
     return path
 
 
-def gguf_of(name: str, kind: str) -> Path:
-    """Make a GGUF file of a shape with llama.cpp. `kind`: as files are called, such as Q4_K_M."""
-    from bench.llama_cpp_peer import quantised
+def gguf_of(name: str) -> Path:
+    """Let llama.cpp make a GGUF file. `name`: a shape or a GGUF file, and the kind: L-Q4_K_M, m.gguf-Q8_0."""
+    from bench.llama_cpp_peer import convert, quantised
 
-    return quantised(path_of(name), kind)
+    of, _, kind = name.rpartition("-")
+    whole = Path(of) if of.endswith(".gguf") else convert(path_of(of), "F32")
+    return quantised(whole, kind)
 
 
 def _tokenizer() -> Any:

@@ -144,12 +144,12 @@ if "llama.cpp, F32" in SIDES:
 
 
 def of(name: str) -> tuple[Path, dict[str, Callable[[Path], Side]], int]:
-    """Return a model's path, its sides and the size of its vocabulary. `name`: a shape, a shape with the kind
-    of a GGUF file (`L-Q4_K_M`), or a GGUF file.
+    """Return a model's path, its sides and the size of its vocabulary. `name`: a shape, a GGUF file, or one
+    that is made (`gguf_of`).
     """
     if name in SHAPES:
         return path_of(name), SIDES, SHAPES[name]["vocab_size"]
-    path = Path(name) if name.endswith(".gguf") else gguf_of(*name.split("-", 1))
+    path = Path(name) if name.endswith(".gguf") else gguf_of(name)
     return path, STORED, GgufFile(path).config["vocab_size"]
 
 

@@ -91,13 +91,12 @@ def name_of(key: str) -> str:
     return f"blk.{layer}.{NAMES[rest]}.weight"
 
 
-def quantised(folder: Path, kind: str) -> Path:
-    """Let llama.cpp store the model's weights as files of that kind have them (Q4_K_M)."""
-    file = folder / f"{kind}.gguf"
+def quantised(whole: Path, kind: str) -> Path:
+    """Let llama.cpp store the weights of a GGUF file as files of that kind have them (Q4_K_M, Q8_0)."""
+    file = whole.with_name(f"{whole.stem.split('.')[0]}.{kind}.gguf")
     if not file.exists():
         options = c.llama_model_quantize_default_params()
-        options.ftype = getattr(c, f"LLAMA_FTYPE_MOSTLY_{kind}")
-        whole = convert(folder, "F32")
+        options.ftype, options.allow_requantize = getattr(c, f"LLAMA_FTYPE_MOSTLY_{kind}"), True
         assert c.llama_model_quantize(os.fsencode(whole), os.fsencode(file), c.byref(options)) == 0
     return file
 
