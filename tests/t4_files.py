@@ -77,7 +77,7 @@ def test_penalties_hold_over_a_kill_of_the_daemon(make_daemon: Callable[..., Dae
     wait_until(lambda: int(daemon.table("status")["running"]) == 1, "the answer")
     daemon.kill()
     daemon.start()
-    assert str(json.loads(daemon.read("agents/a/requests/latest/response.json"))["choices"]) == expected
+    assert str(json.loads(daemon.read("agents/a/syscall/llm"))["choices"]) == expected
 
 
 PYTHON = "from pathlib import *; Path('llm').write_text(Path('{}').read_text())"
