@@ -169,7 +169,7 @@ def main() -> None:
     for part in options.models.split(","):
         name, length, *only = part.split(":")  # of a GGUF file its path
         requests = [int(n) for n in (only[0].split("/") if only else options.requests.split(","))]
-        label = f"{Path(name).stem} P{length}, N={'/'.join(map(str, requests))}"
+        label = f"{Path(name).name} P{length}, N={'/'.join(map(str, requests))}"
         results[label], loads[label] = measure(name, int(length), requests, options)
         report["machine"] = machine()
         old.write_text(json.dumps(report, indent=1) + "\n")
