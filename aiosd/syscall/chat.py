@@ -3,8 +3,6 @@
 A text is one user message. Pure: parse bytes into a `Chat`, or raise BadRequest; and turn a stored `Chat`
 back into the API's shape. This module is not with its handler, because conversations and agents use the same
 messages.
-
-Large: one reader for each key of the API.
 """
 
 from __future__ import annotations
