@@ -142,12 +142,14 @@ def test_penalties_are_kept_by_their_openai_names() -> None:
         logit_bias={"7": -100.0, "40": 2.5},
     )  # fmt: skip
     assert s.penalises
-    assert not parse_json(repetition_penalty=1, frequency_penalty=0, logit_bias={}, min_p=0.5).sampling.penalises
+    assert not parse_json(
+        repetition_penalty=1, frequency_penalty=0, logit_bias={}, min_p=0.5
+    ).sampling.penalises
 
 
 def test_keys_that_do_not_change_the_answer_have_no_effect() -> None:
     ignored = {
-        "metadata": {"job": "7"}, "modalities": ["text"], "n": 1, "prediction": {"type": "content", "content": "x"},
+        "metadata": {"job": "7"}, "modalities": ["text"], "n": 1, "prediction": {"content": "x"},
         "prompt_cache_key": "k", "prompt_cache_retention": "24h", "safety_identifier": "s",
         "service_tier": "auto", "store": True, "stream_options": {"include_usage": True}, "user": "u",
         "verbosity": "low",
@@ -224,8 +226,15 @@ def test_bytes_that_cannot_become_json_are_not_waited_on(body: bytes) -> None:
 def test_a_spec_survives_the_store_and_being_asked_again(choice: object) -> None:
     form = schema({"type": "integer", "$comment": "größer"})
     spec = parse_json(
-        logit_bias={"5": 1}, min_p=0.5, frequency_penalty=0.1,
-        stop=["a", "b"], tools=[F], deadline_s=3, tool_choice=choice, response_format=form, model="m"
+        logit_bias={"5": 1},
+        min_p=0.5,
+        frequency_penalty=0.1,
+        stop=["a", "b"],
+        tools=[F],
+        deadline_s=3,
+        tool_choice=choice,
+        response_format=form,
+        model="m",
     )
     raw = json.loads(spec.dump())
     assert raw.pop("kind") == "llm"

@@ -26,7 +26,12 @@ from tests.t1_engine_models import Answer, alone, engine, model, prompt, run
 from tests.t1_engine_text import words
 
 WILD = Sampling(max_tokens=400, temperature=1.0, seed=1)
-PENALTIES = {"frequency_penalty": 0.4, "repetition_penalty": 1.2, "min_p": 0.01, "logit_bias": {"70": 5.0}}
+PENALTIES: dict[str, Any] = {
+    "frequency_penalty": 0.4,
+    "repetition_penalty": 1.2,
+    "min_p": 0.01,
+    "logit_bias": {"70": 5.0},
+}
 TEXT: dict[str, Any] = {"type": "string", "maxLength": 6}
 PERSON: dict[str, Any] = {
     "type": "object",

@@ -241,7 +241,9 @@ def test_a_reasoning_effort_that_the_template_refuses_has_no_effect() -> None:
     asked = [{"role": "user", "content": "?"}]
     assert v.hf.decode(v.render(asked, None, {"reasoning_effort": "high"})).endswith("high")
     assert v.render(asked, None, {"reasoning_effort": "low"}) == v.render(asked, None)
-    refuses = vocabulary(folder() / "refuses", "{% if enable_thinking %}{{ raise_exception('no') }}{% endif %}", [])
+    refuses = vocabulary(
+        folder() / "refuses", "{% if enable_thinking %}{{ raise_exception('no') }}{% endif %}", []
+    )
     with pytest.raises(BadRequest, match="no"):
         refuses.render(asked, None, {"reasoning_effort": "low", "enable_thinking": True})
 

@@ -54,8 +54,15 @@ SAMPLINGS: list[dict[str, Any]] = [
     {},
     {"temperature": 1.0, "seed": 11},
     {
-        "temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "seed": 5, "frequency_penalty": 0.3,
-        "presence_penalty": 0.1, "repetition_penalty": 1.1, "logit_bias": {"100": 2, "2": -100},
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.01,
+        "seed": 5,
+        "frequency_penalty": 0.3,
+        "presence_penalty": 0.1,
+        "repetition_penalty": 1.1,
+        "logit_bias": {"100": 2, "2": -100},
     },
 ]
 

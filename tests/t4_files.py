@@ -57,7 +57,9 @@ def test_echo_asks_and_cat_answers(aios: Daemon, agent: str) -> None:
     assert (aios.root / agent / "requests/latest/response").stat().st_size == 6
 
 
-def test_penalties_hold_over_a_kill_of_the_daemon(make_daemon: Callable[..., Daemon], slow_llama: Path) -> None:
+def test_penalties_hold_over_a_kill_of_the_daemon(
+    make_daemon: Callable[..., Daemon], slow_llama: Path
+) -> None:
     """Also as an agent's params.json, and with keys that have no effect."""
     daemon = make_daemon(model=slow_llama).start()
     keys: dict[str, Any] = {"repetition_penalty": 1.2, "frequency_penalty": 0.5, "logit_bias": {"100": 3}}

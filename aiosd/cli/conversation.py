@@ -13,6 +13,7 @@ from typing import Any
 
 from aiosd.client import Failed, Files
 from aiosd.errors import BadRequest
+from aiosd.syscall import chat
 from aiosd.syscall.sampling import SAMPLING_KEYS
 from aiosd.syscall.template import TEMPLATE_KEYS
 

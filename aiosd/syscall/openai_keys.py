@@ -1,7 +1,7 @@
-"""The keys of the OpenAI chat-completion API that a request here may have in vain, or may not have. Pure.
+"""Keys of the OpenAI chat-completion API that have no effect, or are refused. Pure.
 
-A key that does not change the answer is taken without effect, so that clients need no change. A key that would
-change it and cannot be honoured is refused with the remedy.
+A key that does not change the answer is taken without effect, so that clients need no change. A key that
+would change it and cannot be honoured is refused with the remedy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ NO_EFFECT = (
 )
 REFUSED = {
     "audio": ("audio is not made here: models answer in text", "leave audio out"),
-    "web_search_options": ("web_search_options: no model here searches the web", "give the agent a tool that does, in its tools"),
+    "web_search_options": (
+        "web_search_options: no model here searches the web",
+        "give the agent a tool that does, in its tools",
+    ),
     "functions": ("functions is the old name of tools", TOOLS_INSTEAD),
     "function_call": ("function_call is the old name of tool_choice", TOOLS_INSTEAD),
 }
@@ -39,6 +42,8 @@ def refuse(raw: dict[str, Any]) -> None:
         if raw.pop(key, None) not in (None, [], {}):
             raise BadRequest(why, hint)
     if raw.get("n") not in (None, 1):
-        raise BadRequest("n must be 1: a request has one answer", "write a request, with a seed, for each answer")
+        raise BadRequest(
+            "n must be 1: a request has one answer", "write a request, with a seed, for each answer"
+        )
     if raw.get("modalities") not in (None, [], ["text"]):
         raise BadRequest('modalities must be ["text"]: models here answer in text', "leave modalities out")

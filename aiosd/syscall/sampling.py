@@ -37,7 +37,9 @@ class Sampling:
     truncation: str = "disabled"  # auto: drop the oldest turns of a too long conversation
     frequency_penalty: float = 0.0  # subtracted for each time that the token is in the answer
     presence_penalty: float = 0.0  # subtracted once if the token is in the answer
-    repetition_penalty: float = 1.0  # divides positive logits of tokens in prompt or answer, multiplies others
+    repetition_penalty: float = (
+        1.0  # divides positive logits of tokens in prompt or answer, multiplies others
+    )
     logit_bias: dict[str, float] = field(default_factory=dict)  # by token id, in decimal as JSON needs it
 
     @property

@@ -43,8 +43,8 @@ def decode_one(
 def changed(row: list[float], sampling: Sampling, prompt: list[int], answer: list[int]) -> list[float]:
     """Return the logits after logit_bias and the penalties, in the float32 of the logits."""
     x = [np.float32(one) for one in row]
-    for token, bias in sampling.logit_bias.items():
-        x[int(token)] += np.float32(bias)
+    for id, bias in sampling.logit_bias.items():
+        x[int(id)] += np.float32(bias)
     penalty = np.float32(sampling.repetition_penalty)
     for token in {*prompt, *answer}:
         x[token] = x[token] * penalty if x[token] < 0 else x[token] / penalty

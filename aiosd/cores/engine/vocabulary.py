@@ -144,8 +144,8 @@ class Vocabulary:
     ) -> list[int]:
         """Tokens of the conversation up to where the assistant's next turn begins. Raises BadRequest.
 
-        `variables`: further ones of the template, such as enable_thinking. A reasoning_effort that the template
-        refuses counts as none given: which ones it knows is nobody's to guess.
+        `variables`: further ones of the template, such as enable_thinking. A reasoning_effort that the
+        template refuses counts as none given.
         """
         said, shown = self.habits.normal(messages, tools)
         given = variables or {}
