@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from aiosd.errors import BadRequest
 from aiosd.syscall.chat import Chat, Defaults, Loop, as_asked, parse
 from aiosd.syscall.foreign import VALUES_MAX, NotJson, parsed_bytes, read_json, values_of
+from aiosd.syscall.openai_keys import NO_EFFECT, REFUSED
 from aiosd.syscall.sampling import Sampling
 
 DEFAULTS = Defaults(model="m", system="be brief", nice=3, sampling=Sampling(max_tokens=9))
@@ -80,6 +81,23 @@ def test_a_bad_request_says_what_is_wrong(body: bytes, reason: str) -> None:
         ("nice", 20),
         ("nice", True),
         ("n", 2),
+        ("n", 0),
+        ("min_p", 1.5),
+        ("frequency_penalty", 2.1),
+        ("presence_penalty", "much"),
+        ("repetition_penalty", 0),
+        ("logit_bias", [1]),
+        ("logit_bias", {"-1": 1}),
+        ("logit_bias", {"1e3": 1}),
+        ("logit_bias", {"007": 1}),
+        ("logit_bias", {"7": 101}),
+        ("logit_bias", {"7": True}),
+        ("logit_bias", {str(i): 1 for i in range(1025)}),
+        ("modalities", ["text", "audio"]),
+        ("functions", [{"name": "f"}]),
+        ("function_call", "auto"),
+        ("audio", {"voice": "alloy"}),
+        ("web_search_options", {"search_context_size": "low"}),
         ("stream", "yes"),
         ("tools", [{"name": "x"}]),
         ("tools", {}),
@@ -114,6 +132,41 @@ def test_parameters_of_the_request_win_over_the_agents() -> None:
     spec = parse_json(max_tokens=5, temperature=1, stop="END", seed=7, nice=-5, model="other", context="c")
     assert spec.sampling == Sampling(max_tokens=5, temperature=1.0, stop=("END",), seed=7)
     assert (spec.nice, spec.model, spec.context) == (-5, "other", "c")
+
+
+def test_penalties_are_kept_by_their_openai_names() -> None:
+    keys = {"frequency_penalty": 1, "presence_penalty": -2, "repetition_penalty": 1.5, "min_p": 0.1}
+    s = parse_json(**keys, logit_bias={"7": -100, "40": 2.5}).sampling
+    assert s == Sampling(
+        max_tokens=9, frequency_penalty=1.0, presence_penalty=-2.0, repetition_penalty=1.5, min_p=0.1,
+        logit_bias={"7": -100.0, "40": 2.5},
+    )  # fmt: skip
+    assert s.penalises
+    assert not parse_json(
+        repetition_penalty=1, frequency_penalty=0, logit_bias={}, min_p=0.5
+    ).sampling.penalises
+
+
+def test_keys_that_do_not_change_the_answer_have_no_effect() -> None:
+    ignored = {
+        "metadata": {"job": "7"}, "modalities": ["text"], "n": 1, "prediction": {"content": "x"},
+        "prompt_cache_key": "k", "prompt_cache_retention": "24h", "safety_identifier": "s",
+        "service_tier": "auto", "store": True, "stream_options": {"include_usage": True}, "user": "u",
+        "verbosity": "low",
+    }  # fmt: skip
+    assert set(ignored) == set(NO_EFFECT)
+    assert parse_json(**ignored) == parse_json()
+    silent = dict.fromkeys((*NO_EFFECT, *REFUSED)) | {"functions": []}
+    assert parse_json(**silent) == parse_json()
+
+
+def test_a_key_that_cannot_be_honoured_is_refused_with_the_remedy() -> None:
+    asked = {"n": 3, "modalities": ["audio"], "functions": [{"name": "f"}], "function_call": {"name": "f"}}
+    asked |= {"audio": {"voice": "alloy"}, "web_search_options": {"search_context_size": "low"}}
+    for key, value in asked.items():
+        with pytest.raises(BadRequest) as caught:
+            parse_json(**{key: value})
+        assert caught.value.hint
 
 
 def test_text_parts_become_one_text_and_developer_is_system() -> None:
@@ -173,7 +226,15 @@ def test_bytes_that_cannot_become_json_are_not_waited_on(body: bytes) -> None:
 def test_a_spec_survives_the_store_and_being_asked_again(choice: object) -> None:
     form = schema({"type": "integer", "$comment": "größer"})
     spec = parse_json(
-        stop=["a", "b"], tools=[F], deadline_s=3, tool_choice=choice, response_format=form, model="m"
+        logit_bias={"5": 1},
+        min_p=0.5,
+        frequency_penalty=0.1,
+        stop=["a", "b"],
+        tools=[F],
+        deadline_s=3,
+        tool_choice=choice,
+        response_format=form,
+        model="m",
     )
     raw = json.loads(spec.dump())
     assert raw.pop("kind") == "llm"
@@ -233,8 +294,12 @@ NESTED: list[tuple[str, dict[str, Any]]] = [
         {"messages": [{"role": "user", "content": [TEXT, {**TEXT, "cache_control": {"type": "ephemeral"}}]}]},
     ),
     (
+        r"content\[1\] is an image, and models here read only text",
+        {"messages": [{"role": "user", "content": [TEXT, {"type": "image_url", "image_url": {"url": "x"}}]}]},
+    ),
+    (
         "may only have text parts",
-        {"messages": [{"role": "user", "content": [{**TEXT, "type": "image_url"}]}]},
+        {"messages": [{"role": "user", "content": [{**TEXT, "type": "smell"}]}]},
     ),
     (r"messages\[0\].tool_calls\[0\]: unknown key 'args'", {"messages": [called(args={"a": 1})]}),
     (

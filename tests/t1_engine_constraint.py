@@ -26,6 +26,12 @@ from tests.t1_engine_models import Answer, alone, engine, model, prompt, run
 from tests.t1_engine_text import words
 
 WILD = Sampling(max_tokens=400, temperature=1.0, seed=1)
+PENALTIES: dict[str, Any] = {
+    "frequency_penalty": 0.4,
+    "repetition_penalty": 1.2,
+    "min_p": 0.01,
+    "logit_bias": {"70": 5.0},
+}
 TEXT: dict[str, Any] = {"type": "string", "maxLength": 6}
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -131,6 +137,19 @@ def test_the_answer_of_a_random_model_fits_the_schema(schema: dict[str, Any], te
     jsonschema.validate(value, schema, jsonschema.Draft202012Validator)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_penalties_and_a_bias_make_no_token_legal_and_change_the_answer(temperature: float) -> None:
+    changed, m = 0, model("llama")
+    for schema in SCHEMAS[:20]:
+        free = dataclasses.replace(WILD, temperature=temperature)
+        penalised = dataclasses.replace(free, **PENALTIES, presence_penalty=2.0)
+        got = answer(m, of(schema), penalised)
+        if got.finish == "stop":
+            jsonschema.validate(json.loads(got.text), schema, jsonschema.Draft202012Validator)
+            changed += got.tokens != answer(m, of(schema), free).tokens
+    assert changed > 5
+
+
 @pytest.mark.parametrize("name", ["llama-odd", "gemma3", "phi3-long"])
 def test_every_core_decodes_by_a_schema(name: str) -> None:
     for seed in range(4):
@@ -173,10 +192,11 @@ def test_a_constrained_answer_is_the_same_alone_and_among_others(core: str) -> N
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_being_moved_at_any_token_changes_nothing(keep: bool) -> None:
+@pytest.mark.parametrize("penalties", [{}, PENALTIES], ids=["free", "penalised"])
+def test_being_moved_at_any_token_changes_nothing(keep: bool, penalties: dict[str, Any]) -> None:
     """The request continues with its KV, or in another engine with only its tokens."""
     m, form = model("llama"), called_by(TOOLS, "required", "hermes")
-    sampling = dataclasses.replace(WILD, seed=3, max_tokens=90)
+    sampling = dataclasses.replace(WILD, seed=3, max_tokens=90, **penalties)
     whole = answer(m, form, sampling)
     assert len(whole.tokens) > 40
     for cut in range(1, len(whole.tokens)):

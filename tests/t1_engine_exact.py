@@ -48,6 +48,10 @@ CORES = [
 ]
 GREEDY = Sampling(max_tokens=24, ignore_eos=True, logprobs=2)
 DRAWN = Sampling(max_tokens=24, ignore_eos=True, logprobs=2, temperature=1.0, top_p=0.95, seed=7)
+PENALISED = Sampling(
+    max_tokens=24, ignore_eos=True, logprobs=2, temperature=0.7, seed=8, min_p=0.02,
+    frequency_penalty=0.5, presence_penalty=0.2, repetition_penalty=1.2, logit_bias={"70": 2.0},
+)  # fmt: skip
 
 
 def get(name: str, core: str) -> LoadedModel:
@@ -109,7 +113,7 @@ def among(m: LoadedModel, sampling: Sampling, neighbours: int, prefill_tokens: i
 
 
 @pytest.mark.parametrize(("name", "core"), CORES)
-@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN, PENALISED], ids=["greedy", "drawn", "penalised"])
 def test_neighbours_and_the_cutting_of_prefill_change_nothing(
     name: str, core: str, sampling: Sampling
 ) -> None:
@@ -141,7 +145,7 @@ def interrupted(
 
 
 @pytest.mark.parametrize(("name", "core"), CORES)
-@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN, PENALISED], ids=["greedy", "drawn", "penalised"])
 @pytest.mark.parametrize("lose_kv", [False, True], ids=["kept", "lost"])
 def test_preemption_at_any_token_changes_nothing(
     name: str, core: str, sampling: Sampling, lose_kv: bool

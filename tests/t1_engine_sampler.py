@@ -18,6 +18,7 @@ samplings = st.builds(
     temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
     top_k=st.integers(0, 60),
     top_p=st.sampled_from([0.01, 0.3, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.02, 0.4, 1.0]),
     seed=st.integers(-(2**63), 2**63),
 )
 

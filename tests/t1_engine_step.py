@@ -31,6 +31,22 @@ ORACLE = [
     Sampling(max_tokens=12, temperature=2.0, seed=6, min_tokens=30),
     Sampling(max_tokens=60, temperature=1.5, seed=7, stop=("e", "th", " a")),
     Sampling(max_tokens=60, temperature=1.5, seed=8, min_tokens=9, stop=("a", "e", "i", "o", "t")),
+    Sampling(max_tokens=60, frequency_penalty=0.6, presence_penalty=0.4, repetition_penalty=1.15),
+    Sampling(
+        max_tokens=60, temperature=1.1, seed=9, min_p=0.05, min_tokens=40, logit_bias={"2": 9.0, "70": 2.5}
+    ),
+    Sampling(
+        max_tokens=60,
+        temperature=0.9,
+        seed=10,
+        top_k=50,
+        top_p=0.9,
+        min_p=0.1,
+        frequency_penalty=-0.3,
+        presence_penalty=1.5,
+        repetition_penalty=0.9,
+        logit_bias={"100": -100.0},
+    ),
 ]
 
 

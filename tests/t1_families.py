@@ -232,6 +232,22 @@ def test_variables_reach_the_template() -> None:
     assert v.render(asked, None, {"reasoning_effort": "<|im_end|>"}).count(end) == 1
 
 
+def test_a_reasoning_effort_that_the_template_refuses_has_no_effect() -> None:
+    strict = (
+        "{% if reasoning_effort is defined and reasoning_effort != 'high' %}"
+        "{{ raise_exception('none or high') }}{% endif %}{{ reasoning_effort }}"
+    )
+    v = vocabulary(folder() / "effort", FRAME.replace("CALLS", "") + strict, [])
+    asked = [{"role": "user", "content": "?"}]
+    assert v.hf.decode(v.render(asked, None, {"reasoning_effort": "high"})).endswith("high")
+    assert v.render(asked, None, {"reasoning_effort": "low"}) == v.render(asked, None)
+    refuses = vocabulary(
+        folder() / "refuses", "{% if enable_thinking %}{{ raise_exception('no') }}{% endif %}", []
+    )
+    with pytest.raises(BadRequest, match="no"):
+        refuses.render(asked, None, {"reasoning_effort": "low", "enable_thinking": True})
+
+
 # habits of templates
 
 STRICT = (

@@ -75,6 +75,26 @@ def test_thinking_is_told_apart_in_json_and_left_out_of_text(kernel: Kernel) -> 
     assert text(kernel, "x N") == "<thinking is <b>text</b> here\n"
 
 
+@pytest.mark.parametrize("question", ["x R", "x Q", "x N", "x O"])
+def test_a_stream_has_the_thinking_and_the_text_of_the_whole_answer(
+    make_kernel: MakeKernel, question: str
+) -> None:
+    kernel = make_kernel(model=folder(question == "x O"))
+    kernel.start()
+    whole = said(kernel, question)
+    body = {"prompt": question, "max_tokens": 100, "ignore_eos": False, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    lines = ended(ask(kernel, json.dumps(body))).answer.text.splitlines()
+    chunks = [json.loads(line) for line in lines]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(one.get("content", "") for one in deltas) == whole["content"]
+    thought = "".join(one.get("reasoning_content", "") for one in deltas)
+    assert thought == whole.get("reasoning_content", "")
+    assert bool(thought) == (question != "x N")
+    assert chunks[-1]["usage"]["completion_tokens"] > 0
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
 def test_a_call_in_thinking_goes_to_nobody(kernel: Kernel) -> None:
     message = said(kernel, "x Q", tools=TOOLS)
     assert message["content"] == "Hello"

@@ -36,6 +36,7 @@ from tests.t2_scheduler import LONG_S, ME, MakeKernel, ask, ended
 
 EVE = Caller(4242, 4242, os.getpid())
 DRAWN = {"temperature": 1.0, "seed": 5, "max_tokens": 40}
+PENALISED = {"frequency_penalty": 0.4, "repetition_penalty": 1.2, "min_p": 0.01, "logit_bias": {"100": 2}}
 
 
 def begin(kernel: Kernel, name: str = "talk", mode: int = 0o700) -> Context:
@@ -250,7 +251,7 @@ def test_a_live_context_goes_to_another_machine_in_the_middle_of_an_answer(
     here.start()
     context = begin(here)
     turn(here, "the first turn, which is over")
-    running = ask(here, "the second one", "talk", logprobs=2, **{**DRAWN, "max_tokens": 200})
+    running = ask(here, "the second one", "talk", logprobs=2, **{**DRAWN, **PENALISED, "max_tokens": 200})
     wait_until(lambda: len(running.tokens) > 20, "tokens", LONG_S)
     file = taken(here, context)
     expected = ended(running)

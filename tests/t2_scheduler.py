@@ -53,7 +53,17 @@ PROMPTS = [f"question {i} " + "word " * (i * 7 % 40) for i in range(12)]
 SAMPLINGS: list[dict[str, Any]] = [
     {},
     {"temperature": 1.0, "seed": 11},
-    {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 5},
+    {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.01,
+        "seed": 5,
+        "frequency_penalty": 0.3,
+        "presence_penalty": 0.1,
+        "repetition_penalty": 1.1,
+        "logit_bias": {"100": 2, "2": -100},
+    },
 ]
 
 

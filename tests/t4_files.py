@@ -57,6 +57,31 @@ def test_echo_asks_and_cat_answers(aios: Daemon, agent: str) -> None:
     assert (aios.root / agent / "requests/latest/response").stat().st_size == 6
 
 
+def test_penalties_hold_over_a_kill_of_the_daemon(
+    make_daemon: Callable[..., Daemon], slow_llama: Path
+) -> None:
+    """Also as an agent's params.json, and with keys that have no effect."""
+    daemon = make_daemon(model=slow_llama).start()
+    keys: dict[str, Any] = {"repetition_penalty": 1.2, "frequency_penalty": 0.5, "logit_bias": {"100": 3}}
+    for name in ("a", "b", "plain"):
+        (daemon.root / f"agents/{name}").mkdir()
+    daemon.write("agents/b/params.json", json.dumps({"max_tokens": 300, "ignore_eos": True, **keys}))
+    body = {"prompt": "go on", "max_tokens": 300, "ignore_eos": True, "store": True, "metadata": {"job": "7"}}
+
+    def answer(agent: str, **more: Any) -> str:
+        return str(json.loads(ask(daemon, f"agents/{agent}", json.dumps({**body, **more})))["choices"])
+
+    expected = answer("a", **keys)
+    assert expected != answer("plain")
+    assert json.loads(ask(daemon, "agents/b", '{"prompt": "go on"}'))["usage"]["completion_tokens"] == 300
+    assert answer("b") == expected
+    daemon.write("agents/a/syscall/llm", json.dumps({**body, **keys}))
+    wait_until(lambda: int(daemon.table("status")["running"]) == 1, "the answer")
+    daemon.kill()
+    daemon.start()
+    assert str(json.loads(daemon.read("agents/a/syscall/llm"))["choices"]) == expected
+
+
 PYTHON = "from pathlib import *; Path('llm').write_text(Path('{}').read_text())"
 
 

@@ -18,12 +18,11 @@ from typing import Any
 from aiosd.agents.sweeping import Sweeping
 from aiosd.database.store import Store
 from aiosd.errors import BadRequest, BadValue, Exists, NotFound
-from aiosd.syscall.chat import SAMPLING_KEYS, sampling
 from aiosd.syscall.foreign import read_json
 from aiosd.syscall.keys import boolean
 from aiosd.syscall.number import whole
 from aiosd.syscall.request import Request, Usage
-from aiosd.syscall.sampling import Sampling
+from aiosd.syscall.sampling import SAMPLING_KEYS, Sampling, sampling
 from aiosd.syscall.template import TEMPLATE_KEYS, variables
 
 LOG_LINES = 256

@@ -14,11 +14,12 @@ from typing import Any
 from aiosd.client import Failed, Files
 from aiosd.errors import BadRequest
 from aiosd.syscall import chat
+from aiosd.syscall.sampling import SAMPLING_KEYS
 from aiosd.syscall.template import TEMPLATE_KEYS
 
 MAX_TOKENS = 1024  # a person reads along and can stop it
 SETTINGS = (
-    *sorted(set(chat.SAMPLING_KEYS) - {"logprobs"}),
+    *sorted(set(SAMPLING_KEYS) - {"logprobs"}),
     *sorted(TEMPLATE_KEYS), "nice", "response_format",
 )  # fmt: skip
 Message = dict[str, Any]

@@ -3,8 +3,6 @@
 A text is one user message. Pure: parse bytes into a `Chat`, or raise BadRequest; and turn a stored `Chat`
 back into the API's shape. This module is not with its handler, because conversations and agents use the same
 messages.
-
-Large: one reader for each key of the API.
 """
 
 from __future__ import annotations
@@ -19,9 +17,10 @@ from aiosd.errors import BadRequest, BadValue
 from aiosd.syscall import answers, completion, fitting, grammar
 from aiosd.syscall.decodable import LOOSE
 from aiosd.syscall.foreign import decode, is_object, prose, read_json
-from aiosd.syscall.keys import boolean, choice, integer, number, only, string
+from aiosd.syscall.keys import boolean, integer, number, only, string
 from aiosd.syscall.messages import messages, tool_choice, tools
-from aiosd.syscall.sampling import Sampling
+from aiosd.syscall.openai_keys import NO_EFFECT, refuse
+from aiosd.syscall.sampling import SAMPLING_KEYS, Sampling, sampling
 from aiosd.syscall.spec import Message, Spec, with_tuples
 from aiosd.syscall.template import TEMPLATE_KEYS, variables
 from aiosd.syscall.toolcalls import ParsedAnswer
@@ -169,7 +168,6 @@ def between(request: Request) -> list[Message]:
 
 
 LOOPS = "loops"  # the queue of all loops, which start at once
-SAMPLING_KEYS = tuple(f.name for f in fields(Sampling))
 KEYS = {
     "messages",
     "model",
@@ -180,11 +178,10 @@ KEYS = {
     "keep_alive",
     "stream",
     "resume",
-    "n",
-    "user",
     "steps",
     "parallel_tool_calls",
     *TEMPLATE_KEYS,
+    *NO_EFFECT,
 } | ({*SAMPLING_KEYS} | {"max_completion_tokens", "top_logprobs", "tool_choice", "response_format", "prompt"})
 
 FORMATS: dict[str, tuple[str, ...]] = {  # the keys beside `type` of response_format
@@ -237,9 +234,8 @@ def looping(chat: Chat, steps: int) -> Chat:
 def parse_json(text: str, d: Defaults) -> Chat:
     raw = read_json(text)
     assert isinstance(raw, dict)  # it begins with {
+    refuse(raw)
     only(raw, "", *KEYS)
-    if raw.get("n") not in (None, 1):
-        raise BadRequest("n must be 1", "write one request for each answer")
     resume = boolean(raw, "resume", False)
     if resume and (said := {"messages", "prompt", "tools", "tool_choice", "response_format"} & raw.keys()):
         raise BadRequest(f"resume takes no {min(said)}", "the unfinished answer has its own; leave it out")
@@ -336,39 +332,3 @@ def keep_alive(raw: Message) -> float | None:
         hint = "keep_alive always > models/NAME/ctl does, by an administrator"
         raise BadRequest("a request cannot keep a model for always", hint)
     return seconds
-
-
-def sampling(raw: Message, base: Sampling) -> Sampling:
-    """Parse the sampling keys of a request, or of an agent's params.json."""
-    stop = raw.get("stop", base.stop)
-    stop = (stop,) if isinstance(stop, str) else stop or ()
-    if (
-        not isinstance(stop, (list, tuple))
-        or len(stop) > 16
-        or not all(isinstance(s, str) and 0 < len(s) <= 256 for s in stop)
-    ):
-        raise BadRequest("stop must be up to 16 texts of 1 to 256 characters")
-    most = "max_completion_tokens" if "max_completion_tokens" in raw else "max_tokens"
-    return Sampling(
-        temperature=number(raw, "temperature", base.temperature, 0, 100) or 0.0,
-        top_k=integer(raw, "top_k", base.top_k, 0, 1 << 30),
-        top_p=number(raw, "top_p", base.top_p, 0, 1) or 0.0,
-        seed=integer(raw, "seed", base.seed, -(1 << 63), (1 << 63) - 1),
-        max_tokens=integer(raw, most, base.max_tokens, 1, 1 << 24),
-        min_tokens=integer(raw, "min_tokens", base.min_tokens, 0, 1 << 24),
-        ignore_eos=boolean(raw, "ignore_eos", base.ignore_eos),
-        stop=tuple(stop),
-        logprobs=logprobs(raw, base.logprobs),
-        truncation=choice(raw, "truncation", base.truncation, "disabled", "auto"),
-    )
-
-
-def logprobs(raw: Message, base: int | None) -> int | None:
-    if "logprobs" not in raw and "top_logprobs" not in raw:
-        return base
-    wanted = raw.get("logprobs", True)
-    if wanted is False or wanted is None:
-        return None
-    if isinstance(wanted, bool):
-        return integer(raw, "top_logprobs", 0, 0, 20)
-    return integer(raw, "logprobs", 0, 0, 20)

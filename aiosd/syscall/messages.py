@@ -24,6 +24,16 @@ TAKEN = {
     "choice": ("type", "function"),
     "chosen": ("name",),
 }
+SENSES = {  # parts of a content that are no text
+    "image_url": "an image",
+    "image": "an image",
+    "input_image": "an image",
+    "input_audio": "audio",
+    "audio_url": "audio",
+    "video_url": "a video",
+    "file": "a file",
+    "input_file": "a file",
+}
 FUNCTION_HINT = '{"type":"function","function":{"name":…}}'
 
 
@@ -63,7 +73,10 @@ def message(raw: object, where: str) -> Message:
 
 
 def part(raw: object, where: str) -> str:
-    if not isinstance(raw, dict) or raw.get("type", "text") != "text" or not isinstance(raw.get("text"), str):
+    kind = raw.get("type", "text") if isinstance(raw, dict) else None
+    if isinstance(kind, str) and kind in SENSES:
+        raise BadRequest(f"{where} is {SENSES[kind]}, and models here read only text", "leave the part out")
+    if not isinstance(raw, dict) or kind != "text" or not isinstance(raw.get("text"), str):
         raise BadRequest(f"{where}: content may only have text parts", '{"type":"text","text":…}')
     only(raw, where, *TAKEN["part"])
     return str(raw["text"])

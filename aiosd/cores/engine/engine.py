@@ -19,11 +19,12 @@ from aiosd.cores.engine.conversations import Conversations, KvCopy
 from aiosd.cores.engine.core import KV, Batch, Segment
 from aiosd.cores.engine.kv import BLOCK, BlockPool, root
 from aiosd.cores.engine.model import LoadedModel
+from aiosd.cores.engine.penalties import Penalties
 from aiosd.cores.engine.sampler import Row, TokenLogprob
 from aiosd.cores.engine.sequence import Output, Sequence
 from aiosd.cores.engine.text import TextStream
 from aiosd.errors import BadRequest, ModelError, TooLong
-from aiosd.syscall.sampling import Sampling
+from aiosd.syscall.sampling import BIAS_HINT, Sampling
 
 Plan = list[tuple[Sequence, int]]  # the sequences of a step, and how many pending tokens of each it computes
 
@@ -80,6 +81,7 @@ class Engine:
         self._check_length(len(prompt))
         if not prompt or not all(0 <= t < self.model.vocab_size for t in (*prompt, *resume)):
             raise BadRequest(f"the prompt is empty or has tokens outside of 0 to {self.model.vocab_size - 1}")
+        self._check_biases(sampling)
         assert all(s.id != id for s in self._everyone())
         parked = self._parked.pop(id, None)
         if parked and parked.tokens == [*prompt, *resume] and parked.same_as(sampling, root(owner), grammar):
@@ -100,6 +102,7 @@ class Engine:
             root(owner),
             context=context,
             constraint=self.model.constraints.make(grammar) if grammar else None,
+            penalties=Penalties(sampling, prompt) if sampling.penalises else None,
             pooled=np.zeros(1) if embed else None,
         )
         for token in resume:
@@ -372,7 +375,10 @@ class Engine:
             return Output(seq.id, finish="failed", prompt_tokens=seq.prompt, error=error)
 
     def _draw(self, seq: Sequence, logits: Row, likeliest: int) -> Output:
-        s, allowed = seq.sampling, seq.allowed()
+        s, allowed, own = seq.sampling, seq.allowed(), logits
+        if seq.penalties is not None:
+            logits = seq.penalties.applied(own)
+            likeliest = int(logits.argmax())
         free = not seq.banned if allowed is None else bool(allowed[likeliest])
         if s.temperature <= 0.0 and free:
             token = likeliest
@@ -380,7 +386,7 @@ class Engine:
             token = sampler.choose(logits, s, seq.generated, seq.banned, allowed)
         logprobs: tuple[TokenLogprob, ...] | None = None
         if s.logprobs is not None:
-            logprobs = (sampler.logprob(logits, token, s.logprobs),)
+            logprobs = (sampler.logprob(own, token, s.logprobs),)
         text = seq.accept(token)
         if seq.finish:
             self._leave(seq)
@@ -407,6 +413,12 @@ class Engine:
 
     def _everyone(self) -> list[Sequence]:
         return [*self._running, *self._waiting]
+
+    def _check_biases(self, sampling: Sampling) -> None:
+        for token in sampling.logit_bias:
+            if int(token) >= self.model.vocab_size:
+                last = self.model.vocab_size - 1
+                raise BadRequest(f"logit_bias: the model has tokens 0 to {last}, and no {token}", BIAS_HINT)
 
     def _check_length(self, prompt: int) -> None:
         limit, room = self.model.context_length, self.pool.total * BLOCK

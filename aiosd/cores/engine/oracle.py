@@ -7,7 +7,10 @@ time. Shares only the random numbers and the vocabulary with the fast path.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
+
+import numpy as np
 
 from aiosd.cores.engine.sampler import uniform
 from aiosd.cores.engine.text import Codec
@@ -22,7 +25,7 @@ def decode_one(
     """Tokens, text and finish reason of the answer."""
     answer: list[int] = []
     while True:
-        row = logits(prompt + answer)
+        row = changed(logits(prompt + answer), sampling, prompt, answer)
         if len(answer) < sampling.min_tokens:
             row = [-math.inf if t in eos else x for t, x in enumerate(row)]
         answer.append(draw(row, sampling, len(answer)))
@@ -35,6 +38,20 @@ def decode_one(
             return answer, text, "stop"
         if len(answer) >= sampling.max_tokens or len(prompt) + len(answer) >= context:
             return answer, text, "length"
+
+
+def changed(row: list[float], sampling: Sampling, prompt: list[int], answer: list[int]) -> list[float]:
+    """Return the logits after logit_bias and the penalties, in the float32 of the logits."""
+    x = [np.float32(one) for one in row]
+    for id, bias in sampling.logit_bias.items():
+        x[int(id)] += np.float32(bias)
+    penalty = np.float32(sampling.repetition_penalty)
+    for token in {*prompt, *answer}:
+        x[token] = x[token] * penalty if x[token] < 0 else x[token] / penalty
+    for token, count in Counter(answer).items():
+        x[token] -= np.float32(count) * np.float32(sampling.frequency_penalty)
+        x[token] -= np.float32(sampling.presence_penalty)
+    return [float(one) for one in x]
 
 
 def draw(row: list[float], sampling: Sampling, index: int) -> int:
@@ -51,6 +68,7 @@ def draw(row: list[float], sampling: Sampling, index: int) -> int:
         summed += weights[t]
         if summed >= sampling.top_p * total and sampling.top_p < 1:
             break
+    kept = [t for t in kept if weights[t] >= sampling.min_p]
     order = sorted(kept) if plain else kept
     point = uniform(sampling.seed, index) * sum(weights[t] for t in order)
     for t in order:

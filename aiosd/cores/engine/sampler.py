@@ -21,7 +21,7 @@ MASK = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural logarithms under the model's own distribution, before temperature, top-k and top-p."""
+    """Natural logarithms under the model's own distribution, before penalties, bias and temperature."""
 
     token: int
     logprob: float
@@ -69,8 +69,8 @@ def candidates(logits: Row, sampling: Sampling) -> tuple[NDArray[np.int64], NDAr
     x = (x - x.max()) / sampling.temperature
     k = sampling.top_k if 0 < sampling.top_k < len(x) else len(x)
     if k == len(x) and sampling.top_p >= 1.0:
-        return np.arange(len(x)), np.exp(x)
-    if k < len(x):
+        tokens, weights = np.arange(len(x)), np.exp(x)
+    elif k < len(x):
         tokens = _ranked(x, k)
         weights = np.exp(x[tokens])
         total = float(weights.sum())
@@ -84,6 +84,9 @@ def candidates(logits: Row, sampling: Sampling) -> tuple[NDArray[np.int64], NDAr
     if sampling.top_p < 1.0:
         keep = int(np.searchsorted(np.cumsum(weights), sampling.top_p * total, side="left")) + 1
         tokens, weights = tokens[:keep], weights[:keep]
+    if sampling.min_p > 0.0:
+        kept = weights >= sampling.min_p  # the likeliest token has the weight 1
+        tokens, weights = tokens[kept], weights[kept]
     return tokens, weights
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from aiosd.cores.engine.constraint import Constraint
 from aiosd.cores.engine.kv import BLOCK, block_keys
+from aiosd.cores.engine.penalties import Penalties
 from aiosd.cores.engine.sampler import TokenLogprob
 from aiosd.cores.engine.text import TextStream
 from aiosd.errors import BadRequest
@@ -61,6 +62,7 @@ class Sequence:
     context: int = 0  # its conversation; 0: none
     finish: Finish | None = None
     constraint: Constraint | None = None  # None: any token may follow
+    penalties: Penalties | None = None  # None: the logits are taken as they are
     pooled: NDArray[np.float64] | None = None  # of an embedding: the sum of the final hidden states so far
 
     @property
@@ -104,6 +106,8 @@ class Sequence:
         """Append a token of the answer, return the text that it completes, and set `finish` at the end.
         Raises BadRequest when the constraint does not allow the token."""
         self.tokens.append(token)
+        if self.penalties is not None:
+            self.penalties.push(token)
         whole = self.constraint is not None and self.constraint.accept(token)
         text, stopped = self.stream.push(token)
         if stopped:

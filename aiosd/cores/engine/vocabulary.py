@@ -144,10 +144,18 @@ class Vocabulary:
     ) -> list[int]:
         """Tokens of the conversation up to where the assistant's next turn begins. Raises BadRequest.
 
-        `variables`: further ones of the template, such as enable_thinking.
+        `variables`: further ones of the template, such as enable_thinking. A reasoning_effort that the
+        template refuses counts as none given.
         """
         said, shown = self.habits.normal(messages, tools)
-        return self._marks.encode(self._print(said, shown, variables or {}))
+        given = variables or {}
+        try:
+            text = self._print(said, shown, given)
+        except BadRequest:
+            if "reasoning_effort" not in given:
+                raise
+            text = self._print(said, shown, {k: v for k, v in given.items() if k != "reasoning_effort"})
+        return self._marks.encode(text)
 
     def _print(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, variables: dict[str, Any]
