@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
 import socket
+import time
+from array import array
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway import FRONT, Gateway
 from tests.running import Daemon, wait_until
@@ -194,6 +198,55 @@ def test_who_comes_over_tcp_needs_a_key(gateway: Gateway) -> None:
         answer = http.getresponse()
         assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
         assert "aiosctl key new" in json.loads(answer.read())["error"]["message"]
+
+
+def test_embeddings_are_those_of_the_files(games: Curl, aios: Daemon) -> None:
+    status, answer = games.ask({"model": "tiny", "input": ["mango", "fig"]}, "/v1/embeddings")
+    assert status == 200
+    asked = as_user(aios, GAMES, "exec 3<>models/tiny/embed; echo mango >&3; cat <&3").stdout
+    assert answer["data"][0]["embedding"] == json.loads(asked)["data"][0]["embedding"]
+    assert [entry["index"] for entry in answer["data"]] == [0, 1]
+    packed = games.ask({"model": "tiny", "input": "mango", "encoding_format": "base64"}, "/v1/embeddings")[1]
+    numbers = array("f", base64.b64decode(packed["data"][0]["embedding"]))
+    assert list(numbers) == pytest.approx(answer["data"][0]["embedding"], rel=1e-6)
+    for wrong in (
+        {"input": [1, 2]},
+        {"input": []},
+        {"input": "x", "dimensions": 7},
+        {"input": "x", "model": "agent:a"},
+    ):
+        assert games.ask({"model": "tiny"} | wrong, "/v1/embeddings")[0] in (400, 404), wrong
+
+
+def test_a_page_of_the_web_reaches_nothing_by_a_name_of_its_own(gateway: Gateway) -> None:
+    for host, status in (("evil.example:11435", 403), ("localhost:11435", 401), ("[::1]", 401)):
+        with closing(HTTPConnection("127.0.0.1", gateway.port)) as http:
+            http.request("GET", "/v1/models", headers={"Host": host})
+            assert http.getresponse().status == status, host
+
+
+def test_health_and_metrics_need_no_user(games: Curl, gateway: Gateway) -> None:
+    games.ask(chat("Repeat: fig"))
+    with closing(HTTPConnection("127.0.0.1", gateway.port)) as http:
+        http.request("GET", "/health")
+        assert http.getresponse().read() == b"ok\n"
+        http.request("GET", "/metrics")
+        said = http.getresponse().read().decode()
+    samples = {s.name: s for family in text_string_to_metric_families(said) for s in family.samples}
+    assert samples["aios_gateway_sessions"].value >= 1
+    assert 'endpoint="/v1/chat/completions",status="200"' in said
+
+
+def test_a_header_that_comes_slowly_ends_the_connection(gateway: Gateway) -> None:
+    with socket.create_connection(("127.0.0.1", gateway.port)) as slow:
+        slow.settimeout(30)
+        began_s = time.monotonic()
+        slow.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+        for _ in range(5):
+            time.sleep(0.5)
+            slow.sendall(b"X-More: x\r\n")
+        assert slow.recv(1) == b""
+        assert 8 < time.monotonic() - began_s < 15
 
 
 @pytest.mark.parametrize("streams", [False, True])
