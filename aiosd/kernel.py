@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aiosd.access.audit import Audit
+from aiosd.access.keys import Keys
 from aiosd.access.permissions import Permissions, object_of
 from aiosd.access.reasons import Reasons
 from aiosd.access.refusals import Refusals
@@ -45,6 +46,7 @@ from aiosd.modelstore.store import ModelStore
 from aiosd.objects.agents import AgentObjects
 from aiosd.objects.contexts import ContextObjects
 from aiosd.objects.former import FormerAccounts
+from aiosd.objects.keys import KeyObjects
 from aiosd.objects.making import Making
 from aiosd.objects.models import ModelObjects
 from aiosd.objects.pulls import PullObjects
@@ -97,6 +99,7 @@ class Kernel:
         self.models = Models(config, self.store, model, workers_uid, self.model_store.paths())
         self.tools = Tools(Path(config.tools.folder), self.store.folder / "tools", config.tools.network)
         self.trust = Trust(self.store)
+        self.keys = Keys(self.store)
         self.audit = Audit(self.store.folder / "audit.jsonl", config.limits)
         self.events = Events(self.permissions)
         self.refusals, self.reasons = Refusals(), Reasons()
@@ -165,9 +168,10 @@ class Kernel:
 
     def _build_objects(self) -> None:
         self.making = Making(self.permissions, self.events, self.limits, self.scheduler, self.ending)
+        self.key_objects = KeyObjects(self.making, self.keys, self.agents, self.audit, self.admins)
         self.agent_objects = AgentObjects(
-            self.making, self.agents, self.contexts, self.names, self.admission, self.scheduler, self.ending,
-            self.runner,
+            self.making, self.key_objects, self.agents, self.contexts, self.names, self.admission,
+            self.scheduler, self.ending, self.runner,
         )  # fmt: skip
         self.context_objects = ContextObjects(
             self.making, self.contexts, self.residency, self.pool, self.scheduler
@@ -179,8 +183,9 @@ class Kernel:
         self.tool_objects = ToolObjects(self.making, self.tools, self.agents)
         self.trust_objects = TrustObjects(self.making, self.trust, self.audit, self.agents)
         self.former_accounts = FormerAccounts(
-            self.making, self.agents, self.contexts, self.models, self.tools, self.scheduler, self.admission,
-            self.limits, self.names, self.trust, self.reasons, self.sessions, self.runner,
+            self.making, self.key_objects, self.agents, self.contexts, self.models, self.tools,
+            self.scheduler, self.admission, self.limits, self.names, self.trust, self.reasons, self.sessions,
+            self.runner,
         )  # fmt: skip
 
     def _forget_gone(self) -> None:

@@ -51,6 +51,15 @@ def path_of(name: str) -> Path:
     return path
 
 
+def gguf_of(name: str) -> Path:
+    """Let llama.cpp make a GGUF file. `name`: a shape or a GGUF file, and the kind: L-Q4_K_M, m.gguf-Q8_0."""
+    from bench.llama_cpp_peer import convert, quantised
+
+    of, _, kind = name.rpartition("-")
+    whole = Path(of) if of.endswith(".gguf") else convert(path_of(of), "F32")
+    return quantised(whole, kind)
+
+
 def _tokenizer() -> Any:
     bare = Tokenizer(models.BPE())
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

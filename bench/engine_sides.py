@@ -2,8 +2,9 @@
 
 Libraries that share a process share their threads too: OpenMP's threads of PyTorch and of llama.cpp wait for
 each other's time slices there, and llama.cpp falls to a tenth. So each side has a process, the same number of
-threads, and the same processors. It prints `ready`; then each line of standard input is `PROMPT_TOKENS N`,
-and it answers with the seconds that N requests took.
+threads, and the same processors. It prints `ready SECONDS`: the time to load the model. Then each line of its
+standard input is `PROMPT_TOKENS N NEW`. It answers with the seconds that N requests for NEW tokens took, and
+with the bytes that the process has in memory more than before the load.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -28,16 +30,15 @@ from aiosd.cores.engine.gguf import GgufFile
 from aiosd.cores.engine.model import load
 from aiosd.syscall import grammar
 from aiosd.syscall.sampling import Sampling
-from bench.engine_models import SHAPES, path_of
+from bench.engine_models import SHAPES, gguf_of, path_of
 
-NEW = 64
 ROW = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 12}, "n": {"type": "integer"}},
 }
 SCHEMA = json.dumps({"type": "array", "items": {**ROW, "required": ["name", "n"]}, "minItems": 99})
 Prompts = list[list[int]]
-Side = Callable[[Prompts], float]  # seconds
+Side = Callable[[Prompts, int], float]  # how many new tokens -> seconds
 
 
 def ours(
@@ -45,17 +46,17 @@ def ours(
 ) -> Side:
     form = grammar.grammar(grammar.Form(schema), grammar.Voice())
     model = load(path, core=core, quantization=quantization, deterministic=deterministic)
-    sampling = Sampling(max_tokens=NEW, ignore_eos=True)
 
-    def run(prompts: Prompts) -> float:
-        room = sum(len(p) + NEW + 16 for p in prompts) * model.kv_bytes_per_token
+    def run(prompts: Prompts, new: int) -> float:
+        sampling = Sampling(max_tokens=new, ignore_eos=True)
+        room = sum(len(p) + new + 16 for p in prompts) * model.kv_bytes_per_token
         engine = Engine(model, kv_bytes=room + 64 * 16 * model.kv_bytes_per_token)
         start, made = time.perf_counter(), 0
         for i, prompt in enumerate(prompts):
             engine.add(i, prompt, sampling, owner=str(i), grammar=form)
         while not engine.idle:
             made += sum(len(output.tokens) for output in engine.step())
-        assert made == NEW * len(prompts)
+        assert made == new * len(prompts)
         return time.perf_counter() - start
 
     return run
@@ -65,14 +66,13 @@ _config: Any = GenerationConfig  # untyped
 
 
 def generate(model: Any, batched: bool) -> Side:
-    config: Any = _config(max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0)
-
-    def run(prompts: Prompts) -> float:
+    def run(prompts: Prompts, new: int) -> float:
+        config: Any = _config(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
         start = time.perf_counter()
         for batch in [prompts] if batched else [[p] for p in prompts]:
             tokens = torch.tensor(batch)
             out = model.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=config)
-            assert out.shape[1] == len(batch[0]) + NEW
+            assert out.shape[1] == len(batch[0]) + new
         return time.perf_counter() - start
 
     return run
@@ -80,17 +80,17 @@ def generate(model: Any, batched: bool) -> Side:
 
 def continuous(model: Any) -> Side:
     """transformers' own continuous batching. Its allocation and its start are not measured."""
-    config: Any = _config(max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
 
-    def run(prompts: Prompts) -> float:
-        pages = sum(-(-(len(p) + NEW) // 256) for p in prompts) + 16
+    def run(prompts: Prompts, new: int) -> float:
+        config: Any = _config(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        pages = sum(-(-(len(p) + new) // 256) for p in prompts) + 16
         options = ContinuousBatchingConfig(num_blocks=pages, max_batch_tokens=512)
         with model.continuous_batching_context_manager(
             generation_config=config, continuous_batching_config=options
         ) as manager:
 
             def serve(batch: Prompts) -> int:
-                waiting, made = set(manager.add_requests(inputs=batch, max_new_tokens=NEW)), 0
+                waiting, made = set(manager.add_requests(inputs=batch, max_new_tokens=new)), 0
                 while waiting:
                     result = manager.get_result(timeout=1)
                     if result is not None and result.is_finished():
@@ -100,7 +100,7 @@ def continuous(model: Any) -> Side:
 
             serve([prompts[0][:8]])
             start = time.perf_counter()
-            assert serve(prompts) == NEW * len(prompts)
+            assert serve(prompts) == new * len(prompts)
             return time.perf_counter() - start
 
     return run
@@ -114,7 +114,7 @@ def theirs(path: Path) -> Any:
 def llama_cpp(path: Path, form: str) -> Side:
     from bench.llama_cpp_peer import side
 
-    return side(path, form, torch.get_num_threads(), NEW)
+    return side(path, form, torch.get_num_threads())
 
 
 SIDES: dict[str, Callable[[Path], Side]] = {
@@ -144,10 +144,13 @@ if "llama.cpp, F32" in SIDES:
 
 
 def of(name: str) -> tuple[Path, dict[str, Callable[[Path], Side]], int]:
-    """Return a model's path, its sides and the size of its vocabulary. `name`: a shape, or a GGUF file."""
-    if not name.endswith(".gguf"):
+    """Return a model's path, its sides and the size of its vocabulary. `name`: a shape, a GGUF file, or one
+    that is made (`gguf_of`).
+    """
+    if name in SHAPES:
         return path_of(name), SIDES, SHAPES[name]["vocab_size"]
-    return Path(name), STORED, GgufFile(Path(name)).config["vocab_size"]
+    path = Path(name) if name.endswith(".gguf") else gguf_of(name)
+    return path, STORED, GgufFile(path).config["vocab_size"]
 
 
 def main() -> None:
@@ -157,12 +160,15 @@ def main() -> None:
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     path, sides, vocabulary = of(name)
+    process = psutil.Process()
+    before, began = process.memory_info().rss, time.perf_counter()
     run = sides[side](path)
-    print("ready", flush=True)
+    print("ready", time.perf_counter() - began, flush=True)
     for line in sys.stdin:
-        length, count = map(int, line.split())
+        length, count, new = map(int, line.split())
         rng = np.random.default_rng(0)
-        print(run([rng.integers(3, vocabulary, length).tolist() for _ in range(count)]), flush=True)
+        seconds = run([rng.integers(3, vocabulary, length).tolist() for _ in range(count)], new)
+        print(seconds, process.memory_info().rss - before, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""llama.cpp as a peer of bench.engine: the same random weights as GGUF, decoded by its own library.
+"""llama.cpp as a peer of bench.engine: the same weights as GGUF, decoded by its own library.
 
 Needs `pip install llama-cpp-python gguf`; bench.engine leaves it out without them. It batches like the server
 of llama.cpp: prompts in batches of up to 2,048 tokens, then one token for every request in each step.
@@ -49,7 +49,7 @@ def convert(folder: Path, kind: str) -> Path:
     made.add_layer_norm_rms_eps(config["rms_norm_eps"])
     made.add_rope_freq_base(10000.0)
     made.add_rope_dimension_count(config["hidden_size"] // heads)
-    made.add_tokenizer_model("none")
+    add_tokenizer(made, folder, config["vocab_size"])
     wanted = gguf.GGMLQuantizationType[kind]
     for key, stored in load_file(folder / "model.safetensors").items():
         weight = np.ascontiguousarray(stored, np.float32)
@@ -67,6 +67,22 @@ def convert(folder: Path, kind: str) -> Path:
     return file
 
 
+def add_tokenizer(made: gguf.GGUFWriter, folder: Path, size: int) -> None:
+    """Add the folder's tokenizer, and tokens without a use up to the size of the vocabulary."""
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    tokens = sorted(stored["model"]["vocab"], key=stored["model"]["vocab"].__getitem__)
+    special = {token["content"] for token in stored["added_tokens"]}
+    types = [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens]
+    unused = [f"<unused{i}>" for i in range(len(tokens), size)]
+    made.add_tokenizer_model("gpt2")
+    made.add_tokenizer_pre("default")
+    made.add_token_list(tokens + unused)
+    made.add_token_types(types + [gguf.TokenType.UNUSED] * len(unused))
+    made.add_token_merges([" ".join(pair) for pair in stored["model"]["merges"]])
+    made.add_bos_token_id(0)
+    made.add_eos_token_id(2)
+
+
 def name_of(key: str) -> str:
     bare = key.removesuffix(".weight")
     if bare in TOP:
@@ -75,18 +91,29 @@ def name_of(key: str) -> str:
     return f"blk.{layer}.{NAMES[rest]}.weight"
 
 
-def side(path: Path, kind: str, threads: int, new: int) -> Callable[[list[list[int]]], float]:
+def quantised(whole: Path, kind: str) -> Path:
+    """Let llama.cpp store the weights of a GGUF file as files of that kind have them (Q4_K_M, Q8_0)."""
+    file = whole.with_name(f"{whole.stem.split('.')[0]}.{kind}.gguf")
+    if not file.exists():
+        options = c.llama_model_quantize_default_params()
+        options.ftype, options.allow_requantize = getattr(c, f"LLAMA_FTYPE_MOSTLY_{kind}"), True
+        assert c.llama_model_quantize(os.fsencode(whole), os.fsencode(file), c.byref(options)) == 0
+    return file
+
+
+def side(path: Path, kind: str, threads: int) -> Callable[[list[list[int]], int], float]:
     """`path`: a GGUF file, or a model folder, which becomes one of that kind."""
     c.llama_log_set(_quiet, None)
     file = path if path.is_file() else convert(path, kind)
     model = c.llama_model_load_from_file(os.fsencode(file), c.llama_model_default_params())
     vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(model))
 
-    def run(prompts: list[list[int]]) -> float:
+    def run(prompts: list[list[int]], new: int) -> float:
         options = c.llama_context_default_params()
         room = -(-(max(map(len, prompts)) + new) // 256) * 256
         options.n_ctx, options.n_seq_max = room * len(prompts), len(prompts)
         options.n_batch, options.n_ubatch = BATCH, 512
+        options.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_ENABLED
         options.n_threads = options.n_threads_batch = threads
         context = c.llama_init_from_model(model, options)
         batch = c.llama_batch_init(BATCH, 0, 1)

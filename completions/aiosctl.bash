@@ -24,6 +24,7 @@ _aiosctl_options() {
         'access allow'*) echo --always ;;
         cancel*) echo --user ;;
         'user remove'*) echo --to ;;
+        'key new'*) echo --agent --expires --tokens-per-day ;;
         share*) echo --group --with-context ;;
         trace*) echo --plot ;;
         'mcp serve'*) echo --agent ;;
@@ -34,7 +35,7 @@ _aiosctl_options() {
         rm*) echo --force ;;
     esac
     case $1 in
-        status | queue | agents | models | ls | ps | log* | policy* | tools | access | 'agent list') echo --json -q --quiet --no-legend ;;
+        status | queue | agents | models | ls | ps | log* | policy* | tools | access | 'agent list' | 'key list') echo --json -q --quiet --no-legend ;;
     esac
     echo -h --help
 }
@@ -46,7 +47,7 @@ _aiosctl() {
     for ((i = 1; i < COMP_CWORD; i++)); do # the words that are not options
         word=${COMP_WORDS[i]}
         case $word in
-            --mount | --name | --agent | --group | --user | --to | --plot) ((i++)) ;;
+            --mount | --name | --agent | --group | --user | --to | --plot | --expires | --tokens-per-day) ((i++)) ;;
             -m | --model) asks_model=yes && ((i++)) ;;
             -*) ;;
             *) words+=("$word") ;;
@@ -58,7 +59,8 @@ _aiosctl() {
         --plot) files=-f ;;
         -m | --model) answers=$(command ls "$root/models" 2>/dev/null) ;;
         --agent) answers=$(command ls "$root/agents" 2>/dev/null) ;;
-        --name) ;;
+        --name | --tokens-per-day) ;;
+        --expires) answers='30d never' ;;
         --group) answers=$(compgen -g) ;;
         --user | --to) answers=$(compgen -u) ;;
         *)
@@ -66,12 +68,14 @@ _aiosctl() {
                 answers=$(_aiosctl_options "${words[*]}")
             else
                 case "${words[*]}" in
-                    '') answers='status queue agents agent models ps pull ls show rm cp run ask log cancel user share unshare policy tools access audit mcp trace engine model' ;;
+                    '') answers='status queue agents agent models ps pull ls show rm cp run ask log cancel user key share unshare policy tools access audit mcp trace engine model' ;;
                     ask) [[ $asks_model == yes ]] || answers=$(command ls "$root/agents" 2>/dev/null) ;;
                     run) answers=$(command ls "$root/models" 2>/dev/null) ;;
                     log | share | unshare) answers=$(command ls "$root/agents" 2>/dev/null) ;;
                     cancel) answers=$(awk 'NR > 1 { print $1 }' "$root/scheduler/queue" 2>/dev/null) ;;
                     user) answers=remove ;;
+                    key) answers='new list revoke' ;;
+                    'key revoke'*) answers=$(aiosctl --mount "$root" key list -q 2>/dev/null) ;;
                     'user remove') answers=$(compgen -u) ;;
                     policy) answers=$(cat "$root/scheduler/policies" 2>/dev/null) ;;
                     access) answers='allow deny' ;;

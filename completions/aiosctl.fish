@@ -25,7 +25,7 @@ function __aiosctl_words
     for word in (commandline -opc)[2..]
         if test $skip = yes
             set skip no
-        else if contains -- $word --mount --name --agent --group --user --to --plot -m --model
+        else if contains -- $word --mount --name --agent --group --user --to --plot --expires --tokens-per-day -m --model
             set skip yes
         else if not string match -q -- '-*' $word
             echo $word
@@ -51,6 +51,10 @@ end
 
 function __aiosctl_queue
     awk 'NR > 1 { print $1 }' (__aiosctl_root)/scheduler/queue 2>/dev/null
+end
+
+function __aiosctl_keys
+    aiosctl --mount (__aiosctl_root) key list -q 2>/dev/null
 end
 
 function __aiosctl_packages
@@ -81,6 +85,7 @@ complete -c aiosctl -n __aiosctl_at -a ask -d 'ask an agent, or a model with -m,
 complete -c aiosctl -n __aiosctl_at -a log -d "why an agent's requests were refused or failed"
 complete -c aiosctl -n __aiosctl_at -a cancel -d 'end unfinished requests'
 complete -c aiosctl -n __aiosctl_at -a user -d 'users who go'
+complete -c aiosctl -n __aiosctl_at -a key -d 'API keys, by which other programs act as you'
 complete -c aiosctl -n __aiosctl_at -a share -d 'let a group use one of your agents'
 complete -c aiosctl -n __aiosctl_at -a unshare -d 'take it back'
 complete -c aiosctl -n __aiosctl_at -a policy -d 'show or switch the scheduling policy'
@@ -91,7 +96,7 @@ complete -c aiosctl -n __aiosctl_at -a mcp -d 'serve the tree to an MCP client'
 complete -c aiosctl -n __aiosctl_at -a trace -d 'a timeline of the requests, as JSON or as a picture'
 complete -c aiosctl -n __aiosctl_at -a model -d 'add, load, unload or remove a model'
 
-for command in status queue agents models ls ps log policy tools access 'agent list'
+for command in status queue agents models ls ps log policy tools access 'agent list' 'key list'
     test $command = access
     and set -l where "__aiosctl_at $command"
     or set -l where "__aiosctl_in $command"
@@ -109,6 +114,13 @@ complete -c aiosctl -n '__aiosctl_in cancel' -l user -x -a '(__fish_complete_use
 complete -c aiosctl -n '__aiosctl_at user' -a remove -d 'cancel the requests of a user and remove his objects'
 complete -c aiosctl -n '__aiosctl_at user remove' -a '(__fish_complete_users)'
 complete -c aiosctl -n '__aiosctl_in user remove' -l to -x -a '(__fish_complete_users)' -d 'give the objects to this user instead'
+complete -c aiosctl -n '__aiosctl_at key' -a new -d 'make a key, and print it this once'
+complete -c aiosctl -n '__aiosctl_at key' -a list -d 'your keys; for administrators, those of all users'
+complete -c aiosctl -n '__aiosctl_at key' -a revoke -d 'end keys'
+complete -c aiosctl -n '__aiosctl_in key new' -l agent -x -a '(__aiosctl_names agents)' -d 'the key may use this agent only'
+complete -c aiosctl -n '__aiosctl_in key new' -l expires -x -a '30d never' -d '30d, 12h or a date; default: never'
+complete -c aiosctl -n '__aiosctl_in key new' -l tokens-per-day -x -d 'default: no bound of its own'
+complete -c aiosctl -n '__aiosctl_in key revoke' -a '(__aiosctl_keys)'
 complete -c aiosctl -n '__aiosctl_at share' -a '(__aiosctl_names agents)'
 complete -c aiosctl -n '__aiosctl_at unshare' -a '(__aiosctl_names agents)'
 complete -c aiosctl -n '__aiosctl_in share' -l group -x -a '(__fish_complete_groups)' -d 'the group that may use it'

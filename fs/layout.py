@@ -24,6 +24,7 @@ from aiosd.fs.access import access_folder
 from aiosd.fs.agents import agent_folder
 from aiosd.fs.contexts import context_folder
 from aiosd.fs.files import Control, Shared, Stream, Text, TextForUser, Value
+from aiosd.fs.keys import KeysFolder
 from aiosd.fs.reason import Reason
 from aiosd.fs.requests import requests_of_all
 from aiosd.fs.text import columns, table
@@ -69,6 +70,7 @@ def build(kernel: Kernel) -> Tree:
             *shared,
         ),
         "access": lambda: access_folder(kernel),
+        "keys": lambda: KeysFolder(kernel),
         "workers": lambda: Collection(
             lambda: [str(w.id) for w in kernel.pool.workers()], partial(worker_folder, kernel)
         ),

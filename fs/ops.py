@@ -122,7 +122,7 @@ class Ops:
         self._lock = threading.Lock()
         self._open: dict[int, Open] = {}
         self._of_path: dict[str, dict[int, Open]] = {}
-        self._folders: dict[int, Folder] = {}
+        self._folders: dict[int, tuple[Folder, Caller]] = {}
         self._burden = Burden()
 
     def __call__(self, operation: str, path: str | None, *arguments: Any) -> Any:
@@ -188,12 +188,13 @@ class Ops:
         if not isinstance(found.node, Folder):
             raise NotAllowed("not a folder")
         self._tree.check(found, caller, permissions.READ)
-        self._folders[number] = found.node
+        self._folders[number] = found.node, caller
         return number
 
     def readdir(self, path: str | None, number: int) -> Iterable[str]:
         number = getattr(number, "fh", number)
-        return [".", "..", *self._folders[number].names()]
+        folder, caller = self._folders[number]
+        return [".", "..", *folder.listed(caller)]
 
     def releasedir(self, path: str | None, number: int) -> None:
         self._folders.pop(getattr(number, "fh", number), None)
@@ -250,6 +251,8 @@ class Ops:
             raise NotAllowed("requests come and go: share the agent, or copy the answer")
         if path.startswith(("/access/pending/", "/access/allowed/")):  # it would be remembered for ever
             raise NotAllowed("what is here comes and goes, and is one user's alone")
+        if path.startswith("/keys/") and path not in ("/keys/new", "/keys/check"):
+            raise NotAllowed("a key stays that of the user who made it")
 
     def utimens(self, path: str, times: object) -> None:
         """touch: harmless, and without effect."""

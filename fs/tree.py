@@ -43,13 +43,17 @@ class Folder:
     def names(self) -> Iterable[str]:
         raise NotImplementedError
 
+    def listed(self, caller: Caller) -> Iterable[str]:
+        """The names that this caller sees."""
+        return self.names()
+
     def child(self, name: str) -> Node | None:
         raise NotImplementedError
 
     def make(self, name: str, caller: Caller, mode: int) -> None:
         raise NotAllowed("mkdir makes nothing in this folder")
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, caller: Caller) -> None:
         raise NotAllowed("rmdir removes nothing from this folder")
 
 
@@ -104,7 +108,7 @@ class Collection(Folder):
             )
         self._make(name, caller, mode)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, caller: Caller) -> None:
         if self._remove is None:
             raise NotAllowed("rmdir removes nothing here: the daemon removes these folders")
         self._remove(name)
@@ -200,7 +204,7 @@ class Tree:
             raise NotFound(f"{name}: no such folder")
         if parent.permission.mode & stat.S_ISVTX and caller.uid != parent.permission.uid:
             self._owned(f"{parent.path.rstrip('/')}/{name}", caller)
-        parent.node.remove(name)
+        parent.node.remove(name, caller)
 
     def chmod(self, path: str, caller: Caller, mode: int) -> None:
         with self._permissions.making:

@@ -15,6 +15,7 @@ import pytest
 
 from aiosd import __main__ as daemon
 from aiosd.access.caller import Caller
+from aiosd.access.keys import Key
 from aiosd.cli import aiosctl
 from aiosd.config.config import Config, DaemonConfig, ModelConfig
 from aiosd.config.mcp import Server
@@ -22,6 +23,7 @@ from aiosd.cores.pool import Worker
 from aiosd.fs import layout
 from aiosd.fs.access import Owners
 from aiosd.fs.files import AnswerFile, Control, File, Lines, Stored, Stream, Text, TextForUser, Value
+from aiosd.fs.keys import Exchange
 from aiosd.fs.kvfile import KvFile
 from aiosd.fs.reason import Reason
 from aiosd.fs.tools import Part
@@ -121,7 +123,7 @@ KINDS: dict[type[Node], set[str]] = {
     Folder: {"folder"}, Link: {"link"}, Text: {"text", "table", "JSON"}, Value: {"value", "prose"},
     Stream: {"JSON lines"}, TextForUser: {"JSON lines"},
     Control: {"ctl"}, Lines: {"JSON lines"}, AnswerFile: {"answer"}, Reason: {"text"},
-    Transaction: {"transaction"}, Stored: {"JSON lines"},
+    Transaction: {"transaction"}, Exchange: {"transaction"}, Stored: {"JSON lines"},
     KvFile: {"file"},
     Part: {"file"},
     Owners: {"value"},
@@ -139,6 +141,7 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
     kernel.context_objects.add("NAME", caller)
     kernel.tool_objects.add("NAME", caller)
     kernel.trust_objects.add_group("NAME", caller)
+    kernel.keys.add(Key(kernel.keys.new()[0], "", 0, "root", "", 0))
     asked = chat.parse(b"Who are you?", chat.Defaults("NAME"))
     agent_id = kernel.agents.get("NAME").id
     asked = chat.looping(asked, 1)  # a loop that is also a step, so that the names of both exist
@@ -165,7 +168,7 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
 def named(path: str, name: str) -> str:
     if path == "tools/":
         return "NAME"
-    return re.sub(r"^\d+$", "N" if path == "workers/" else "ID", name)
+    return re.sub(r"^(\d+|[0-9a-f]{12})$", "N" if path == "workers/" else "ID", name)
 
 
 def described(path: str) -> str:

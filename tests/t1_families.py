@@ -154,7 +154,7 @@ def everywhere(text: str) -> tuple[list[Message], list[Message]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_mark_of_any_family_becomes_a_token_at_any_place(name: str) -> None:
     v = of(name)
-    marks = {id: token["content"] for id, token in v._added.items()}
+    marks = {id: token.content for id, token in v._added.items()}
     plain = [id for id in v.render(*everywhere("harmless")) if id in marks]
     others = " ".join(mark for one in CALLS.values() for mark in one[1])
     texts = [text for mark in marks.values() for text in (mark, mark.strip("<>|[]/｜"), mark[1:], mark * 2)]

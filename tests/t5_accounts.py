@@ -54,6 +54,8 @@ def carry(daemon: Daemon) -> list[int]:
     assert as_user(daemon, CAROL, "echo alice > access/owners; cat access/owners").stdout == "alice\n"
     done = as_user(daemon, UID, MAKE)
     assert (done.returncode, done.stdout) == (0, "mango\n"), done.stderr
+    key = as_user(daemon, UID, "exec 3<>keys/new; echo hers >&3; cat <&3").stdout
+    daemon.root.with_name("key").write_text(json.loads(key)["key"])
     return [int(line.split()[0]) for line in daemon.read("scheduler/queue").splitlines()[1:]]
 
 
@@ -79,6 +81,9 @@ def check_inherited(daemon: Daemon, unfinished: list[int]) -> None:
     called = daemon.sh("echo '{}' > tools/t/call").stderr
     assert "ermission denied" in called, f"it would run as root: {called}"
     assert os.listdir(daemon.root / "requests") == []
+    assert sorted(os.listdir(daemon.root / "keys")) == ["check", "new"]
+    with pytest.raises(PermissionError), (daemon.root / "keys/check").open("r+b", buffering=0) as file:
+        file.write(daemon.root.with_name("key").read_bytes())
     why = f"its user alice was removed: user {UID} is bob by now\n"
     for id in unfinished:
         assert daemon.read(f"requests/{id}/state") == "cancelled\n"
@@ -172,6 +177,7 @@ def end_sessions(daemon: Daemon) -> None:
 
 def removed_in_time(daemon: Daemon) -> None:
     first, second = carry(daemon)
+    [key] = {*os.listdir(daemon.root / "keys")} - {"new", "check"}
     for refused in (["root"], ["nobody-there"], [f"{UID}", "--to", "nobody-there"]):
         assert aiosctl(daemon, 0, "user", "remove", *refused).returncode == 1
     assert "only root" in aiosctl(daemon, UID, "user", "remove", "carol").stderr
@@ -179,7 +185,8 @@ def removed_in_time(daemon: Daemon) -> None:
     os.chown(daemon.root / "models/tiny", UID, 0)
     done = aiosctl(daemon, 0, "user", "remove", "alice", "--to", "carol")
     assert done.stdout.splitlines() == [
-        f"request {first}: cancelled", f"request {second}: cancelled", "agents/a: given to carol",
+        f"request {first}: cancelled", f"request {second}: cancelled", f"keys/{key}: removed",
+        "agents/a: given to carol",
         "contexts/c: given to carol", "tools/t: given to carol", "models/tiny: given to carol",
     ], done.stderr  # fmt: skip
     for path in ("agents/a/system", "contexts/c/messages.jsonl"):  # their modes were changed before

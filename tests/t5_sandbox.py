@@ -248,6 +248,8 @@ NOTHING = {  # each script must fail; it prints GOT if it succeeds
     "the disk under /tmp": "head -c 90M /dev/zero > /tmp/a && echo GOT",
     "a new name for the daemon's files": "ln /aios/status x && echo GOT; mkdir /aios/access/pending"
     " && echo GOT; mv /aios/tools /aios/t && echo GOT",
+    "keys": "ls /aios/keys /proc/1/root/aios/keys | grep -E 'new|check' && echo GOT;"
+    " mkdir /aios/keys/a && echo GOT",
     "what waits for a decision": "cd /aios/agents; for at in /aios/access ../access /proc/1/root/aios/access"
     " /proc/self/cwd/../access; do ls $at | grep . && echo GOT; done",
 }  # fmt: skip

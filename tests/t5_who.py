@@ -21,15 +21,24 @@ from tests.running import REPOSITORY, Daemon
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 USERS, SHARED, ADMINS = "games", "staff", "operator"
 OWNER = "games"  # a user of Debian, whose group of the same name is the users' here
-COLUMNS = {  # uid and groups
-    "aios": (63012, [USERS]),
-    "share": (63013, [SHARED]),
-    "admin": (63014, [ADMINS]),
-    "none": (63011, []),
+
+
+def uid_of(name: str) -> int:
+    return pwd.getpwnam(name).pw_uid
+
+
+COLUMNS = {  # uid, of a user of Debian, and groups
+    "aios": (uid_of("man"), [USERS]),
+    "share": (uid_of("lp"), [SHARED]),
+    "admin": (uid_of("mail"), [ADMINS]),
+    "none": (uid_of("news"), []),
     "root": (0, []),
 }
 CONFIG = f"[daemon]\ngroup = '{USERS}'\nadmin_group = '{ADMINS}'\n"
-ASK = """ask() { exec 3<>"$1" && echo "$2" >&3 && cat <&3 >/dev/null; }\n"""
+ASK = """
+ask() { exec 3<>"$1" && echo "$2" >&3 && cat <&3 >/dev/null; }
+make_key() { exec 3<>keys/new && echo "$1" >&3 && read -r line <&3 && id=${line:8:12}; }
+"""
 SHORT = '{"prompt": "x", "max_tokens": 1}'
 TRIED = {  # each line of the table: scripts, all of which say the same
     "read *status*, *scheduler/queue*": [
@@ -42,6 +51,10 @@ TRIED = {  # each line of the table: scripts, all of which say the same
     "make an agent, a context, a tool": [
         "mkdir agents/made && rmdir agents/made", "mkdir contexts/made && rmdir contexts/made",
         "mkdir tools/made && rmdir tools/made",
+    ],
+    "make an API key": ["make_key && rmdir keys/$id"],
+    "see and revoke other users' API keys": [
+        "id=$(ls keys | grep -vxE 'new|check' | head -1) && cat keys/$id/info.json && rmdir keys/$id",
     ],
     "use a shared agent": [
         f"ask agents/shared/syscall/llm '{SHORT}'",
@@ -114,6 +127,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         made = """
             mkdir agents/{shared,secret} contexts/{shared,secret} tools/secret
             echo shared > agents/shared/context
+            make_key first && make_key second
         """
         assert as_user(OWNER, USERS, [SHARED], made, daemon)
         aiosctl(daemon, "share", "shared", "--group", SHARED, "--with-context")

@@ -33,7 +33,7 @@ LINE_BYTES = 1 << 20  # longer than any line
 TAIL_BYTES = 4 << 20  # the part of the log that a start looks through
 ENDS = (State.DONE, State.FAILED, State.CANCELLED)
 # the fields that the log message shows
-SAID = ("tool", "agent", "request", "uid", "decision", "rule", "by", "why")
+SAID = ("tool", "key", "agent", "request", "uid", "decision", "rule", "by", "why")
 
 
 class Audit:
@@ -78,6 +78,13 @@ class Audit:
     def granted(self, what: str, by: Caller, **facts: object) -> None:
         """Log a grant, complete, before it takes effect. Raises StoreFailed."""
         self._append(what, {**facts, "by": who(by)})
+
+    def noted(self, what: str, by: Caller | None, **facts: object) -> None:
+        """Log what holds already, and holds also where it cannot be logged. `by` None: the daemon."""
+        try:
+            self._append(what, {**facts, "by": who(by)} if by else facts)
+        except StoreFailed as error:
+            log.error("%s: this is not in the audit log: %s", what, error.explanation)
 
     def ended(self, request: Request) -> None:
         how = outcome(request)

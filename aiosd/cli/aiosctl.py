@@ -16,6 +16,7 @@ from pathlib import Path
 from aiosd import __version__
 from aiosd.cli import (
     audit_log,
+    keys,
     listing,
     models,
     packaged,
@@ -110,6 +111,7 @@ def arguments() -> argparse.ArgumentParser:
     listing.options(command("agents", views.agents, "your agents and their state"))
     models.arguments(command)
     pulled.arguments(command)
+    keys.arguments(command)
     listing.options(command("ps", residents.show, "the loaded models: size, device, requests, until when"))
     ask_parser = command("ask", ask, "ask an agent, or a model with -m, and print the answer")
     ask_parser.add_argument("-m", "--model", metavar="NAME", help="ask this model without an agent")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from aiosd.client import Failed, Files
 
 SHOWN_S = 1.1  # the kernel may show an owner that is a second old
-OBJECTS = ("agents", "contexts", "tools", "models", "access/groups")
+OBJECTS = ("keys", "agents", "contexts", "tools", "models", "access/groups")
 
 
 def cancel(files: Files, options: argparse.Namespace) -> None:
@@ -59,9 +59,11 @@ def owner(files: Files, path: str) -> int | None:
 
 
 def leave(files: Files, path: str, to: pwd.struct_passwd | None) -> str:
-    """What root made and only gave to the user goes back to root, because rmdir refuses it."""
+    """What root made and only gave to the user goes back to root, because rmdir refuses it. A key is nobody
+    else's: it ends.
+    """
     try:
-        if to:
+        if to and not path.startswith("keys/"):
             files.give(path, to.pw_uid, to.pw_gid)
             return f"{path}: given to {to.pw_name}"
         files.remove(path)

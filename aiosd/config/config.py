@@ -108,6 +108,7 @@ class Quota:
     agents: int = 20_000
     contexts: int = 20_000
     tools: int = 100
+    keys: int = 100
     kv_bytes: int = 4 << 30  # KV of the user's contexts, on all tiers
     model_bytes: int = 20 << 30  # files of the models that the user pulled
     pending_bytes: int = 64 << 20  # memory of half-written and waiting requests

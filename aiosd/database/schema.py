@@ -1,6 +1,6 @@
 """The tables of aios.db, and the migrations from older versions."""
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 SCHEMA = """
 CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
     requests INTEGER NOT NULL DEFAULT 0,
@@ -29,6 +29,9 @@ CREATE TABLE grants (kind TEXT NOT NULL, name TEXT NOT NULL, ids TEXT NOT NULL, 
 CREATE TABLE counters (name TEXT PRIMARY KEY, next INTEGER NOT NULL);
 CREATE TABLE accounts (uid INTEGER PRIMARY KEY, name TEXT NOT NULL);
 CREATE TABLE stays (model TEXT PRIMARY KEY, keep_alive TEXT NOT NULL);
+CREATE TABLE keys (id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, uid INTEGER NOT NULL, user TEXT NOT NULL,
+    name TEXT NOT NULL, created_s INTEGER NOT NULL, agent TEXT NOT NULL, agent_id INTEGER NOT NULL,
+    expires_s INTEGER, tokens_per_day INTEGER, used_s INTEGER NOT NULL);
 """
 MIGRATIONS = {  # version → statements that make the next version
     1: f"""
@@ -63,4 +66,5 @@ ELSE json_object('kind',json_extract(spec,'$.operation'),'nice',json_extract(spe
     END; """,
     7: "CREATE TABLE accounts (uid INTEGER PRIMARY KEY, name TEXT NOT NULL);",
     8: "CREATE TABLE stays (model TEXT PRIMARY KEY, keep_alive TEXT NOT NULL);",
+    9: f"{next(line for line in SCHEMA.split(';') if 'TABLE keys' in line)};",
 }

@@ -1,4 +1,4 @@
-"""The store: agents, contexts, messages, requests, models and permissions, in the tables of schema.py.
+"""The store: agents, contexts, messages, requests, models, keys and permissions, in the tables of schema.py.
 
 Only this package uses SQL. Any thread may call.
 
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 FOUND = "(agent_id=0 OR agent_id IN (SELECT id FROM agents))"  # requests: not of a removed agent
 FORGET_SHARE = 16  # up to a sixteenth more requests are kept than `keep`
 CONTEXT = ("tokens", "model", "pinned", "salt", "unfinished")
+KEY = ("id", "sha256", "uid", "user", "name", "created_s", "agent", "agent_id", "expires_s", "tokens_per_day",
+       "used_s")  # fmt: skip
 
 
 class Store(Connection):
@@ -77,6 +79,24 @@ class Store(Connection):
         """Return all who have something here."""
         return [uid for (uid,) in self._rows("SELECT uid FROM permissions UNION SELECT uid FROM requests")]
 
+    # keys
+
+    def key_rows(self) -> list[tuple[Any, ...]]:
+        return self._rows(f"SELECT {', '.join(KEY)} FROM keys")
+
+    def add_key(self, facts: dict[str, Any]) -> None:
+        with self._transaction() as db:
+            values = ", ".join(f":{column}" for column in KEY)
+            db.execute(f"INSERT INTO keys ({', '.join(KEY)}) VALUES ({values})", facts)
+
+    def save_key_use(self, id: str, used_s: int) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE keys SET used_s=? WHERE id=?", (used_s, id))
+
+    def remove_key(self, id: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM keys WHERE id=?", (id,))
+
     # agents, contexts, models
 
     def agents(self) -> list[tuple[int, str, dict[str, Any], Usage, int]]:
@@ -117,8 +137,9 @@ class Store(Connection):
             db.execute("UPDATE agents SET settings=? WHERE id=?", (json.dumps(settings), id))
 
     def remove_agent(self, id: int) -> None:
-        """From here on nobody finds its requests. `sweep` deletes them."""
+        """From here on nobody finds its requests, and its keys are gone. `sweep` deletes the requests."""
         with self._transaction() as db:
+            db.execute("DELETE FROM keys WHERE agent_id=?", (id,))
             db.execute("DELETE FROM agents WHERE id=?", (id,))
         for who in [who for who in self._ended if who[0] == id]:
             del self._ended[who]

@@ -12,6 +12,7 @@ from aiosd.agents.lifetime import Lifetimes
 from aiosd.context.contexts import Contexts
 from aiosd.errors import BadValue, NotFound, OverQuota
 from aiosd.host.message_ids import about
+from aiosd.objects.keys import KeyObjects
 from aiosd.objects.making import Making
 from aiosd.scheduler.admission import Admission
 from aiosd.scheduler.ending import Ending
@@ -26,6 +27,7 @@ class AgentObjects:
     def __init__(
         self,
         making: Making,
+        keys: KeyObjects,
         agents: Agents,
         contexts: Contexts,
         names: Names,
@@ -34,7 +36,8 @@ class AgentObjects:
         ending: Ending,
         runner: ToolRunner,
     ) -> None:
-        self._making, self._agents, self._contexts, self._names = making, agents, contexts, names
+        self._making, self._keys = making, keys
+        self._agents, self._contexts, self._names = agents, contexts, names
         self._admission, self._scheduler, self._ending = admission, scheduler, ending
         self._runner = runner
         self._lifetimes = Lifetimes(self._end_with_process)
@@ -62,6 +65,7 @@ class AgentObjects:
         path = f"/agents/{agent.name}"
         with self._making.lock:
             self._agents.remove(agent)  # from here on no request is admitted for it
+            self._keys.agent_ended(agent.id)
             self._lifetimes.free(agent)
             self.cancel_all(agent, why)
             self._making.emit_removed("agent", path, agent=agent.name)

@@ -15,6 +15,7 @@ from aiosd.context.contexts import Contexts
 from aiosd.cores.models import Models
 from aiosd.host import identity, processes
 from aiosd.host.message_ids import NOTICE, about
+from aiosd.objects.keys import KeyObjects
 from aiosd.objects.making import Making
 from aiosd.scheduler.admission import Admission
 from aiosd.scheduler.limits import Limits
@@ -33,6 +34,7 @@ class FormerAccounts:
     def __init__(
         self,
         making: Making,
+        keys: KeyObjects,
         agents: Agents,
         contexts: Contexts,
         models: Models,
@@ -46,7 +48,7 @@ class FormerAccounts:
         sessions: Sessions,
         runner: ToolRunner,
     ) -> None:
-        self._making, self._agents, self._contexts = making, agents, contexts
+        self._making, self._keys, self._agents, self._contexts = making, keys, agents, contexts
         self._models, self._tools, self._scheduler, self._admission = models, tools, scheduler, admission
         self._limits, self._names, self._trust, self._reasons = limits, names, trust, reasons
         self._sessions, self._runner = sessions, runner
@@ -60,6 +62,7 @@ class FormerAccounts:
                 self._pause(name)
             self._making.permissions.give(given, identity.uid(), identity.gid())
             self._making.cancel(lambda request: request.uid == uid or request.agent in agents, why)
+        self._keys.account_ended(uid)
         self._sessions.end_of(uid)
         self._runner.disown(uid)
         processes.forget(uid)

@@ -9,6 +9,7 @@ from aiosd.access.caller import Caller
 from aiosd.access.permissions import Permissions
 from aiosd.errors import Exists, OverQuota
 from aiosd.events import ROOTS, Events
+from aiosd.host import identity
 from aiosd.scheduler.ending import Ending
 from aiosd.scheduler.limits import Limits
 from aiosd.scheduler.scheduler import Scheduler
@@ -69,3 +70,9 @@ class Making:
         for request in self._scheduler.unfinished():
             if belongs(request):
                 self._ending.cancel(request, why)
+
+
+def administers(caller: Caller, admins: int | None) -> bool:
+    """Whether the caller has root's rights on the daemon's own objects. `admins`: the group that has."""
+    own = caller.uid in (0, identity.uid())
+    return own or (admins is not None and admins in caller.with_groups().all_groups)

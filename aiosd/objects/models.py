@@ -12,7 +12,7 @@ from aiosd.cores.models import Model, Models
 from aiosd.cores.pool import Pool
 from aiosd.errors import BadValue, Denied, Exists, NotEmpty
 from aiosd.host import identity
-from aiosd.objects.making import Making
+from aiosd.objects.making import Making, administers
 from aiosd.objects.pulls import PullObjects
 from aiosd.scheduler.demand import Demand
 from aiosd.syscall.number import whole
@@ -45,13 +45,9 @@ class ModelObjects:
             if self._models.find(name):
                 raise Exists(f"model {name} exists")
             root = Caller(identity.uid(), identity.gid(), caller.pid)
-            owner, mode = (root, 0o755) if self._administers(caller) else (caller, mode)
+            owner, mode = (root, 0o755) if administers(caller, self._admins) else (caller, mode)
             with self._making.permissions.made(f"/models/{name}", owner, mode):
                 self._models.add(name)
-
-    def _administers(self, caller: Caller) -> bool:
-        own = caller.uid in (0, identity.uid())
-        return own or self._admins in caller.with_groups().all_groups
 
     def remove(self, name: str) -> None:
         model = self._models.get(name)
@@ -129,7 +125,7 @@ class ModelObjects:
 
     def keep_alive(self, model: Model, caller: Caller, text: str) -> None:
         """Raises BadValue, Denied."""
-        if duration.seconds(text) == duration.ALWAYS and not self._administers(caller):
+        if duration.seconds(text) == duration.ALWAYS and not administers(caller, self._admins):
             raise Denied("only an administrator keeps a model for always", "name a time: keep_alive 1h")
         self._demand.keep_alive(model, text)
 

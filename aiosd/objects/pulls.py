@@ -22,7 +22,7 @@ from aiosd.host.readable import Reader
 from aiosd.modelstore.pulls import Pulls
 from aiosd.modelstore.source import alternatives
 from aiosd.modelstore.store import ModelManifest
-from aiosd.objects.making import Making
+from aiosd.objects.making import Making, administers
 from aiosd.scheduler.demand import Demand
 
 log = logging.getLogger(__name__)
@@ -63,10 +63,10 @@ class PullObjects:
         source = source or (known.source if known else "")
         if not source:
             raise BadValue("pull what?", "pull SOURCE; see aios-model(7)")
-        administers = self._administers(caller)
-        if all(one.is_local for one in alternatives(source)) and not administers:
+        trusted = administers(caller, self._admins)
+        if all(one.is_local for one in alternatives(source)) and not trusted:
             raise Denied("only root and aios-admin pull files of this machine", "pull hf: or pypi:")
-        uid = identity.uid() if administers else caller.uid
+        uid = identity.uid() if trusted else caller.uid
         self._start(ModelManifest(model.name, source, uid, time.time()))
 
     def cancel(self, model: Model) -> None:
@@ -81,10 +81,10 @@ class PullObjects:
         if whole is None:
             raise BadValue(f"model {name} was not pulled", "aiosctl model add PATH serves its folder again")
         owner = self._making.permissions.get(f"/models/{name}")
-        if not self._administers(caller) and (owner is None or owner.uid != caller.uid):
+        if not administers(caller, self._admins) and (owner is None or owner.uid != caller.uid):
             raise Denied(f"model {name} is not yours to copy", "ask its owner, or pull it again")
         size = sum(file.size for file in whole.files if not file.place)
-        uid = identity.uid() if self._administers(caller) else caller.uid
+        uid = identity.uid() if administers(caller, self._admins) else caller.uid
         files = [replace(file) for file in whole.files]
         if any(file.place for file in files):
             files = [replace(file, name=f"{model.name}.gguf") for file in files]
@@ -117,10 +117,6 @@ class PullObjects:
                  "licence": manifest.licence, "size_bytes": manifest.size, "pulled_s": manifest.pulled_s,
                  "pulled_by": user_name(manifest.uid)}  # fmt: skip
         return {**manifest.facts, **{key: value for key, value in facts.items() if value}, "files": files}
-
-    def _administers(self, caller: Caller) -> bool:
-        own = caller.uid in (0, identity.uid())
-        return own or self._admins in caller.with_groups().all_groups
 
     # events of the pulls
 

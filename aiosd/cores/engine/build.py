@@ -10,6 +10,8 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from aiosd.errors import AiosError
@@ -41,24 +43,25 @@ def build(folder: Path = HERE, variants: dict[str, list[str]] = VARIANTS) -> lis
     the old code. Raises AiosError."""
     if platform.machine() != "x86_64":
         raise AiosError(f"no fused operations for {platform.machine()}", "do without: the torch path is used")
-    made = []
-    for name, flags in variants.items():
-        target = folder / f"_ops_{name}.so"
-        new = target.with_suffix(".new")
-        compiler = os.environ.get("CXX", "g++")
-        try:
-            subprocess.run([compiler, *FLAGS, *flags, str(HERE / "ops.cpp"), "-o", str(new)], check=True)
-        except FileNotFoundError:
-            raise AiosError(
-                f"{compiler}: not found", "apt install g++, or do without: the torch path is used"
-            ) from None
-        except subprocess.CalledProcessError as error:
-            raise AiosError(
-                f"{compiler} failed with status {error.returncode}", "see the compiler's messages above"
-            ) from None
-        new.replace(target)
-        made.append(target)
-    return made
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(partial(_compiled, folder), variants, variants.values()))
+
+
+def _compiled(folder: Path, name: str, flags: list[str]) -> Path:
+    target = folder / f"_ops_{name}.so"
+    new = target.with_suffix(".new")
+    compiler = os.environ.get("CXX", "g++")
+    try:
+        subprocess.run([compiler, *FLAGS, *flags, str(HERE / "ops.cpp"), "-o", str(new)], check=True)
+    except FileNotFoundError:
+        raise AiosError(
+            f"{compiler}: not found", "apt install g++, or do without: the torch path is used"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise AiosError(
+            f"{compiler} failed with status {error.returncode}", "see the compiler's messages above"
+        ) from None
+    return new.replace(target)
 
 
 if __name__ == "__main__":

@@ -178,10 +178,13 @@ class _Cursor:
     def wrong(self, why: str) -> ModelError:
         return ModelError(f"{self.path}: damaged header: {why}", AGAIN)
 
+    def _ends(self) -> ModelError:
+        return ModelError(f"{self.path}: truncated: the header ends after {len(self._data)} bytes", AGAIN)
+
     def take(self, size: int) -> memoryview:
         taken = self._data[self.at : self.at + size]
         if len(taken) < size:
-            raise ModelError(f"{self.path}: truncated: the header ends after {len(self._data)} bytes", AGAIN)
+            raise self._ends()
         self.at += size
         return taken
 
@@ -206,11 +209,28 @@ class _Cursor:
             return self.number(SCALARS[kind])
         inner, count = self.number("I"), self.count(ITEMS_MAX)
         if inner == STRING:
-            return [self.text(TEXT_BYTES_MAX) for _ in range(count)]
+            return self._texts(count)
         if inner not in SCALARS:
             raise self.wrong(f"a list of type {inner}")
         form = f"<{count}{SCALARS[inner]}"
         return list(struct.unpack(form, self.take(struct.calcsize(form))))
+
+    def _texts(self, count: int) -> list[str]:
+        """As `text` does, but a vocabulary has 50,000 and more."""
+        made, at, data, length = [], self.at, self._data, struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(count):
+                (size,) = length(data, at)
+                if size > TEXT_BYTES_MAX:
+                    raise self.wrong(f"a count of {size}")
+                begin, at = at + 8, at + 8 + size
+                made.append(str(data[begin:at], "utf-8", "replace"))
+        except struct.error:
+            at = len(data) + 1
+        if at > len(data):
+            raise self._ends()
+        self.at = at
+        return made
 
     def tensor(self) -> tuple[str, tuple[str, int, int], tuple[int, ...], int]:
         """Return name, type, shape and offset."""

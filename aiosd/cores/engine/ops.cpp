@@ -18,8 +18,10 @@
 namespace {
 
 constexpr i64 GROUP = 4;     // weight panels of one task: 64 outputs
-constexpr i64 ROWS = 96;     // rows of one task in a large batch
-constexpr i64 DEEP = 128;    // steps of k at a time in a large batch: their weights stay in the L1 cache
+constexpr i64 ROWS = 96;     // rows of one task in a large batch, at least,
+constexpr i64 MOST = 258;    // and at most: for more rows the weights are turned into floats less often
+constexpr i64 DEEP = 256;    // steps of k at a time in a large batch
+constexpr i64 TASKS = 8;     // of each thread, if there are rows enough
 constexpr i64 KEYS = 256;    // keys between two rescalings in attention; at absolute positions
 constexpr i64 QUERIES = 24;  // query vectors of one attention task
 
@@ -165,7 +167,7 @@ struct Task { i32 segment, first, rows, start; };  // attention: rows of the bat
 struct Part { i32 expert, first, rows; };  // rows of one expert, in the order of the experts
 
 struct Model {
-  i64 layers, hidden, heads, kv_heads, dim, vocab, turned, ropes, experts, chosen;
+  i64 layers, hidden, heads, kv_heads, dim, vocab, turned, ropes, experts, chosen, threads;
   bool renormalise, gelu, whole;  // whole: the norms of queries and keys are over all heads
   float real[REALS];
   std::vector<float> inv_freq, rope_scale;  // [ropes][turned / 2] radians for each position, [ropes] factors
@@ -192,8 +194,8 @@ struct Model {
   Team team;  // the last member: its threads end before the members that they use
 
   Model(const i64* d, int threads) : layers(d[0]), hidden(d[1]), heads(d[2]), kv_heads(d[3]), dim(d[4]),
-      vocab(d[5]), turned(d[6]), ropes(d[7]), experts(d[8]), chosen(d[9]), renormalise(d[10]), gelu(d[11]),
-      whole(d[12]), layer(d[0]), team(threads, 4 + (d[8] ? 16 : 8) * d[0]) {
+      vocab(d[5]), turned(d[6]), ropes(d[7]), experts(d[8]), chosen(d[9]), threads(threads), renormalise(d[10]),
+      gelu(d[11]), whole(d[12]), layer(d[0]), team(threads, 4 + (d[8] ? 16 : 8) * d[0]) {
     for (Layer& l : layer) l.linear = std::vector<Linear>(LINEARS + 2 * experts);
   }
 
@@ -267,9 +269,11 @@ inline V capped(V x, float cap) {  // cap * tanh(x / cap)
 
 // out = in * weights + bias; with `gated`, out = silu(gate) * up of that result.
 void Model::multiply(const Linear& lin, const float* in, i64 ldx, i64 count, float* out, i64 ldy, float* gated) {
-  i64 groups = (lin.panels + GROUP - 1) / GROUP, parts = (count + ROWS - 1) / ROWS;
+  i64 groups = (lin.panels + GROUP - 1) / GROUP, parts = (count + MOST - 1) / MOST;
+  while (groups * parts < TASKS * threads && count / (parts + 1) >= ROWS) parts++;
+  i64 each = up((count + parts - 1) / std::max<i64>(parts, 1), MR);
   team.each(groups * parts, [&](i64 task) {
-    i64 m0 = task % parts * ROWS, m1 = m0 + ROWS < count ? m0 + ROWS : count;
+    i64 m0 = std::min(task % parts * each, count), m1 = std::min(m0 + each, count);
     multiply_task(lin, task / parts * GROUP, m0, m1, in, ldx, out, ldy, gated);
   });
 }

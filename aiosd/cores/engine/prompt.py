@@ -9,12 +9,11 @@ reads the whole text.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from aiosd.errors import BadRequest
 
@@ -36,10 +35,10 @@ BREAK = "break"
 class Marks:
     """The control tokens of one tokenizer, and the way to write them that foreign text has not."""
 
-    def __init__(self, spec: dict[str, Any], mentioned: str) -> None:
-        """`spec`: the tokenizer's JSON. `mentioned`: texts whose added tokens are marks, special or not."""
-        added = spec.get("added_tokens", ())
-        self._ids = {t["content"]: int(t["id"]) for t in added if _is_mark(t, mentioned)}
+    def __init__(self, tokenizer: Tokenizer, mentioned: str) -> None:
+        """`mentioned`: texts whose added tokens are marks, special or not."""
+        added = tokenizer.get_added_tokens_decoder()
+        self._ids = {t.content: id for id, t in added.items() if _is_mark(t, mentioned)}
         literals = sorted(self._ids, key=len, reverse=True)
         self._any = re.compile("|".join(map(re.escape, literals))) if literals else None
         signs = sorted({c for mark in literals for c in mark if not c.isalnum() and c not in PLAIN})
@@ -54,26 +53,29 @@ class Marks:
         self.back = {ord(twin): chr(c) for c, twin in (*self._twins.items(), *self._first.items())}
         salt = secrets.token_hex(8)
         self._spelled = {mark: f"x{salt}{i:05d}x" for i, mark in enumerate([*literals, BREAK])}
-        self._tokenizer = self._secret(spec)
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        spelled = ((self._spelled.get(t["content"], t["content"]), int(t["id"])) for t in added)
-        self._original = {vocabulary[one]: id for one, id in spelled if one in vocabulary}
-        self._break = vocabulary[self._spelled[BREAK]]
+        self._tokenizer = self._secret(tokenizer, [added[id] for id in sorted(added)])
+        known = {id: self._tokenizer.token_to_id(self._spelling(t)) for id, t in added.items()}
+        self._original = {spelled: id for id, spelled in known.items() if spelled is not None}
+        self._break = self._tokenizer.token_to_id(self._spelled[BREAK])
 
-    def _secret(self, spec: dict[str, Any]) -> Tokenizer:
-        """The tokenizer with other spellings of the marks."""
-        added = [
-            {**t, "content": self._spelled.get(t["content"], t["content"])}
-            for t in spec.get("added_tokens", ())
-        ]
-        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        last = max((int(t["id"]) for t in added), default=0) + 1
-        added.append({"id": last, "content": self._spelled[BREAK], **plain})
-        made: Tokenizer = Tokenizer.from_str(
-            json.dumps({**spec, "added_tokens": added, "post_processor": None})
-        )
-        made.no_truncation()
-        made.no_padding()
+    def _spelling(self, token: AddedToken) -> str:
+        return self._spelled.get(token.content, token.content)
+
+    def _secret(self, tokenizer: Tokenizer, added: list[AddedToken]) -> Tokenizer:
+        """The tokenizer with other spellings of the marks, without what it puts around texts."""
+        made = Tokenizer(tokenizer.model)
+        made.normalizer = tokenizer.normalizer
+        made.pre_tokenizer = tokenizer.pre_tokenizer
+        again = [
+            AddedToken(
+                self._spelling(t), single_word=t.single_word, lstrip=t.lstrip, rstrip=t.rstrip,
+                normalized=t.normalized, special=t.special,
+            )
+            for t in added
+        ]  # fmt: skip
+        again.append(AddedToken(self._spelled[BREAK], normalized=False, special=True))
+        made.add_special_tokens([t for t in again if t.special])
+        made.add_tokens([t for t in again if not t.special])
         return made
 
     def foreign(self, value: Any) -> Any:
@@ -125,10 +127,9 @@ class Marks:
         return not (set(ids) & set(self._ids.values())) <= self._original.keys()
 
 
-def _is_mark(token: dict[str, Any], mentioned: str) -> bool:
-    content = str(token["content"])
-    signs = any(not c.isalnum() and c not in PLAIN for c in content)
-    return bool(content.strip()) and bool(token["special"] or (signs and content in mentioned))
+def _is_mark(token: AddedToken, mentioned: str) -> bool:
+    signs = any(not c.isalnum() and c not in PLAIN for c in token.content)
+    return bool(token.content.strip()) and (token.special or (signs and token.content in mentioned))
 
 
 def core(mark: str) -> str:

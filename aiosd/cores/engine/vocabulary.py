@@ -6,12 +6,13 @@ Wraps the fast tokenizer in a model's folder. What a message says can never beco
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from tokenizers import AddedToken, decoders
 
 from aiosd.cores.engine.folder import COPY_AGAIN, read_json
 from aiosd.cores.engine.habits import Habits, probe
@@ -52,9 +53,8 @@ class Vocabulary:
         self.hf.backend_tokenizer.no_padding()
         self.eos = self._end_tokens(folder, config)
         self._pieces: dict[int, bytes] = {}
-        spec = json.loads(self.hf.backend_tokenizer.to_str())
-        self._byte_level = _mentions_byte_level(spec.get("decoder"))
-        self._added = {t["id"]: t for t in spec.get("added_tokens", ())}
+        self._byte_level = isinstance(self.hf.backend_tokenizer.decoder, decoders.ByteLevel)
+        self._added: dict[int, AddedToken] = self.hf.backend_tokenizer.get_added_tokens_decoder()
 
     def __len__(self) -> int:
         return len(self.hf)
@@ -71,8 +71,8 @@ class Vocabulary:
 
     @cached_property
     def _marks(self) -> Marks:
-        spec = json.loads(self.hf.backend_tokenizer.to_str())
-        return Marks(spec, "\n".join([*self.templates.values(), *families.literals(self.family)]))
+        mentioned = "\n".join([*self.templates.values(), *families.literals(self.family)])
+        return Marks(self.hf.backend_tokenizer, mentioned)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text of somebody's: a special token in it is text. Raises BadRequest."""
@@ -106,7 +106,7 @@ class Vocabulary:
         """The bytes of one token in the middle of a text; none of a special one."""
         added = self._added.get(token)
         if added is not None:
-            return b"" if token in self._silent else str(added["content"]).encode()
+            return b"" if token in self._silent else added.content.encode()
         text = self.hf.backend_tokenizer.id_to_token(token)  # None: the model's table is longer than this one
         if not self._byte_level:
             byte = BYTE.fullmatch(text or "")
@@ -121,9 +121,9 @@ class Vocabulary:
     @cached_property
     def _silent(self) -> frozenset[int]:
         """Special tokens that leave no text."""
-        special = [t for t in self._added.values() if t["special"]]
+        special = {id: t.content for id, t in self._added.items() if t.special}
         return frozenset(
-            t["id"] for t in special if t["id"] in self.eos or not families.speaks(self.family, t["content"])
+            id for id, text in special.items() if id in self.eos or not families.speaks(self.family, text)
         )
 
     @cached_property
@@ -187,10 +187,6 @@ class Vocabulary:
         named += [read_json(generation).get("eos_token_id")] if generation.exists() else []
         flat = [t for n in named for t in (n if isinstance(n, list) else [n])]
         return frozenset(t for t in flat if isinstance(t, int))
-
-
-def _mentions_byte_level(decoder: dict[str, Any] | None) -> bool:
-    return decoder is not None and decoder.get("type") == "ByteLevel"
 
 
 def _open(folder: Path, read: Any) -> Any:

@@ -35,7 +35,9 @@ PROCESSES = 64  # of one call, threads too
 FILES = 256
 WORK = "/work"
 CREDENTIALS = "/run/credentials"
-HIDDEN = ("--tmpfs", "/aios/access", "--remount-ro", "/aios/access")
+HIDDEN = tuple(
+    word for name in ("/aios/access", "/aios/keys") for word in ("--tmpfs", name, "--remount-ro", name)
+)
 # Ways to look into or act on what is outside, to hold memory that is nobody's, or that only an attack on the
 # kernel needs
 REFUSED = tuple(
@@ -123,9 +125,10 @@ class Cage:
 
 
 class ShownTree(Protocol):
-    """The mounted tree, as sandboxes see it: read-only below `tools`, and with nothing below `access`.
+    """The mounted tree, as sandboxes see it: read-only below `tools`, with nothing below `access` and `keys`.
 
-    A tool may not decide about calls, nor make a tool that would see more than it sees itself.
+    A tool may not decide about calls, nor make a tool that would see more than it sees itself, nor a key that
+    would have more rights than a tool, and longer.
     """
 
     def options(self) -> list[str]:
