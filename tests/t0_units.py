@@ -22,6 +22,8 @@ EXPOSURE = {  # highest allowed exposure of 10, as measured by systemd-analyze s
     "aios-worker@.service": 2.0,
     "aios-agent@.service": 1.5,
     "aios-pull@.service": 1.5,
+    "aios-gateway.service": 1.5,
+    "aios-session@.service": 2.5,  # it becomes its user
     # It acts as root, and has no mount namespace, because all users must see the tree.
     "aios-privileged.service": 7.0,
 }
@@ -96,6 +98,7 @@ def test_users_and_folders_are_made(tmp_path: Path) -> None:
         "aios": ["/var/lib/aios", "/usr/sbin/nologin"],
         "aios-worker": ["/", "/usr/sbin/nologin"],
         "aios-pull": ["/", "/usr/sbin/nologin"],
+        "aios-gateway": ["/", "/usr/sbin/nologin"],
     }
     assert "aios-admin:" in (tmp_path / "etc/group").read_text()
     assert (tmp_path / "aios").stat().st_mode & 0o777 == 0o755

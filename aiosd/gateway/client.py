@@ -1,0 +1,170 @@
+"""What a dialect works with: the user of one HTTP request, and the answers to what he asks.
+
+Raises HttpRefused throughout. The front calls `Client.close`, whatever happens: it ends all that the request
+has open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Never
+
+from aiosd.gateway.refused import HttpRefused, of_errno
+from aiosd.gateway.sessions import Answered, Gone, SessionLink
+
+CHUNK = 65536
+
+
+class Reply:
+    """The answer to a request. It is read as fast as it is taken. Closing it early cancels the request."""
+
+    def __init__(self, file: int, first: bytes) -> None:
+        os.set_blocking(file, False)
+        self._file, self._first, self._loop = file, first, asyncio.get_running_loop()
+        self.ended = False
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        if self._first:
+            yield self._first
+        while data := await self._more():
+            yield data
+        self.close()
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        """Each with its newline."""
+        rest = b""
+        async for piece in self.pieces():
+            *whole, rest = (rest + piece).split(b"\n")
+            for line in whole:
+                yield line + b"\n"
+        if rest:
+            yield rest
+
+    async def whole(self) -> bytes:
+        return b"".join([piece async for piece in self.pieces()])
+
+    async def document(self) -> dict[str, Any]:
+        """The answer as one JSON object."""
+        found: dict[str, Any] = json.loads(await self.whole() or nothing())
+        return found
+
+    async def _more(self) -> bytes:
+        while not self.ended:
+            await self._ready()
+            try:
+                return os.read(self._file, CHUNK)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise of_errno(error.errno or 0, f"the answer broke off: {error.strerror}") from None
+        return b""
+
+    async def _ready(self) -> None:
+        ready = self._loop.create_future()
+
+        def wake() -> None:
+            self._loop.remove_reader(self._file)  # at once: each further look would ask the daemon
+            if not ready.done():
+                ready.set_result(None)
+
+        self._loop.add_reader(self._file, wake)
+        try:
+            await ready
+        except asyncio.CancelledError:
+            if not self.ended:
+                self._loop.remove_reader(self._file)
+            raise
+
+    def close(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self._loop.remove_reader(self._file)
+            os.close(self._file)
+
+
+async def together(first: bytes, streams: list[AsyncIterator[bytes]]) -> AsyncIterator[tuple[int, bytes]]:
+    """The lines of all streams as they come, with the number of the stream. `first` is of the first one."""
+    yield 0, first
+    if len(streams) == 1:
+        async for line in streams[0]:
+            yield 0, line
+        return
+    coming: dict[asyncio.Future[bytes | None], int] = {}
+    for i, stream in enumerate(streams):
+        coming[asyncio.ensure_future(anext(stream, None))] = i
+    try:
+        while coming:
+            done, _ = await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                i, found = coming.pop(task), task.result()
+                if found is not None:
+                    coming[asyncio.ensure_future(anext(streams[i], None))] = i
+                    yield i, found
+    finally:
+        for task in coming:
+            task.cancel()
+
+
+def nothing() -> Never:
+    raise HttpRefused(503, "aiosd has ended before the answer; ask again when it is back")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A name in a folder of the tree."""
+
+    name: str
+    open: bool  # whether the client may enter it
+    uid: int
+    changed_s: int
+
+
+class Client:
+    """The user of one HTTP request. `agent`: his key may use no other; empty: anything."""
+
+    def __init__(self, uid: int, agent: str, session: Callable[[], Awaitable[SessionLink]]) -> None:
+        self.uid, self.agent = uid, agent
+        self._session = session
+        self._answers: list[Reply] = []
+
+    async def ask(self, path: str, body: bytes) -> Reply:
+        """Ask a transaction file."""
+        _, first, file = await self._call("ask", path, body)
+        if file is None:
+            raise HttpRefused(500, "the session gave no file")
+        answer = Reply(file, first)
+        self._answers.append(answer)
+        return answer
+
+    async def read(self, path: str) -> bytes:
+        return (await self._call("read", path))[1]
+
+    async def list(self, path: str) -> list[Listed]:
+        return [Listed(**entry) for entry in json.loads((await self._call("list", path))[1])]
+
+    async def write(self, path: str, body: bytes) -> None:
+        await self._call("write", path, body)
+
+    async def make(self, path: str) -> None:
+        await self._call("mkdir", path)
+
+    async def remove(self, path: str) -> None:
+        await self._call("rmdir", path)
+
+    async def _call(self, operation: str, path: str, body: bytes = b"") -> Answered:
+        for last in (False, True):  # the session may have been idle, or killed by its user
+            try:
+                session = await self._session()
+                return await session.call(operation, path, body)
+            except Gone:
+                if last:
+                    raise HttpRefused(503, "the session of this user ended; try again") from None
+        raise AssertionError
+
+    def close(self) -> None:
+        for answer in self._answers:
+            answer.close()
