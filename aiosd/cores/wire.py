@@ -59,7 +59,9 @@ class Submit:
     owner: str  # prefix blocks are shared within one owner only
     resume: list[int]  # tokens this request already has
     context: int  # its conversation; 0: none
-    operation: str = "llm"  # embed and tokenize take the last message's text, without a template
+    operation: str = (
+        "llm"  # embed and tokenize take the last message's text; prompt gives the prompt's tokens
+    )
     schema: str = ""  # JSON Schema of the answer; empty: none
     tool_choice: str = "auto"  # see aiosd.syscall.chat.Chat
     parallel: bool = True  # the answer may have several calls
@@ -143,6 +145,7 @@ class Tokens:
     logprobs: list[Any]
     cached_tokens: int
     finish: str  # empty: more tokens follow; stop, length; preempted: KV memory ran out
+    stopped: str = ""  # the stop string that ended the text
 
 
 @dataclass(frozen=True, slots=True)

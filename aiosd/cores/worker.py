@@ -184,7 +184,7 @@ class WorkerLoop:
         try:
             if message.sampling["truncation"] != "auto":
                 check_length(message, model)
-            if message.operation == "tokenize":
+            if message.operation in ("tokenize", "prompt"):
                 self._tokenize(message)
                 return
             prompt = self._prompts.pop(message.id, None) or render(message, model)
@@ -217,7 +217,7 @@ class WorkerLoop:
             self._channel.send(wire.Started(message.id, len(prompt), opened))
 
     def _tokenize(self, message: wire.Submit) -> None:
-        tokens = self._engine.model.encode(message.messages[-1]["content"])
+        tokens = render(message, self._engine.model)
         self._channel.send(wire.Started(message.id, len(tokens)))
         answer = wire.Tokens(message.id, [], json.dumps(tokens), [], 0, "stop")
         self._channel.send(wire.Step([answer], self._engine.stats))
@@ -285,6 +285,7 @@ class WorkerLoop:
             logprobs=[logprob(self._engine.model, p) for p in output.logprobs or ()],
             cached_tokens=output.cached_tokens,
             finish=output.finish or "",
+            stopped=output.stopped,
         )
 
 
@@ -299,7 +300,7 @@ class Inbox(queue.SimpleQueue[wire.Message]):
 
 def render(message: wire.Submit, model: LoadedModel) -> list[int]:
     """Return the prompt. With truncation, the oldest turns go until an answer fits, but no system message."""
-    if message.operation == "embed":
+    if message.operation in ("embed", "tokenize"):
         return model.encode(message.messages[-1]["content"])
     tools = message.tools or None
     prompt = model.render(message.messages, tools, message.template)

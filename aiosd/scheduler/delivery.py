@@ -123,7 +123,7 @@ class Delivery:
         over = made.finish not in ("", "preempted")
         response.grow(request, made.logprobs, over)
         if over:
-            request.finish_reason = made.finish
+            request.finish_reason, request.stopped = made.finish, made.stopped
             if request.spec.judged:
                 threading.Thread(target=self._judge, args=(request,), name="judge", daemon=True).start()
             else:

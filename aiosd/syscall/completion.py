@@ -44,7 +44,10 @@ def rest(request: Request, chat: Chat) -> str:
 def finish(request: Request, calls: list[dict[str, Any]]) -> dict[str, str]:
     quarrel = answers.quarrel(request)
     why = {"schema_error": quarrel} if quarrel else {}
-    return {"finish_reason": "tool_calls" if calls else request.finish_reason, **why}
+    if calls:
+        return {"finish_reason": "tool_calls", **why}
+    by = {"stop_reason": request.stopped} if request.stopped else {}
+    return {"finish_reason": request.finish_reason, **by, **why}
 
 
 def header(request: Request, chat: Chat, kind: str) -> dict[str, Any]:

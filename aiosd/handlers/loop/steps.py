@@ -200,7 +200,7 @@ class Steps:
     def _end(self, loop: RunningLoop, child: Request, said: list[Message]) -> None:
         request = loop.request
         between(request)[:] = said
-        request.finish_reason = child.finish_reason
+        request.finish_reason, request.stopped = child.finish_reason, child.stopped
         for one in loop.children.values():
             request.usage.add(one.usage)
         self._requests.finish(request, State.DONE, "")
