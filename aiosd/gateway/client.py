@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Never
 
+from aiosd.gateway.aliases import Alias, meant
 from aiosd.gateway.refused import HttpRefused, of_errno
 from aiosd.gateway.sessions import Answered, Gone, SessionLink
 
@@ -126,10 +127,20 @@ class Listed:
 class Client:
     """The user of one HTTP request. `agent`: his key may use no other; empty: anything."""
 
-    def __init__(self, uid: int, agent: str, session: Callable[[], Awaitable[SessionLink]]) -> None:
+    def __init__(
+        self,
+        uid: int,
+        agent: str,
+        session: Callable[[], Awaitable[SessionLink]],
+        aliases: Sequence[Alias] = (),
+    ) -> None:
         self.uid, self.agent = uid, agent
-        self._session = session
+        self._session, self._aliases = session, aliases
         self._answers: list[Reply] = []
+
+    def meant(self, model: object) -> object:
+        """The model for which a name stands."""
+        return meant(self._aliases, model)
 
     async def ask(self, path: str, body: bytes) -> Reply:
         """Ask a transaction file."""

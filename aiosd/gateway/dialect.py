@@ -52,6 +52,7 @@ class Endpoint:
     method: str
     path: str
     handle: Handler
+    header: str = ""  # only for requests that have it; such an endpoint stands before that without
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Dialect:
 
 def chat_file(client: Client, model: object) -> str:
     """The file that chats with a model, or with `agent:NAME`. Raises HttpRefused."""
+    model = client.meant(model)
     if not isinstance(model, str) or not model.startswith(AGENT):
         return model_file(client, model, "llm")
     agent = model.removeprefix(AGENT)
@@ -75,6 +77,7 @@ def chat_file(client: Client, model: object) -> str:
 
 def model_file(client: Client, model: object, name: str) -> str:
     """A file of a model. Raises HttpRefused."""
+    model = client.meant(model)
     if not isinstance(model, str) or not model:
         reason = "model is missing; GET /v1/models shows what there is"
         raise HttpRefused(400, reason, "missing_model", "model")

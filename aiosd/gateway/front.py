@@ -14,10 +14,11 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
-from aiosd.gateway import keys, openai
+from aiosd.gateway import anthropic, anthropic_errors, keys, openai
+from aiosd.gateway.aliases import Alias
 from aiosd.gateway.client import Client
 from aiosd.gateway.dialect import Dialect, Endpoint, HttpCall
 from aiosd.gateway.keys import KnownKey
@@ -29,7 +30,7 @@ from aiosd.host.notify import notify
 
 log = logging.getLogger("aios-gateway")
 
-DIALECTS = (openai.DIALECT,)
+DIALECTS = (anthropic.DIALECT, openai.DIALECT)
 BODY_MOST = 4 << 20  # bytes, as limits.request_bytes of aiosd.toml(5)
 CHECKED_S = 1.0  # that a key is taken for good: a revoked one works no longer
 CHECKED_MOST = 4096
@@ -43,15 +44,23 @@ class ClientGone(Exception):
 
 
 class Front:
-    def __init__(self, root: Path, sessions: UserSessions, hosts: Sequence[str]) -> None:
+    def __init__(
+        self, root: Path, sessions: UserSessions, hosts: Sequence[str], aliases: Sequence[Alias] = ()
+    ) -> None:
         self._root, self._sessions = root, sessions
         self._hosts = frozenset((*LOOPBACK, *map(str.lower, hosts)))
+        self._aliases = aliases
         self.metrics = Metrics()
         self._checked = OrderedDict[str, tuple[float, KnownKey]]()
 
     def application(self) -> Starlette:
-        routes = [
-            Route(endpoint.path, EndpointApp(self, dialect, endpoint), methods=[endpoint.method])
+        routes: list[Route] = [
+            HeaderRoute(
+                endpoint.header,
+                endpoint.path,
+                EndpointApp(self, dialect, endpoint),
+                methods=[endpoint.method],
+            )
             for dialect in DIALECTS
             for endpoint in dialect.endpoints
         ]
@@ -73,12 +82,12 @@ class Front:
         """Who asks: the user of his key, or on the Unix socket the user himself. Raises HttpRefused."""
         connection, uid, word = request.state.socket, request.state.peer, bearer(request)
         if uid is not None and not word.startswith(keys.PREFIX):
-            return Client(uid, "", lambda: self._sessions.of(uid, "", connection.fileno()))
+            return Client(uid, "", lambda: self._sessions.of(uid, "", connection.fileno()), self._aliases)
         if uid is None and hostname(request) not in self._hosts:
             reason = "the Host of this request is not known here; --host NAME of aios-gateway makes it known"
             raise HttpRefused(403, reason, "unknown_host")
         key = await self._key(word)
-        return Client(key.uid, key.agent, lambda: self._sessions.of(key.uid, word, None))
+        return Client(key.uid, key.agent, lambda: self._sessions.of(key.uid, word, None), self._aliases)
 
     async def _metrics(self, _: Request) -> Response:
         return PlainTextResponse(self.metrics.text(len(self._sessions)))
@@ -104,6 +113,19 @@ class Front:
         while len(self._checked) > CHECKED_MOST:
             self._checked.popitem(last=False)
         return key
+
+
+class HeaderRoute(Route):
+    """A path that exists only for requests with this header; without a header as any other."""
+
+    def __init__(self, header: str, path: str, endpoint: EndpointApp, methods: list[str]) -> None:
+        super().__init__(path, endpoint, methods=methods)
+        self._header = header.encode()
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if self._header and self._header not in dict(scope["headers"]):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 class EndpointApp:
@@ -205,6 +227,7 @@ async def health(_: Request) -> Response:
     return PlainTextResponse("ok\n")
 
 
-async def unrouted(_: Request, error: Exception) -> Response:
+async def unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return refusal(HttpRefused(error.status_code, f"{error.detail}: no such path or method here"))
+    shaped = anthropic_errors.refusal if anthropic.VERSION in request.headers else refusal
+    return shaped(HttpRefused(error.status_code, f"{error.detail}: no such path or method here"))

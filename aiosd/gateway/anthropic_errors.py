@@ -1,0 +1,33 @@
+"""The shape of Anthropic's errors."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from aiosd.gateway.refused import HttpRefused
+
+TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
+    429: "rate_limit_error", 503: "overloaded_error",
+}  # fmt: skip
+
+
+def shape(refused: HttpRefused) -> dict[str, Any]:
+    kind = TYPES.get(refused.status, "invalid_request_error" if refused.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": refused.reason}}
+
+
+def refusal(refused: HttpRefused) -> Response:
+    id = request_id(secrets.token_hex(12))
+    return JSONResponse(shape(refused) | {"request_id": id}, refused.status, refused.headers | header(id))
+
+
+def request_id(of: str) -> str:
+    return f"req_{of}"
+
+
+def header(id: str) -> dict[str, str]:
+    return {"request-id": id}
