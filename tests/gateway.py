@@ -20,11 +20,12 @@ AS_FRONT = [
 class Gateway:
     """`address` is its Unix socket, `port` that of loopback TCP."""
 
-    def __init__(self, folder: Path, daemon: Daemon) -> None:
+    def __init__(self, folder: Path, daemon: Daemon, *options: str) -> None:
         folder.mkdir()
         os.chown(folder, FRONT, FRONT)
         open_to_all(folder)
         self.address, self.log, self._root = folder / "gateway.sock", folder / "gateway.log", daemon.root
+        self._options = options
         self.sessions = list[subprocess.Popen[bytes]]()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "session.sock"))
@@ -37,7 +38,13 @@ class Gateway:
 
     def start(self) -> Gateway:
         self._accepting.start()
-        options = ["--sessions", str(self.address.with_name("session.sock")), "--socket", str(self.address)]
+        options = [
+            *self._options,
+            "--sessions",
+            str(self.address.with_name("session.sock")),
+            "--socket",
+            str(self.address),
+        ]
         self._front = self._run(
             [*AS_FRONT, PYTHON, "-P", "-m", "aiosd.gateway", *options, "--port", str(self.port)],
             subprocess.DEVNULL,

@@ -17,7 +17,10 @@ TYPES = {
 
 def shape(refused: HttpRefused) -> dict[str, Any]:
     kind = TYPES.get(refused.status, "invalid_request_error" if refused.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": refused.reason}}
+    reason = refused.reason
+    if refused.code == "context_length_exceeded":
+        reason = f"prompt is too long: {reason}"  # clients look for these words, and shorten it
+    return {"type": "error", "error": {"type": kind, "message": reason}}
 
 
 def refusal(refused: HttpRefused) -> Response:

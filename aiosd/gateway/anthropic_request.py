@@ -50,7 +50,7 @@ def prompt(body: Json, agent: bool) -> Json:
         made["enable_thinking"] = thinks(body)
     effort = part(body, "output_config").get("effort")
     if effort is not None:
-        if effort not in EFFORTS:
+        if not isinstance(effort, str) or effort not in EFFORTS:
             raise wrong("output_config.effort", f"must be one of {', '.join(EFFORTS)}")
         made["reasoning_effort"] = EFFORTS[effort]
     return made
