@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aiosd.gateway import anthropic_answer, anthropic_errors
 from aiosd.gateway.aliases import alias, meant
-from aiosd.gateway.anthropic_answer import Asked
+from aiosd.gateway.anthropic_answer import MessageShape
 from aiosd.gateway.anthropic_request import request
 from aiosd.gateway.refused import HttpRefused
 
@@ -197,7 +197,7 @@ def streamed(*lines: bytes, thinks: bool = True) -> list[Json]:
             yield line
 
     async def collect() -> bytes:
-        made = anthropic_answer.events(lines[0], given(), "aios-7", Asked("tiny", thinks, 9))
+        made = anthropic_answer.events(lines[0], given(), "aios-7", MessageShape("tiny", thinks, 9))
         return b"".join([part async for part in made])
 
     *events, rest = asyncio.run(collect()).decode().split("\n\n")
@@ -259,7 +259,7 @@ def test_a_stream_is_the_message_in_parts(thinks: bool) -> None:
         "choices": [{"message": said, "finish_reason": "tool_calls"}],
         "usage": USAGE,
     }
-    whole = anthropic_answer.whole(document, Asked("tiny", thinks, 9))
+    whole = anthropic_answer.whole(document, MessageShape("tiny", thinks, 9))
     events = streamed(*lines, thinks=thinks)
     assert read(events) == whole["content"]
     assert [one["type"] for one in whole["content"]] == ["thinking"] * thinks + [
@@ -289,7 +289,7 @@ def test_a_stream_is_the_message_in_parts(thinks: bool) -> None:
 )
 def test_a_message_says_why_it_ended(choice: Json, most: int, reason: str, stopped: str | None) -> None:
     document = {"id": "aios-7", "choices": [{"message": {"content": ""}, **choice}], "usage": USAGE}
-    whole = anthropic_answer.whole(document, Asked("tiny", False, most))
+    whole = anthropic_answer.whole(document, MessageShape("tiny", False, most))
     assert (whole["stop_reason"], whole["stop_sequence"]) == (reason, stopped)
     assert whole["content"] == [{"type": "text", "text": ""}]
 

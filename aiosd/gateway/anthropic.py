@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
-from aiosd.gateway.anthropic_answer import Asked, beats, events, whole
+from aiosd.gateway.anthropic_answer import MessageShape, beats, events, whole
 from aiosd.gateway.anthropic_errors import header, refusal, request_id
 from aiosd.gateway.anthropic_messages import wrong
 from aiosd.gateway.anthropic_request import prompt, request, thinks, written
@@ -27,7 +27,7 @@ async def messages(call: HttpCall) -> Response:
     body = call.json()
     path = chat_file(call.client, body.get("model"))
     made = request(body, path.startswith("agents/"))
-    asked = Asked(body["model"], thinks(body), made["max_tokens"])
+    asked = MessageShape(body["model"], thinks(body), made["max_tokens"])
     reply = await call.client.ask(path, written(made))
     if not made["stream"]:
         document = await reply.document()

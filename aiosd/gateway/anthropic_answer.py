@@ -24,8 +24,8 @@ START: dict[str, Any] = {
 Json = dict[str, Any]
 
 
-class Asked:
-    """What of a request decides the shape of its answer."""
+class MessageShape:
+    """What a request says about the shape of its answer."""
 
     def __init__(self, model: str, thinks: bool, most: int) -> None:
         self.model, self.thinks, self.most = model, thinks, most
@@ -57,7 +57,7 @@ def used(usage: Json) -> Json:
     }
 
 
-def whole(document: Json, asked: Asked) -> Json:
+def whole(document: Json, asked: MessageShape) -> Json:
     choice, usage = document["choices"][0], document["usage"]
     said, content = choice["message"], list[Json]()
     if asked.thinks and said.get("reasoning_content"):
@@ -142,7 +142,7 @@ async def beats(lines: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
 
 
 async def events(
-    first: bytes, lines: AsyncGenerator[bytes, None], id: str, asked: Asked
+    first: bytes, lines: AsyncGenerator[bytes, None], id: str, asked: MessageShape
 ) -> AsyncIterator[bytes]:
     """The events of a message. An empty line means that there is nothing new yet."""
     async with aclosing(lines):
@@ -154,7 +154,7 @@ async def events(
 
 
 async def told(
-    first: bytes, lines: AsyncGenerator[bytes, None], id: str, asked: Asked
+    first: bytes, lines: AsyncGenerator[bytes, None], id: str, asked: MessageShape
 ) -> AsyncIterator[bytes]:
     """Raises HttpRefused."""
     yield event("message_start", message=asked.message(id)) + event("ping")
