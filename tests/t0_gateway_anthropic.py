@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import pytest
@@ -302,9 +302,48 @@ def test_a_stream_that_fails_or_breaks_off_says_so() -> None:
     assert last["error"]["type"] == "overloaded_error"
 
 
+def test_silence_is_a_ping_and_the_end_of_a_client_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anthropic_answer, "PING_S", 0.01)
+
+    async def run() -> None:
+        more, closed = asyncio.Event(), asyncio.Event()
+
+        async def answer() -> AsyncGenerator[bytes, None]:
+            try:
+                await more.wait()
+                yield chunk(content="a")
+                await asyncio.Event().wait()
+            finally:
+                closed.set()
+
+        lines = anthropic_answer.beats(answer())
+        assert [await anext(lines), await anext(lines)] == [b"", b""]
+        events = anthropic_answer.events(b"", lines, "aios-7", MessageShape("tiny", True, 9))
+        more.set()
+        while b"content_block_delta" not in await anext(events):
+            pass
+        task = asyncio.ensure_future(collect(events))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait_for(closed.wait(), 5)
+
+    async def collect(events: AsyncIterator[bytes]) -> None:
+        async for event in events:
+            assert b"ping" in event
+
+    asyncio.run(run())
+
+
 def test_a_prompt_that_is_too_long_is_told_in_the_words_that_clients_look_for() -> None:
     shape = anthropic_errors.shape(HttpRefused(400, "5 tokens", "context_length_exceeded"))
     assert shape["error"] == {"type": "invalid_request_error", "message": "prompt is too long: 5 tokens"}
+
+
+def test_a_client_that_wants_a_thread_learns_to_do_without() -> None:
+    with pytest.raises(HttpRefused) as refused:
+        request(asked(thread={"type": "create"}), agent=False)
+    details = anthropic_errors.shape(refused.value)["error"]["details"]
+    assert details == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
 
 
 def test_an_alias_is_the_first_that_fits() -> None:

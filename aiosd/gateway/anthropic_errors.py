@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from aiosd.gateway.refused import HttpRefused
 
+NO_THREADS = "thread_unsupported_request"  # a client that reads this sends the whole conversation itself
 TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
     429: "rate_limit_error", 503: "overloaded_error",
@@ -17,10 +18,12 @@ TYPES = {
 
 def shape(refused: HttpRefused) -> dict[str, Any]:
     kind = TYPES.get(refused.status, "invalid_request_error" if refused.status < 500 else "api_error")
-    reason = refused.reason
+    reason, more = refused.reason, {}
     if refused.code == "context_length_exceeded":
         reason = f"prompt is too long: {reason}"  # clients look for these words, and shorten it
-    return {"type": "error", "error": {"type": kind, "message": reason}}
+    if refused.code == NO_THREADS:
+        more = {"details": {"error_code": NO_THREADS, "unsupported": ["thread"]}}
+    return {"type": "error", "error": {"type": kind, "message": reason, **more}}
 
 
 def refusal(refused: HttpRefused) -> Response:

@@ -6,7 +6,9 @@ import json
 import secrets
 from typing import Any
 
+from aiosd.gateway.anthropic_errors import NO_THREADS
 from aiosd.gateway.anthropic_messages import conversation, string, wrong
+from aiosd.gateway.refused import HttpRefused
 
 SEEDS = 1 << 31
 SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "stop_sequences": "stop"}
@@ -16,7 +18,7 @@ READ = {
 }  # fmt: skip
 NO_EFFECT = {  # what clients tell Anthropic, and what does not change what they may expect of an answer
     "metadata", "service_tier", "cache_control", "inference_geo", "speed", "context_management", "betas",
-    "diagnostics", "user_profile_id", "workspace_id",
+    "diagnostics", "user_profile_id", "workspace_id", "billing_policy", "fallbacks", "fallback_credit_token",
 }  # fmt: skip
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "xhigh"}
@@ -39,6 +41,8 @@ def request(body: Json, agent: bool) -> Json:
 
 def prompt(body: Json, agent: bool) -> Json:
     """The part of a request that decides what the model reads."""
+    if body.get("thread") is not None:
+        raise HttpRefused(400, "thread: nothing is kept here between requests", NO_THREADS, "thread")
     for key in body.keys() - READ - NO_EFFECT:
         if body[key] not in (None, [], {}):
             raise wrong(key[:40], "is not known here: leave it out")
