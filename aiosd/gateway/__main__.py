@@ -45,6 +45,7 @@ def sockets(given: argparse.Namespace) -> list[socket.socket]:
         given.socket.chmod(0o666)
     if given.port is not None:
         made.append(socket.create_server(("127.0.0.1", given.port)))
+        made[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which asyncio forgets here
     return made
 
 
