@@ -1,4 +1,4 @@
-"""What the files answer, as Ollama's objects: parts of an answer, and a last one with counts and times. Pure."""
+"""The answers of the files as Ollama's objects: parts, and a last one with counts and times. Pure."""
 
 from __future__ import annotations
 
@@ -96,24 +96,21 @@ def called(call: Json, i: int) -> Json:
     return {"id": call["id"], "function": function}
 
 
-def merged(parts: list[Json]) -> Json:
-    """All objects of an answer as one."""
-    whole = dict(parts[-1])
-    if "message" in whole:
-        whole["message"] = joined([part["message"] for part in parts])
-    else:
-        whole |= joined([{key: part[key] for key in ("response", "thinking") if key in part} for part in parts])
-    if logprobs := [one for part in parts for one in part.get("logprobs", [])]:
-        whole["logprobs"] = logprobs
-    return whole
-
-
-def joined(parts: list[Json]) -> Json:
-    whole: Json = {}
-    for part in parts:
-        for key, value in part.items():
-            whole[key] = value if key == "role" or key not in whole else whole[key] + value
-    return whole
+async def merged(answer: AsyncIterator[Json]) -> Json:
+    """All objects of an answer as one. Raises HttpRefused."""
+    texts: dict[str, list[str]] = {"content": [], "response": [], "thinking": []}
+    lists: dict[str, list[Json]] = {"tool_calls": [], "logprobs": []}
+    last: Json = {}
+    async for last in answer:
+        said = last.get("message", last)
+        for key, found in texts.items():
+            found.append(said.get(key, ""))
+        lists["tool_calls"] += said.get("tool_calls", [])
+        lists["logprobs"] += last.get("logprobs", [])
+    said = last.get("message", last)
+    said |= {key: whole for key, found in texts.items() if (whole := "".join(found)) or key in said}
+    said |= {"tool_calls": lists["tool_calls"]} if lists["tool_calls"] else {}
+    return last | ({"logprobs": lists["logprobs"]} if lists["logprobs"] else {})
 
 
 async def parts(telling: Telling, first: bytes, lines: AsyncIterator[bytes]) -> AsyncIterator[Json]:

@@ -45,7 +45,7 @@ async def answered(call: HttpCall, translate: Callable[[Json, bool], Json], shap
     answer = parts(telling, first, lines)
     if stream:
         return StreamingResponse(streamed(answer), media_type=NDJSON)
-    return one(merged([part async for part in answer]), False)
+    return one(await merged(answer), False)
 
 
 async def loaded(call: HttpCall, path: str, asked: Json) -> str:

@@ -25,23 +25,15 @@ async def tags(call: HttpCall) -> Response:
     """The models and agents that the user may use."""
     found = [card async for card in cards(call.client)]
     infos = await asyncio.gather(*(information(call.client, card["id"]) for card in found))
-    return JSONResponse(
-        {"models": [entry(card["id"], card["created"], info) for card, info in zip(found, infos, strict=True)]}
-    )
+    both = zip(found, infos, strict=True)
+    return JSONResponse({"models": [entry(card["id"], card["created"], info) for card, info in both]})
 
 
 async def loaded(call: HttpCall) -> Response:
     found = [card["id"] async for card in cards(call.client) if not card["id"].startswith(AGENT)]
     infos = await asyncio.gather(*(information(call.client, name) for name in found))
-    return JSONResponse(
-        {
-            "models": [
-                resident(name, info)
-                for name, info in zip(found, infos, strict=True)
-                if info.get("state") in LOADED
-            ]
-        }
-    )
+    here = [(name, info) for name, info in zip(found, infos, strict=True) if info.get("state") in LOADED]
+    return JSONResponse({"models": [resident(name, info) for name, info in here]})
 
 
 async def show(call: HttpCall) -> Response:
@@ -60,7 +52,7 @@ async def information(client: Client, name: str) -> Json:
     try:
         if name.startswith(AGENT):
             name = (await client.read(f"agents/{name.removeprefix(AGENT)}/model")).decode().strip()
-        if not name or (client.agent and not name):
+        if not name:  # the agent has the default model
             return {}
         found: Json = json.loads(await client.read(f"models/{name}/info.json"))
     except HttpRefused:  # it went meanwhile, or is not for this user
@@ -125,7 +117,7 @@ def details(info: Json) -> Json:
         "family": architecture,
         "families": [architecture] if architecture else None,
         "parameter_size": short(parameters) if isinstance(parameters, int) else "",
-        "quantization_level": info.get("quantization") or info.get("dtype") or "",
+        "quantization_level": quantization(info),
     }
 
 
@@ -156,6 +148,11 @@ def capabilities(info: Json) -> list[str]:
 def family(info: Json) -> str:
     """LlamaForCausalLM → llama, as GGUF files say"""
     return str(info.get("architecture") or "").removesuffix("ForCausalLM").lower()
+
+
+def quantization(info: Json) -> str:
+    found = info.get("quantization")
+    return str(info.get("dtype") or "") if found in (None, "", "none") else str(found)
 
 
 def size(info: Json) -> int:

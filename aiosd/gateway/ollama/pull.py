@@ -59,7 +59,7 @@ async def begun(client: Client, model: str, source: str) -> bool:
 
 
 async def progress(client: Client, model: str, source: str, made: bool) -> AsyncIterator[Json]:
-    """Follow the pull to its end. When the program goes away before, the pull is cancelled, and can go on later."""
+    """Follow the pull to its end. When the program goes away, the pull is cancelled, and can go on later."""
     shown, ended = Json(), False
     yield {"status": "pulling manifest"}
     try:

@@ -37,10 +37,11 @@ async def embeddings(call: HttpCall) -> Response:
 
 def several(given: object) -> list[str]:
     """The texts of an input. An empty text is none."""
-    texts = [given] if isinstance(given, str) and given else given or []
-    if not isinstance(texts, list) or len(texts) > TEXTS_MOST or not all(isinstance(one, str) for one in texts):
-        raise HttpRefused(400, f"input is a text, or a list of at most {TEXTS_MOST} texts", param="input")
-    return texts
+    if isinstance(given, str) or given is None:
+        return [given] if given else []
+    if isinstance(given, list) and len(given) <= TEXTS_MOST and all(isinstance(one, str) for one in given):
+        return given
+    raise HttpRefused(400, f"input is a text, or a list of at most {TEXTS_MOST} texts", param="input")
 
 
 async def embedded(call: HttpCall, name: str, texts: list[str]) -> tuple[list[list[float]], int]:
