@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from aiosd.gateway.dialect import Dialect, Endpoint, HttpCall
-from aiosd.gateway.ollama.chat import chat, generate
+from aiosd.gateway.ollama.completions import chat, generate
 from aiosd.gateway.ollama.models import copied, deleted, loaded, show, tags
-from aiosd.gateway.ollama.pull import pull
+from aiosd.gateway.ollama.pulls import pull
 from aiosd.gateway.ollama.vectors import embed, embeddings
 from aiosd.gateway.refused import HttpRefused
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from aiosd.gateway.client import Client
 from aiosd.gateway.dialect import HttpCall, model_file
 from aiosd.gateway.ollama import names, request
-from aiosd.gateway.ollama.chat import NDJSON, streamed
+from aiosd.gateway.ollama.completions import NDJSON, streamed
 from aiosd.gateway.refused import HttpRefused
 
 LOOK_S = 0.2
