@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from aiosd.gateway import keys, openai
+from aiosd.gateway import keys, ollama, openai
 from aiosd.gateway.client import Client
 from aiosd.gateway.dialect import Dialect, Endpoint, HttpCall
 from aiosd.gateway.keys import KnownKey
@@ -29,7 +29,7 @@ from aiosd.host.notify import notify
 
 log = logging.getLogger("aios-gateway")
 
-DIALECTS = (openai.DIALECT,)
+DIALECTS = (openai.DIALECT, ollama.DIALECT)
 BODY_MOST = 4 << 20  # bytes, as limits.request_bytes of aiosd.toml(5)
 CHECKED_S = 1.0  # that a key is taken for good: a revoked one works no longer
 CHECKED_MOST = 4096
@@ -55,7 +55,7 @@ class Front:
             for dialect in DIALECTS
             for endpoint in dialect.endpoints
         ]
-        routes += [Route("/health", health), Route("/metrics", self._metrics)]
+        routes += [Route("/health", health), Route("/metrics", self._metrics), Route("/", ollama.running)]
         return Starlette(routes=routes, exception_handlers={HTTPException: unrouted}, lifespan=self._lifespan)
 
     @contextlib.asynccontextmanager
