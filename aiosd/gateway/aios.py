@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from aiosd.gateway.aios_agents import processes, status, submit
 from aiosd.gateway.aios_errors import refusal
 from aiosd.gateway.aios_query import query
+from aiosd.gateway.client import Client
 from aiosd.gateway.dialect import Dialect, Endpoint, HttpCall
 from aiosd.gateway.refused import HttpRefused
 
@@ -20,9 +21,13 @@ SET_UP = "aiosd is set up by its administrator; this has changed nothing"
 
 
 async def models(call: HttpCall) -> Response:
-    names = [entry.name for entry in await call.client.list("models") if entry.open]
-    llms = [{"name": name, "backend": "aiosd", "provider": "aiosd"} for name in names]
+    llms = [{"name": name, "backend": "aiosd", "provider": "aiosd"} for name in await names(call.client)]
     return JSONResponse({"status": "success", "llms": llms})
+
+
+async def names(client: Client) -> list[str]:
+    """The models that the client may use."""
+    return [entry.name for entry in await client.list("models") if entry.open and not client.agent]
 
 
 async def health(_: HttpCall) -> Response:
@@ -36,10 +41,8 @@ async def parts(_: HttpCall) -> Response:
 
 async def set_up(call: HttpCall) -> Response:
     """Version 0.0.3 of the SDK sets up its kernel before it submits an agent."""
-    if call.parts["part"] == "llm":
-        name = call.json().get("llm_name")
-        if name not in [entry.name for entry in await call.client.list("models")]:
-            raise HttpRefused(404, "there is no such model; GET /core/llms/list shows what there is")
+    if call.parts["part"] == "llm" and call.json().get("llm_name") not in await names(call.client):
+        raise HttpRefused(404, "there is no such model; GET /core/llms/list shows what there is")
     return JSONResponse({"status": "success", "message": SET_UP})
 
 

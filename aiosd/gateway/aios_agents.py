@@ -1,7 +1,7 @@
 """AIOS's submitted agents. Here they are tools: programs in a sandbox, as the user who submits them.
 
-The daemon runs the program, keeps its end and its output, and knows whose it is. The number of an execution is
-that of its request. So nothing of it is in the gateway, and nothing is lost when the gateway ends.
+The daemon runs the program, keeps its end and its output, and knows whose it is. The number of an execution
+is that of its request. So nothing of it is in the gateway, and nothing is lost when the gateway ends.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import json
 from typing import Any
 from weakref import WeakValueDictionary
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from aiosd.gateway.aios_errors import wrong
+from aiosd.gateway.aios_errors import AsciiResponse, parsed, wrong
 from aiosd.gateway.aios_names import agent_of, check_tool, flat
 from aiosd.gateway.aios_query import written
 from aiosd.gateway.client import Client
@@ -46,7 +46,7 @@ async def submit(call: HttpCall) -> Response:
     asked = written({"name": program, "arguments": {"task": config["task"]}})
     number = await begun(client, agent, asked)
     said = f"Agent {name} submitted for execution"
-    return JSONResponse({"status": "success", "execution_id": number, "message": said})
+    return AsciiResponse({"status": "success", "execution_id": number, "message": said})
 
 
 async def exists(client: Client, path: str) -> bool:
@@ -78,7 +78,7 @@ async def numbers(client: Client, agent: str) -> set[int]:
 async def asked_of(client: Client, folder: str) -> Json:
     """The call of a tool that a request is; empty: it is none, or has gone."""
     try:
-        found = json.loads(await client.read(f"{folder}/request"))
+        found = parsed((await client.read(f"{folder}/request")).decode())
     except (HttpRefused, ValueError):
         return {}
     return found if isinstance(found, dict) and {"name", "arguments"} <= found.keys() else {}
@@ -93,27 +93,23 @@ async def status(call: HttpCall) -> Response:
     asked = await asked_of(client, folder)
     if not asked:
         raise HttpRefused(404, "this is no execution of an agent")
-    if client.agent and client.agent not in await agents_of(client, number):
+    if client.agent and int(number) not in await numbers(client, client.agent):
         raise HttpRefused(404, "this is no execution of the agent of this key")
     found: Json = {"execution_id": int(number)}
     if state not in ENDED:
-        return JSONResponse(found | {"status": "running", "message": f"Execution in progress: {state}"})
+        return AsciiResponse(found | {"status": "running", "message": f"Execution in progress: {state}"})
     if state != "done":
         why = (await client.read(f"{folder}/error")).decode("utf-8", "replace").strip()
         raise HttpRefused(500, f"the agent has {state}: {why}")
     output = (await client.read(f"{folder}/response")).decode("utf-8", "replace")
-    return JSONResponse(found | {"status": "completed", "result": result(output)})
-
-
-async def agents_of(client: Client, number: str) -> list[str]:
-    return [client.agent] if int(number) in await numbers(client, client.agent) else []
+    return AsciiResponse(found | {"status": "completed", "result": result(output)})
 
 
 def result(output: str) -> Any:
     """AIOS's agents return an object. So a program may print it as JSON."""
     try:
-        found = json.loads(output)
-    except (ValueError, RecursionError):
+        found = parsed(output)
+    except ValueError:
         return output
     return found if isinstance(found, dict) else output
 
@@ -121,13 +117,16 @@ def result(output: str) -> Any:
 async def processes(call: HttpCall) -> Response:
     """The executions that have not ended."""
     client, found = call.client, list[Json]()
-    mine = [entry for entry in await client.list("requests") if entry.open and entry.name.isdecimal()]
-    for entry in mine[:SHOWN_MOST]:
-        asked = await asked_of(client, f"requests/{entry.name}")
-        task = asked.get("arguments", {}).get("task")
-        if task is not None and not client.agent:
+    mine = {
+        int(entry.name) for entry in await client.list("requests") if entry.open and entry.name.isdecimal()
+    }
+    if client.agent:
+        mine &= await numbers(client, client.agent)
+    for number in sorted(mine)[:SHOWN_MOST]:
+        asked = await asked_of(client, f"requests/{number}")
+        if asked and "task" in asked["arguments"]:
             found.append({
-                "agent_id": asked["name"], "execution_id": int(entry.name), "status": "running",
-                "config": asked["arguments"], "task": task,
+                "agent_id": asked["name"].replace("__", "/"), "execution_id": number, "status": "running",
+                "config": asked["arguments"], "task": asked["arguments"]["task"],
             })  # fmt: skip
-    return JSONResponse({"status": "success", "processes": found})
+    return AsciiResponse({"status": "success", "processes": found})

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, Never
 
 from starlette.responses import JSONResponse, Response
 
 from aiosd.gateway.refused import HttpRefused
 
 Json = dict[str, Any]
+
+
+class AsciiResponse(JSONResponse):
+    """JSON of texts that need not be valid Unicode: a program may have printed them."""
+
+    def render(self, content: Any) -> bytes:
+        try:
+            return json.dumps(content).encode()
+        except RecursionError:
+            raise HttpRefused(500, "the answer is nested too deep") from None
+
+
+def parsed(text: str) -> Any:
+    """JSON that a program or a model wrote. Raises ValueError."""
+    try:
+        return json.loads(text, parse_constant=no_number)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
+def no_number(word: str) -> Never:
+    raise ValueError(f"{word} is not JSON")
 
 
 def wrong(where: str, reason: str) -> HttpRefused:
@@ -21,8 +44,8 @@ def refusal(refused: HttpRefused) -> Response:
     if refused.status in (400, 422):
         where = ["body", *(refused.param.split(".") if refused.param else [])]
         detail = [{"type": "value_error", "loc": where, "msg": refused.reason}]
-        return JSONResponse({"detail": detail}, 422)
-    return JSONResponse({"detail": refused.reason}, refused.status, refused.headers)
+        return AsciiResponse({"detail": detail}, 422)
+    return AsciiResponse({"detail": refused.reason}, refused.status, refused.headers)
 
 
 def failure(kind: str, refused: HttpRefused) -> Json:

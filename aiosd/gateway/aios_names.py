@@ -1,7 +1,7 @@
 """The names of AIOS in the tree. There an author and a slash stand before the names of agents and tools.
 
-Names of agents belong to the whole machine in the tree, and to one program in AIOS. So an agent of another user
-never counts, even if it is open: its owner would read what this user asks.
+In the tree the names of agents belong to the whole machine, and in AIOS to one program. So an agent of
+another user never counts, even if it is open: its owner would read what this user asks.
 """
 
 from __future__ import annotations

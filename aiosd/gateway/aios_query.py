@@ -6,9 +6,9 @@ import json
 import secrets
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from aiosd.gateway.aios_errors import failure, wrong
+from aiosd.gateway.aios_errors import AsciiResponse, failure, parsed, wrong
 from aiosd.gateway.aios_names import agent_of, check_tool, flat
 from aiosd.gateway.client import Client
 from aiosd.gateway.dialect import NAME, HttpCall, failed
@@ -16,8 +16,14 @@ from aiosd.gateway.refused import HttpRefused
 
 ACTIONS = ("chat", "chat_with_json_output", "chat_with_tool_call_output", "call_tool", "operate_file")
 SEEDS = 1 << 31
-SAMPLING = ("temperature", "max_tokens", "top_p", "frequency_penalty", "presence_penalty")  # of an LLM's entry
-EMPTY_TIMES = {"start_times": [], "end_times": [], "waiting_times": [], "turnaround_times": []}
+# The settings that an entry of `llms` may have
+SAMPLING = ("temperature", "max_tokens", "top_p", "frequency_penalty", "presence_penalty")
+EMPTY_TIMES: dict[str, list[float]] = {
+    "start_times": [],
+    "end_times": [],
+    "waiting_times": [],
+    "turnaround_times": [],
+}
 ABSENT = "aiosd has no manager of {} yet: keep such data in files of your program"
 
 Json = dict[str, Any]
@@ -33,10 +39,10 @@ async def query(call: HttpCall) -> Response:
     if asked.get("query_class") not in (None, kind):
         raise wrong("query_data.query_class", f"it is not {kind}, as query_type is")
     if kind == "llm":
-        return JSONResponse(await llm(call.client, body, read_llm(asked)))
+        return AsciiResponse(await llm(call.client, body, read_llm(asked)))
     if kind == "tool":
-        return JSONResponse(enveloped(await tool(call.client, body, read_calls(asked.get("tool_calls")))))
-    return JSONResponse(enveloped(failure(kind, HttpRefused(501, ABSENT.format(kind)))))
+        return AsciiResponse(enveloped(await tool(call.client, body, read_calls(asked.get("tool_calls")))))
+    return AsciiResponse(enveloped(failure(kind, HttpRefused(501, ABSENT.format(kind)))))
 
 
 def enveloped(response: Json) -> Json:
@@ -154,7 +160,7 @@ def said(document: Json, tools: list[Json]) -> Json:
 
 def arguments(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parsed(text)
     except ValueError:  # as the model wrote it
         return text
 
