@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.gateway import Gateway
-from tests.running import Daemon, wait_until
+from tests.running import REPOSITORY, Daemon, wait_until
+from tests.t5_access import let_in
 from tests.t5_gateway import GAMES, NEWS, Curl, chat
 from tests.t5_gateway_keys import key_of
 from tests.t5_users import as_user
@@ -297,16 +300,14 @@ def test_an_agent_that_runs_is_listed_and_outlives_its_client(
 
 
 def test_each_of_many_submissions_gets_its_own_number(gateway: Gateway, poet: str) -> None:
-    def one(_: int) -> int:
-        curl = Curl(gateway, GAMES)
-        with closing(curl.http):
-            number = submitted(curl, poet, "half")
-            assert ended(curl, number)[0] == 200
-            return number
-
+    curls = [Curl(gateway, GAMES) for _ in range(6)]  # here, because a thread may not fork
     with ThreadPoolExecutor(6) as threads:
-        numbers = list(threads.map(one, range(6)))
+        numbers = list(threads.map(lambda curl: submitted(curl, poet, "half"), curls))
+        ends = list(threads.map(ended, curls, numbers))
+    for curl in curls:
+        curl.http.close()
     assert len(set(numbers)) == 6
+    assert {status for status, _ in ends} == {200}
 
 
 @pytest.mark.parametrize("agent", ["example/academic_agent", "/home/ada/agent", "../calc", "\ud800", ""])
@@ -375,3 +376,47 @@ def test_the_kernel_is_set_up_already(games: Curl) -> None:
     assert games.ask(None, "/core/status")[1]["memory"] == "inactive"
     assert games.ask(None, "/status")[1]["inactive_components"] == ["memory", "storage"]
     assert games.ask(None, "/core/llms/list")[1]["llms"][0]["name"] == "tiny"
+
+
+# What the SDK's llm_chat sends from inside of an agent
+AGENT = """import json, os, urllib.request
+class Teacher:
+    def __init__(self, agent_name):
+        self.agent_name = agent_name
+    def run(self, task_input):
+        print("agents print what they do")
+        messages = [{"role": "user", "content": task_input}]
+        query = {"query_class": "llm", "messages": messages, "action_type": "chat", "temperature": 0.0}
+        body = {"query_type": "llm", "agent_name": self.agent_name, "query_data": query}
+        asked = urllib.request.Request("http://localhost:8000/query", json.dumps(body).encode())
+        answer = json.load(urllib.request.urlopen(asked))["response"]["response_message"]
+        return {"agent_name": self.agent_name, "result": answer, "uid": os.getuid()}
+"""
+
+
+def test_an_agent_of_the_sdk_runs_in_the_sandbox_and_asks_the_gateway_as_its_user(
+    make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    let_in(tmp_path)
+    folder, address = tmp_path / "tools.d/example__language_tutor", tmp_path / "run/gateway.sock"
+    shutil.copytree(REPOSITORY / "examples/cerebrum", folder)
+    manifest = (folder / "tool.toml").read_text().replace("/run/aios-gateway/gateway.sock", str(address))
+    manifest = manifest.replace("/opt/cerebrum", str(tmp_path / "opt")).replace(
+        "env = {", f'env = {{ GATEWAY = "{address}",'
+    )
+    (folder / "tool.toml").write_text(manifest)
+    agent = tmp_path / "opt/agents/language_tutor"
+    agent.mkdir(parents=True)
+    (agent / "agent.py").write_text(AGENT)
+    build = {"entry": "agent.py", "module": "Teacher"}
+    (agent / "config.json").write_text(json.dumps({"name": "language_tutor", "build": build}))
+    gateway = Gateway(tmp_path / "run", make_daemon(f"[tools]\nfolder = '{tmp_path}/tools.d'\n").start())
+    gateway.start()
+    try:
+        curl = Curl(gateway, GAMES)
+        with closing(curl.http):
+            status, answer = ended(curl, submitted(curl, "example/language_tutor", "Repeat: mango"))
+        assert status == 200, answer
+        assert answer["result"] == {"agent_name": "language_tutor", "result": "mango", "uid": GAMES}
+    finally:
+        gateway.stop()

@@ -15,6 +15,7 @@ from aiosd.gateway.dialect import NAME, HttpCall, failed
 from aiosd.gateway.refused import HttpRefused
 
 ACTIONS = ("chat", "chat_with_json_output", "chat_with_tool_call_output", "call_tool", "operate_file")
+OLDER = {"tool_use": "call_tool"}  # in version 0.0.3 of the SDK
 SEEDS = 1 << 31
 # The settings that an entry of `llms` may have
 SAMPLING = ("temperature", "max_tokens", "top_p", "frequency_penalty", "presence_penalty")
@@ -52,6 +53,7 @@ def enveloped(response: Json) -> Json:
 def read_llm(asked: Json) -> Json:
     """The query with its defaults. Raises HttpRefused where its form is wrong; the daemon judges the rest."""
     action = asked.get("action_type") or "chat"
+    action = OLDER.get(action, action) if isinstance(action, str) else action
     if action not in ACTIONS:
         raise wrong("query_data.action_type", f"one of {', '.join(ACTIONS)}")
     if not isinstance(asked.get("messages"), list):
