@@ -410,13 +410,15 @@ def test_an_agent_of_the_sdk_runs_in_the_sandbox_and_asks_the_gateway_as_its_use
     (agent / "agent.py").write_text(AGENT)
     build = {"entry": "agent.py", "module": "Teacher"}
     (agent / "config.json").write_text(json.dumps({"name": "language_tutor", "build": build}))
-    gateway = Gateway(tmp_path / "run", make_daemon(f"[tools]\nfolder = '{tmp_path}/tools.d'\n").start())
-    gateway.start()
+    daemon = make_daemon(f"[tools]\nfolder = '{tmp_path}/tools.d'\n").start()
+    gateway = Gateway(tmp_path / "run", daemon).start()
     try:
         curl = Curl(gateway, GAMES)
         with closing(curl.http):
             status, answer = ended(curl, submitted(curl, "example/language_tutor", "Repeat: mango"))
         assert status == 200, answer
-        assert answer["result"] == {"agent_name": "language_tutor", "result": "mango", "uid": GAMES}
+        assert (answer["result"]["agent_name"], answer["result"]["uid"]) == ("language_tutor", GAMES)
+        asked = as_user(daemon, GAMES, "cat agents/language_tutor/requests/latest/request").stdout
+        assert "Repeat: mango" in asked
     finally:
         gateway.stop()
