@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import time
@@ -17,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from aiosd.gateway import keys, ollama, openai
+from aiosd.gateway import aios, keys, ollama, openai
 from aiosd.gateway.client import Client
 from aiosd.gateway.dialect import Dialect, Endpoint, HttpCall
 from aiosd.gateway.keys import KnownKey
@@ -29,7 +30,7 @@ from aiosd.host.notify import notify
 
 log = logging.getLogger("aios-gateway")
 
-DIALECTS = (openai.DIALECT, ollama.DIALECT)
+DIALECTS = (openai.DIALECT, ollama.DIALECT, aios.DIALECT)
 BODY_MOST = 4 << 20  # bytes, as limits.request_bytes of aiosd.toml(5)
 CHECKED_S = 1.0  # that a key is taken for good: a revoked one works no longer
 CHECKED_MOST = 4096
@@ -197,7 +198,11 @@ def hostname(request: Request) -> str:
 
 
 def bearer(request: Request) -> str:
+    """The key. As the password of a URL it comes from programs that know no keys."""
     scheme, _, word = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(word).decode().partition(":")[2]
     return word.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "").strip()
 
 
