@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosd.gateway import anthropic_answer, anthropic_errors
 from aiosd.gateway.aliases import alias, meant
-from aiosd.gateway.anthropic_answer import MessageShape
-from aiosd.gateway.anthropic_request import request
+from aiosd.gateway.anthropic import answer, errors
+from aiosd.gateway.anthropic.answer import MessageShape
+from aiosd.gateway.anthropic.request import request
 from aiosd.gateway.refused import HttpRefused
 
 Json = dict[str, Any]
@@ -197,7 +197,7 @@ def streamed(*lines: bytes, thinks: bool = True) -> list[Json]:
             yield line
 
     async def collect() -> bytes:
-        made = anthropic_answer.events(lines[0], given(), "aios-7", MessageShape("tiny", thinks, 9))
+        made = answer.events(lines[0], given(), "aios-7", MessageShape("tiny", thinks, 9))
         return b"".join([part async for part in made])
 
     *events, rest = asyncio.run(collect()).decode().split("\n\n")
@@ -259,7 +259,7 @@ def test_a_stream_is_the_message_in_parts(thinks: bool) -> None:
         "choices": [{"message": said, "finish_reason": "tool_calls"}],
         "usage": USAGE,
     }
-    whole = anthropic_answer.whole(document, MessageShape("tiny", thinks, 9))
+    whole = answer.whole(document, MessageShape("tiny", thinks, 9))
     events = streamed(*lines, thinks=thinks)
     assert read(events) == whole["content"]
     assert [one["type"] for one in whole["content"]] == ["thinking"] * thinks + [
@@ -289,7 +289,7 @@ def test_a_stream_is_the_message_in_parts(thinks: bool) -> None:
 )
 def test_a_message_says_why_it_ended(choice: Json, most: int, reason: str, stopped: str | None) -> None:
     document = {"id": "aios-7", "choices": [{"message": {"content": ""}, **choice}], "usage": USAGE}
-    whole = anthropic_answer.whole(document, MessageShape("tiny", False, most))
+    whole = answer.whole(document, MessageShape("tiny", False, most))
     assert (whole["stop_reason"], whole["stop_sequence"]) == (reason, stopped)
     assert whole["content"] == [{"type": "text", "text": ""}]
 
@@ -303,12 +303,12 @@ def test_a_stream_that_fails_or_breaks_off_says_so() -> None:
 
 
 def test_silence_is_a_ping_and_the_end_of_a_client_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anthropic_answer, "PING_S", 0.01)
+    monkeypatch.setattr(answer, "PING_S", 0.01)
 
     async def run() -> None:
         more, closed = asyncio.Event(), asyncio.Event()
 
-        async def answer() -> AsyncGenerator[bytes, None]:
+        async def slow() -> AsyncGenerator[bytes, None]:
             try:
                 await more.wait()
                 yield chunk(content="a")
@@ -316,9 +316,9 @@ def test_silence_is_a_ping_and_the_end_of_a_client_ends_the_answer(monkeypatch: 
             finally:
                 closed.set()
 
-        lines = anthropic_answer.beats(answer())
+        lines = answer.beats(slow())
         assert [await anext(lines), await anext(lines)] == [b"", b""]
-        events = anthropic_answer.events(b"", lines, "aios-7", MessageShape("tiny", True, 9))
+        events = answer.events(b"", lines, "aios-7", MessageShape("tiny", True, 9))
         more.set()
         while b"content_block_delta" not in await anext(events):
             pass
@@ -335,14 +335,14 @@ def test_silence_is_a_ping_and_the_end_of_a_client_ends_the_answer(monkeypatch: 
 
 
 def test_a_prompt_that_is_too_long_is_told_in_the_words_that_clients_look_for() -> None:
-    shape = anthropic_errors.shape(HttpRefused(400, "5 tokens", "context_length_exceeded"))
+    shape = errors.shape(HttpRefused(400, "5 tokens", "context_length_exceeded"))
     assert shape["error"] == {"type": "invalid_request_error", "message": "prompt is too long: 5 tokens"}
 
 
 def test_a_client_that_wants_a_thread_learns_to_do_without() -> None:
     with pytest.raises(HttpRefused) as refused:
         request(asked(thread={"type": "create"}), agent=False)
-    details = anthropic_errors.shape(refused.value)["error"]["details"]
+    details = errors.shape(refused.value)["error"]["details"]
     assert details == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import time
@@ -17,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
-from aiosd.gateway import anthropic, anthropic_errors, keys, openai
+from aiosd.gateway import aios, anthropic, keys, ollama, openai
 from aiosd.gateway.aliases import Alias
 from aiosd.gateway.client import Client
 from aiosd.gateway.dialect import Dialect, Endpoint, HttpCall
@@ -30,7 +31,7 @@ from aiosd.host.notify import notify
 
 log = logging.getLogger("aios-gateway")
 
-DIALECTS = (anthropic.DIALECT, openai.DIALECT)
+DIALECTS = (anthropic.DIALECT, openai.DIALECT, ollama.DIALECT, aios.DIALECT)
 BODY_MOST = 4 << 20  # bytes, as limits.request_bytes of aiosd.toml(5)
 CHECKED_S = 1.0  # that a key is taken for good: a revoked one works no longer
 CHECKED_MOST = 4096
@@ -64,7 +65,7 @@ class Front:
             for dialect in DIALECTS
             for endpoint in dialect.endpoints
         ]
-        routes += [Route("/health", health), Route("/metrics", self._metrics)]
+        routes += [Route("/health", health), Route("/metrics", self._metrics), Route("/", ollama.running)]
         return Starlette(routes=routes, exception_handlers={HTTPException: unrouted}, lifespan=self._lifespan)
 
     @contextlib.asynccontextmanager
@@ -219,7 +220,11 @@ def hostname(request: Request) -> str:
 
 
 def bearer(request: Request) -> str:
+    """The key. As the password of a URL it comes from programs that know no keys."""
     scheme, _, word = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(word).decode().partition(":")[2]
     return word.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "").strip()
 
 
@@ -229,5 +234,5 @@ async def health(_: Request) -> Response:
 
 async def unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    shaped = anthropic_errors.refusal if anthropic.VERSION in request.headers else refusal
+    shaped = anthropic.DIALECT.refusal if anthropic.VERSION in request.headers else refusal
     return shaped(HttpRefused(error.status_code, f"{error.detail}: no such path or method here"))

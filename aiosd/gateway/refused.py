@@ -17,6 +17,7 @@ class HttpRefused(Exception):
     """`status` is HTTP's, `code` a word for programs, `param` the key of the request that is wrong."""
 
     def __init__(self, status: int, reason: str, code: str | None = None, param: str | None = None) -> None:
+        reason = reason.encode("utf-8", "replace").decode()  # it may quote what the client sent
         super().__init__(reason)
         self.status, self.reason, self.code, self.param = status, reason, code, param
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from aiosd.gateway.anthropic_errors import shape
+from aiosd.gateway.anthropic.errors import shape
 from aiosd.gateway.client import nothing, together
 from aiosd.gateway.dialect import failed
 from aiosd.gateway.refused import HttpRefused

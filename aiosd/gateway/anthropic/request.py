@@ -6,8 +6,8 @@ import json
 import secrets
 from typing import Any
 
-from aiosd.gateway.anthropic_errors import NO_THREADS
-from aiosd.gateway.anthropic_messages import conversation, string, wrong
+from aiosd.gateway.anthropic.errors import NO_THREADS
+from aiosd.gateway.anthropic.messages import conversation, string, wrong
 from aiosd.gateway.refused import HttpRefused
 
 SEEDS = 1 << 31

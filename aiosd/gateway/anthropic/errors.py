@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from aiosd.gateway.refused import HttpRefused
 
@@ -28,7 +29,8 @@ def shape(refused: HttpRefused) -> dict[str, Any]:
 
 def refusal(refused: HttpRefused) -> Response:
     id = request_id(secrets.token_hex(12))
-    return JSONResponse(shape(refused) | {"request_id": id}, refused.status, refused.headers | header(id))
+    told = json.dumps(shape(refused) | {"request_id": id})  # escapes whatever text the request had
+    return Response(told, refused.status, refused.headers | header(id), "application/json")
 
 
 def request_id(of: str) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
-from aiosd.gateway.anthropic_answer import MessageShape, beats, events, whole
-from aiosd.gateway.anthropic_errors import header, refusal, request_id
-from aiosd.gateway.anthropic_messages import wrong
-from aiosd.gateway.anthropic_request import prompt, request, thinks, written
+from aiosd.gateway.anthropic.answer import MessageShape, beats, events, whole
+from aiosd.gateway.anthropic.errors import header, refusal, request_id
+from aiosd.gateway.anthropic.messages import wrong
+from aiosd.gateway.anthropic.request import prompt, request, thinks, written
 from aiosd.gateway.client import nothing
 from aiosd.gateway.dialect import AGENT, Dialect, Endpoint, HttpCall, chat_file, failed, model_file, unknown
 from aiosd.gateway.openai import cards
@@ -33,7 +33,7 @@ async def messages(call: HttpCall) -> Response:
         document = await reply.document()
         if "error" in document:
             raise failed(document)
-        return answer(whole(document, asked), document["id"])
+        return documented(whole(document, asked), document["id"])
     lines = beats(reply.lines())
     first = await anext(lines, None)
     if first is None:
@@ -59,7 +59,7 @@ async def count_tokens(call: HttpCall) -> Response:
     document = await (await call.client.ask(path, written(asked))).document()
     if "error" in document:
         raise failed(document)
-    return answer({"input_tokens": document["count"]})
+    return documented({"input_tokens": document["count"]})
 
 
 async def models(call: HttpCall) -> Response:
@@ -80,14 +80,14 @@ async def models(call: HttpCall) -> Response:
         if page
         else {"first_id": None, "last_id": None}
     )
-    return answer({"data": page, "has_more": len(left) > len(page), **ends})
+    return documented({"data": page, "has_more": len(left) > len(page), **ends})
 
 
 async def model(call: HttpCall) -> Response:
     wanted = call.client.meant(call.parts["model"])
     async for one in cards(call.client):
         if one["id"] == wanted:
-            return answer(card(one))
+            return documented(card(one))
     raise unknown(call.parts["model"])
 
 
@@ -98,7 +98,7 @@ def card(known: Json) -> Json:
     return {"type": "model", "id": id, "display_name": id, "created_at": created, "lifecycle": "active"}
 
 
-def answer(document: Json, id: str = "") -> Response:
+def documented(document: Json, id: str = "") -> Response:
     headers = header(request_id(id or secrets.token_hex(12)))
     return Response(json.dumps(document), headers=headers, media_type="application/json")
 
