@@ -36,8 +36,8 @@ KEYS = frozenset((*SAME, *TRANSLATED, *STATE, *NO_EFFECT, *REFUSED))
 LOGPROBS = "message.output_text.logprobs"
 INCLUDED = (  # the others are of tools that do not exist here
     LOGPROBS, "code_interpreter_call.outputs", "computer_call_output.output.image_url",
-    "file_search_call.results", "message.input_image.image_url", "reasoning.encrypted_content", "web_search_call.action.sources",
-    "web_search_call.results",
+    "file_search_call.results", "message.input_image.image_url", "reasoning.encrypted_content",
+    "web_search_call.action.sources", "web_search_call.results",
 )  # fmt: skip
 TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 METADATA_MOST = 16

@@ -46,7 +46,7 @@ def named(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(16)}"
 
 
-class Growing:
+class GrowingResponse:
     """A response that grows. Its methods give the events of that, in their order."""
 
     def __init__(self, response: Json) -> None:

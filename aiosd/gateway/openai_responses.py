@@ -13,7 +13,7 @@ from aiosd.gateway.client import Client, Reply, nothing
 from aiosd.gateway.dialect import NAME, HttpCall, chat_file, failed
 from aiosd.gateway.openai_chat import defaults
 from aiosd.gateway.openai_input import chat_of, items_of, typed
-from aiosd.gateway.openai_output import Growing, begun
+from aiosd.gateway.openai_output import GrowingResponse, begun
 from aiosd.gateway.openai_stored import new_id
 from aiosd.gateway.refused import HttpRefused
 
@@ -32,7 +32,7 @@ async def create(call: HttpCall) -> Response:
     streams = False
     try:
         reply = await call.client.ask(path, json.dumps(asked | turn.context).encode() + b"\n")
-        growing = Growing(begun(turn.id, body, turn.stored))
+        growing = GrowingResponse(begun(turn.id, body, turn.stored))
         if not asked.get("stream"):
             await answered(turn, reply, growing)
             return JSONResponse(growing.response)
@@ -112,7 +112,7 @@ def conversation(client: Client, given: object) -> str:
     return name
 
 
-async def answered(turn: Turn, reply: Reply, growing: Growing) -> None:
+async def answered(turn: Turn, reply: Reply, growing: GrowingResponse) -> None:
     document = await reply.document()
     if "error" in document:
         raise failed(document)
@@ -123,7 +123,7 @@ async def answered(turn: Turn, reply: Reply, growing: Growing) -> None:
 
 
 async def events(
-    turn: Turn, growing: Growing, first: Json, lines: AsyncIterator[bytes]
+    turn: Turn, growing: GrowingResponse, first: Json, lines: AsyncIterator[bytes]
 ) -> AsyncIterator[bytes]:
     try:
         for event in growing.begin():

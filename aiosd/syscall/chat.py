@@ -194,6 +194,7 @@ KEYS = {
     *NO_EFFECT,
 } | ({*SAMPLING_KEYS} | {"max_completion_tokens", "top_logprobs", "tool_choice", "response_format", "prompt"})
 
+ALONE = ("messages", "system", "context", "tools", "tool_choice")  # what a raw prompt stands without
 FORMATS: dict[str, tuple[str, ...]] = {  # the keys beside `type` of response_format
     "text": (),
     "json_object": ("schema",),
@@ -250,8 +251,10 @@ def parse_json(text: str, d: Defaults) -> Chat:
     if resume and (said := {"messages", "prompt", "tools", "tool_choice", "response_format"} & raw.keys()):
         raise BadRequest(f"resume takes no {min(said)}", "the unfinished answer has its own; leave it out")
     plain = boolean(raw, "raw", False)
-    if plain and (said := {"messages", "system", "context", "tools", "tool_choice", "resume"} & raw.keys()):
-        raise BadRequest(f"raw takes no {min(said)}", "a raw prompt is all that the model gets; leave it out")
+    if plain and (said := [key for key in ALONE if raw.get(key)]):
+        raise BadRequest(f"raw takes no {said[0]}", "a raw prompt is all that the model gets; leave it out")
+    if plain and not raw.get("prompt"):
+        raise BadRequest("raw: prompt is missing or empty", '{"raw":true,"prompt":"…"}')
     own, given = tools(raw), raw.get("tools") is not None or raw.get("tool_choice") == "none" or plain
     offered = own if given else d.tools
     nice = integer(raw, "nice", d.nice, -20, 19)
