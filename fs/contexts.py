@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from aiosd.context.contexts import Context
 from aiosd.access.caller import Caller
+from aiosd.context.contexts import Context
 from aiosd.fs.files import Control, Lines, Text, Value
 from aiosd.fs.kvfile import KvFile
 from aiosd.fs.tree import Folder, Table

@@ -129,7 +129,7 @@ class Client:
     def __init__(self, uid: int, agent: str, session: Callable[[], Awaitable[SessionLink]]) -> None:
         self.uid, self.agent = uid, agent
         self._session = session
-        self._answers: list[Reply] = []
+        self._ends: list[Callable[[], None]] = []
 
     async def ask(self, path: str, body: bytes) -> Reply:
         """Ask a transaction file."""
@@ -137,7 +137,7 @@ class Client:
         if file is None:
             raise HttpRefused(500, "the session gave no file")
         answer = Reply(file, first)
-        self._answers.append(answer)
+        self._ends.append(answer.close)
         return answer
 
     async def read(self, path: str) -> bytes:
@@ -165,6 +165,10 @@ class Client:
                     raise HttpRefused(503, "the session of this user ended; try again") from None
         raise AssertionError
 
+    def at_end(self, do: Callable[[], None]) -> None:
+        """Do it when the HTTP request ends, in whatever way."""
+        self._ends.append(do)
+
     def close(self) -> None:
-        for answer in self._answers:
-            answer.close()
+        for do in self._ends:
+            do()

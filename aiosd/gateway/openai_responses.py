@@ -28,23 +28,18 @@ async def create(call: HttpCall) -> Response:
     asked = chat_of(body)
     asked |= {} if path.startswith("agents/") else defaults(asked)  # an agent has its own
     turn = Turn(call.client, path, body)
+    call.client.at_end(turn.end)
     await turn.begin()
-    streams = False
-    try:
-        reply = await call.client.ask(path, json.dumps(asked | turn.context).encode() + b"\n")
-        growing = GrowingResponse(begun(turn.id, body, turn.stored))
-        if not asked.get("stream"):
-            await answered(turn, reply, growing)
-            return JSONResponse(growing.response)
-        lines = reply.lines()
-        first = json.loads(await anext(lines, b"") or nothing())
-        if "error" in first:
-            raise failed(first)
-        streams = True
-        return StreamingResponse(events(turn, growing, first, lines), media_type="text/event-stream")
-    finally:
-        if not streams:
-            turn.end()
+    reply = await call.client.ask(path, json.dumps(asked | turn.context).encode() + b"\n")
+    growing = GrowingResponse(begun(turn.id, body, turn.stored))
+    if not asked.get("stream"):
+        await answered(turn, reply, growing)
+        return JSONResponse(growing.response)
+    lines = reply.lines()
+    first = json.loads(await anext(lines, b"") or nothing())
+    if "error" in first:
+        raise failed(first)
+    return StreamingResponse(events(turn, growing, first, lines), media_type="text/event-stream")
 
 
 class Turn:
@@ -69,13 +64,15 @@ class Turn:
             await openai_stored.find(self._client, previous, 400)
         elif wanted is False or await self._has_context():
             return
+        self._made = True
         try:
             await openai_stored.begin(self._client, self.id, previous or None)
         except HttpRefused as refused:
+            self._made = False
             if refused.status != 403 or previous or wanted:
                 raise
             return  # who may make no contexts still gets answers
-        self._made, self.stored, self.context = True, wanted is not False, {"context": self.id}
+        self.stored, self.context = wanted is not False, {"context": self.id}
 
     async def _has_context(self) -> bool:
         """Whether the agent keeps a conversation of its own."""
@@ -93,10 +90,10 @@ class Turn:
         """Store the complete response, if that is wanted."""
         if self.stored:
             response["store"] = await openai_stored.keep(self._client, response)
-            self._made = False
+            self._made = not response["store"]
 
     def end(self) -> None:
-        """Nothing is left of a response that was not kept."""
+        """Leave nothing of a response that was not kept."""
         if self._made:
             self._made = False
             openai_stored.drop(self._client, self.id)
@@ -145,8 +142,6 @@ async def events(
         await turn.keep(growing.response)
     except HttpRefused as refused:
         growing.fail(refused.reason)
-    finally:
-        turn.end()
     yield growing.last()
 
 

@@ -59,11 +59,10 @@ async def begin(client: Client, id: str, previous: str | None) -> None:
 
 
 async def keep(client: Client, response: Json) -> bool:
-    """Store a complete response. False: the daemon does not take it, and its context is gone."""
+    """Store a complete response. False: the daemon does not take it."""
     try:
         await client.write(f"contexts/{response['id']}/note", json.dumps(response).encode())
     except HttpRefused:
-        drop(client, response["id"])
         return False
     if secrets.randbelow(SWEPT_EACH) == 0:
         meanwhile(sweep(client))

@@ -251,8 +251,8 @@ def parse_json(text: str, d: Defaults) -> Chat:
     if resume and (said := {"messages", "prompt", "tools", "tool_choice", "response_format"} & raw.keys()):
         raise BadRequest(f"resume takes no {min(said)}", "the unfinished answer has its own; leave it out")
     plain = boolean(raw, "raw", False)
-    if plain and (said := [key for key in ALONE if raw.get(key)]):
-        raise BadRequest(f"raw takes no {said[0]}", "a raw prompt is all that the model gets; leave it out")
+    if plain and (beside := [key for key in ALONE if raw.get(key)]):
+        raise BadRequest(f"raw takes no {beside[0]}", "a raw prompt is all that the model gets; leave it out")
     if plain and not raw.get("prompt"):
         raise BadRequest("raw: prompt is missing or empty", '{"raw":true,"prompt":"…"}')
     own, given = tools(raw), raw.get("tools") is not None or raw.get("tool_choice") == "none" or plain
