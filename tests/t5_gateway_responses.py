@@ -12,6 +12,7 @@ import pytest
 from tests.gateway import Gateway
 from tests.running import Daemon, wait_until
 from tests.t5_gateway import GAMES, NEWS, Curl
+from tests.t5_gateway_keys import key_of
 from tests.t5_users import as_user
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
@@ -179,6 +180,83 @@ def test_a_conversation_is_a_context_of_the_user(games: Curl, news: Curl, aios: 
         assert news.ask(asked("hi", conversation="talk"), PATH)[0] == 403
     finally:
         (aios.root / "contexts/talk").rmdir()
+
+
+def test_conversations_are_made_and_shown_and_removed(games: Curl, news: Curl, aios: Daemon) -> None:
+    path = "/v1/conversations"
+    items = [{"role": "user", "content": "My name is Zorvik."}]
+    status, made = games.ask({"metadata": {"topic": "names"}, "items": items}, path)
+    assert (status, made["metadata"]) == (200, {"topic": "names"})
+    id = made["id"]
+    assert games.ask({"metadata": {"topic": "x"}}, f"{path}/{id}")[1]["metadata"] == {"topic": "x"}
+    more = {"items": [{"role": "assistant", "content": "Hello."}]}
+    added = games.ask(more, f"{path}/{id}/items")[1]["data"]
+    assert [item["content"][0]["text"] for item in added] == ["Hello."]
+    assert "Zorvik" in text(respond(games, "What is my name?", conversation=id))
+    one = games.ask(None, f"{path}/{id}/items?order=asc&limit=1")[1]
+    assert (one["has_more"], one["data"][0]["content"][0]["text"]) == (True, "My name is Zorvik.")
+    rest = games.ask(None, f"{path}/{id}/items?order=asc&after={one['last_id']}")[1]
+    assert (len(rest["data"]), rest["has_more"]) == (3, False)
+    assert news.ask(None, f"{path}/{id}")[0] == 403
+    assert news.ask({"items": items}, f"{path}/{id}/items")[0] == 403
+    games.http.request("DELETE", f"{path}/{id}")
+    assert json.loads(games.http.getresponse().read())["deleted"] is True
+    assert games.ask(None, f"{path}/{id}")[0] == 404
+    assert id not in contexts(aios)
+
+
+def test_a_key_for_an_agent_reaches_no_other_responses(games: Curl, aios: Daemon) -> None:
+    assert as_user(aios, GAMES, "mkdir agents/tiny").returncode == 0
+    try:
+        key = key_of(aios, GAMES, name="k", agent="tiny")["key"]
+        other, own = respond(games, "Repeat: fig"), respond(games, "Repeat: plum", model="agent:tiny")
+        for body in (
+            asked("hi", model="agent:tiny", previous_response_id=other["id"]),
+            asked("hi", model="agent:tiny", conversation=other["id"]),
+            asked("hi", model="tiny", previous_response_id=own["id"]),
+        ):
+            assert games.ask(body, PATH, key)[0] in (400, 403)
+        assert games.ask(None, f"{PATH}/{other['id']}", key)[0] == 404
+        assert games.ask(None, f"/v1/conversations/{other['id']}/items", key)[0] == 403
+        assert games.ask(None, f"{PATH}/{own['id']}", key)[0] == 200
+    finally:
+        (aios.root / "agents/tiny").rmdir()
+
+
+def test_who_may_make_no_contexts_still_gets_answers(games: Curl, aios: Daemon) -> None:
+    folder = aios.root / "contexts"
+    mode = folder.stat().st_mode
+    folder.chmod(0o755)
+    try:
+        answer = respond(games, "Repeat: fig")
+        assert (text(answer), answer["store"]) == ("fig", False)
+        assert games.ask(asked("Repeat: fig", store=True), PATH)[0] == 403
+    finally:
+        folder.chmod(mode & 0o7777)
+
+
+def test_old_responses_go_when_newer_ones_come(games: Curl, aios: Daemon) -> None:
+    old, newest, other = f"contexts/resp_{1:040x}", f"contexts/resp_{'f' * 40}", f"contexts/resp_{2:040x}"
+    assert as_user(aios, GAMES, f"mkdir {old} {newest}").returncode == 0
+    assert as_user(aios, NEWS, f"mkdir {other}").returncode == 0
+    for _ in range(1000):  # one in 32 of them sweeps
+        respond(games, "Repeat: fig", max_output_tokens=1)
+        if not (aios.root / old).exists():
+            break
+    assert not (aios.root / old).exists()
+    assert (aios.root / newest).exists()
+    assert (aios.root / other).exists()
+
+
+def test_a_response_outlives_the_session_and_a_huge_one_is_not_stored(games: Curl, gateway: Gateway) -> None:
+    first = respond(games, "My name is Zorvik.")
+    for session in gateway.sessions:
+        if session.poll() is None:
+            session.kill()
+            session.wait()
+    assert games.ask(None, f"{PATH}/{first['id']}")[1] == first
+    large = respond(games, "Repeat: fig", user="x" * (1 << 20))
+    assert (large["store"], text(large)) == (False, "fig")
 
 
 def test_an_agent_with_a_context_keeps_its_conversation_itself(games: Curl, aios: Daemon) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from aiosd.gateway import openai_conversations, openai_responses
 from aiosd.gateway.client import Client, Listed
 from aiosd.gateway.dialect import AGENT, Dialect, Endpoint, HttpCall, unknown
 from aiosd.gateway.openai_chat import chat_completions
 from aiosd.gateway.openai_completions import completions
 from aiosd.gateway.openai_errors import refusal
-from aiosd.gateway.openai_responses import create, delete, input_items, retrieve
 from aiosd.gateway.openai_text import embeddings
 from aiosd.gateway.refused import HttpRefused
 
@@ -62,10 +62,8 @@ DIALECT = Dialect(
         Endpoint("POST", "/v1/embeddings", embeddings),
         Endpoint("GET", "/v1/models", models),
         Endpoint("GET", "/v1/models/{model:path}", model),
-        Endpoint("POST", "/v1/responses", create),
-        Endpoint("GET", "/v1/responses/{id}", retrieve),
-        Endpoint("DELETE", "/v1/responses/{id}", delete),
-        Endpoint("GET", "/v1/responses/{id}/input_items", input_items),
+        *openai_responses.ENDPOINTS,
+        *openai_conversations.ENDPOINTS,
     ),
     refusal,
 )

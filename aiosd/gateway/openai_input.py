@@ -208,6 +208,8 @@ def items_of(said: list[Json], id: str) -> list[Json]:
             part = {"type": "output_text", "text": one["content"], "annotations": [], "logprobs": []}
             part = part if answer else {"type": "input_text", "text": one["content"]}
             made.append({"type": "message", "role": one["role"], "content": [part]})
-        for call in one.get("tool_calls") or []:
-            made.append({"type": "function_call", "call_id": call["id"], **call["function"]})
+        for call in one.get("tool_calls") or []:  # its user may have written anything
+            function = call.get("function") if isinstance(call.get("function"), dict) else {}
+            called = {key: function.get(key, "") for key in ("name", "arguments")}
+            made.append({"type": "function_call", "call_id": call.get("id", ""), **called})
     return [{"id": f"item_{i}_{id[-24:]}", "status": "completed", **one} for i, one in enumerate(made)]

@@ -10,14 +10,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from aiosd.gateway import openai_stored
 from aiosd.gateway.client import Client, Reply, nothing
-from aiosd.gateway.dialect import NAME, HttpCall, chat_file, failed
+from aiosd.gateway.dialect import Endpoint, HttpCall, chat_file, failed
 from aiosd.gateway.openai_chat import defaults
+from aiosd.gateway.openai_conversations import context_name, page, said_in
 from aiosd.gateway.openai_input import chat_of, items_of, typed
 from aiosd.gateway.openai_output import GrowingResponse, begun
 from aiosd.gateway.openai_stored import new_id
 from aiosd.gateway.refused import HttpRefused
-
-ITEMS_MOST = 100
 
 Json = dict[str, Any]
 
@@ -58,7 +57,7 @@ class Turn:
             if previous:
                 reason = "conversation and previous_response_id are two ways to say the same"
                 raise HttpRefused(400, reason, param="conversation")
-            self.context = {"context": conversation(self._client, self._body["conversation"])}
+            self.context = {"context": context_name(self._client, self._body["conversation"])}
             return
         if previous:
             await openai_stored.find(self._client, previous, 400)
@@ -97,16 +96,6 @@ class Turn:
         if self._made:
             self._made = False
             openai_stored.drop(self._client, self.id)
-
-
-def conversation(client: Client, given: object) -> str:
-    """The name of the context that a request names. Raises HttpRefused."""
-    name = given.get("id") if isinstance(given, dict) else given
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise HttpRefused(400, "conversation is the name of one of your contexts", param="conversation")
-    if client.agent:
-        raise HttpRefused(403, "this key may use only its agent's conversation", param="conversation")
-    return name
 
 
 async def answered(turn: Turn, reply: Reply, growing: GrowingResponse) -> None:
@@ -150,22 +139,22 @@ async def retrieve(call: HttpCall) -> Response:
 
 
 async def delete(call: HttpCall) -> Response:
-    found = await openai_stored.find(call.client, call.parts["id"])
-    await call.client.remove(f"contexts/{call.parts['id']}")
-    return JSONResponse({"id": found["id"], "object": "response", "deleted": True})
+    id = call.parts["id"]
+    await openai_stored.find(call.client, id)
+    await call.client.remove(f"contexts/{id}")
+    return JSONResponse({"id": id, "object": "response", "deleted": True})
 
 
 async def input_items(call: HttpCall) -> Response:
     """The conversation before the answer."""
     id = call.parts["id"]
     await openai_stored.find(call.client, id)
-    said = (await call.client.read(f"contexts/{id}/messages.jsonl")).splitlines()
-    items = items_of([json.loads(line) for line in said[:-1]], id)
-    if call.query.get("order", "desc") == "desc":
-        items.reverse()
-    ids, after, most = [one["id"] for one in items], call.query.get("after"), call.query.get("limit", "20")
-    start = ids.index(after) + 1 if after in ids else 0
-    page = items[start : start + min(int(most) if most.isdecimal() else 20, ITEMS_MOST)]
-    ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {}
-    more = start + len(page) < len(items)
-    return JSONResponse({"object": "list", "data": page, "has_more": more, **ends})
+    return page(items_of((await said_in(call.client, id))[:-1], id), call.query)
+
+
+ENDPOINTS = (
+    Endpoint("POST", "/v1/responses", create),
+    Endpoint("GET", "/v1/responses/{id}", retrieve),
+    Endpoint("DELETE", "/v1/responses/{id}", delete),
+    Endpoint("GET", "/v1/responses/{id}/input_items", input_items),
+)
