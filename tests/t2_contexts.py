@@ -592,7 +592,9 @@ def test_a_requests_own_system_prompt_leads_and_is_not_kept(make_kernel: MakeKer
     kernel.start()
     context = begin(kernel)
     kernel.contexts.append(context, '{"role":"system","content":"before"}\n')
-    asked = turn(kernel, "hi", system="now", max_tokens=2).spec
-    assert isinstance(asked, Chat)
-    assert [m["content"] for m in kernel.contexts.whole(asked)][:2] == ["now", "before"]
+    body = b'{"prompt":"hi","system":"now","context":"talk","max_tokens":2}'
+    request = ended(kernel.admission.submit(ME, Source("/models/random/llm", target="random"), body))
+    assert request.state is State.DONE
+    assert isinstance(request.spec, Chat)
+    assert [m["content"] for m in kernel.contexts.whole(request.spec)][:2] == ["now", "before"]
     assert [m["role"] for m in kernel.contexts.messages(context)] == ["system", "user", "assistant"]
