@@ -306,6 +306,7 @@ for _ in range(400):
         ({"include": [[]]}, "include"),
         ({"no_such_key": 1}, "no_such_key"),
         ({"store": "yes"}, "store"),
+        ({"user": "\ud800"}, "surrogate"),
     ],
 )
 def test_what_is_wrong_with_a_response_is_said(games: Curl, more: Json, word: str) -> None:
@@ -313,6 +314,24 @@ def test_what_is_wrong_with_a_response_is_said(games: Curl, more: Json, word: st
     assert status in (400, 404), answer
     assert word in answer["error"]["message"]
     assert answer["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_half_a_surrogate_pair_is_refused_however_it_is_written(games: Curl) -> None:
+    body = '{"model": "tiny", "input": "x", "user": "%s"}'
+    for encoding in ("utf-8", "utf-16-le"):
+        status, answer = games.ask((body % "\ud800").encode(encoding, "surrogatepass"), PATH)
+        assert (status, "surrogate" in answer["error"]["message"]) == (400, True)
+    assert games.ask((body % "\\ud83d\\ude00").encode(), PATH)[1]["user"] == "😀"
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/completions", "/v1/chat/completions", "/v1/conversations"])
+def test_json_of_any_depth_is_refused(games: Curl, path: str) -> None:
+    for depth in (100, 940, 960, 970, 975, 980, 985, 990, 1000, 100_000):
+        deep = "[" * depth + "]" * depth
+        for key in ("seed", "tool_choice", "items", "user"):
+            body = f'{{"model": "tiny", "input": "x", "prompt": "x", "messages": 5, "{key}": {deep}}}'
+            status, answer = games.ask(body.encode(), path)
+            assert status in (200, 400), answer
 
 
 def complete(curl: Curl, prompt: object, **more: object) -> Json:
