@@ -136,7 +136,7 @@ class Client:
     ) -> None:
         self.uid, self.agent = uid, agent
         self._session, self._aliases = session, aliases
-        self._answers: list[Reply] = []
+        self._ends: list[Callable[[], None]] = []
 
     def meant(self, model: object) -> object:
         """The model for which a name stands."""
@@ -148,7 +148,7 @@ class Client:
         if file is None:
             raise HttpRefused(500, "the session gave no file")
         answer = Reply(file, first)
-        self._answers.append(answer)
+        self._ends.append(answer.close)
         return answer
 
     async def read(self, path: str) -> bytes:
@@ -180,6 +180,10 @@ class Client:
                     raise HttpRefused(503, "the session of this user ended; try again") from None
         raise AssertionError
 
+    def at_end(self, do: Callable[[], None]) -> None:
+        """Do it when the HTTP request ends, in whatever way."""
+        self._ends.append(do)
+
     def close(self) -> None:
-        for answer in self._answers:
-            answer.close()
+        for do in self._ends:
+            do()

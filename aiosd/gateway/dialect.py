@@ -21,6 +21,7 @@ from aiosd.gateway.refused import HttpRefused
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 AGENT = "agent:"
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\0")  # or text in UTF-16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,12 @@ class HttpCall:
             raise HttpRefused(400, f"the body is not JSON: {error}", "invalid_json") from None
         if not isinstance(found, dict):
             raise HttpRefused(400, "the body is not a JSON object", "invalid_json")
+        if SURROGATE.search(self.body):
+            try:
+                json.dumps(found, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                reason = "half a surrogate pair (\\ud800 to \\udfff) is not a character"
+                raise HttpRefused(400, reason, "invalid_json") from None
         return found
 
 

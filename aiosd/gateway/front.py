@@ -157,6 +157,11 @@ class EndpointApp:
             if status != NO_STATUS:
                 raise
             await self._dialect.refusal(refused)(scope, receive, noted)
+        except RecursionError:  # the body could be read, and not be written again
+            if status != NO_STATUS:
+                raise
+            deep = HttpRefused(400, "the JSON is nested too deeply", "invalid_json")
+            await self._dialect.refusal(deep)(scope, receive, noted)
         except ClientGone:
             pass
         finally:
