@@ -21,6 +21,8 @@ from aiosd.gateway.refused import HttpRefused
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 AGENT = "agent:"
+# The status of a request that was accepted and failed, by `code` of aios-transaction(7). Any other is 500.
+FAILED = {"invalid_request": 400, "context_length_exceeded": 400, "model_unavailable": 503}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,5 @@ def unknown(model: str) -> HttpRefused:
 def failed(answer: dict[str, Any]) -> HttpRefused:
     """What the JSON of a request says that was accepted and ended without an answer."""
     error = answer["error"]
-    return HttpRefused(
-        500, str(error.get("message") or "the request failed"), str(error.get("type") or "failed")
-    )
+    code = error.get("code") or error.get("type") or "failed"
+    return HttpRefused(FAILED.get(code, 500), str(error.get("message") or "the request failed"), str(code))

@@ -127,6 +127,7 @@ class Request:
     logprobs: list[Any] = field(default_factory=list)
     finish_reason: str = ""
     error: str = ""
+    error_code: str = ""  # of AiosError; only `document` keeps it
     usage: Usage = field(default_factory=Usage)
     started_s: float | None = None
     finished_s: float | None = None
