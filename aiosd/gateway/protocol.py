@@ -50,6 +50,8 @@ class Protocol(H11Protocol):
         super().connection_made(transport)
         connection: Any = transport.get_extra_info("socket")
         self.peer = peer_of(connection)
+        if self.peer is None:  # asyncio does it only for sockets that name their protocol
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.app_state = {**self.app_state, "socket": connection, "peer": self.peer}
         if self.peer is not None:
             self.peers[self.peer] += 1
