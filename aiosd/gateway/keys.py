@@ -42,9 +42,12 @@ class NoSuchKey(PermissionError):
 def check(root: Path, key: str) -> KnownKey:
     """Raises OSError: the key is none, or the tree does not answer."""
     form = FORM.fullmatch(key)
-    # Looking for the id costs little. A wrong key that is written costs the writer a part of his quota.
-    if not form or not os.path.lexists(root / "keys" / form[1]):
+    if not form:
         raise NoSuchKey(errno.EACCES, "there is no such key")
+    try:  # this costs little; a wrong key that is written costs the writer a part of his quota
+        os.lstat(root / "keys" / form[1])
+    except FileNotFoundError:
+        raise NoSuchKey(errno.EACCES, "there is no such key") from None
     with open(root / "keys/check", "r+b", buffering=0) as file:
         file.write(key.encode())
         known = json.loads(file.read() or b"{}")
