@@ -15,7 +15,7 @@ from aiosd.gateway.allowance import Allowances
 from aiosd.gateway.keys import WRONG_ID_MOST, KeyRing, KnownKey
 from aiosd.gateway.refused import HttpRefused
 from aiosd.gateway.signs import SIGN, Signs
-from aiosd.gateway.spent import Spent
+from aiosd.gateway.spent import SpentTokens
 
 KEY = KnownKey("k1", 1000, "", 10)
 WORD = f"aios-{'a' * 12}-{'b' * 64}"
@@ -75,7 +75,7 @@ def test_the_tokens_of_an_answer_are_those_of_its_usage(
     step: int, content: str, whole: bool, tokens: int
 ) -> None:
     said = list[int]()
-    spent = Spent(40, said.append)
+    spent = SpentTokens(40, said.append)
     answer = json.dumps({"choices": [{"content": content}], "usage": USAGE}, separators=(",", ":")) + "\n"
     data = answer.encode()
     for i in range(0, len(data), step):
@@ -86,7 +86,7 @@ def test_the_tokens_of_an_answer_are_those_of_its_usage(
 
 def test_an_answer_that_is_broken_off_costs_what_came() -> None:
     said = list[int]()
-    spent = Spent(40, said.append)
+    spent = SpentTokens(40, said.append)
     for _ in range(20):
         spent.passed(b'{"choices":[{"delta":{"content":"a"}}]}\n')
     spent.end(whole=False)

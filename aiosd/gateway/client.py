@@ -15,7 +15,7 @@ from typing import Any, Never
 
 from aiosd.gateway.refused import HttpRefused, of_errno
 from aiosd.gateway.sessions import Answered, Gone, SessionLink
-from aiosd.gateway.spent import Spent
+from aiosd.gateway.spent import SpentTokens
 
 CHUNK = 65536
 PATIENCE_S = 10.0
@@ -35,7 +35,7 @@ UNLIMITED = Allowance(lambda: None, lambda tokens: None)
 class Reply:
     """The answer to a request. It is read as fast as it is taken. Closing it early cancels the request."""
 
-    def __init__(self, file: int, first: bytes, spent: Spent) -> None:
+    def __init__(self, file: int, first: bytes, spent: SpentTokens) -> None:
         os.set_blocking(file, False)
         self._file, self._first, self._loop = file, first, asyncio.get_running_loop()
         self._spent = spent
@@ -180,7 +180,7 @@ class Client:
         _, first, file = await self._call("ask", path, body)
         if file is None:
             raise HttpRefused(500, "the session gave no file")
-        answer = Reply(file, first, Spent(len(body), self._allowance.count))
+        answer = Reply(file, first, SpentTokens(len(body), self._allowance.count))
         self._answers.append(answer)
         return answer
 

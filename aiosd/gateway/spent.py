@@ -14,7 +14,7 @@ TAIL = 2048  # bytes; usage is at the end
 BYTES_PER_TOKEN = 4
 
 
-class Spent:
+class SpentTokens:
     def __init__(self, asked_bytes: int, count: Callable[[int], None]) -> None:
         """`count` gets the tokens once, at the end."""
         self._prompt, self._count = 1 + asked_bytes // BYTES_PER_TOKEN, count
