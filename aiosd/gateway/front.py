@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from aiosd.gateway import keys, openai
+from aiosd.gateway import keys, ollama, openai
 from aiosd.gateway.allowance import Allowances
 from aiosd.gateway.bodies import Bodies, ClientGone
 from aiosd.gateway.client import Allowance, Client
@@ -33,7 +33,7 @@ from aiosd.host.notify import notify
 
 log = logging.getLogger("aios-gateway")
 
-DIALECTS = (openai.DIALECT,)
+DIALECTS = (openai.DIALECT, ollama.DIALECT)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 NO_STATUS = 499  # in the log: the client has gone before
 
@@ -55,7 +55,7 @@ class Front:
             for dialect in DIALECTS
             for endpoint in dialect.endpoints
         ]
-        routes += [Route("/health", health), Route("/metrics", self._metrics)]
+        routes += [Route("/health", health), Route("/metrics", self._metrics), Route("/", ollama.running)]
         cors = Middleware(
             CORSMiddleware, allow_origins=self._origins, allow_methods=["*"], allow_headers=["*"],
         )  # fmt: skip
