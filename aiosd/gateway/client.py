@@ -196,6 +196,10 @@ class Client:
     async def make(self, path: str) -> None:
         await self._call("mkdir", path)
 
+    async def owner(self, path: str) -> int:
+        """The uid."""
+        return int((await self._call("stat", path))[0]["uid"])
+
     async def remove(self, path: str) -> None:
         await self._call("rmdir", path)
 

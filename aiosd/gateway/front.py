@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import time
@@ -18,7 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from aiosd.gateway import keys, ollama, openai
+from aiosd.gateway import aios, keys, ollama, openai
 from aiosd.gateway.allowance import Allowances
 from aiosd.gateway.bodies import Bodies, ClientGone
 from aiosd.gateway.client import Allowance, Client
@@ -33,7 +34,7 @@ from aiosd.host.notify import notify
 
 log = logging.getLogger("aios-gateway")
 
-DIALECTS = (openai.DIALECT, ollama.DIALECT)
+DIALECTS = (openai.DIALECT, ollama.DIALECT, aios.DIALECT)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 NO_STATUS = 499  # in the log: the client has gone before
 
@@ -168,7 +169,11 @@ def hostname(request: Request) -> str:
 
 
 def bearer(request: Request) -> str:
+    """The key. As the password of a URL it comes from programs that know no keys."""
     scheme, _, word = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(word).decode().partition(":")[2]
     return word.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "").strip()
 
 
