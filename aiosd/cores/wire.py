@@ -134,6 +134,7 @@ class Refused:
     id: int
     reason: str
     hint: str
+    code: str = ""  # of AiosError
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,7 +200,7 @@ class WorkerLoop:
                 grammar="" if message.operation == "embed" else grammar_of(message, model, prompt),
             )
         except AiosError as error:
-            self._channel.send(wire.Refused(message.id, str(error), error.hint))
+            self._channel.send(wire.Refused(message.id, str(error), error.hint, error.code))
         except Exception as error:  # noqa: BLE001 - no request may end the process that others run in
             traceback.print_exc()
             self._channel.send(
@@ -269,7 +269,8 @@ class WorkerLoop:
             if output.error is not None:
                 self._live.discard(output.id)
                 self._prompts.pop(output.id, None)
-                self._channel.send(wire.Refused(output.id, str(output.error), output.error.hint))
+                refused = output.error
+                self._channel.send(wire.Refused(output.id, str(refused), refused.hint, refused.code))
         made = [self._pack(output) for output in outputs if output.error is None]
         self._channel.send(wire.Step(made, self._engine.stats))
 
