@@ -59,7 +59,7 @@ class Submit:
     owner: str  # prefix blocks are shared within one owner only
     resume: list[int]  # tokens this request already has
     context: int  # its conversation; 0: none
-    # embed, raw and tokenize take the last message's text without a template; prompt gives the prompt's tokens
+    # embed, raw and tokenize take the last message's text without a template; prompt only reads it
     operation: str = "llm"
     schema: str = ""  # JSON Schema of the answer; empty: none
     tool_choice: str = "auto"  # see aiosd.syscall.chat.Chat
