@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import socket
 from pathlib import Path
@@ -18,6 +19,7 @@ from aiosd.host import journal
 FIRST_SOCKET = 3  # sd_listen_fds(3)
 HEADERS_MOST = 64 << 10  # bytes
 IDLE_S = 75  # that a connection is kept for the next request
+DRAIN_S = 30  # less than TimeoutStopSec= of the unit
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -27,6 +29,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--socket", type=Path, help="listen at this Unix socket, without systemd")
     parser.add_argument("--port", type=int, help="listen at this port of 127.0.0.1, without systemd")
     parser.add_argument("--host", action="append", default=[], help="a name under which a proxy serves it")
+    drain = "seconds that answers have to end, when it stops"
+    parser.add_argument("--drain", type=int, default=DRAIN_S, metavar="SECONDS", help=drain)
     return parser
 
 
@@ -46,11 +50,12 @@ def sockets(given: argparse.Namespace) -> list[socket.socket]:
 def main() -> None:
     given = arguments().parse_args()
     journal.begin("info", "aios-gateway")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     front = Front(given.root, UserSessions(given.sessions), given.host)
     config = uvicorn.Config(
         front.application(), http=Protocol, loop="asyncio", ws="none", lifespan="on", log_config=None,
         access_log=False, proxy_headers=False, server_header=False,
-        timeout_keep_alive=IDLE_S,
+        timeout_keep_alive=IDLE_S, timeout_graceful_shutdown=given.drain,
         h11_max_incomplete_event_size=HEADERS_MOST,
     )  # fmt: skip
     asyncio.run(uvicorn.Server(config).serve(sockets(given)))

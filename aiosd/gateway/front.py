@@ -99,7 +99,8 @@ class Front:
                 401, "this key is none, or was revoked; aiosctl key new makes one", "invalid_key"
             ) from None
         except (OSError, ValueError, KeyError) as error:
-            raise HttpRefused(503, f"the key cannot be checked: {error}") from None
+            why = str(error) if await asyncio.to_thread(keys.runs, self._root) else keys.STOPPED
+            raise HttpRefused(503, f"the key cannot be checked: {why}") from None
         self._checked[word] = now, key
         while len(self._checked) > CHECKED_MOST:
             self._checked.popitem(last=False)

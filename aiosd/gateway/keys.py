@@ -12,6 +12,7 @@ from pathlib import Path
 
 KEY_MOST = 256  # characters
 PREFIX = "aios-"
+STOPPED = "aiosd is not running: systemctl start aiosd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +33,8 @@ def check(root: Path, key: str) -> KnownKey:
     return KnownKey(
         str(known["id"]), int(known["uid"]), known.get("agent") or "", known.get("tokens_per_day")
     )
+
+
+def runs(root: Path) -> bool:
+    """Whether the tree is there. Without it an empty file system guards the folder."""
+    return (root / "version").exists()

@@ -17,6 +17,7 @@ import pwd
 import select
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -119,6 +120,7 @@ class UserSession:
                 {"errno": getattr(error, "errno", None) or errno.EACCES, "reason": f"the key: {error}"}
             )
             return False
+        print(f"acts for the user with uid {uid}", file=sys.stderr)
         self._answer({"uid": uid})
         return True
 
@@ -129,6 +131,8 @@ class UserSession:
             facts, data, file = self._operations[str(head.get("op"))](path, body)
         except OSError as error:
             error.filename = error.filename or str(path)
+            if error.errno in (errno.ENOENT, errno.EROFS) and not keys.runs(self._root):
+                error = OSError(errno.ESHUTDOWN, keys.STOPPED)
             self._answer({"n": head.get("n"), "errno": error.errno, "reason": explained(files, error)})
         except KeyError:
             self._answer({"n": head.get("n"), "errno": errno.ENOSYS, "reason": "there is no such operation"})
