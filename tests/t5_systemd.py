@@ -672,7 +672,7 @@ def test_a_proxy_speaks_tls_for_it_and_each_program_sends_its_users_key(machine:
             asked = f"curl -s {there} {base}/{path} -o /dev/null -w '%{{http_code}}'"
             assert machine.out("bob", asked) == status
     finally:
-        machine.run("root", f"systemctl stop {proxy}")
+        machine.run("root", f"systemctl stop {proxy}; rm -f /etc/nginx/conf.d/aios.conf")
 
 
 # reload and restart
@@ -715,6 +715,7 @@ def test_it_starts_when_the_machine_does(machine: Machine) -> None:
     load = Load(machine, "alice", "rebooted")
     load.add(20)
     machine.reboot()
+    assert Http(machine, "bob").says("fig")
     wait_until(lambda: machine.out("root", "systemctl is-active aiosd") == "active", "the service", 60)
     ready(machine)
     load.ends_whole()

@@ -51,6 +51,7 @@ def main() -> None:
     given = arguments().parse_args()
     journal.begin("info", "aios-gateway")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each program that has gone
     front = Front(given.root, UserSessions(given.sessions), given.host)
     config = uvicorn.Config(
         front.application(), http=Protocol, loop="asyncio", ws="none", lifespan="on", log_config=None,
