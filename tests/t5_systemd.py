@@ -715,11 +715,11 @@ def test_it_starts_when_the_machine_does(machine: Machine) -> None:
     load = Load(machine, "alice", "rebooted")
     load.add(20)
     machine.reboot()
-    assert Http(machine, "bob").says("fig")
     wait_until(lambda: machine.out("root", "systemctl is-active aiosd") == "active", "the service", 60)
     ready(machine)
     load.ends_whole()
     assert machine.out("alice", ASK.format("ada")) == "mango"
+    assert Http(machine, "bob").says("fig")
 
 
 def test_the_folder_is_guarded_when_a_disabled_service_did_not_start(machine: Machine) -> None:
