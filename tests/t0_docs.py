@@ -239,7 +239,7 @@ def names_in(body: list[ast.stmt]) -> dict[str, list[ast.stmt]]:
     for one in body:
         if isinstance(one, ast.ClassDef):
             found[one.name] = one.body
-        elif isinstance(one, ast.FunctionDef):
+        elif isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
             found[one.name] = []
         elif isinstance(one, ast.Assign | ast.AnnAssign):
             targets = one.targets if isinstance(one, ast.Assign) else [one.target]

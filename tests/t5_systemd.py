@@ -6,6 +6,7 @@ The tests share one machine and run in the order of this file; the last ones tak
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import time
@@ -24,6 +25,8 @@ from tests.running import REPOSITORY, wait_until
 pytestmark = [pytest.mark.root, pytest.mark.mount, pytest.mark.slow]
 ASK = 'echo "Repeat: mango" > /aios/agents/{0}/syscall/llm && cat /aios/agents/{0}/syscall/llm'
 NEXT = "9.0.0"
+EXAMPLES = REPOSITORY / "examples/gateway"
+HTTP_PROGRAMS = ("curl", "nginx", "caddy", "openssl")
 HUB = Path(hub.__file__).with_name("hub_machine.py")
 CONFIG = "[limits]\nkeep_requests = 10000\n[engine]\nkeep_alive = 'always'\n"
 
@@ -39,7 +42,7 @@ def package() -> Path:
 def machine(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A booted machine with nothing of aiosd but the .deb file."""
     root = tmp_path_factory.mktemp("machine") / "root"
-    machines.unpack(machines.base_root(machines.depends(package)), root)
+    machines.unpack(machines.base_root([*machines.depends(package), *HTTP_PROGRAMS]), root)
     machine = Machine(root)
     try:
         shutil.copy(package, root / "root/aiosd.deb")
@@ -496,6 +499,182 @@ def test_the_unit_of_a_worker_has_the_device_that_its_model_is_pinned_to(machine
     assert machine.out("root", "mkdir -p /aios/agents/gpu; " + ASK.format("gpu")) == "mango"
 
 
+# HTTP
+
+
+class Http:
+    """A user's curl, with what it asks. On the Unix socket, or where a base URL and his key say."""
+
+    SOCKET = "--unix-socket /run/aios-gateway/gateway.sock"
+
+    def __init__(self, machine: Machine, user: str, options: str = SOCKET, base: str = "http://localhost"):
+        self._machine, self._user, self._options, self._base = machine, user, options, base
+
+    def command(self, content: str, **more: object) -> str:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": content}], "temperature": 0} | more
+        data = f"--json {shlex.quote(json.dumps(body))}"
+        return f"curl -sSN -m 100 {self._options} {self._base}/v1/chat/completions {data}"
+
+    def says(self, word: str) -> bool:
+        answer = json.loads(self._machine.out(self._user, self.command(f"Repeat: {word}")))
+        assert answer["choices"][0]["message"]["content"] == word, answer
+        return True
+
+    def start(self, **more: object) -> Any:
+        """A stream of seconds."""
+        return self._machine.start(self._user, self.command("Go on.", **LONG | more))
+
+    def gone_after_a_line(self) -> str:
+        """Take the first line of such a stream, and close."""
+        return self._machine.out(self._user, f"{self.command('Go on.', **LONG)} | head -n 1")
+
+
+CHOICES = 8
+LONG = {"stream": True, "n": CHOICES, "seed": 1, "max_tokens": 400, "ignore_eos": True}
+
+
+def ended_whole(stream: Any, n: int = CHOICES) -> bool:
+    said = stream.communicate(timeout=100)[0]
+    assert is_whole(said, n), said[-2000:]
+    return True
+
+
+def is_whole(said: str, n: int = CHOICES) -> bool:
+    ends = len(re.findall('"finish_reason": ?"length"', said))
+    return ends == n and said.endswith("data: [DONE]\n\n") and '"error"' not in said
+
+
+def is_streaming(machine: Machine) -> bool:
+    return machine.works("root", "grep -q running /aios/scheduler/queue")
+
+
+def begun(machine: Machine, user: str, **more: object) -> Any:
+    """A stream that has begun and takes seconds."""
+    stream = Http(machine, user).start(**more)
+    wait_until(lambda: is_streaming(machine), "the stream", 30)
+    return stream
+
+
+def key_of(machine: Machine, user: str) -> str:
+    return machine.out(user, "aiosctl key new web")
+
+
+def test_one_command_lets_http_programs_in_each_as_its_user(machine: Machine) -> None:
+    machine.run("root", "apt-get install -y curl; systemctl enable --now aios-gateway.socket", timeout_s=120)
+    assert machine.out("root", "systemctl is-active aios-gateway.service || true") == "inactive"
+    for user in ("alice", "bob"):
+        assert Http(machine, user).says("mango")
+        assert "mango" in machine.out(user, "cat /aios/models/tiny/llm")
+        key = f"-H 'Authorization: Bearer {key_of(machine, user)}'"
+        for base in ("http://127.0.0.1:11435", "http://[::1]:11435"):
+            assert Http(machine, "nobody", key, base).says("kiwi"), "the user is the one of the key"
+        assert "kiwi" in machine.out(user, "cat /aios/models/tiny/llm")
+        uid = machine.out(user, "id -u")
+        assert "200 of uid" in journal(machine, f"-u aios-gateway AIOS_UID={uid} -o cat")
+        session = machine.out("root", f"pgrep -u {user} -f aiosd.gateway.session")
+        status = machine.out("root", f"cat /proc/{session}/status")
+        assert f"Uid:\t{uid}\t{uid}\t{uid}\t{uid}" in status
+        groups = sorted(map(int, machine.out(user, "id -G").split()))
+        assert f"Groups:\t{' '.join(map(str, groups))}" in status
+        assert "CapPrm:\t" + "0" * 16 in status
+    assert "never acts as root" in machine.out("root", Http(machine, "root").command("hi"))
+    exposed = machine.out("root", "systemd-analyze security aios-gateway | tail -n 1")
+    assert float(exposed.split(":")[1].split()[0]) <= 1.5
+
+
+def test_a_restart_of_the_gateway_lets_streams_end_and_refuses_nobody(machine: Machine) -> None:
+    before = main_pid(machine, "aios-gateway")
+    stream = begun(machine, "alice")
+    restart = machine.start("root", "systemctl restart aios-gateway")
+    assert Http(machine, "bob").says("fig")
+    assert ended_whole(stream)
+    assert restart.wait(60) == 0
+    assert main_pid(machine, "aios-gateway") not in (0, before)
+
+
+def test_a_gateway_that_stops_waits_for_streams_for_a_limited_time(machine: Machine) -> None:
+    folder = "/run/systemd/system/aios-gateway.service.d"
+    start = "ExecStart=\\nExecStart=/usr/lib/aios/bin/python3 -I -m aiosd.gateway --drain 1"
+    machine.run("root", f"mkdir {folder}; printf '[Service]\\n{start}\\n' > {folder}/t.conf")
+    machine.run("root", "systemctl daemon-reload; systemctl restart aios-gateway")
+    stream = begun(machine, "alice")
+    began = time.monotonic()
+    machine.run("root", "systemctl stop aios-gateway")
+    assert 1 < time.monotonic() - began < 5
+    assert "data: [DONE]" not in stream.communicate(timeout=10)[0], "it does not look whole"
+    wait_until(
+        lambda: not machine.works("root", "pgrep -f [a]iosd.gateway.session"), "the end of its sessions"
+    )
+    machine.run("root", f"rm -r {folder}; systemctl daemon-reload")
+    assert Http(machine, "alice").says("fig"), "the socket starts it again"
+
+
+def test_streams_outlive_a_restart_of_the_daemon_and_a_killed_session(machine: Machine) -> None:
+    stream = begun(machine, "alice")
+    machine.run("root", "pkill -KILL -u alice -f aiosd.gateway.session")
+    assert Http(machine, "alice").says("mango")
+    assert ended_whole(stream)
+    stream = begun(machine, "alice", n=1)
+    machine.run("root", "systemctl restart aiosd", timeout_s=60)
+    assert ended_whole(stream, n=1)
+    assert Http(machine, "alice").says("fig")
+
+
+@pytest.mark.parametrize("part", ["aiosd", "aios-privileged", "aios-gateway"])
+def test_any_part_below_http_may_be_killed(machine: Machine, part: str) -> None:
+    ready(machine)
+    stream = begun(machine, "alice")
+    machine.run("root", f"kill -9 {main_pid(machine, part)}")
+    said = stream.communicate(timeout=100)[0]
+    assert is_whole(said) or "[DONE]" not in said or '"error"' in said, said[-2000:]
+    wait_until(lambda: machine.works("alice", Http(machine, "alice").command("hi")), "the next answer", 30)
+    wait_until(lambda: machine.works("root", "test -e /aios/version"), "the daemon", 30)
+    assert Http(machine, "alice").says("fig")
+
+
+def test_http_says_that_the_daemon_does_not_run(machine: Machine) -> None:
+    key = f"-H 'Authorization: Bearer {key_of(machine, 'alice')}'"
+    machine.run("root", "systemctl stop aiosd; systemctl restart aios-gateway", timeout_s=60)
+    for http in (Http(machine, "alice"), Http(machine, "bob", key, "http://127.0.0.1:11435")):
+        said = machine.out("alice", f"{http.command('hi')} -w ' %{{http_code}}'")
+        assert said.endswith(" 503"), said
+        assert "systemctl start aiosd" in said
+    machine.run("root", "systemctl start aiosd", timeout_s=60)
+    assert Http(machine, "alice").says("fig"), "the tree comes through into its namespace"
+
+
+@pytest.mark.parametrize("proxy", ["nginx", "caddy"])
+def test_a_proxy_speaks_tls_for_it_and_each_program_sends_its_users_key(machine: Machine, proxy: str) -> None:
+    """With the examples as they are."""
+    machine.run("root", f"apt-get install -y {proxy} openssl", timeout_s=120)
+    if proxy == "nginx":
+        certify = "openssl req -x509 -nodes -newkey rsa:2048 -days 1 -subj /CN=ai.example.org"
+        files = "-keyout /etc/ssl/private/ai.example.org.key -out /etc/ssl/ai.example.org.pem"
+        machine.run("root", f"{certify} {files} -addext subjectAltName=DNS:ai.example.org")
+        shutil.copy(EXAMPLES / "nginx.conf", machine.root / "etc/nginx/conf.d/aios.conf")
+    else:
+        own = (EXAMPLES / "Caddyfile").read_text().replace(" {", " {\n\ttls internal", 1)
+        (machine.root / "etc/caddy/Caddyfile").write_text(own)
+        machine.run("root", "echo 127.0.0.1 localhost >> /etc/hosts")
+    machine.run("root", f"systemctl restart {proxy}")
+    try:
+        base = "https://ai.example.org"
+        there = "-k --resolve ai.example.org:443:127.0.0.1"
+        wait_until(lambda: machine.works("bob", f"curl -sSf {there} {base}/health"), "the proxy", 30)
+        for user in ("alice", "bob"):
+            key = f"-H 'Authorization: Bearer {key_of(machine, user)}'"
+            http = Http(machine, "nobody", f"{there} {key}", base)
+            assert http.says("lime")
+            assert "lime" in machine.out(user, "cat /aios/models/tiny/llm")
+            assert '"content"' in http.gone_after_a_line(), "it came before the end"
+            wait_until(lambda: not is_streaming(machine), "the end of what nobody reads", 3)
+        for path, status in (("v1/models", "401"), ("metrics", "403")):
+            asked = f"curl -s {there} {base}/{path} -o /dev/null -w '%{{http_code}}'"
+            assert machine.out("bob", asked) == status
+    finally:
+        machine.run("root", f"systemctl stop {proxy}; rm -f /etc/nginx/conf.d/aios.conf")
+
+
 # reload and restart
 
 
@@ -540,6 +719,7 @@ def test_it_starts_when_the_machine_does(machine: Machine) -> None:
     ready(machine)
     load.ends_whole()
     assert machine.out("alice", ASK.format("ada")) == "mango"
+    assert Http(machine, "bob").says("fig")
 
 
 def test_the_folder_is_guarded_when_a_disabled_service_did_not_start(machine: Machine) -> None:
@@ -573,13 +753,15 @@ def test_an_upgrade_under_load_answers_each_request_once(
     load = Load(machine, "alice", "upgraded")
     load.add(20)
     before = main_pid(machine)
-    helper = main_pid(machine, "aios-privileged")
+    helper, gateway = main_pid(machine, "aios-privileged"), main_pid(machine, "aios-gateway")
     with load.comes(), opening(machine) as errors:
         machine.run("root", "apt-get install -y /root/newer.deb", timeout_s=300)
     assert errors == []
     assert main_pid(machine) not in (0, before)
     assert main_pid(machine, "aios-privileged") == helper, "it became the new program"
     assert "going on as the program" in journal(machine, "-u aios-privileged -o cat")
+    wait_until(lambda: main_pid(machine, "aios-gateway") not in (0, gateway), "the new gateway", 60)
+    assert Http(machine, "bob").says("mango")
     assert machine.out("root", "cat /aios/version") == NEXT
     assert len(load.ids) > 20, "some were accepted meanwhile"
     load.ends_whole()

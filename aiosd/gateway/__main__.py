@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import socket
 from pathlib import Path
@@ -20,6 +21,7 @@ from aiosd.host import journal
 FIRST_SOCKET = 3  # sd_listen_fds(3)
 HEADERS_MOST = 64 << 10  # bytes
 IDLE_S = 75  # that a connection is kept for the next request
+DRAIN_S = 30  # less than TimeoutStopSec= of the unit
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -36,6 +38,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--cors-origin", action="append", default=[], help="an origin whose pages may use it")
     state = os.environ.get("STATE_DIRECTORY")  # of systemd
     parser.add_argument("--state", type=Path, default=Path(state) if state else None, help="keeps the counts")
+    drain = "seconds that answers have to end, when it stops"
+    parser.add_argument("--drain", type=int, default=DRAIN_S, metavar="SECONDS", help=drain)
     return parser
 
 
@@ -56,12 +60,14 @@ def sockets(given: argparse.Namespace) -> list[socket.socket]:
 def main() -> None:
     given = arguments().parse_args()
     journal.begin("info", "aios-gateway")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each program that has gone
     sessions, allowances = UserSessions(given.sessions), Allowances(given.state)
     front = Front(given.root, sessions, allowances, given.host, given.cors_origin, given.model_alias)
     config = uvicorn.Config(
         front.application(), http=Protocol, loop="asyncio", ws="none", lifespan="on", log_config=None,
         access_log=False, proxy_headers=False, server_header=False,
-        timeout_keep_alive=IDLE_S,
+        timeout_keep_alive=IDLE_S, timeout_graceful_shutdown=given.drain,
         h11_max_incomplete_event_size=HEADERS_MOST,
     )  # fmt: skip
     asyncio.run(uvicorn.Server(config).serve(sockets(given)))

@@ -25,6 +25,7 @@ CHECKED_S = 1.0  # that a key is taken for good: a revoked one works no longer
 KNOWN_MOST = 4096
 WRONG_ID_MOST, WRONG_MOST = 10, 300  # wrong secrets of one id, and of all, in a minute: each costs the daemon
 MINUTE_S = 60.0
+STOPPED = "aiosd is not running: systemctl start aiosd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,11 @@ def check(root: Path, key: str) -> KnownKey:
     )
 
 
+def runs(root: Path) -> bool:
+    """Whether the tree is there. Without it an empty file system guards the folder."""
+    return (root / "version").exists()
+
+
 class KeyRing:
     """The keys that were right lately, and how many were wrong. Only the front has one, on its event loop."""
 
@@ -85,7 +91,8 @@ class KeyRing:
                 self._wrong[form[1]] += 1
             raise invalid() from None
         except (OSError, ValueError, KeyError) as error:
-            raise HttpRefused(503, f"the key cannot be checked: {error}") from None
+            why = str(error) if await asyncio.to_thread(runs, self._root) else STOPPED
+            raise HttpRefused(503, f"the key cannot be checked: {why}") from None
         self._right[digest] = now, key
         self._right.move_to_end(digest)
         while len(self._right) > KNOWN_MOST:

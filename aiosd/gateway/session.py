@@ -18,6 +18,7 @@ import re
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -133,6 +134,7 @@ class UserSession:
                 {"errno": getattr(error, "errno", None) or errno.EACCES, "reason": f"the key: {error}"}
             )
             return False
+        print(f"acts for the user with uid {uid}", file=sys.stderr)
         self._answer({"uid": uid})
         return True
 
@@ -144,6 +146,8 @@ class UserSession:
             facts, data, file = self._operations[str(head.get("op"))](path, body)
         except OSError as error:
             error.filename = error.filename or str(path)
+            if error.errno in (errno.ENOENT, errno.EROFS) and not keys.runs(self._root):
+                error = OSError(errno.ESHUTDOWN, keys.STOPPED)
             self._answer({"n": head.get("n"), "errno": error.errno, "reason": explained(files, error)})
         except KeyError:
             self._answer({"n": head.get("n"), "errno": errno.ENOSYS, "reason": "there is no such operation"})
