@@ -114,7 +114,7 @@ def anthropic_() -> Found:
     asked += [{"role": "assistant", "content": said.content}, {"role": "user", "content": [result]}]
     answer = client.messages.create(messages=messages, **given)
     count = client.messages.count_tokens(model=MODEL, messages=messages)
-    assert count.input_tokens == answer.usage.input_tokens
+    assert count.input_tokens == answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0)
     wrong = given | {"model": "none"}
     return {
         "answer": answer.content[0].text, "stream": "".join(pieces), "pieces": len(pieces),
