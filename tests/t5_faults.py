@@ -170,11 +170,16 @@ def test_a_model_is_removed_from_a_full_disk(
     subprocess.run(["dd", "if=/dev/zero", f"of={small_disk}/filler", "bs=4k"], stderr=subprocess.DEVNULL)
     assert small_disk_free(small_disk) == 0
     with pytest.raises(OSError, match="No space left"):  # the database has no room for one page more
-        any(daemon.write("agents/a/nice", str(number % 20)) for number in range(1000))
+        write_much(daemon)
     (daemon.root / "models/m").rmdir()
     assert small_disk_free(small_disk) > 0
     assert "m" not in os.listdir(daemon.root / "models")
     (small_disk / "filler").unlink()
+
+
+def write_much(daemon: Daemon) -> None:
+    for number in range(1000):
+        daemon.write("agents/a/nice", str(number % 20))
 
 
 def small_disk_free(disk: Path) -> int:
