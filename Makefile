@@ -2,7 +2,7 @@
 # does nothing when nothing changed).
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # make -j demo test would set up twice at once
-.PHONY: help setup setup-tests demo test test-fast run lint format build man deb eval-tiny train-tiny bench bench-engine bench-sched bench-fs bench-tools bench-daemon bench-paper lock clean distclean
+.PHONY: help setup setup-tests demo test test-fast run lint format build man deb eval-tiny train-tiny bench bench-engine bench-sched bench-fs bench-tools bench-daemon bench-paper bench-gateway lock clean distclean
 PY := .venv/bin/python
 ARGS ?=
 
@@ -17,7 +17,7 @@ help:
 	@echo 'make man                                    build/man: the pages of man/ for man(1)'
 	@echo 'make deb                                    dist/aiosd_VERSION_ARCH.deb, for this release of Debian (TORCH=cuda: for GPUs)'
 	@echo 'make eval-tiny | train-tiny                 the built-in model: measure it, make it again'
-	@echo 'make bench | bench-{engine,sched,fs,tools,daemon,paper} all of them, or one'
+	@echo 'make bench | bench-{engine,sched,fs,tools,daemon,paper,gateway} all of them, or one'
 	@echo 'make lock                                   requirements*.lock from pyproject.toml'
 	@echo 'make clean | distclean                      remove what was built | and .venv'
 
@@ -77,7 +77,7 @@ eval-tiny: setup
 train-tiny: setup
 	$(PY) models/tiny/train.py $(ARGS)
 
-bench: bench-engine bench-sched bench-fs bench-tools bench-daemon bench-paper
+bench: bench-engine bench-sched bench-fs bench-tools bench-daemon bench-paper bench-gateway
 
 bench-engine: setup
 	$(PY) -m bench.engine $(ARGS)
@@ -94,6 +94,9 @@ bench-tools: setup
 bench-daemon: setup
 	$(PY) -m bench.daemon $(ARGS)
 
+bench-gateway: setup
+	$(PY) -m bench.gateway $(ARGS)
+
 bench-paper:
 	@./setup --tests
 	$(PY) -m bench.paper $(ARGS)
@@ -104,11 +107,13 @@ UVC := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-h
 lock: setup
 	.venv/bin/python -m pip install --quiet uv
 	cat requirements.lock requirements-cuda.lock | grep -v '^#' > .venv/all.lock
-	$(UVC) --extra engine --extra plot --extra mcp --extra systemd --extra dev -o .venv/all.lock pyproject.toml > /dev/null
+	$(UVC) --extra engine --extra plot --extra mcp --extra gateway --extra systemd --extra dev -o .venv/all.lock pyproject.toml > /dev/null
 	{ echo '# Every Python package of the checkout (make lock; installed by ./setup).'; \
 	  grep -Ev "^(nvidia-[^m]|cuda|triton)|== '(win32|emscripten)'" .venv/all.lock; } > requirements.lock
 	{ echo '# What PyPI'\''s torch needs besides, on a machine with an NVIDIA GPU (make lock).'; \
 	  grep -E '^(nvidia-[^m]|cuda|triton)' .venv/all.lock; } > requirements-cuda.lock
+	{ echo '# The programs of others that tests/t5_clients.py runs (make lock; ./setup --tests installs them to .venv/clients).'; \
+	  .venv/bin/uv pip compile --quiet --group test-clients --no-header --no-annotate; } > requirements-clients.lock
 
 clean:
 	rm -rf debian/aiosd debian/.debhelper debian/files debian/*.substvars debian/*.log debian/*stamp debian/*.debhelper

@@ -41,7 +41,7 @@ def pinned_version(requirement: Requirement) -> Version:
     return Version(specifier.version)
 
 
-@pytest.mark.parametrize("extra", ["", "engine", "mcp", "systemd", "dev"])
+@pytest.mark.parametrize("extra", ["", "engine", "mcp", "gateway", "systemd", "dev"])
 def test_the_lock_fits_the_bounds_of_the_project(extra: str) -> None:
     lock = locked("requirements.lock")
     for wanted in map(Requirement, project()[extra]):

@@ -100,8 +100,10 @@ def test_a_stop_string_is_found_however_it_is_split(parts: list[str], stop: list
         shown += f.flush()
     whole = "".join(parts)
     if found:
-        assert any(whole.startswith(s, len(shown)) for s in stop)
+        assert f.found in stop
+        assert whole.startswith(f.found, len(shown))
     else:
+        assert f.found == ""
         assert shown == whole
         assert not any(s in whole for s in stop)
 

@@ -516,7 +516,7 @@ def test_a_state_folder_of_the_first_version_is_taken_over(tmp_path: Path) -> No
     (tmp_path / MARKER).unlink()
     db = sqlite3.connect(tmp_path / "aios.db")
     db.executescript(
-        "DROP TABLE stays;"
+        "DROP TABLE keys; DROP TABLE stays;"
         "DROP TABLE accounts; DROP TABLE counters; DROP TABLE pins; DROP TABLE grants; DROP TABLE contexts;"
         "DROP INDEX requests_by_parent;"
         "ALTER TABLE requests DROP COLUMN parent; ALTER TABLE requests DROP COLUMN parked;"
@@ -557,7 +557,7 @@ def test_requests_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
         db.execute(f"INSERT INTO requests ({columns}) VALUES (?,?,?,?,?,?,?)", values)
     db.commit()
     db.executescript(
-        "DROP TABLE stays; DROP TABLE accounts; DROP TABLE counters;"
+        "DROP TABLE keys; DROP TABLE stays; DROP TABLE accounts; DROP TABLE counters;"
         "ALTER TABLE requests DROP COLUMN family; PRAGMA user_version=6"
     )
     db.close()
@@ -572,3 +572,29 @@ def test_requests_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
     ]
     assert store.reserve_numbers(1) == 6
     store.close()
+
+
+def test_a_note_is_of_its_context_alone_and_lasts(tmp_path: Path) -> None:
+    store = Store(tmp_path, {})
+    id = store.add_context("talk")
+    store.save_note(id, "é")
+    fork = store.fork_context("talk", "fork")
+    store.close()
+    store = Store(tmp_path, {})
+    assert (store.note(id), store.note(fork)) == ("é", "")
+    store.remove_context("talk")
+    assert (store.note(id), store.note(store.add_context("talk"))) == ("", "")
+    store.close()
+
+
+def test_a_requests_own_system_prompt_leads_and_is_not_kept(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    context = begin(kernel)
+    kernel.contexts.append(context, '{"role":"system","content":"before"}\n')
+    body = b'{"prompt":"hi","system":"now","context":"talk","max_tokens":2}'
+    request = ended(kernel.admission.submit(ME, Source("/models/random/llm", target="random"), body))
+    assert request.state is State.DONE
+    assert isinstance(request.spec, Chat)
+    assert [m["content"] for m in kernel.contexts.whole(request.spec)][:2] == ["now", "before"]
+    assert [m["role"] for m in kernel.contexts.messages(context)] == ["system", "user", "assistant"]

@@ -261,6 +261,17 @@ def test_a_json_stream_adds_up_to_the_answer(aios: Daemon, agent: str) -> None:
     assert len(chunks) > 2
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_names_the_text_that_stopped_it(aios: Daemon, agent: str, stream: bool) -> None:
+    request = {"prompt": "Repeat: Paris London Rome", "stop": ["nowhere", " Rome"], "stream": stream}
+    [choice] = json.loads(ask(aios, agent, json.dumps(request)).splitlines()[-1])["choices"]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", " Rome")
+    [choice] = json.loads(ask(aios, agent, json.dumps(request | {"stop": ["nowhere"]})).splitlines()[-1])[
+        "choices"
+    ]
+    assert "stop_reason" not in choice
+
+
 def test_the_answer_streams_while_it_is_made(aios: Daemon, agent: str) -> None:
     aios.write(f"{agent}/params.json", SLOW)
     fd = os.open(aios.root / agent / "syscall/llm", os.O_RDWR)
@@ -536,6 +547,25 @@ def test_a_text_is_tokenized_and_embedded(aios: Daemon) -> None:
     assert asked("tokenize", ends)["count"] > len(tokens), "in JSON the text is what it is"
     assert asked("tokenize", "word " * 20_000)["count"] > 20_000
     assert asked("embed", "word " * 20_000)["error"]["message"].startswith("the prompt has")
+
+
+def test_the_tokens_of_a_conversation_are_those_of_its_prompt(aios: Daemon) -> None:
+    def asked(file: str, **keys: object) -> dict[str, Any]:
+        aios.write(f"models/tiny/{file}", json.dumps(keys))
+        answer: dict[str, Any] = json.loads(aios.read(f"models/tiny/{file}"))
+        return answer
+
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1 + 1?"}]
+    function = {"name": "calc", "description": "Calculate", "parameters": {"type": "object"}}
+    keys = {"messages": said, "tools": [{"type": "function", "function": function}], "enable_thinking": False}
+    counts = [asked("tokenize", messages=said)["count"], asked("tokenize", **keys)["count"]]
+    used = [asked("llm", messages=said, max_tokens=1)["usage"], asked("llm", **keys, max_tokens=1)["usage"]]
+    assert counts == [usage["prompt_tokens"] for usage in used]
+    assert counts[0] < counts[1]
+    assert asked("tokenize", **keys, tool_choice="none")["count"] == counts[0]
+    for wrong in ({"messages": ""}, {"max_tokens": 1}, {"model": "other"}, {"input": "x"}):
+        with pytest.raises(OSError, match="Invalid argument"):
+            asked("tokenize", **{"messages": said, **wrong})
 
 
 def test_a_crowd_of_readers_gets_the_whole_answer_and_can_be_killed(aios: Daemon, agent: str) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import uvicorn
 
+from aiosd.gateway.aliases import alias
+from aiosd.gateway.allowance import Allowances
 from aiosd.gateway.front import Front
 from aiosd.gateway.protocol import Protocol
 from aiosd.gateway.sessions import UserSessions
@@ -27,6 +29,13 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--socket", type=Path, help="listen at this Unix socket, without systemd")
     parser.add_argument("--port", type=int, help="listen at this port of 127.0.0.1, without systemd")
     parser.add_argument("--host", action="append", default=[], help="a name under which a proxy serves it")
+    parser.add_argument(
+        "--model-alias", action="append", default=[], type=alias, metavar="PATTERN=NAME",
+        help="the model that programs mean by such a name",
+    )  # fmt: skip
+    parser.add_argument("--cors-origin", action="append", default=[], help="an origin whose pages may use it")
+    state = os.environ.get("STATE_DIRECTORY")  # of systemd
+    parser.add_argument("--state", type=Path, default=Path(state) if state else None, help="keeps the counts")
     return parser
 
 
@@ -40,13 +49,15 @@ def sockets(given: argparse.Namespace) -> list[socket.socket]:
         given.socket.chmod(0o666)
     if given.port is not None:
         made.append(socket.create_server(("127.0.0.1", given.port)))
+        made[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which asyncio forgets here
     return made
 
 
 def main() -> None:
     given = arguments().parse_args()
     journal.begin("info", "aios-gateway")
-    front = Front(given.root, UserSessions(given.sessions), given.host)
+    sessions, allowances = UserSessions(given.sessions), Allowances(given.state)
+    front = Front(given.root, sessions, allowances, given.host, given.cors_origin, given.model_alias)
     config = uvicorn.Config(
         front.application(), http=Protocol, loop="asyncio", ws="none", lifespan="on", log_config=None,
         access_log=False, proxy_headers=False, server_header=False,

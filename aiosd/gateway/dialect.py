@@ -21,6 +21,9 @@ from aiosd.gateway.refused import HttpRefused
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 AGENT = "agent:"
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\0")  # or text in UTF-16
+# The status of a request that was accepted and failed, by `code` of aios-transaction(7). Any other is 500.
+FAILED = {"invalid_request": 400, "context_length_exceeded": 400, "model_unavailable": 503}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,12 @@ class HttpCall:
             raise HttpRefused(400, f"the body is not JSON: {error}", "invalid_json") from None
         if not isinstance(found, dict):
             raise HttpRefused(400, "the body is not a JSON object", "invalid_json")
+        if SURROGATE.search(self.body):
+            try:
+                json.dumps(found, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                reason = "half a surrogate pair (\\ud800 to \\udfff) is not a character"
+                raise HttpRefused(400, reason, "invalid_json") from None
         return found
 
 
@@ -52,6 +61,7 @@ class Endpoint:
     method: str
     path: str
     handle: Handler
+    header: str = ""  # only for requests that have it; such an endpoint stands before that without
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,7 @@ class Dialect:
 
 def chat_file(client: Client, model: object) -> str:
     """The file that chats with a model, or with `agent:NAME`. Raises HttpRefused."""
+    model = client.meant(model)
     if not isinstance(model, str) or not model.startswith(AGENT):
         return model_file(client, model, "llm")
     agent = model.removeprefix(AGENT)
@@ -75,6 +86,7 @@ def chat_file(client: Client, model: object) -> str:
 
 def model_file(client: Client, model: object, name: str) -> str:
     """A file of a model. Raises HttpRefused."""
+    model = client.meant(model)
     if not isinstance(model, str) or not model:
         reason = "model is missing; GET /v1/models shows what there is"
         raise HttpRefused(400, reason, "missing_model", "model")
@@ -98,6 +110,5 @@ def unknown(model: str) -> HttpRefused:
 def failed(answer: dict[str, Any]) -> HttpRefused:
     """What the JSON of a request says that was accepted and ended without an answer."""
     error = answer["error"]
-    return HttpRefused(
-        500, str(error.get("message") or "the request failed"), str(error.get("type") or "failed")
-    )
+    code = error.get("code") or error.get("type") or "failed"
+    return HttpRefused(FAILED.get(code, 500), str(error.get("message") or "the request failed"), str(code))

@@ -32,8 +32,11 @@ class TextSpec(Spec):
     def parse(cls, body: bytes, model: str) -> Self:
         """Parse a plain text, or the API's JSON if the first byte is `{`. Raises BadRequest."""
         text = decode(body)
-        given = checked(input_of(read_json(text), model)) if is_object(body) else prose(text)
-        return cls(given, model, json=True)
+        return cls.of_json(read_json(text), model) if is_object(body) else cls(prose(text), model, json=True)
+
+    @classmethod
+    def of_json(cls, raw: dict[str, Any], model: str) -> Self:
+        return cls(checked(input_of(raw, model)), model, json=True)
 
 
 def input_of(raw: dict[str, Any], model: str) -> str:
@@ -41,11 +44,16 @@ def input_of(raw: dict[str, Any], model: str) -> str:
     given = set(raw) - {"model"}
     if given not in ({"input"}, {"prompt"}):
         raise BadRequest("the keys must be input or prompt, and no other but model")
-    if raw.get("model", model) != model:
-        raise BadRequest(
-            f"this file belongs to model {model}", "leave model out, or write to the other model's file"
-        )
+    check_target(raw, model)
     text = raw[given.pop()]
     if not isinstance(text, str):
         raise BadRequest("input must be one string", "write one request for each text")
     return text
+
+
+def check_target(raw: dict[str, Any], model: str) -> None:
+    """Raises BadRequest if a request names another model than that of its file."""
+    if raw.get("model", model) != model:
+        raise BadRequest(
+            f"this file belongs to model {model}", "leave model out, or write to the other model's file"
+        )

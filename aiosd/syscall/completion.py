@@ -36,7 +36,9 @@ def rest(request: Request, chat: Chat) -> str:
     thought, answer = chat.held(request)
     held_back = chunk(request, chat, thought, answer, []) if thought or answer else ""
     calls = answers.message(request, chat).get("tool_calls", [])
-    choice = {"index": 0, "delta": {"tool_calls": calls} if calls else {}, **finish(request, calls)}
+    numbered = [{"index": i, **call} for i, call in enumerate(calls)]
+    delta = {"role": "assistant", "tool_calls": numbered} if calls else {}
+    choice = {"index": 0, "delta": delta, **finish(request, calls)}
     end = {**header(request, chat, "chat.completion.chunk"), "choices": [choice], "usage": usage(request)}
     return held_back + line(end)
 
@@ -44,7 +46,10 @@ def rest(request: Request, chat: Chat) -> str:
 def finish(request: Request, calls: list[dict[str, Any]]) -> dict[str, str]:
     quarrel = answers.quarrel(request)
     why = {"schema_error": quarrel} if quarrel else {}
-    return {"finish_reason": "tool_calls" if calls else request.finish_reason, **why}
+    if calls:
+        return {"finish_reason": "tool_calls", **why}
+    by = {"stop_reason": request.stopped} if request.stopped else {}
+    return {"finish_reason": request.finish_reason, **by, **why}
 
 
 def header(request: Request, chat: Chat, kind: str) -> dict[str, Any]:

@@ -126,7 +126,9 @@ class Request:
     family: str = ""  # of the model that answers (aiosd.syscall.families); its answer is parsed by it
     logprobs: list[Any] = field(default_factory=list)
     finish_reason: str = ""
+    stopped: str = ""  # the text of `stop` that ended the answer
     error: str = ""
+    error_code: str = ""  # of AiosError; only `document` keeps it
     usage: Usage = field(default_factory=Usage)
     started_s: float | None = None
     finished_s: float | None = None

@@ -109,7 +109,9 @@ class Engine:
             if not seq.finish:
                 seq.accept(token)
         if seq.finish:  # the request had ended, but its end was lost
-            self._ended.append(Output(id, finish=seq.finish, prompt_tokens=seq.prompt))
+            self._ended.append(
+                Output(id, finish=seq.finish, prompt_tokens=seq.prompt, stopped=stream.stopped)
+            )
         elif sampling.max_tokens <= 0:
             self._ended.append(Output(id, finish="length", prompt_tokens=seq.prompt))
         elif seq.blocks_for(len(seq.tokens)) > self.pool.total:
@@ -390,7 +392,8 @@ class Engine:
         text = seq.accept(token)
         if seq.finish:
             self._leave(seq)
-        return Output(seq.id, (token,), text, logprobs, seq.finish, seq.prompt, seq.cached)
+        stopped = seq.stream.stopped
+        return Output(seq.id, (token,), text, logprobs, seq.finish, seq.prompt, stopped, seq.cached)
 
     def _embedded(self, seq: Sequence, pooled: NDArray[np.float64]) -> Output:
         """Return the direction of the sum of the final hidden states; the mean has the same direction."""

@@ -39,6 +39,7 @@ class Output:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish: Finish | None = None
     prompt_tokens: int = 0
+    stopped: str = ""  # the stop string that ended the text
     cached_tokens: int = 0  # prompt and resumed tokens whose KV was in the cache
     embedding: tuple[float, ...] = ()  # a unit vector; empty unless `embed` was asked for
     error: BadRequest | None = None  # the reason of finish="failed"

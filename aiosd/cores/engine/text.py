@@ -56,15 +56,17 @@ class StopFilter:
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = [s for s in stop if s]
         self._held = ""
+        self.found = ""  # the stop string that ended the text
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that is safe to show, and whether a stop string was found right behind it."""
         if not self._stop:
             return text, False
         self._held += text
-        hits = [at for at in map(self._held.find, self._stop) if at >= 0]
+        hits = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if hits:
-            return self._held[: min(hits)], True
+            at, self.found = min(hits, key=lambda hit: hit[0])
+            return self._held[:at], True
         keep = max((self._overlap(s) for s in self._stop), default=0)
         cut = len(self._held) - keep
         out, self._held = self._held[:cut], self._held[cut:]
@@ -94,6 +96,11 @@ class TextStream:
         text = self._detokenizer.push(token)
         self._blind -= 1
         return (text, False) if self._blind >= 0 else self._filter.push(text)
+
+    @property
+    def stopped(self) -> str:
+        """The stop string that ended the text; empty: none."""
+        return self._filter.found
 
     def flush(self) -> str:
         """What was held back, once no more tokens come (a stop string in it still counts)."""

@@ -1,0 +1,77 @@
+"""Programs of others, as they come from PyPI and npm, ask the gateway with a user's key."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gateway import Gateway
+from tests.running import REPOSITORY, Daemon
+from tests.t5_gateway import GAMES, NEWS
+from tests.t5_gateway_keys import key_of
+from tests.t5_users import as_user
+
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
+HERE, CLIENTS = REPOSITORY / "tests/clients", REPOSITORY / ".venv/clients"
+PYTHON = ("openai", "ollama", "anthropic", "litellm", "langchain", "llama-index", "instructor", "pydantic-ai",
+          "autogen", "openai-agents", "llm")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gateway(aios: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    made = Gateway(tmp_path_factory.mktemp("gateway") / "run", aios)
+    yield made.start()
+    made.stop()
+    assert "Traceback" not in made.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def key(aios: Daemon) -> str:
+    return str(key_of(aios, NEWS)["key"])
+
+
+def run(gateway: Gateway, key: str, home: Path, *command: str | Path) -> dict[str, str | int]:
+    env = {
+        "PATH": os.environ["PATH"], "HOME": str(home), "LLM_USER_PATH": str(home), "KEY": key,
+        "MODEL": "tiny", "BASE": f"http://127.0.0.1:{gateway.port}/v1",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    }  # fmt: skip
+    done = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str | int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def judge(found: dict[str, str | int]) -> None:
+    assert str(found["answer"]).strip() == "plum"
+    assert str(found.get("stream", "plum")).strip() == "plum"
+    assert int(found.get("pieces", 2)) > 1, "it did not stream"
+    assert "444" in str(found.get("result", "444"))
+    assert found.get("error", "NotFoundError") == "NotFoundError"
+
+
+@pytest.mark.parametrize("client", PYTHON)
+def test_a_python_client_works_unmodified(
+    client: str, gateway: Gateway, aios: Daemon, key: str, tmp_path: Path
+) -> None:
+    judge(run(gateway, key, tmp_path, CLIENTS / "bin/python", HERE / "python.py", client))
+    assert as_user(aios, NEWS, "cat models/tiny/llm").stdout, "the user of the key asked"
+    assert not as_user(aios, GAMES, "cat models/tiny/llm").stdout
+    assert "running 0" in as_user(aios, NEWS, "cat status").stdout, (
+        "a request of a client that left still runs"
+    )
+
+
+@pytest.mark.parametrize("script", ["openai.mjs", "ai.mjs"])
+def test_a_javascript_client_works_unmodified(
+    script: str, gateway: Gateway, key: str, tmp_path: Path
+) -> None:
+    module = tmp_path / script
+    module.write_bytes((HERE / script).read_bytes())
+    (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
+    judge(run(gateway, key, tmp_path, "node", module))
