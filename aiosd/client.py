@@ -170,9 +170,12 @@ def explained(files: Files, error: OSError) -> str:
         return said
     try:
         at = file.stat()
-        return (
+        whose = (
             f"{said}; it is of {user(at.st_uid)} and group {group(at.st_gid)}, mode {at.st_mode & 0o7777:o}"
         )
+        if at.st_mode & 0o060 == 0o060 and at.st_gid not in (os.getegid(), *os.getgroups()):
+            return f"{whose}; as root: usermod -aG {group(at.st_gid)} {user(os.geteuid())}, then log in again"
+        return whose
     except OSError:
         return f"{said}; a folder above it is closed to you: ls -ld {file.parent}"
 

@@ -8,6 +8,7 @@ import random
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from aiosd.cores.models import check_folder
 from aiosd.errors import ModelError
 from aiosd.host.readable import PASS, READ, Reader, first_closed
-from tests.running import needs, open_to_all
+from tests.running import REPOSITORY, needs, open_to_all
 
 OTHER = pwd.getpwnam("nobody")
 READER = Reader.of(OTHER.pw_uid)
@@ -77,6 +78,28 @@ def test_a_model_that_the_user_of_workers_may_not_read_is_refused_with_the_comma
     assert str(path) in str(refused.value)
     assert subprocess.run(["sh", "-c", refused.value.hint]).returncode == 0
     check_folder(model, READER)
+
+
+@pytest.mark.root
+def test_a_folder_that_is_closed_to_the_daemon_too_is_named_with_the_command_that_helps(
+    tmp_path: Path,
+) -> None:
+    """The daemon is nobody here: it may not even look for the file."""
+    open_to_all(tmp_path)
+    shut = tmp_path / "shut"
+    shut.mkdir(mode=0o700)
+    (shut / "m.gguf").touch()
+    script = (
+        "import os, sys, pytest; from pathlib import Path; from aiosd.cores import models;"
+        "from aiosd.host.readable import Reader; models.HIDDEN = ();"
+        f"os.setgroups([]); os.setgid({OTHER.pw_gid}); os.setuid({OTHER.pw_uid});"
+        "error = pytest.raises(models.ModelError, models.check_folder, Path(sys.argv[1]), Reader.of(1));"
+        "print(error.value.explanation)"
+    )
+    command = [sys.executable, "-c", script, str(shut / "m.gguf")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    said = f"{shut}: user nobody, who loads models, may not read it; chmod a+x {shut}"
+    assert said in done.stdout, done.stderr
 
 
 @pytest.mark.root

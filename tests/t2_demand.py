@@ -7,13 +7,16 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aiosd.access.permissions import Permission
+from aiosd.cores import pool, wire
+from aiosd.cores.launch import Child
 from aiosd.cores.models import Model, ModelState
 from aiosd.errors import BadRequest, NoRoom
 from aiosd.host.memory import Memory, resident
@@ -180,6 +183,21 @@ def test_a_worker_killed_while_it_loads_is_replaced(two: Callable[..., Kernel]) 
     os.kill(kernel.pool.workers()[0].process.pid, signal.SIGKILL)
     assert ended(request).state is State.DONE
     assert kernel.pool.restarts == 1
+
+
+def test_a_model_whose_workers_never_come_says_why(
+    two: Callable[..., Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Absent(Child):
+        def connect(self, kinds: Collection[type[Any]] = wire.MESSAGES) -> wire.Channel:
+            raise OSError("there is no device x")
+
+    kernel = two(SMALL)
+    kernel.pool._launch = Absent
+    monkeypatch.setattr(pool, "RESTART_S_MIN", 0.0)
+    kernel.start()
+    failed = ended(ask(kernel, to("a")))
+    assert failed.error.endswith("7 workers died one after the other, the last one: there is no device x")
 
 
 def test_an_idle_model_leaves_for_one_that_has_no_room(two: Callable[..., Kernel]) -> None:

@@ -282,7 +282,7 @@ def test_another_hash_than_the_hubs_is_refused(pulling: Pulling, server: Hub, gg
 def test_what_is_no_model_is_refused(pulling: Pulling, server: Hub) -> None:
     server.repositories["org/m"] = Repository({"m.gguf": b"GGUF but no more of it"})
     server.repositories["org/text"] = Repository({"README.md": b"text"})
-    assert "m.gguf is not a GGUF file, or damaged" in pulling.refused("hf:org/m")
+    assert "m.gguf is not a GGUF file, or damaged or cut off" in pulling.refused("hf:org/m")
     assert "has no GGUF file, and no config.json" in pulling.refused("hf:org/text")
 
 

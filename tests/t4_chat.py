@@ -128,8 +128,12 @@ def test_settings_are_judged_at_once_and_kept_until_they_are_taken_back(aios: Da
         person.until(">>> ")
         person.say("How do I see the queue?")
         assert "/set max_tokens N" in person.until(">>> ")
+        person.say("/set max_tokens")
+        person.until(">>> ")
         person.say("/show")
-        assert "temperature" not in person.until(">>> ")
+        shown = dict(line.split(maxsplit=1) for line in person.until(">>> ").splitlines()[1:])
+        assert "temperature" not in shown
+        assert shown["max_tokens"] == "1024", "without a value it is what it was at the start"
 
 
 def test_ctrl_c_ends_the_answer_and_not_the_program(slow: Daemon, talk: Talk) -> None:
@@ -197,9 +201,11 @@ def test_a_loading_model_is_waited_for_and_the_reason_is_shown(
 ) -> None:
     daemon = make_daemon().start(ready=False)
     with talk(daemon) as person:
+        person.narrow(25)
         person.until(">>> ")
         person.say("Hello")
-        person.until("model random loads")
+        person.until("model rand")
+        assert not person.until("\r").startswith("om loads"), "it fits into the line, which is written over"
         person.until(">>> ")
         assert daemon.model_state() == "ready"
 

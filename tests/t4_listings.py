@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from aiosd.cli.pulled import quantization
 from tests.running import REPOSITORY, Daemon, wait_until
 
 pytestmark = pytest.mark.mount
@@ -52,6 +53,12 @@ def test_each_listing_is_a_table_json_or_names(aios: Daemon, agent: str) -> None
         names = aiosctl(aios, *command.split(), "-q").splitlines()
         assert names == [str(row[key]) for row in rows], command
     aios.write(f"access/pending/{asked}/decision", "deny")
+
+
+def test_ls_says_how_the_weights_are_stored() -> None:
+    assert quantization({"quantization": "Q4_1", "dtype": "float32"}) == "Q4_1"
+    assert quantization({"quantization": "none", "dtype": "float32"}) == "float32"
+    assert quantization({}) == ""
 
 
 def test_the_status_is_one_object(aios: Daemon) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from aiosd.host import mount
+from tests import gguf_files
 from tests.running import REPOSITORY, Daemon, together, wait_until
 
 pytestmark = [pytest.mark.mount]
@@ -154,6 +155,31 @@ def test_a_disk_that_fills_while_a_request_runs_loses_no_answer(
     assert daemon.stop() == 0
     daemon.start()
     assert daemon.table("agents/a/usage")["requests"] == "21", "what could not be stored was stored later"
+
+
+@pytest.mark.root
+def test_a_model_is_removed_from_a_full_disk(
+    make_daemon: MakeDaemon, small_disk: Path, tmp_path: Path
+) -> None:
+    daemon = make_daemon("[limits]\ndisk_reserve_bytes = 0\n", state=small_disk / "state").start()
+    (daemon.root / "agents/a").mkdir()
+    (daemon.root / "models/m").mkdir()
+    daemon.write("models/m/ctl", f"pull {gguf_files.make(tmp_path / 'm.gguf', 'Q4_0')}")
+    wait_until(lambda: daemon.read("models/m/state") == "absent\n", "the pull", 60)
+    daemon.write("models/m/ctl", "keep_alive 1m")  # which the database forgets with it
+    subprocess.run(["dd", "if=/dev/zero", f"of={small_disk}/filler", "bs=4k"], stderr=subprocess.DEVNULL)
+    assert small_disk_free(small_disk) == 0
+    with pytest.raises(OSError, match="No space left"):  # the database has no room for one page more
+        write_much(daemon)
+    (daemon.root / "models/m").rmdir()
+    assert small_disk_free(small_disk) > 0
+    assert "m" not in os.listdir(daemon.root / "models")
+    (small_disk / "filler").unlink()
+
+
+def write_much(daemon: Daemon) -> None:
+    for number in range(1000):
+        daemon.write("agents/a/nice", str(number % 20))
 
 
 def small_disk_free(disk: Path) -> int:

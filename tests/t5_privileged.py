@@ -183,6 +183,9 @@ def test_a_worker_gets_only_existing_devices(tmp_path: Path, random_llama: Path)
         channel.send(orders.Probe())
         found = channel.receive()
         assert [facts["uuid"] for facts in found.devices] == ["GPU-12345678", "cpu"]
+        (tmp_path / "conf.d/mistake.toml").write_text("[engine]\nno_such_key = 1\n")
+        channel.send(orders.Probe())
+        assert channel.receive() == found, "a file with a mistake counts for nothing, as in the daemon"
         channel.send(orders.WorkerOrder(99, "start", ["GPU-87654321"]))
         assert channel.receive() == orders.WorkerFailed(
             99, "there is no device GPU-87654321; cat /aios/devices"

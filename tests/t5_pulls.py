@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from tests import gguf_files
 from tests.hub import Hub, Repository
-from tests.running import Daemon, wait_until
+from tests.running import REPOSITORY, Daemon, wait_until
 from tests.t5_users import ALICE, BOB, as_user
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
@@ -105,3 +107,9 @@ def test_who_may_not_add_models_may_not_pull(daemon: Daemon) -> None:
     (daemon.root / "models").chmod(0o775)
     assert "Permission denied" in as_user(daemon, ALICE, "mkdir models/m").stderr
     assert "Permission denied" in as_user(daemon, ALICE, "echo pull smollm2 > models/random/ctl").stderr
+    become = f"os.setgroups([]); os.setgid({ALICE}); os.setuid({ALICE})"
+    run = f"import os; from aiosd.cli import aiosctl; {become}; aiosctl.main()"
+    for words in (["pull", "hf:org/m"], ["cp", "random", "m"], ["model", "add", "/srv/m"]):
+        command = [sys.executable, "-c", run, "--mount", str(daemon.root), *words]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+        assert "you may not make models here; root and the group" in done.stderr, words

@@ -690,6 +690,8 @@ def test_a_reload_with_a_mistake_keeps_the_old_configuration_and_says_where(mach
     wait_until(lambda: "50-test.toml:3" in journal(machine, "-u aiosd"), "the reason in the journal")
     assert machine.out("root", "cat /aios/scheduler/quantum") == "32"
     assert machine.out("root", "systemctl is-active aiosd") == "active"
+    machine.run("root", "aiosctl model unload tiny")
+    assert machine.out("root", "aiosctl model load tiny") == "tiny: ready", "models go on being loaded"
     machine.run("root", "rm /etc/aios/conf.d/50-test.toml; systemctl reload aiosd")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
+import termios
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +28,9 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self._terminal, text.encode())
+
+    def narrow(self, columns: int) -> None:
+        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     def say(self, line: str) -> None:
         self.type(f"{line}\r")

@@ -17,7 +17,7 @@ from aiosd.syscall import chat
 from aiosd.syscall.sampling import SAMPLING_KEYS
 from aiosd.syscall.template import TEMPLATE_KEYS
 
-MAX_TOKENS = 1024  # a person reads along and can stop it
+DEFAULTS = {"max_tokens": 1024, "truncation": "auto"}  # a person reads along and can stop it
 SETTINGS = (
     *sorted(set(SAMPLING_KEYS) - {"logprobs"}),
     *sorted(TEMPLATE_KEYS), "nice", "response_format",
@@ -29,7 +29,7 @@ Message = dict[str, Any]
 class Conversation:
     files: Files
     model: str
-    settings: dict[str, Any] = field(default_factory=lambda: {"max_tokens": MAX_TOKENS, "truncation": "auto"})
+    settings: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS))
     system: str = ""
     context: str = ""  # which has the messages; empty: `messages` has them
     messages: list[Message] = field(default_factory=list)  # without the system message
@@ -77,8 +77,8 @@ class Conversation:
         if name not in SETTINGS:
             raise Failed(f"nothing is called {name!r}; there are system, {', '.join(SETTINGS)}")
         changed = {key: value for key, value in self.settings.items() if key != name}
-        if text:
-            changed[name] = value_of(text)
+        if text or name in DEFAULTS:
+            changed[name] = value_of(text) if text else DEFAULTS[name]
         try:
             chat.parse_json(json.dumps({**changed, "prompt": "?"}), chat.Defaults(self.model))
         except BadRequest as error:

@@ -17,7 +17,7 @@ from aiosd.cli.conversation import SETTINGS, Conversation, waits_for
 from aiosd.cli.models import find
 from aiosd.cli.question import question
 from aiosd.client import Failed, Files, explained
-from aiosd.host.terminal import safe
+from aiosd.host.terminal import one_line, safe
 
 PROMPT, MORE = ">>> ", "... "
 QUOTES = '"""'
@@ -63,7 +63,8 @@ class Waiting:
             with suppress(OSError, ValueError):  # it is told again soon
                 if why := waits_for(self._files, self._before):
                     waited_s = time.monotonic() - self._began_s
-                    self._print(f"{ERASE}{DIM}waits {waited_s:.0f} s: {safe(why)}{PLAIN}")
+                    words = one_line(safe(f"waits {waited_s:.0f} s: {why}"))
+                    self._print(f"{ERASE}{DIM}{words}{PLAIN}")
                     self._said = True
                 else:
                     self.end()

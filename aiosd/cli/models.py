@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from aiosd.cli import listing
-from aiosd.client import Failed, Files
+from aiosd.client import Failed, Files, group, user
+from aiosd.host.terminal import one_line, safe
 
 POLL_S = 0.1
 COMING = ("loading", "waiting", "leaving")
@@ -64,7 +65,7 @@ def add(files: Files, options: argparse.Namespace) -> None:
         raise Failed(f"{path} gives the model no name: add --name NAME")
     made = not (files.root / "models" / name).exists()
     if made:
-        files.make(f"models/{name}")
+        make(files, name)
     elif not options.replace:
         check_same(files, name, path)
     try:
@@ -75,6 +76,18 @@ def add(files: Files, options: argparse.Namespace) -> None:
             with suppress(OSError):
                 files.remove(f"models/{name}")
         raise
+
+
+def make(files: Files, name: str) -> None:
+    """Make a model without a file. Raises Failed where only an administrator may."""
+    try:
+        files.make(f"models/{name}")
+    except PermissionError:
+        at = (files.root / "models").stat()
+        raise Failed(
+            f"you may not make models here; {user(at.st_uid)} and the group {group(at.st_gid)} may: ask an"
+            " administrator, or use those that aiosctl ls shows"
+        ) from None
 
 
 def check_same(files: Files, name: str, path: Path) -> None:
@@ -93,8 +106,8 @@ def wait(files: Files, name: str) -> None:
     while (state := (files.root / "models" / name / "state").read_text().strip()) in COMING:
         why = error_of(files, name) if state == "waiting" else ""
         if sys.stderr.isatty():
-            words = f"{name}: {state}, {time.monotonic() - began:.0f} s {why}"
-            print(f"\r{words:<79.79}", end="", file=sys.stderr, flush=True)
+            words = one_line(safe(f"{name}: {state}, {time.monotonic() - began:.0f} s {why}"))
+            print(f"\r{words}\x1b[K", end="", file=sys.stderr, flush=True)
         elif why and state != said:
             print(f"{name}: waits: {why}", file=sys.stderr)
         said = state

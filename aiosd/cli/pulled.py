@@ -8,13 +8,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from aiosd.cli import listing, models
 from aiosd.client import Failed, Files
+from aiosd.host.terminal import one_line
 
 POLL_S = 0.1
 SCHEMES = ("hf", "pypi", "ollama")
@@ -55,7 +56,7 @@ def pull(files: Files, options: argparse.Namespace) -> None:
     name = options.name or name_of(source)
     made = not (files.root / "models" / name).exists()
     if made:
-        files.make(f"models/{name}")
+        models.make(files, name)
     elif options.link:
         models.check_same(files, name, Path(source))
     else:
@@ -124,7 +125,7 @@ def follow(files: Files, name: str) -> None:
         print(f"{name}: pulling", file=sys.stderr)
     while (said := files.peek(state)).startswith("pulling"):
         if terminal:
-            print(f"\r{bar(name, said)}\x1b[K", end="", file=sys.stderr, flush=True)
+            print(f"\r{one_line(bar(name, said))}\x1b[K", end="", file=sys.stderr, flush=True)
             shown = True
         time.sleep(POLL_S)
     if shown:
@@ -174,12 +175,18 @@ def show_all(files: Files, options: argparse.Namespace) -> None:
     rows = [information(files, name) for name in files.names("models")]
     columns: dict[str, listing.Column] = {
         "SIZE": lambda row: listing.size(row["size_bytes"]) if row.get("size_bytes") else "",
-        "QUANT": lambda row: row.get("quantization") or row.get("dtype"),
+        "QUANT": quantization,
         "STATE": "state",
         "LICENCE": "licence",
         "PULLED": lambda row: day(row.get("pulled_s")),
     }
     listing.show(options, rows, columns)
+
+
+def quantization(row: Mapping[str, Any]) -> str:
+    """How the weights are stored. A worker says "none" of a model with plain weights."""
+    known = str(row.get("quantization") or "none")
+    return str(row.get("dtype", "")) if known == "none" else known
 
 
 def day(seconds: float | None) -> str:
@@ -233,7 +240,7 @@ def remove(files: Files, options: argparse.Namespace) -> None:
 
 
 def copy(files: Files, options: argparse.Namespace) -> None:
-    files.make(f"models/{options.new}")
+    models.make(files, options.new)
     try:
         files.write(f"models/{options.new}/ctl", f"copy {options.old}")
     except OSError as error:

@@ -281,6 +281,9 @@ def check_folder(path: Path, reader: Reader) -> None:
         present(path, out_of_sight(path, reader))
         files = [path, *(file for kind in READ_BY_WORKERS for file in sorted(path.glob(kind)))]
         closed = first_closed(reader, files)
+    except PermissionError as error:
+        reader = Reader.of(os.geteuid())
+        closed = first_closed(reader, [path]) or Path(error.filename or path)
     except OSError as error:
         raise ModelError(f"{error.filename or path}: {error.strerror}", out_of_sight(path, reader)) from None
     if closed is None:

@@ -23,7 +23,7 @@ from aiosd.cores.footprint import LEAST_KV_BYTES
 from aiosd.cores.launch import Launcher, Process
 from aiosd.cores.models import Model, ModelState
 from aiosd.cores.warm import Spare, Spares
-from aiosd.errors import WireError
+from aiosd.errors import WireError, in_words
 from aiosd.host import memory
 from aiosd.host.message_ids import Id, about
 
@@ -284,6 +284,7 @@ class Pool:
 
     def _listen(self, worker: Worker) -> None:
         failed: wire.LoadFailed | None = None
+        why = ""
         try:
             worker.channel = worker.process.connect()
             words = worker.id, worker.model.name, worker.process.pid
@@ -303,13 +304,14 @@ class Pool:
                     case _:
                         self._events.worker_said(worker, message)
         except (WireError, OSError) as error:
-            log.error("worker %d: %s", worker.id, error, extra=facts(worker))
+            why = in_words(error)
+            log.error("worker %d: %s", worker.id, why, extra=facts(worker))
         worker.process.kill()
         how = worker.process.wait()
         worker.process.close()
         if worker.channel:
             worker.channel.close()
-        self._ended(worker, failed, how)
+        self._ended(worker, failed, why or how)
 
     def _ready(self, worker: Worker, message: wire.Ready) -> None:
         model = worker.model
@@ -344,7 +346,7 @@ class Pool:
             self.fail(model, f"{failed.reason}; {failed.hint}" if failed.hint else failed.reason)
             return
         log.error("worker %d died (%s)", worker.id, how, extra=facts(worker, Id.WORKER_DIED))
-        self._restart(worker)
+        self._restart(worker, how)
 
     def _lost(self, worker: Worker) -> bool:
         """Return whether the worker's device has failed. Then start the worker elsewhere."""
@@ -364,26 +366,26 @@ class Pool:
         log.error("device %s has failed: %s", uuid, why, extra=about(Id.DEVICE_FAILED, device=uuid))
         self._events.device_failed(uuid, why)
 
-    def _restart(self, worker: Worker) -> None:
+    def _restart(self, worker: Worker, how: str) -> None:
         model, place = worker.model, worker.place
         self.restarts += 1
         deaths = self._deaths[model.name, place] = self._deaths.get((model.name, place), 0) + 1
         if deaths > DEATHS_MAX:
             del self._deaths[model.name, place]
-            self._condemn(model, place, deaths)
+            self._condemn(model, place, deaths, how)
             return
         if not any(w.state is WorkerState.READY for w in self.of(model)):
             model.state = ModelState.LOADING
         # The first restart is immediate. Only a worker that dies repeatedly waits.
         self._begin_again(model, 0.0 if deaths == 1 else min(RESTART_S_MAX, RESTART_S_MIN * 2**deaths))
 
-    def _condemn(self, model: Model, place: Place, deaths: int) -> None:
+    def _condemn(self, model: Model, place: Place, deaths: int, how: str) -> None:
         """Mark the device as failed. If the model's workers died on another device too, blame the model."""
         divided = [uuid for uuid in place.devices if uuid != devices.CPU]
         before = self._blamed.pop(model.name, "")
         if before or not divided:
             self.places.failed.pop(before, None)
-            self.fail(model, f"{deaths} workers died one after the other; see the journal for the reason")
+            self.fail(model, f"{deaths} workers died one after the other, the last one: {how}")
             return
         self._blamed[model.name] = divided[0]
         self.places.failed[divided[0]] = f"{deaths} workers of model {model.name} died on it"

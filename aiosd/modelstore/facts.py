@@ -14,6 +14,7 @@ from aiosd.errors import ModelError
 
 CONFIG_BYTES, TEXT_CHARS, TEMPLATE_CHARS = 4 << 20, 200, 64 << 10
 OTHER = "choose another source"
+CHECK = "compare its size and checksum with those at its source, or choose another source"
 
 
 def of(file: int, name: str) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def of_gguf(file: BinaryIO, name: str) -> dict[str, Any]:
         for tensor in reader.tensors:
             types[tensor.tensor_type.name] += int(tensor.n_elements)
     except Exception as error:  # noqa: BLE001 the library checks little of a damaged file
-        raise ModelError(f"{name} is not a GGUF file, or damaged: {error}", OTHER) from None
+        raise ModelError(f"{name} is not a GGUF file, or damaged or cut off: {error}", CHECK) from None
     architecture = str(told.get("general.architecture", ""))
     found = {
         "architecture": architecture,

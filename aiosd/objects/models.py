@@ -60,10 +60,11 @@ class ModelObjects:
         model.leaving = True  # from here on no request is admitted for it
         self._pulls.cancel(model)
         self._demand.unload(model)
+        with self._making.lock:
+            self._pulls.remove(name)  # first: on a full disk there is room for the rest only after it
         self._making.cancel(lambda request: request.spec.target == name, f"model {name} was removed")
         with self._making.lock:
             self._models.remove(name)
-            self._pulls.remove(name)
             self._making.permissions.forget(f"/models/{name}")
 
     def let_go(self) -> None:

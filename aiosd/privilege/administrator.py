@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aiosd.config.config import Config, load
 from aiosd.config.mcp import Server
-from aiosd.errors import AiosError, Denied
+from aiosd.errors import AiosError, ConfigError, Denied
 from aiosd.tools.catalog import Tools
 from aiosd.tools.manifest import Manifest
 
@@ -75,5 +75,12 @@ class Administrator:
         return Path(load(self._file).daemon.mount)
 
     def devices_table(self) -> str:
-        """Read the configuration again, because the daemon may have reloaded it. Raises ConfigError."""
-        return load(self._file).engine.device_table
+        """Read the configuration again, because the daemon may have reloaded it.
+
+        While the file has a mistake, the configuration in force counts, as in the daemon, so models go on
+        being loaded.
+        """
+        try:
+            return load(self._file).engine.device_table
+        except ConfigError:
+            return self.config.engine.device_table

@@ -90,7 +90,8 @@ class Names:
             why = f"model {name} left the configuration and takes no more requests"
             raise NotFound(why, "use another one; aiosctl models shows them")
         if model.state is ModelState.FAILED:
-            raise NotFound(f"model {name} is not loaded: {model.error}", f"echo load > models/{name}/ctl")
+            again = "load" if model.path.name else "pull"
+            raise NotFound(f"model {name} is not loaded: {model.error}", f"echo {again} > models/{name}/ctl")
         if not model.path.name and model.pulling is not None:
             raise NotFound(f"model {name} is being pulled: {model.pulling}", "try again when that has ended")
         if not model.path.name:
