@@ -7,6 +7,7 @@ imports nothing of aiosd.
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
 REASON_MAX = 300  # characters: a reason may quote what a hostile user wrote
 
@@ -19,7 +20,9 @@ def shown(text: str) -> str:
 
 
 class AiosError(Exception):
-    """`str(error)` is the reason; `hint` is the remedy, or empty."""
+    """`str(error)` is the reason; `hint` is the remedy, or empty. `code` is for programs."""
+
+    code: ClassVar[str] = ""
 
     def __init__(self, reason: str, hint: str = "") -> None:
         reason = shown(reason)
@@ -46,6 +49,8 @@ class Misconfigured(ConfigError):
 
 class BadRequest(AiosError):
     """The text or JSON of a request is malformed."""
+
+    code = "invalid_request"
 
 
 class BadValue(AiosError):
@@ -91,6 +96,8 @@ class NoRoom(AiosError):
 class TooLong(AiosError):
     """The prompt does not fit the model's context length."""
 
+    code = "context_length_exceeded"
+
 
 class StoreFailed(AiosError):
     """The state cannot be read or written."""
@@ -102,6 +109,8 @@ class StoreFull(StoreFailed):
 
 class ModelError(AiosError):
     """A model folder cannot be loaded; the reason names the file."""
+
+    code = "model_unavailable"
 
 
 class TooManyOpen(AiosError):

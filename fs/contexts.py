@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
+from aiosd.access.caller import Caller
 from aiosd.context.contexts import Context
-from aiosd.fs.files import Control, Lines, Text
+from aiosd.fs.files import Control, Lines, Text, Value
 from aiosd.fs.kvfile import KvFile
 from aiosd.fs.tree import Folder, Table
 from aiosd.kernel import Kernel
+
+NOTE_BYTES = 1 << 20
 
 
 def context_folder(kernel: Kernel, name: str) -> Folder | None:
@@ -23,6 +26,10 @@ def context_files(kernel: Kernel, context: Context) -> Folder:
         contexts.check(context)
         return "".join(line + "\n" for line in kernel.store.message_lines(context.name))
 
+    def take_note(_: Caller, text: str) -> None:
+        kernel.limits.check_disk(len(text))
+        contexts.set_note(context, text)
+
     return Table(
         {
             "messages.jsonl": lambda: Lines(
@@ -34,6 +41,9 @@ def context_files(kernel: Kernel, context: Context) -> Folder:
             "tokens": lambda: Text(render=lambda: f"{context.tokens}\n"),
             "state": lambda: Text(render=lambda: f"{kernel.residency.state(context)}\n"),
             "model": lambda: Text(render=lambda: f"{context.model}\n"),
+            "note": lambda: Value(
+                get=partial(contexts.note, context), set=take_note, prose=True, most=NOTE_BYTES
+            ),
             "ctl": lambda: Control(0o222, partial(kernel.context_objects.command, context)),
             "kv": lambda: KvFile(kernel=kernel, context=context),
         },

@@ -187,13 +187,14 @@ class Shared(Text):
 class Value(File):
     """One value and a newline. Each write() is a whole value, and is refused when it is a bad one.
 
-    With `prose` writes of one open file add up, and `>>` continues what is there.
+    With `prose` writes of one open file add up, and `>>` continues what is there. `most`: bytes.
     """
 
     mode: int = 0o644
     get: Callable[[], str] = str
     set: Callable[[Caller, str], None] = lambda caller, text: None
     prose: bool = False
+    most: int = CTL_BYTES_MAX
 
     def open(self, opening: Opening) -> Handle:
         return ValueHandle(self, opening)
@@ -210,8 +211,8 @@ class ValueHandle(Snapshot):
 
     def write(self, data: bytes, offset: int) -> None:
         written = (self._written if self._file.prose else bytearray()) + data
-        if len(written) > CTL_BYTES_MAX:
-            raise TooBig(f"a value has at most {CTL_BYTES_MAX} bytes")
+        if len(written) > self._file.most:
+            raise TooBig(f"a value has at most {self._file.most} bytes")
         self._written, self.held = written, len(self._data) + len(written)
         try:
             text = self._written.decode()

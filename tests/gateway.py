@@ -21,11 +21,11 @@ class Gateway:
     """`address` is its Unix socket, `port` that of loopback TCP."""
 
     def __init__(self, folder: Path, daemon: Daemon, *options: str) -> None:
+        self._options = options
         folder.mkdir()
         os.chown(folder, FRONT, FRONT)
         open_to_all(folder)
         self.address, self.log, self._root = folder / "gateway.sock", folder / "gateway.log", daemon.root
-        self._options = options
         self.sessions = list[subprocess.Popen[bytes]]()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "session.sock"))
@@ -38,13 +38,13 @@ class Gateway:
 
     def start(self) -> Gateway:
         self._accepting.start()
-        options = [
-            *self._options,
-            "--sessions",
-            str(self.address.with_name("session.sock")),
-            "--socket",
-            str(self.address),
-        ]
+        return self.begin()
+
+    def begin(self) -> Gateway:
+        """Start the front, once more after it was killed."""
+        self.address.unlink(missing_ok=True)
+        options = ["--sessions", str(self.address.with_name("session.sock")), "--socket", str(self.address)]
+        options += self._options
         self._front = self._run(
             [*AS_FRONT, PYTHON, "-P", "-m", "aiosd.gateway", *options, "--port", str(self.port)],
             subprocess.DEVNULL,
@@ -56,6 +56,11 @@ class Gateway:
     def pid(self) -> int:
         assert self._front is not None
         return self._front.pid
+
+    def kill(self) -> None:
+        assert self._front is not None
+        self._front.kill()
+        self._front.wait(30)
 
     def stop(self) -> None:
         assert self._front is not None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosd.gateway import openai_chat, wire
-from aiosd.gateway.client import Client
+from aiosd.gateway.client import Client, first_of
 from aiosd.gateway.dialect import chat_file
 from aiosd.gateway.refused import HttpRefused
 from aiosd.gateway.sessions import SessionLink
@@ -81,7 +81,7 @@ async def lines(*given: bytes) -> AsyncIterator[bytes]:
 def streamed(include_usage: bool, *streams: tuple[bytes, ...]) -> list[object]:
     async def collect() -> list[bytes]:
         iterators = [lines(*stream) for stream in streams]
-        first = await anext(iterators[0])
+        first = await first_of(iterators[0])
         return [event async for event in openai_chat.events(first, iterators, include_usage)]
 
     events = asyncio.run(collect())

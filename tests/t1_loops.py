@@ -24,7 +24,7 @@ class Requests:
     def admit(self, request: Request, hopeless: str) -> None:
         self.made.append(request)
 
-    def finish(self, request: Request, state: State, error: str) -> bool:
+    def finish(self, request: Request, state: State, error: str, code: str = "") -> bool:
         return True
 
     def call(self, caller: Caller, name: str, arguments: str, nice: int, agent: str) -> ToolCall:

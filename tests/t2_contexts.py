@@ -572,3 +572,29 @@ def test_requests_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
     ]
     assert store.reserve_numbers(1) == 6
     store.close()
+
+
+def test_a_note_is_of_its_context_alone_and_lasts(tmp_path: Path) -> None:
+    store = Store(tmp_path, {})
+    id = store.add_context("talk")
+    store.save_note(id, "é")
+    fork = store.fork_context("talk", "fork")
+    store.close()
+    store = Store(tmp_path, {})
+    assert (store.note(id), store.note(fork)) == ("é", "")
+    store.remove_context("talk")
+    assert (store.note(id), store.note(store.add_context("talk"))) == ("", "")
+    store.close()
+
+
+def test_a_requests_own_system_prompt_leads_and_is_not_kept(make_kernel: MakeKernel) -> None:
+    kernel = make_kernel()
+    kernel.start()
+    context = begin(kernel)
+    kernel.contexts.append(context, '{"role":"system","content":"before"}\n')
+    body = b'{"prompt":"hi","system":"now","context":"talk","max_tokens":2}'
+    request = ended(kernel.admission.submit(ME, Source("/models/random/llm", target="random"), body))
+    assert request.state is State.DONE
+    assert isinstance(request.spec, Chat)
+    assert [m["content"] for m in kernel.contexts.whole(request.spec)][:2] == ["now", "before"]
+    assert [m["role"] for m in kernel.contexts.messages(context)] == ["system", "user", "assistant"]

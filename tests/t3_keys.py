@@ -335,7 +335,7 @@ def test_a_key_ends_with_its_account(kernel: Kernel, tree: Tree, monkeypatch: py
 def test_a_state_of_the_version_before_gets_the_table(tmp_path: Path) -> None:
     Store(tmp_path, {}).close()
     with sqlite3.connect(tmp_path / "aios.db") as db:
-        db.executescript("DROP TABLE keys; PRAGMA user_version=9;")
+        db.executescript("DROP TABLE keys; DROP TABLE notes; PRAGMA user_version=9;")
     db.close()
     store = Store(tmp_path, {})
     assert store.key_rows() == []

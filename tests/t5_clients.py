@@ -18,8 +18,8 @@ from tests.t5_users import as_user
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
 HERE, CLIENTS = REPOSITORY / "tests/clients", REPOSITORY / ".venv/clients"
-PYTHON = ("openai", "litellm", "langchain", "llama-index", "instructor", "pydantic-ai", "autogen",
-          "openai-agents", "llm")  # fmt: skip
+PYTHON = ("openai", "ollama", "anthropic", "litellm", "langchain", "llama-index", "instructor", "pydantic-ai",
+          "autogen", "openai-agents", "llm")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

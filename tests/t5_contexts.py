@@ -125,3 +125,17 @@ def test_a_daemon_restart_in_the_middle_of_an_answer(
     assert answer["choices"][0]["message"]["content"] == whole
     assert answer["usage"]["completion_tokens"] == 600
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] >= 16
+
+
+def test_a_note_is_for_who_may_use_the_context(aios: Daemon, chat: None) -> None:
+    done = as_user(
+        aios, ALICE, "echo one > contexts/chat/note; echo two >> contexts/chat/note; cat contexts/chat/note"
+    )
+    assert (done.stdout, done.stderr) == ("one\ntwo\n", "")
+    assert as_user(aios, BOB, "cat contexts/chat/note").returncode != 0
+    long = "head -c 1000000 /dev/zero | tr '\\0' x"
+    assert (
+        as_user(aios, ALICE, f"{long} > contexts/chat/note; wc -c < contexts/chat/note").stdout == "1000001\n"
+    )
+    assert as_user(aios, ALICE, f"({long}; {long}) > contexts/chat/note").returncode != 0
+    assert "Zorvik" in as_user(aios, ALICE, "cat contexts/chat/messages.jsonl").stdout

@@ -27,7 +27,7 @@ def gateway(aios: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     assert "Traceback" not in made.log.read_text()
 
 
-def key_of(aios: Daemon, uid: int, **more: str) -> Json:
+def key_of(aios: Daemon, uid: int, **more: object) -> Json:
     asking = f"exec 3<>keys/new && echo '{json.dumps(more or {'name': 'k'})}' >&3 && cat <&3"
     made = as_user(aios, uid, asking)
     assert made.returncode == 0, made.stderr

@@ -98,7 +98,7 @@ OF_AGENT = [
     "requests/1",
     "requests/99999999999999999999/state",
 ]
-OF_CONTEXT = [".", "messages.jsonl", "tokens", "state", "model", "ctl", "kv", "kv"]
+OF_CONTEXT = [".", "messages.jsonl", "tokens", "state", "model", "note", "ctl", "kv", "kv"]
 LINES = r"""hello|{"prompt":"x","max_tokens":2}|{"prompt":"x","max_tokens":2,"context":"cx1"}|[]||
 pause|resume|reset|
 cancel all|evict|evict disk|fork cx2|truncate 0|pin|cx1|cy1|cz1|5|-20|random|{"role":"user","content":"hi"}|

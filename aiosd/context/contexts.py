@@ -102,7 +102,7 @@ class Contexts:
         """Return the system prompt, the conversation so far, and the new messages."""
         context = self.of(spec)
         messages = [*(self.messages(context) if context else []), *spec.messages]
-        if spec.system and not any(m["role"] == "system" for m in messages):
+        if spec.system and (spec.leads or not any(m["role"] == "system" for m in messages)):
             messages.insert(0, {"role": "system", "content": spec.system})
         return messages
 
@@ -181,6 +181,15 @@ class Contexts:
             self.check(context)
             self._store.truncate_messages(context.name, count)
             self._set(context, {"tokens": 0, "unfinished": ""})
+
+    def note(self, context: Context) -> str:
+        self.check(context)
+        return self._store.note(context.id)
+
+    def set_note(self, context: Context, text: str) -> None:
+        with self._lock:
+            self.check(context)
+            self._store.save_note(context.id, text)
 
     def set(self, context: Context, **facts: Any) -> None:
         with self._lock:

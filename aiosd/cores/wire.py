@@ -59,9 +59,8 @@ class Submit:
     owner: str  # prefix blocks are shared within one owner only
     resume: list[int]  # tokens this request already has
     context: int  # its conversation; 0: none
-    operation: str = (
-        "llm"  # embed and tokenize take the last message's text; prompt gives the prompt's tokens
-    )
+    # embed, raw and tokenize take the last message's text without a template; prompt only reads it
+    operation: str = "llm"
     schema: str = ""  # JSON Schema of the answer; empty: none
     tool_choice: str = "auto"  # see aiosd.syscall.chat.Chat
     parallel: bool = True  # the answer may have several calls
@@ -135,6 +134,7 @@ class Refused:
     id: int
     reason: str
     hint: str
+    code: str = ""  # of AiosError
 
 
 @dataclass(frozen=True, slots=True)

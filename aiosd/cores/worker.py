@@ -197,10 +197,10 @@ class WorkerLoop:
                 resume=message.resume,
                 context=message.context,
                 embed=message.operation == "embed",
-                grammar=grammar_of(message, model, prompt) if message.operation == "llm" else "",
+                grammar="" if message.operation == "embed" else grammar_of(message, model, prompt),
             )
         except AiosError as error:
-            self._channel.send(wire.Refused(message.id, str(error), error.hint))
+            self._channel.send(wire.Refused(message.id, str(error), error.hint, error.code))
         except Exception as error:  # noqa: BLE001 - no request may end the process that others run in
             traceback.print_exc()
             self._channel.send(
@@ -269,7 +269,8 @@ class WorkerLoop:
             if output.error is not None:
                 self._live.discard(output.id)
                 self._prompts.pop(output.id, None)
-                self._channel.send(wire.Refused(output.id, str(output.error), output.error.hint))
+                refused = output.error
+                self._channel.send(wire.Refused(output.id, str(refused), refused.hint, refused.code))
         made = [self._pack(output) for output in outputs if output.error is None]
         self._channel.send(wire.Step(made, self._engine.stats))
 
@@ -300,7 +301,7 @@ class Inbox(queue.SimpleQueue[wire.Message]):
 
 def render(message: wire.Submit, model: LoadedModel) -> list[int]:
     """Return the prompt. With truncation, the oldest turns go until an answer fits, but no system message."""
-    if message.operation in ("embed", "tokenize"):
+    if message.operation in ("embed", "raw", "tokenize"):
         return model.encode(message.messages[-1]["content"])
     tools = message.tools or None
     prompt = model.render(message.messages, tools, message.template)
@@ -325,8 +326,10 @@ def grammar_of(message: wire.Submit, model: LoadedModel, prompt: list[int]) -> s
     """Return the grammar of the answer; empty: it may be any text. Raises BadRequest."""
     vocabulary = model.vocabulary
     form = grammar.Form(message.schema, message.tools, message.decoded, message.tool_choice, message.parallel)
-    family, opened = str(model.info["tool_calls"]), vocabulary.opened(prompt)
-    return grammar.grammar(form, grammar.Voice(family, vocabulary.thinks, opened, vocabulary.silent))
+    family, opened, thinks = str(model.info["tool_calls"]), vocabulary.opened(prompt), vocabulary.thinks
+    if message.operation == "raw":
+        opened, thinks = "", False
+    return grammar.grammar(form, grammar.Voice(family, thinks, opened, vocabulary.silent))
 
 
 def check_length(message: wire.Submit, model: LoadedModel) -> None:

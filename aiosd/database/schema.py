@@ -1,6 +1,6 @@
 """The tables of aios.db, and the migrations from older versions."""
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 SCHEMA = """
 CREATE TABLE agents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, settings TEXT NOT NULL,
     requests INTEGER NOT NULL DEFAULT 0,
@@ -11,6 +11,7 @@ CREATE TABLE contexts (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE,
     salt TEXT NOT NULL DEFAULT '', unfinished TEXT NOT NULL DEFAULT '');
 CREATE TABLE messages (context TEXT NOT NULL, seq INTEGER NOT NULL, body TEXT NOT NULL,
     PRIMARY KEY (context, seq)) WITHOUT ROWID;
+CREATE TABLE notes (context INTEGER PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, uid INTEGER NOT NULL, agent TEXT NOT NULL,
     agent_id INTEGER NOT NULL, file TEXT NOT NULL, state TEXT NOT NULL, spec TEXT NOT NULL,
     submitted_s REAL NOT NULL, finished_s REAL,
@@ -67,4 +68,5 @@ ELSE json_object('kind',json_extract(spec,'$.operation'),'nice',json_extract(spe
     7: "CREATE TABLE accounts (uid INTEGER PRIMARY KEY, name TEXT NOT NULL);",
     8: "CREATE TABLE stays (model TEXT PRIMARY KEY, keep_alive TEXT NOT NULL);",
     9: f"{next(line for line in SCHEMA.split(';') if 'TABLE keys' in line)};",
+    10: "CREATE TABLE notes (context INTEGER PRIMARY KEY, body TEXT NOT NULL);",
 }

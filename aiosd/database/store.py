@@ -179,8 +179,17 @@ class Store(Connection):
 
     def remove_context(self, name: str) -> None:
         with self._transaction() as db:
+            db.execute("DELETE FROM notes WHERE context=(SELECT id FROM contexts WHERE name=?)", (name,))
             db.execute("DELETE FROM contexts WHERE name=?", (name,))
             db.execute("DELETE FROM messages WHERE context=?", (name,))
+
+    def note(self, context: int) -> str:
+        rows = self._rows("SELECT body FROM notes WHERE context=?", context)
+        return str(rows[0][0]) if rows else ""
+
+    def save_note(self, context: int, text: str) -> None:
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (context, text))
 
     def messages(self, context: str) -> list[Message]:
         """Raises StoreFailed."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 
 from aiosd.gateway.aliases import alias
+from aiosd.gateway.allowance import Allowances
 from aiosd.gateway.front import Front
 from aiosd.gateway.protocol import Protocol
 from aiosd.gateway.sessions import UserSessions
@@ -32,6 +33,9 @@ def arguments() -> argparse.ArgumentParser:
         "--model-alias", action="append", default=[], type=alias, metavar="PATTERN=NAME",
         help="the model that programs mean by such a name",
     )  # fmt: skip
+    parser.add_argument("--cors-origin", action="append", default=[], help="an origin whose pages may use it")
+    state = os.environ.get("STATE_DIRECTORY")  # of systemd
+    parser.add_argument("--state", type=Path, default=Path(state) if state else None, help="keeps the counts")
     return parser
 
 
@@ -52,7 +56,8 @@ def sockets(given: argparse.Namespace) -> list[socket.socket]:
 def main() -> None:
     given = arguments().parse_args()
     journal.begin("info", "aios-gateway")
-    front = Front(given.root, UserSessions(given.sessions), given.host, given.model_alias)
+    sessions, allowances = UserSessions(given.sessions), Allowances(given.state)
+    front = Front(given.root, sessions, allowances, given.host, given.cors_origin, given.model_alias)
     config = uvicorn.Config(
         front.application(), http=Protocol, loop="asyncio", ws="none", lifespan="on", log_config=None,
         access_log=False, proxy_headers=False, server_header=False,

@@ -84,17 +84,20 @@ async def asked_of(client: Client, folder: str) -> Json:
     return found if isinstance(found, dict) and {"name", "arguments"} <= found.keys() else {}
 
 
+def requests_of(client: Client) -> str:
+    """The folder of the client's requests. The session of a key for one agent sees no other."""
+    return f"agents/{client.agent}/requests" if client.agent else "requests"
+
+
 async def status(call: HttpCall) -> Response:
     number, client = call.parts["id"], call.client
     if not number.isdecimal() or len(number) > 18:
         raise wrong("id", "the number of an execution")
-    folder = f"requests/{int(number)}"
+    folder = f"{requests_of(client)}/{int(number)}"
     state = (await client.read(f"{folder}/state")).decode().split()[0]
     asked = await asked_of(client, folder)
     if not asked:
         raise HttpRefused(404, "this is no execution of an agent")
-    if client.agent and int(number) not in await numbers(client, client.agent):
-        raise HttpRefused(404, "this is no execution of the agent of this key")
     found: Json = {"execution_id": int(number)}
     if state not in ENDED:
         return AsciiResponse(found | {"status": "running", "message": f"Execution in progress: {state}"})
@@ -117,14 +120,12 @@ def result(output: str) -> Any:
 async def processes(call: HttpCall) -> Response:
     """The executions that have not ended."""
     client, found = call.client, list[Json]()
-    mine = {
-        int(entry.name) for entry in await client.list("requests") if entry.open and entry.name.isdecimal()
-    }
-    if client.agent:
-        mine &= await numbers(client, client.agent)
-    for number in sorted(mine)[:SHOWN_MOST]:
-        asked = await asked_of(client, f"requests/{number}")
-        if asked and "task" in asked["arguments"]:
+    folder = requests_of(client)
+    mine = {int(entry.name) for entry in await client.list(folder) if entry.open and entry.name.isdecimal()}
+    for number in sorted(mine)[-SHOWN_MOST:]:
+        asked = await asked_of(client, f"{folder}/{number}")
+        state = (await client.read(f"{folder}/{number}/state")).decode().split()[0] if asked else ""
+        if asked and state not in ENDED and "task" in asked["arguments"]:
             found.append({
                 "agent_id": asked["name"].replace("__", "/"), "execution_id": number, "status": "running",
                 "config": asked["arguments"], "task": asked["arguments"]["task"],

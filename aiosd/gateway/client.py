@@ -16,24 +16,41 @@ from typing import Any, Never
 from aiosd.gateway.aliases import Alias, meant
 from aiosd.gateway.refused import HttpRefused, of_errno
 from aiosd.gateway.sessions import Answered, Gone, SessionLink
+from aiosd.gateway.spent import SpentTokens
 
 CHUNK = 65536
+PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a user may still ask: `check` raises HttpRefused, `count` gets the tokens of each answer."""
+
+    check: Callable[[], None]
+    count: Callable[[int], None]
+
+
+UNLIMITED = Allowance(lambda: None, lambda tokens: None)
 
 
 class Reply:
     """The answer to a request. It is read as fast as it is taken. Closing it early cancels the request."""
 
-    def __init__(self, file: int, first: bytes) -> None:
+    def __init__(self, file: int, first: bytes, spent: SpentTokens) -> None:
         os.set_blocking(file, False)
         self._file, self._first, self._loop = file, first, asyncio.get_running_loop()
+        self._spent = spent
+        self._waiting: asyncio.Future[None] | None = None
         self.ended = False
 
     async def pieces(self) -> AsyncIterator[bytes]:
         if self._first:
+            self._spent.passed(self._first)
             yield self._first
         while data := await self._more():
+            self._spent.passed(data)
             yield data
-        self.close()
+        self._end(whole=True)
 
     async def lines(self) -> AsyncIterator[bytes]:
         """Each with its newline."""
@@ -54,8 +71,7 @@ class Reply:
         return found
 
     async def _more(self) -> bytes:
-        while not self.ended:
-            await self._ready()
+        while await self._ready():
             try:
                 return os.read(self._file, CHUNK)
             except BlockingIOError:
@@ -64,8 +80,11 @@ class Reply:
                 raise of_errno(error.errno or 0, f"the answer broke off: {error.strerror}") from None
         return b""
 
-    async def _ready(self) -> None:
-        ready = self._loop.create_future()
+    async def _ready(self) -> bool:
+        """Wait until there is something to read; False: it was closed."""
+        if self.ended:
+            return False
+        ready = self._waiting = self._loop.create_future()
 
         def wake() -> None:
             self._loop.remove_reader(self._file)  # at once: each further look would ask the daemon
@@ -79,12 +98,33 @@ class Reply:
             if not self.ended:
                 self._loop.remove_reader(self._file)
             raise
+        return not self.ended
 
     def close(self) -> None:
-        if not self.ended:
-            self.ended = True
-            self._loop.remove_reader(self._file)
-            os.close(self._file)
+        self._end(whole=False)
+
+    def _end(self, whole: bool) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        self._loop.remove_reader(self._file)
+        os.close(self._file)
+        if self._waiting and not self._waiting.done():  # who reads reaches the end
+            self._waiting.set_result(None)
+        self._spent.end(whole)
+
+
+async def first_of(lines: AsyncIterator[bytes]) -> asyncio.Future[bytes]:
+    """The first line, or b"" at the end. It is waited for a while, so that a request that fails soon can have
+    the status of an error. After that the response has to begin: the client may be waiting in a long queue.
+    """
+    first = asyncio.ensure_future(anext(lines, b""))
+    try:
+        await asyncio.wait((first,), timeout=PATIENCE_S)
+    except asyncio.CancelledError:
+        first.cancel()
+        raise
+    return first
 
 
 async def together(first: bytes, streams: list[AsyncIterator[bytes]]) -> AsyncIterator[tuple[int, bytes]]:
@@ -128,15 +168,12 @@ class Client:
     """The user of one HTTP request. `agent`: his key may use no other; empty: anything."""
 
     def __init__(
-        self,
-        uid: int,
-        agent: str,
-        session: Callable[[], Awaitable[SessionLink]],
-        aliases: Sequence[Alias] = (),
-    ) -> None:
+        self, uid: int, agent: str, session: Callable[[], Awaitable[SessionLink]],
+        allowance: Allowance = UNLIMITED, aliases: Sequence[Alias] = (),
+    ) -> None:  # fmt: skip
         self.uid, self.agent = uid, agent
-        self._session, self._aliases = session, aliases
-        self._answers: list[Reply] = []
+        self._session, self._allowance, self._aliases = session, allowance, aliases
+        self._ends: list[Callable[[], None]] = []
 
     def meant(self, model: object) -> object:
         """The model for which a name stands."""
@@ -144,11 +181,12 @@ class Client:
 
     async def ask(self, path: str, body: bytes) -> Reply:
         """Ask a transaction file."""
+        self._allowance.check()
         _, first, file = await self._call("ask", path, body)
         if file is None:
             raise HttpRefused(500, "the session gave no file")
-        answer = Reply(file, first)
-        self._answers.append(answer)
+        answer = Reply(file, first, SpentTokens(len(body), self._allowance.count))
+        self._ends.append(answer.close)
         return answer
 
     async def read(self, path: str) -> bytes:
@@ -180,6 +218,10 @@ class Client:
                     raise HttpRefused(503, "the session of this user ended; try again") from None
         raise AssertionError
 
+    def at_end(self, do: Callable[[], None]) -> None:
+        """Do it when the HTTP request ends, in whatever way."""
+        self._ends.append(do)
+
     def close(self) -> None:
-        for answer in self._answers:
-            answer.close()
+        for do in self._ends:
+            do()

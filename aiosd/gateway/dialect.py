@@ -21,6 +21,9 @@ from aiosd.gateway.refused import HttpRefused
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 AGENT = "agent:"
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\0")  # or text in UTF-16
+# The status of a request that was accepted and failed, by `code` of aios-transaction(7). Any other is 500.
+FAILED = {"invalid_request": 400, "context_length_exceeded": 400, "model_unavailable": 503}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,12 @@ class HttpCall:
             raise HttpRefused(400, f"the body is not JSON: {error}", "invalid_json") from None
         if not isinstance(found, dict):
             raise HttpRefused(400, "the body is not a JSON object", "invalid_json")
+        if SURROGATE.search(self.body):
+            try:
+                json.dumps(found, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                reason = "half a surrogate pair (\\ud800 to \\udfff) is not a character"
+                raise HttpRefused(400, reason, "invalid_json") from None
         return found
 
 
@@ -100,6 +109,5 @@ def unknown(model: str) -> HttpRefused:
 def failed(answer: dict[str, Any]) -> HttpRefused:
     """What the JSON of a request says that was accepted and ended without an answer."""
     error = answer["error"]
-    return HttpRefused(
-        500, str(error.get("message") or "the request failed"), str(error.get("type") or "failed")
-    )
+    code = error.get("code") or error.get("type") or "failed"
+    return HttpRefused(FAILED.get(code, 500), str(error.get("message") or "the request failed"), str(code))

@@ -7,12 +7,14 @@ import base64
 import contextlib
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Match, Route
@@ -20,39 +22,35 @@ from starlette.types import Message, Receive, Scope, Send
 
 from aiosd.gateway import aios, anthropic, keys, ollama, openai
 from aiosd.gateway.aliases import Alias
-from aiosd.gateway.client import Client
+from aiosd.gateway.allowance import Allowances
+from aiosd.gateway.bodies import Bodies, ClientGone
+from aiosd.gateway.client import UNLIMITED, Allowance, Client
 from aiosd.gateway.dialect import Dialect, Endpoint, HttpCall
-from aiosd.gateway.keys import KnownKey
+from aiosd.gateway.keys import KeyRing
 from aiosd.gateway.metrics import Metrics
 from aiosd.gateway.openai_errors import refusal
 from aiosd.gateway.refused import HttpRefused
 from aiosd.gateway.sessions import UserSessions
+from aiosd.gateway.signs import Signs
 from aiosd.host.notify import notify
 
 log = logging.getLogger("aios-gateway")
 
 DIALECTS = (anthropic.DIALECT, openai.DIALECT, ollama.DIALECT, aios.DIALECT)
-BODY_MOST = 4 << 20  # bytes, as limits.request_bytes of aiosd.toml(5)
-CHECKED_S = 1.0  # that a key is taken for good: a revoked one works no longer
-CHECKED_MOST = 4096
-BODY_S = 60.0  # that a client has to send it
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 NO_STATUS = 499  # in the log: the client has gone before
 
 
-class ClientGone(Exception):
-    """Nobody waits for the response."""
-
-
 class Front:
     def __init__(
-        self, root: Path, sessions: UserSessions, hosts: Sequence[str], aliases: Sequence[Alias] = ()
-    ) -> None:
-        self._root, self._sessions = root, sessions
+        self, root: Path, sessions: UserSessions, allowances: Allowances,
+        hosts: Sequence[str], origins: Sequence[str], aliases: Sequence[Alias],
+    ) -> None:  # fmt: skip
+        """`hosts`: further names of this machine; `origins`: of the pages of the Web that may use it."""
+        self._sessions, self._keys, self._allowances = sessions, KeyRing(root), allowances
+        self._origins, self._aliases = origins, aliases
         self._hosts = frozenset((*LOOPBACK, *map(str.lower, hosts)))
-        self._aliases = aliases
-        self.metrics = Metrics()
-        self._checked = OrderedDict[str, tuple[float, KnownKey]]()
+        self.metrics, self.bodies = Metrics(), Bodies()
 
     def application(self) -> Starlette:
         routes: list[Route] = [
@@ -66,7 +64,13 @@ class Front:
             for endpoint in dialect.endpoints
         ]
         routes += [Route("/health", health), Route("/metrics", self._metrics), Route("/", ollama.running)]
-        return Starlette(routes=routes, exception_handlers={HTTPException: unrouted}, lifespan=self._lifespan)
+        cors = Middleware(
+            CORSMiddleware, allow_origins=self._origins, allow_methods=["*"], allow_headers=["*"],
+        )  # fmt: skip
+        return Starlette(
+            routes=routes, exception_handlers={HTTPException: unrouted}, lifespan=self._lifespan,
+            middleware=[cors] if self._origins else [],
+        )  # fmt: skip
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -83,37 +87,18 @@ class Front:
         """Who asks: the user of his key, or on the Unix socket the user himself. Raises HttpRefused."""
         connection, uid, word = request.state.socket, request.state.peer, bearer(request)
         if uid is not None and not word.startswith(keys.PREFIX):
-            return Client(uid, "", lambda: self._sessions.of(uid, "", connection.fileno()), self._aliases)
+            session = partial(self._sessions.of, uid, "", "", connection.fileno())
+            return Client(uid, "", session, UNLIMITED, self._aliases)
         if uid is None and hostname(request) not in self._hosts:
             reason = "the Host of this request is not known here; --host NAME of aios-gateway makes it known"
             raise HttpRefused(403, reason, "unknown_host")
-        key = await self._key(word)
-        return Client(key.uid, key.agent, lambda: self._sessions.of(key.uid, word, None), self._aliases)
+        key = await self._keys.of(word)
+        allowance = Allowance(partial(self._allowances.check, key), partial(self._allowances.count, key))
+        session = partial(self._sessions.of, key.uid, key.agent, word, None)
+        return Client(key.uid, key.agent, session, allowance, self._aliases)
 
     async def _metrics(self, _: Request) -> Response:
         return PlainTextResponse(self.metrics.text(len(self._sessions)))
-
-    async def _key(self, word: str) -> KnownKey:
-        if not word:
-            raise HttpRefused(
-                401, "no key: send Authorization: Bearer KEY, from aiosctl key new", "missing_key"
-            )
-        now = time.monotonic()
-        if (known := self._checked.get(word)) and known[0] > now - CHECKED_S:
-            return known[1]
-        self._checked.pop(word, None)
-        try:
-            key = await asyncio.to_thread(keys.check, self._root, word)
-        except PermissionError:
-            raise HttpRefused(
-                401, "this key is none, or was revoked; aiosctl key new makes one", "invalid_key"
-            ) from None
-        except (OSError, ValueError, KeyError) as error:
-            raise HttpRefused(503, f"the key cannot be checked: {error}") from None
-        self._checked[word] = now, key
-        while len(self._checked) > CHECKED_MOST:
-            self._checked.popitem(last=False)
-        return key
 
 
 class HeaderRoute(Route):
@@ -138,28 +123,39 @@ class EndpointApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         self._front.metrics.begun()
-        began_s, status, client = time.monotonic(), NO_STATUS, None
+        began_s, status, client, signs = time.monotonic(), NO_STATUS, None, Signs(send)
 
         async def noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            await signs.send(message)
 
         try:
             client = await self._front.client(request)
-            call = HttpCall(
-                client, await whole(request), request.headers, request.query_params, request.path_params
-            )
+            body = await self._front.bodies.whole(request, client.uid)
+            call = HttpCall(client, body, request.headers, request.query_params, request.path_params)
             response = await unless_gone(self._endpoint.handle(call), receive)
             await response(scope, receive, noted)
         except HttpRefused as refused:
             if status != NO_STATUS:
                 raise
             await self._dialect.refusal(refused)(scope, receive, noted)
+        except RecursionError:  # the body could be read, and not be written again
+            if status != NO_STATUS:
+                raise
+            deep = HttpRefused(400, "the JSON is nested too deeply", "invalid_json")
+            await self._dialect.refusal(deep)(scope, receive, noted)
         except ClientGone:
             pass
+        except Exception:
+            if status != NO_STATUS:
+                raise
+            log.exception("%s %s", request.method, self._endpoint.path)
+            failed = HttpRefused(500, "the gateway failed in this request; its log says why")
+            await self._dialect.refusal(failed)(scope, receive, noted)
         finally:
+            signs.end()
             if client:
                 client.close()
             self._front.metrics.ended(self._endpoint.path, status)
@@ -168,30 +164,6 @@ class EndpointApp:
                 client.uid if client else "-", (time.monotonic() - began_s) * 1000,
                 extra={"AIOS_UID": client.uid if client else ""},
             )  # fmt: skip
-
-
-async def whole(request: Request) -> bytes:
-    """The body. Raises HttpRefused, ClientGone."""
-    try:
-        async with asyncio.timeout(BODY_S):
-            return await received(request)
-    except TimeoutError:
-        raise HttpRefused(408, f"the body did not come within {BODY_S:.0f} s") from None
-
-
-async def received(request: Request) -> bytes:
-    length = request.headers.get("content-length", "0")
-    size = int(length) if length.isdecimal() else 0
-    body, more = bytearray(), request.method not in ("GET", "HEAD")
-    while more and max(size, len(body)) <= BODY_MOST:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    if max(size, len(body)) > BODY_MOST:
-        raise HttpRefused(413, f"a request has at most {BODY_MOST} bytes", "request_too_large")
-    return bytes(body)
 
 
 async def unless_gone(work: Awaitable[Response], receive: Receive) -> Response:

@@ -8,9 +8,11 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from aiosd.gateway import openai_conversations, openai_responses
 from aiosd.gateway.client import Client, Listed
 from aiosd.gateway.dialect import AGENT, Dialect, Endpoint, HttpCall, unknown
 from aiosd.gateway.openai_chat import chat_completions
+from aiosd.gateway.openai_completions import completions
 from aiosd.gateway.openai_errors import refusal
 from aiosd.gateway.openai_text import embeddings
 from aiosd.gateway.refused import HttpRefused
@@ -56,9 +58,12 @@ DIALECT = Dialect(
     "openai",
     (
         Endpoint("POST", "/v1/chat/completions", chat_completions),
+        Endpoint("POST", "/v1/completions", completions),
         Endpoint("POST", "/v1/embeddings", embeddings),
         Endpoint("GET", "/v1/models", models),
         Endpoint("GET", "/v1/models/{model:path}", model),
+        *openai_responses.ENDPOINTS,
+        *openai_conversations.ENDPOINTS,
     ),
     refusal,
 )

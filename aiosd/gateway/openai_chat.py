@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from aiosd.gateway.client import nothing, together
-from aiosd.gateway.dialect import HttpCall, chat_file, failed
+from aiosd.gateway.client import Client, first_of, nothing, together
+from aiosd.gateway.dialect import AGENT, HttpCall, chat_file, failed
 from aiosd.gateway.openai_errors import shape
 from aiosd.gateway.refused import HttpRefused
 
 N_MOST = 16
 SEEDS = 1 << 31
 ENDLESS = 1 << 24  # tokens: until the model ends, or its context is full
+IGNORED = "x-aios-ignored"  # header: what of the request had no effect
 
 Json = dict[str, Any]
 
@@ -29,12 +30,35 @@ async def chat_completions(call: HttpCall) -> Response:
     several, include_usage = how_many(body), wants_usage(body)
     replies = [await call.client.ask(path, written(asked, i)) for i in range(several)]
     if not asked.get("stream"):
-        return JSONResponse(one([await reply.document() for reply in replies]))
+        documents = [await reply.document() for reply in replies]
+        return JSONResponse(one(documents), headers=await ignored(call.client, body))
     streams = [reply.lines() for reply in replies]
-    first = await anext(streams[0], b"") or nothing()
-    if "error" in (chunk := json.loads(first)):
+    first = await first_of(streams[0])
+    if first.done():
+        usable(first.result())
+    headers = await ignored(call.client, body)
+    return StreamingResponse(events(first, streams, include_usage), 200, headers, "text/event-stream")
+
+
+def usable(first: bytes) -> bytes:
+    """The first line of a stream, if it is a chunk. Raises HttpRefused."""
+    if "error" in (chunk := json.loads(first or nothing())):
         raise failed(chunk)
-    return StreamingResponse(events(first, streams, include_usage), media_type="text/event-stream")
+    return first
+
+
+async def ignored(client: Client, body: Json) -> dict[str, str]:
+    """A header that names what the model's chat template does not know."""
+    if body.get("reasoning_effort") is None:
+        return {}
+    try:
+        model = str(body["model"])
+        if model.startswith(AGENT):
+            model = (await client.read(f"agents/{model.removeprefix(AGENT)}/model")).decode().strip()
+        knows = json.loads(await client.read(f"models/{model}/info.json")).get("template_knows")
+    except HttpRefused:  # it may ask the model, but not look at it
+        return {}
+    return {} if knows is None or "reasoning_effort" in knows else {IGNORED: "reasoning_effort"}
 
 
 def how_many(body: Json) -> int:
@@ -87,12 +111,13 @@ def added(usage: Json, more: Json) -> Json:
 
 
 async def events(
-    first: bytes, streams: list[AsyncIterator[bytes]], include_usage: bool
+    coming: Awaitable[bytes], streams: list[AsyncIterator[bytes]], include_usage: bool
 ) -> AsyncIterator[bytes]:
     """The chunks as server-sent events. Usage comes in a chunk of its own, to whom asked for it."""
     usage: Json = {}
-    frame = {key: value for key, value in json.loads(first).items() if key not in ("choices", "usage")}
     try:
+        first = usable(await coming)
+        frame = {key: value for key, value in json.loads(first).items() if key not in ("choices", "usage")}
         async for i, line in together(first, streams):
             if i == 0 and b'"usage"' not in line and not line.startswith(b'{"error"'):
                 yield b"data: " + line + b"\n"

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import struct
-from typing import Any
+from collections import Counter
+from http import HTTPStatus
+from typing import Any, ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from aiosd.gateway.openai_errors import shape
+from aiosd.gateway.refused import HttpRefused
+
 HEADER_S = 10.0  # that a client has to say what it wants
 CONNECTIONS_MOST = 8192  # and the user of a Unix socket may have an eighth
-FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+FULL = HttpRefused(503, "there are too many connections; try again", "too_many_connections")
 UCRED = struct.Struct("iII")  # pid, uid, gid
+
+
+def message(refused: HttpRefused) -> bytes:
+    """A whole response, after which the connection ends."""
+    body = json.dumps({"error": shape(refused)}).encode()
+    status = HTTPStatus(refused.status)
+    headers = refused.headers | {
+        "Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close",
+    }  # fmt: skip
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {headers[name]}" for name in headers)]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def peer_of(connection: socket.socket) -> int | None:
@@ -25,6 +42,7 @@ def peer_of(connection: socket.socket) -> int | None:
 
 
 class Protocol(H11Protocol):
+    peers: ClassVar[Counter[int]] = Counter()  # connections to the Unix socket, by uid
     peer: int | None = None
     _late: asyncio.TimerHandle | None = None
 
@@ -32,9 +50,13 @@ class Protocol(H11Protocol):
         super().connection_made(transport)
         connection: Any = transport.get_extra_info("socket")
         self.peer = peer_of(connection)
+        if self.peer is None:  # asyncio does it only for sockets that name their protocol
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.app_state = {**self.app_state, "socket": connection, "peer": self.peer}
+        if self.peer is not None:
+            self.peers[self.peer] += 1
         if self._full():
-            transport.write(FULL)
+            transport.write(message(FULL))
             transport.close()
         self._watch()
 
@@ -44,13 +66,20 @@ class Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._in_time()
+        if self.peer is not None:
+            self.peers[self.peer] -= 1
+            if not self.peers[self.peer]:
+                del self.peers[self.peer]
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no other response has begun
+            self.transport.write(message(HttpRefused(400, f"this is not HTTP: {msg}", "invalid_http")))
+        self.transport.close()
+
     def _full(self) -> bool:
-        if len(self.connections) > CONNECTIONS_MOST:
-            return True
-        mine = sum(getattr(other, "peer", None) == self.peer for other in self.connections)
-        return self.peer is not None and mine > CONNECTIONS_MOST // 8
+        mine = 0 if self.peer is None else self.peers[self.peer]
+        return len(self.connections) > CONNECTIONS_MOST or mine > CONNECTIONS_MOST // 8
 
     def _watch(self) -> None:
         """The header of a request comes within a time, however slowly its bytes do."""

@@ -14,18 +14,23 @@ STATUS = {
 
 
 class HttpRefused(Exception):
-    """`status` is HTTP's, `code` a word for programs, `param` the key of the request that is wrong."""
+    """`status` is HTTP's, `code` a word for programs, `param` the key of the request that is wrong, and
+    `retry_s` when it may be asked again.
+    """
 
-    def __init__(self, status: int, reason: str, code: str | None = None, param: str | None = None) -> None:
-        reason = reason.encode("utf-8", "replace").decode()  # it may quote what the client sent
+    def __init__(
+        self, status: int, reason: str, code: str | None = None, param: str | None = None, retry_s: int = 1
+    ) -> None:
+        reason = reason.encode("utf-8", "replace").decode()  # JSON may have half a surrogate pair in a name
         super().__init__(reason)
         self.status, self.reason, self.code, self.param = status, reason, code, param
+        self.retry_s = retry_s
 
     @property
     def headers(self) -> dict[str, str]:
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
-        return {"Retry-After": "1"} if self.status in (429, 503) else {}
+        return {"Retry-After": str(self.retry_s)} if self.status in (429, 503) else {}
 
 
 def of_errno(number: int, reason: str) -> HttpRefused:

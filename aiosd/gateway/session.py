@@ -14,10 +14,12 @@ import errno
 import json
 import os
 import pwd
+import re
 import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -39,6 +41,11 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 Done = tuple[Head, bytes, int | None]  # what an operation answers: facts, bytes, a descriptor
 
 
+LIFE_S = 300.0  # then the front has to show a key or a connection again
+FOR_ALL = ("list agents", "list models")  # what a key of one agent may do beside using the agent
+FACTS = re.compile(r"models/[^/]+/info\.json")
+
+
 class Unknown(Exception):
     """This is nobody as whom the session may act. The message is for him."""
 
@@ -50,6 +57,10 @@ def user_of(connection: int, address: str) -> int:
     own address counts, which nobody but systemd can bind.
     """
     with socket.socket(fileno=connection) as sock:
+        look = select.poll()
+        look.register(sock, select.POLLHUP)
+        if look.poll(0):
+            raise Unknown("who made this connection has gone")
         if sock.family != socket.AF_UNIX or sock.getsockname() != address:
             raise Unknown("this is no connection to the gateway's socket")
         _, uid, _ = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
@@ -77,6 +88,7 @@ class UserSession:
     def __init__(self, sock: socket.socket, root: Path, address: str) -> None:
         self._sock, self._root, self._address = sock, root, address
         self._messages = wire.Messages()
+        self._agent, self._until_s = "", 0.0
         self._answering = threading.Lock()
         self._room = threading.Semaphore(CALLS_MOST)
         self._operations: dict[str, Callable[[Path, bytes], Done]] = {
@@ -109,8 +121,10 @@ class UserSession:
             if files:
                 uid = user_of(files.pop(), self._address)
             else:
-                uid = keys.check(self._root, str(head.get("key", ""))).uid
+                key = keys.check(self._root, str(head.get("key", "")))
+                uid, self._agent = key.uid, key.agent
             become(uid)
+            self._until_s = time.monotonic() + LIFE_S
         except Unknown as error:
             self._answer({"errno": errno.EACCES, "reason": str(error)})
             return False
@@ -126,6 +140,7 @@ class UserSession:
         files, path = Files(self._root, verbose=False), self._root
         try:
             path = inside(self._root, str(head.get("path", "")))
+            self._permit(str(head.get("op")), str(head["path"]))
             facts, data, file = self._operations[str(head.get("op"))](path, body)
         except OSError as error:
             error.filename = error.filename or str(path)
@@ -136,6 +151,16 @@ class UserSession:
             self._answer({"n": head.get("n"), **facts}, data, file)
         finally:
             self._room.release()
+
+    def _permit(self, operation: str, path: str) -> None:
+        """The front is not believed that it keeps to a key's agent, or ends in time. Raises OSError."""
+        if time.monotonic() > self._until_s:
+            raise OSError(errno.ESHUTDOWN, "this session is over")
+        if not self._agent or path == (own := f"agents/{self._agent}") or path.startswith(own + "/"):
+            return
+        if f"{operation} {path}" in FOR_ALL or (operation == "read" and FACTS.fullmatch(path)):
+            return
+        raise OSError(errno.EACCES, f"this key may use only agent {self._agent}")
 
     def _answer(self, head: Head, body: bytes = b"", file: int | None = None) -> None:
         with (

@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 
 IDLE_S = 60.0
 LOOK_S = 10.0
+USED_S = 240.0  # that new requests come to a session, which takes them for aiosd.gateway.session.LIFE_S
 
+Whose = tuple[int, str]
 Answered = tuple[Head, bytes, int | None]
 
 
@@ -39,7 +41,7 @@ class SessionLink:
         self._waiting: dict[int, asyncio.Future[Answered]] = {}
         self._sending = asyncio.Lock()
         self.open = True
-        self.used_s = self._loop.time()
+        self.began_s = self.used_s = self._loop.time()
         self._loop.add_reader(sock, self._readable)
 
     async def begin(self, key: str, connection: int | None) -> int:
@@ -81,6 +83,10 @@ class SessionLink:
         except asyncio.CancelledError:  # half a message may be on its way
             self.close()
             raise
+
+    @property
+    def fresh(self) -> bool:
+        return self.open and self._loop.time() < self.began_s + USED_S
 
     @property
     def busy(self) -> bool:
@@ -137,19 +143,21 @@ def close_file(answered: Answered) -> None:
 
 
 class UserSessions:
-    """The connections, by uid."""
+    """The connections, by uid and by the only agent of the key."""
 
     def __init__(self, address: Path) -> None:
         self._address = address
-        self._open: dict[int, SessionLink] = {}
-        self._opening: dict[int, asyncio.Lock] = {}
+        self._open: dict[Whose, SessionLink] = {}
+        self._opening: dict[Whose, asyncio.Lock] = {}
+        self._leaving = set[SessionLink]()  # they still answer calls that were made
 
-    async def of(self, uid: int, key: str, connection: int | None) -> SessionLink:
+    async def of(self, uid: int, agent: str, key: str, connection: int | None) -> SessionLink:
         """The user's session; a new one is shown his key, or his connection. Raises HttpRefused, Gone."""
-        if (known := self._open.get(uid)) and known.open:
+        whose = uid, agent
+        if (known := self._open.get(whose)) and known.fresh:
             return known
-        async with self._opening.setdefault(uid, asyncio.Lock()):
-            if (known := self._open.get(uid)) and known.open:
+        async with self._opening.setdefault(whose, asyncio.Lock()):
+            if (known := self._open.get(whose)) and known.fresh:
                 return known
             made = await self._connect()
             try:
@@ -160,7 +168,9 @@ class UserSessions:
             if became != uid:
                 made.close()
                 raise HttpRefused(401, "the key is of another user now")
-            self._open[uid] = made
+            if known:
+                self._leaving.add(known)
+            self._open[whose] = made
             return made
 
     async def _connect(self) -> SessionLink:
@@ -178,18 +188,20 @@ class UserSessions:
         while True:
             await asyncio.sleep(LOOK_S)
             before_s = asyncio.get_running_loop().time() - IDLE_S
-            for uid, session in list(self._open.items()):
+            for whose, session in list(self._open.items()):
                 if not session.open or (not session.busy and session.used_s < before_s):
                     session.close()
-                    del self._open[uid]
-            for uid in [
-                uid for uid, lock in self._opening.items() if uid not in self._open and not lock.locked()
-            ]:
-                del self._opening[uid]
+                    del self._open[whose]
+            for whose, lock in list(self._opening.items()):
+                if whose not in self._open and not lock.locked():
+                    del self._opening[whose]
+            for session in [one for one in self._leaving if not one.busy]:
+                session.close()
+                self._leaving.remove(session)
 
     def close(self) -> None:
-        for session in self._open.values():
+        for session in (*self._open.values(), *self._leaving):
             session.close()
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._open) + len(self._leaving)

@@ -40,7 +40,7 @@ class OnWorker(Handler):
         try:
             self._parts.pool.send(worker, self.message(request, owner, context))
         except AiosError as error:  # the conversation is too large for one message, or unreadable
-            self._parts.ending.finish(request, State.FAILED, error.explanation)
+            self._parts.ending.finish(request, State.FAILED, error.explanation, error.code)
 
     def message(self, request: Request, owner: str, context: int) -> wire.Submit:
         """Return the order to the worker."""

@@ -193,6 +193,7 @@ class Admission:
         `hopeless`: why the request is wrong. Such a request ends as failed, with that reason.
         """
         scheduler, handler = self._scheduler, self._handlers[request.spec.kind]
+        code = BadRequest.code if hopeless else ""
         hopeless = hopeless or handler.forbid(request)
         handler.record(request)
         self._notices.changed(request)
@@ -206,7 +207,7 @@ class Admission:
             self._ending.cancel(request, in_words(error))
             raise
         if hopeless:
-            self._ending.finish(request, State.FAILED, hopeless)
+            self._ending.finish(request, State.FAILED, hopeless, code)
         else:
             handler.queued(request)
         if scheduler.stopped:  # its first write came before the stop, and it is stored

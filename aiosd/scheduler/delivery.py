@@ -14,6 +14,7 @@ from aiosd.context.residency import Residency
 from aiosd.cores import wire
 from aiosd.cores.models import Model
 from aiosd.cores.pool import Worker
+from aiosd.errors import ModelError
 from aiosd.events import Events
 from aiosd.host.message_ids import about
 from aiosd.host.subuids import owner
@@ -81,7 +82,7 @@ class Delivery:
             case wire.Refused():
                 if request := mine(worker, message.id):
                     reason = f"{message.reason}; {message.hint}" if message.hint else message.reason
-                    self._ending.finish(request, State.FAILED, reason)
+                    self._ending.finish(request, State.FAILED, reason, message.code)
             case wire.Saved() | wire.NotSaved() | wire.Restored():
                 self._residency.said(worker, message)
             case wire.Removed():
@@ -183,7 +184,8 @@ class Delivery:
         self._events.emit("model", model=model.name, state="failed")
         for request in self._scheduler.unfinished():
             if request.queue == model.name:
-                self._ending.finish(request, State.FAILED, f"model {model.name}: {model.error}")
+                why = f"model {model.name}: {model.error}"
+                self._ending.finish(request, State.FAILED, why, ModelError.code)
 
     def model_waits(self, model: Model) -> None:
         self._events.emit("model", model=model.name, state="waiting", error=model.error)

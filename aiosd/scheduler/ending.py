@@ -47,8 +47,8 @@ class Ending:
         """Cancel a request. False: it had ended already."""
         return self.finish(request, State.CANCELLED, why)
 
-    def finish(self, request: Request, state: State, error: str = "") -> bool:
-        """End a request exactly once; False: it had ended already.
+    def finish(self, request: Request, state: State, error: str = "", code: str = "") -> bool:
+        """End a request exactly once; False: it had ended already. `code` is that of an AiosError.
 
         Store it before readers see the end. A standalone answer is stored shortly after instead, so that its
         reader does not wait for the disk: it can be recomputed.
@@ -61,6 +61,7 @@ class Ending:
                 scheduler.order(request.worker, wire.Remove(request.id, keep=False))
             handler.closing(request)
             request.state, request.error, request.finished_s = state, error, time.time()
+            request.error_code = code
             scheduler.trace.leave(request)
             scheduler.counters[state] += 1
             handler.account(request)

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Finisher(Protocol):
-    def finish(self, request: Request, state: State, error: str = "") -> bool: ...
+    def finish(self, request: Request, state: State, error: str = "", code: str = "") -> bool: ...
 
 
 class Scheduler:

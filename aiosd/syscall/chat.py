@@ -41,6 +41,8 @@ class Chat(Spec):
     context: str = ""  # empty: the request stands alone
     context_id: int = 0  # the id of that context; no later context of its name has it
     system: str = ""
+    leads: bool = False  # the request itself gave `system`: it comes first, whatever the messages have
+    raw: bool = False  # the only message is the prompt as it is: no chat template, and no thinking or calls
     tools: tuple[Message, ...] = ()
     decoded: tuple[str, ...] = ()  # for each tool, the grammar that decodes its arguments
     tool_choice: str = "auto"  # auto, required, or grammar.FUNCTION + the name of a tool
@@ -71,14 +73,20 @@ class Chat(Spec):
 
     def said(self, request: Request) -> ParsedAnswer:
         """Return the thinking, the text and the calls of everything that the model has said."""
+        if self.raw:
+            return ParsedAnswer("", request.text, [])
         return answers.said(request, self)
 
     def grown(self, request: Request, text: str) -> tuple[str, str]:
         """Return the thinking and the text that are new to readers."""
+        if self.raw:
+            return "", text
         return answers.grown(request, self, text)
 
     def held(self, request: Request) -> tuple[str, str]:
         """Return the thinking and the text that were held back until the end."""
+        if self.raw:
+            return "", ""
         return answers.held(request, self)
 
     @property
@@ -176,14 +184,17 @@ KEYS = {
     "nice",
     "deadline_s",
     "keep_alive",
+    "raw",
     "stream",
     "resume",
     "steps",
+    "system",
     "parallel_tool_calls",
     *TEMPLATE_KEYS,
     *NO_EFFECT,
 } | ({*SAMPLING_KEYS} | {"max_completion_tokens", "top_logprobs", "tool_choice", "response_format", "prompt"})
 
+ALONE = ("messages", "system", "context", "tools", "tool_choice")  # what a raw prompt stands without
 FORMATS: dict[str, tuple[str, ...]] = {  # the keys beside `type` of response_format
     "text": (),
     "json_object": ("schema",),
@@ -239,7 +250,12 @@ def parse_json(text: str, d: Defaults) -> Chat:
     resume = boolean(raw, "resume", False)
     if resume and (said := {"messages", "prompt", "tools", "tool_choice", "response_format"} & raw.keys()):
         raise BadRequest(f"resume takes no {min(said)}", "the unfinished answer has its own; leave it out")
-    own, given = tools(raw), raw.get("tools") is not None or raw.get("tool_choice") == "none"
+    plain = boolean(raw, "raw", False)
+    if plain and (beside := [key for key in ALONE if raw.get(key)]):
+        raise BadRequest(f"raw takes no {beside[0]}", "a raw prompt is all that the model gets; leave it out")
+    if plain and not raw.get("prompt"):
+        raise BadRequest("raw: prompt is missing or empty", '{"raw":true,"prompt":"…"}')
+    own, given = tools(raw), raw.get("tools") is not None or raw.get("tool_choice") == "none" or plain
     offered = own if given else d.tools
     nice = integer(raw, "nice", d.nice, -20, 19)
     deadline_s = number(raw, "deadline_s", None, 0, 1e9)
@@ -253,8 +269,10 @@ def parse_json(text: str, d: Defaults) -> Chat:
         schema=schema(raw),
         sampling=sampling(raw, d.sampling),
         model=string(raw, "model", d.model),
-        context=string(raw, "context", d.context),
-        system=d.system,
+        context="" if plain else string(raw, "context", d.context),
+        system="" if plain else string(raw, "system", d.system),
+        leads=bool(raw.get("system")),
+        raw=plain,
         nice=nice,
         deadline_s=deadline_s,
         keep_alive_s=keep_alive(raw),
@@ -281,6 +299,8 @@ def as_asked(spec: Chat) -> Message:
         asked["parallel_tool_calls"] = False
     if spec.template:
         asked["chat_template_kwargs"] = spec.template
+    if spec.leads:
+        asked["system"] = spec.system
     if spec.schema:
         wanted = {"name": "answer", "schema": json.loads(spec.schema)}
         asked["response_format"] = {"type": "json_schema", "json_schema": wanted}

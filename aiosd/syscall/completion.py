@@ -36,7 +36,9 @@ def rest(request: Request, chat: Chat) -> str:
     thought, answer = chat.held(request)
     held_back = chunk(request, chat, thought, answer, []) if thought or answer else ""
     calls = answers.message(request, chat).get("tool_calls", [])
-    choice = {"index": 0, "delta": {"tool_calls": calls} if calls else {}, **finish(request, calls)}
+    numbered = [{"index": i, **call} for i, call in enumerate(calls)]
+    delta = {"role": "assistant", "tool_calls": numbered} if calls else {}
+    choice = {"index": 0, "delta": delta, **finish(request, calls)}
     end = {**header(request, chat, "chat.completion.chunk"), "choices": [choice], "usage": usage(request)}
     return held_back + line(end)
 

@@ -128,6 +128,7 @@ class Request:
     finish_reason: str = ""
     stopped: str = ""  # the text of `stop` that ended the answer
     error: str = ""
+    error_code: str = ""  # of AiosError; only `document` keeps it
     usage: Usage = field(default_factory=Usage)
     started_s: float | None = None
     finished_s: float | None = None

@@ -52,7 +52,8 @@ def document(request: Request) -> str:
 
 
 def failure(request: Request) -> str:
-    return line({"error": {"message": request.error, "type": str(request.state), "request": request.id}})
+    facts = {"message": request.error, "type": str(request.state), "code": request.error_code or None}
+    return line({"error": facts | {"request": request.id}})
 
 
 def line(document: dict[str, Any]) -> str:

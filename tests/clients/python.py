@@ -70,6 +70,59 @@ def openai_() -> Found:
     }  # fmt: skip
 
 
+def ollama_() -> Found:
+    from ollama import Client
+
+    client = Client(host=BASE.removesuffix("/v1"), headers={"Authorization": f"Bearer {KEY}"})
+    messages: list[Any] = [{"role": "user", "content": PLUM}]
+    pieces = [part.message.content or "" for part in client.chat(MODEL, messages, stream=True)]
+    asked: list[Any] = [{"role": "user", "content": SUM}]
+    tool = {"type": "function", "function": {"name": "calc", "description": "calculates", "parameters": CALC}}
+    said = client.chat(MODEL, asked, tools=[tool], options={"temperature": 0}).message
+    [call] = said.tool_calls
+    result = product(call.function.arguments["expression"])
+    asked += [said, {"role": "tool", "tool_name": "calc", "content": result}]
+    fruit = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 9}},
+        "required": ["name"],
+    }
+    assert "name" in json.loads(client.generate(MODEL, PLUM, format=fruit).response)
+    assert client.embed(MODEL, "plum").embeddings
+    assert MODEL + ":latest" in [one.model for one in client.list().models]
+    assert kind_of_error(lambda: client.chat("none", messages)) == "ResponseError"
+    return {
+        "answer": client.generate(MODEL, PLUM, options={"temperature": 0}).response,
+        "stream": "".join(pieces), "pieces": len(pieces),
+        "result": client.chat(MODEL, asked, tools=[tool]).message.content,
+    }  # fmt: skip
+
+
+def anthropic_() -> Found:
+    from anthropic import Anthropic
+
+    client = Anthropic(base_url=BASE.removesuffix("/v1"), api_key=KEY, max_retries=0)
+    given: dict[str, Any] = {"model": MODEL, "max_tokens": 60}
+    messages: list[Any] = [{"role": "user", "content": PLUM}]
+    with client.messages.stream(messages=messages, **given) as stream:
+        pieces = list(stream.text_stream)
+    asked: list[Any] = [{"role": "user", "content": SUM}]
+    tools: list[Any] = [{"name": "calc", "description": "calculates", "input_schema": CALC}]
+    said = client.messages.create(messages=asked, tools=tools, **given)
+    [call] = [block for block in said.content if block.type == "tool_use"]
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": product(call.input["expression"])}
+    asked += [{"role": "assistant", "content": said.content}, {"role": "user", "content": [result]}]
+    answer = client.messages.create(messages=messages, **given)
+    count = client.messages.count_tokens(model=MODEL, messages=messages)
+    assert count.input_tokens == answer.usage.input_tokens
+    wrong = given | {"model": "none"}
+    return {
+        "answer": answer.content[0].text, "stream": "".join(pieces), "pieces": len(pieces),
+        "result": client.messages.create(messages=asked, tools=tools, **given).content[0].text,
+        "error": kind_of_error(lambda: client.messages.create(messages=messages, **wrong)),
+    }  # fmt: skip
+
+
 def litellm_() -> Found:
     import litellm
 
@@ -210,7 +263,8 @@ def llm() -> Found:
 
 
 CLIENTS = {
-    "openai": openai_, "litellm": litellm_, "langchain": langchain, "llama-index": llama_index,
+    "openai": openai_, "ollama": ollama_, "anthropic": anthropic_,
+    "litellm": litellm_, "langchain": langchain, "llama-index": llama_index,
     "instructor": instructor_, "pydantic-ai": pydantic_ai, "autogen": autogen, "openai-agents": openai_agents,
     "llm": llm,
 }  # fmt: skip

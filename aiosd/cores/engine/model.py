@@ -161,7 +161,13 @@ def facts(vocabulary: Vocabulary, path: Path) -> dict[str, Any]:
         hint = "give its folder another chat_template.jinja, or use another file"
         raise ModelError(f"{path}: the model cannot be asked anything: {error}", hint) from None
     thinking = [[one.opening, one.closing] for one in habits.family.thinking] if vocabulary.thinks else []
-    return {"tool_calls": habits.family.name, "thinking": thinking, "template_lacks": habits.lacks}
+    knows = [name for name in ("enable_thinking", "reasoning_effort") if vocabulary.mentions(name)]
+    return {
+        "tool_calls": habits.family.name,
+        "thinking": thinking,
+        "template_lacks": habits.lacks,
+        "template_knows": knows,
+    }
 
 
 def _check_device(device: str) -> None:

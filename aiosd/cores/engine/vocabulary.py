@@ -129,8 +129,11 @@ class Vocabulary:
     @cached_property
     def thinks(self) -> bool:
         """Whether the chat template knows the family's marks of thinking."""
-        whole = "\n".join(self.templates.values())
-        return any(one.opening in whole for one in self.family.thinking)
+        return any(self.mentions(one.opening) for one in self.family.thinking)
+
+    def mentions(self, text: str) -> bool:
+        """Whether the text stands in the chat template."""
+        return any(text in template for template in self.templates.values())
 
     def opened(self, prompt: Sequence[int]) -> str:
         """The mark of thinking that a prompt ends with, so that the answer goes on with the thinking."""

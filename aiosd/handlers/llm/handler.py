@@ -150,6 +150,7 @@ class ChatHandler(OnWorker):
             owner=owner,
             resume=list(request.tokens),
             context=context,
+            operation="raw" if asked.raw else "llm",
             schema=asked.schema,
             tool_choice=asked.tool_choice,
             parallel=asked.parallel,
@@ -197,4 +198,5 @@ def resumed(asked: Chat, raw: dict[str, Any]) -> Chat:
         schema=before.schema,
         sampling=before.sampling,
         system=raw["system"],
+        leads=before.leads,
     )

@@ -48,7 +48,7 @@ class LoopHandler(Handler):
             self._parts.contexts.begin_loop(request.id)
             self._steps.begin(request, self._parts.contexts.whole(request.spec), known)
         except AiosError as error:
-            self._parts.ending.finish(request, State.FAILED, error.explanation)
+            self._parts.ending.finish(request, State.FAILED, error.explanation, error.code)
 
     # its steps
 
@@ -58,8 +58,8 @@ class LoopHandler(Handler):
     def admit(self, request: Request, hopeless: str) -> None:
         self._parts.admission.admit(request, hopeless)
 
-    def finish(self, request: Request, state: State, error: str) -> bool:
-        return self._parts.ending.finish(request, state, error)
+    def finish(self, request: Request, state: State, error: str, code: str = "") -> bool:
+        return self._parts.ending.finish(request, state, error, code)
 
     def call(self, caller: Caller, name: str, arguments: str, nice: int, agent: str) -> ToolCall:
         tool = self._parts.handlers["tool"]

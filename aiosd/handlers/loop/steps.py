@@ -36,7 +36,7 @@ class Requests(Protocol):
 
     def new_id(self) -> int: ...
     def admit(self, request: Request, hopeless: str) -> None: ...
-    def finish(self, request: Request, state: State, error: str) -> bool: ...
+    def finish(self, request: Request, state: State, error: str, code: str = "") -> bool: ...
     def call(self, caller: Caller, name: str, arguments: str, nice: int, agent: str) -> ToolCall:
         """Check a tool call. Raises AiosError if the caller may not make it or its arguments are wrong."""
         ...
@@ -116,7 +116,7 @@ class Steps:
             try:
                 self._advance(loop)
             except AiosError as error:  # a step could not be stored
-                self._requests.finish(loop.request, State.FAILED, error.explanation)
+                self._requests.finish(loop.request, State.FAILED, error.explanation, error.code)
             except Exception:  # model output is foreign; without this the loop would never end
                 log.exception("request %d", loop.request.id, extra=about(request=loop.request.id))
                 why = "the daemon failed in this loop; its log says why"
@@ -135,7 +135,7 @@ class Steps:
             if not child.state.final:
                 return
             if child.state is not State.DONE:
-                self._requests.finish(request, child.state, f"step {step}: {child.error}")
+                self._requests.finish(request, child.state, f"step {step}: {child.error}", child.error_code)
                 return
             answer = heard(child)
             said += answer.content
