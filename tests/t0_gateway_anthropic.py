@@ -15,7 +15,10 @@ from aiosd.gateway.aliases import alias, meant
 from aiosd.gateway.anthropic import answer, errors
 from aiosd.gateway.anthropic.answer import MessageShape
 from aiosd.gateway.anthropic.request import request
+from aiosd.gateway.client import Client
+from aiosd.gateway.dialect import chat_file, model_file
 from aiosd.gateway.refused import HttpRefused
+from aiosd.gateway.sessions import SessionLink
 
 Json = dict[str, Any]
 TOOL = {"name": "add", "description": "Adds", "input_schema": {"type": "object"}}
@@ -355,3 +358,12 @@ def test_an_alias_is_the_first_that_fits() -> None:
     for wrong in ("x", "=x", "x="):
         with pytest.raises(ValueError, match="PATTERN=NAME"):
             alias(wrong)
+
+
+def test_an_alias_names_a_model_to_ask_and_none_to_change() -> None:
+    async def no_session() -> SessionLink:
+        raise AssertionError
+
+    client = Client(1000, "", no_session, [alias("claude-*=tiny")])
+    assert chat_file(client, "claude-x") == "models/tiny/llm"
+    assert model_file(client, "claude-x", "ctl") == "models/claude-x/ctl"

@@ -113,7 +113,17 @@ def test_counted_tokens_are_those_that_a_message_takes(client: Messages) -> None
         200,
         {"input_tokens": usage["input_tokens"] + usage["cache_read_input_tokens"]},
     )
-    assert client.ask(body | {"model": "agent:ada"}, "/v1/messages/count_tokens")[0] == 400
+    aliased = client.ask(counted | {"model": "claude-opus-9"}, "/v1/messages/count_tokens")
+    assert aliased == (status, answer)
+    assert client.ask(body | {"model": "my-model"}, "/v1/messages/count_tokens")[0] == 400
+
+
+def test_an_alias_counts_in_every_dialect(client: Messages) -> None:
+    said = {"model": "claude-x", "messages": [{"role": "user", "content": "Repeat: fig"}], "stream": False}
+    answer = client.send(said, "/api/chat")
+    assert json.loads(answer.read())["message"]["content"] == "fig"
+    vector = client.send({"model": "claude-x", "input": "fig"}, "/v1/embeddings")
+    assert (vector.status, len(json.loads(vector.read())["data"])) == (200, 1)
 
 
 def test_models_have_the_shape_of_anthropic_and_aliases(client: Messages, aios: Daemon) -> None:

@@ -85,8 +85,7 @@ def chat_file(client: Client, model: object) -> str:
 
 
 def model_file(client: Client, model: object, name: str) -> str:
-    """A file of a model. Raises HttpRefused."""
-    model = client.meant(model)
+    """A file of a model of this name, which is no alias. Raises HttpRefused."""
     if not isinstance(model, str) or not model:
         reason = "model is missing; GET /v1/models shows what there is"
         raise HttpRefused(400, reason, "missing_model", "model")

@@ -23,7 +23,7 @@ async def embeddings(call: HttpCall) -> Response:
     """One request of the files for each text, a few at once."""
     body = call.json()
     path, given, encoding = (
-        model_file(call.client, body.get("model"), "embed"),
+        model_file(call.client, call.client.meant(body.get("model")), "embed"),
         texts(body),
         encoding_of(body),
     )

@@ -52,9 +52,10 @@ async def messages(call: HttpCall) -> Response:
 async def count_tokens(call: HttpCall) -> Response:
     """How many tokens the model would read. The files count them with its chat template."""
     body = call.json()
-    if str(call.client.meant(body.get("model"))).startswith(AGENT):
+    meant = call.client.meant(body.get("model"))
+    if str(meant).startswith(AGENT):
         raise wrong("model", "must be a model: nobody counts for an agent, which has a conversation")
-    path = model_file(call.client, body.get("model"), "tokenize")
+    path = model_file(call.client, meant, "tokenize")
     asked = {key: value for key, value in prompt(body, agent=False).items() if key != "parallel_tool_calls"}
     document = await (await call.client.ask(path, written(asked))).document()
     if "error" in document:

@@ -31,7 +31,7 @@ async def answered(call: HttpCall, translate: Callable[[Json, bool], Json], shap
     body = call.json()
     name, stream = names.given(body), request.flag(body, "stream", True)
     model = names.local(name)
-    path, of_agent = chat_file(call.client, model), model.startswith(AGENT)
+    path, of_agent = chat_file(call.client, model), str(call.client.meant(model)).startswith(AGENT)
     if request.loads(body):
         reason = await loaded(call, path, request.load(body, of_agent))
         done = {"model": name, "created_at": moment(), **shape("", "", []), "done": True}

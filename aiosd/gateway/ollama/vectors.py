@@ -46,7 +46,7 @@ def several(given: object) -> list[str]:
 
 async def embedded(call: HttpCall, name: str, texts: list[str]) -> tuple[list[list[float]], int]:
     """The vectors, and how many tokens the texts have. A few requests of the files at once."""
-    path = model_file(call.client, names.local(name), "embed")
+    path = model_file(call.client, call.client.meant(names.local(name)), "embed")
     vectors, tokens = list[list[float]](), 0
     for start in range(0, len(texts), AT_ONCE):
         asking = [embedding(call, path, text) for text in texts[start : start + AT_ONCE]]
