@@ -172,10 +172,9 @@ class UserSession:
         if looks and (path == own or path.startswith(own + "/")):
             return
         if operation in ("ask", "write") and path.startswith(f"{own}/syscall/"):
-            return self._keep_to_agent(path, body)
-        if f"{operation} {path}" in FOR_ALL or (operation == "read" and FACTS.fullmatch(path)):
-            return
-        raise Forbidden(errno.EACCES, f"this key may use only agent {self._agent}")
+            self._keep_to_agent(path, body)
+        elif f"{operation} {path}" not in FOR_ALL and not (operation == "read" and FACTS.fullmatch(path)):
+            raise Forbidden(errno.EACCES, f"this key may use only agent {self._agent}")
 
     def _keep_to_agent(self, path: str, body: bytes) -> None:
         """A request to the agent may name other things that its user may use. Raises OSError."""
@@ -187,11 +186,11 @@ class UserSession:
             raise OSError(errno.EINVAL, "a request with this key is a JSON object")
         for key in ("context", "model"):
             if asked.get(key):
-                raise Forbidden(errno.EACCES, f"this key may use only the {key} of its agent: leave {key} out")
+                raise Forbidden(errno.EACCES, f"this key may use only its agent's {key}: leave {key} out")
         if Path(path).name == "tool":
             tools = self._root / f"agents/{self._agent}/tools"
             if asked.get("name") not in read(tools, b"")[1].decode().split():
-                raise Forbidden(errno.EACCES, f"this key may use only the tools in agents/{self._agent}/tools")
+                raise Forbidden(errno.EACCES, f"this key may use only what is in agents/{self._agent}/tools")
 
     def _answer(self, head: Head, body: bytes = b"", file: int | None = None) -> None:
         with (
@@ -209,7 +208,8 @@ class UserSession:
 
 def inside(root: Path, path: str) -> Path:
     """A path of the tree. The user's own rights decide the rest."""
-    if not path or len(path.encode("utf-8", "replace")) > PATH_MOST or not path.isprintable() or path.startswith("/"):
+    size = len(path.encode("utf-8", "replace"))
+    if not 0 < size <= PATH_MOST or path.startswith("/") or not path.isprintable():
         raise OSError(errno.EINVAL, "this is no path of the tree")
     if ".." in path.split("/"):
         raise OSError(errno.EINVAL, "a path may not have ..")
