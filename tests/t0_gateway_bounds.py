@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.types import Message
 
 from aiosd.gateway import allowance, signs
 from aiosd.gateway.allowance import Allowances
+from aiosd.gateway.bodies import VALUES_MOST, values_of
 from aiosd.gateway.keys import WRONG_ID_MOST, KeyRing, KnownKey
 from aiosd.gateway.refused import HttpRefused
 from aiosd.gateway.signs import SIGN, Signs
@@ -91,6 +93,35 @@ def test_an_answer_that_is_broken_off_costs_what_came() -> None:
         spent.passed(b'{"choices":[{"delta":{"content":"a"}}]}\n')
     spent.end(whole=False)
     assert said == [11 + 20]
+
+
+@pytest.mark.parametrize("tokens", ["-1000000", "1e999", "NaN", '"x"', "[" * 900 + "1" + "]" * 900])
+def test_no_tool_gives_tokens_back_by_what_it_prints(tokens: str) -> None:
+    said = list[int]()
+    spent = SpentTokens(40, said.append)
+    spent.passed(b'{"usage":{"total_tokens":%s}}\n' % tokens.encode())
+    spent.end(whole=True)
+    assert said == [0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b"[]," * 90_000, b'{"a":' * 101_000, b'["' + b'","' * 101_000, b'["","' * 210_000,
+        b'["a",' + b'"\\\\",' * 150_000,
+    ],
+)  # fmt: skip
+def test_the_values_of_json_are_counted_before_they_are_made(body: bytes) -> None:
+    assert values_of(bytearray(body)) > VALUES_MOST
+
+
+@pytest.mark.parametrize(
+    "text", [",[{" * 200_000, '"' * 1_000_000, "\\" * 1_000_000, '\\",[' * 200_000, '"[,' * 200_000]
+)
+def test_a_long_text_is_one_value(text: str) -> None:
+    began_s = time.monotonic()
+    assert values_of(bytearray(json.dumps({"a": text}).encode())) < 10
+    assert time.monotonic() - began_s < 1
 
 
 class Checked:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -65,6 +66,12 @@ def spoken(gateway: Gateway, data: bytes) -> bytes:
         while more := raw.recv(65536):
             said += more
         return said
+
+
+def memory(gateway: Gateway) -> int:
+    """In MiB."""
+    status = Path(f"/proc/{gateway.pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) >> 10
 
 
 def test_a_key_has_its_tokens_a_day_in_all_dialects_and_after_a_kill(gateway: Gateway, aios: Daemon) -> None:
@@ -163,7 +170,7 @@ def test_no_json_leads_a_key_out_of_its_agent(gateway: Gateway, aios: Daemon) ->
         tcp = Tcp(gateway, key_of(aios, NEWS, agent="bert")["key"])
         status, answer = tcp.ask("/v1/chat/completions", chat("hi", model="agent:bert", context="diary"))
         assert (status, answer["error"]["message"]) == (
-            403, "this key may use only the context of its agent: leave context out",
+            403, "this key may use only its agent's context: leave context out",
         )  # fmt: skip
         assert as_user(aios, NEWS, "cat contexts/diary/messages.jsonl").stdout == ""
         assert tcp.ask("/v1/chat/completions", chat("hi", model="agent:bert", context=""))[0] == 200
@@ -190,7 +197,7 @@ sys.stdout.buffer.write(session.recv(1000))
 def test_who_binds_the_gateways_address_elsewhere_is_not_the_user_to_whom_he_connects(
     gateway: Gateway,
 ) -> None:
-    """Another user listens somewhere. In a mount namespace of his own anybody can have the gateway's address."""
+    """Another user listens somewhere. In a mount namespace of his own anybody has the gateway's address."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("\0aios-" + str(gateway.address))
         child = os.fork()
@@ -241,6 +248,33 @@ def test_what_is_not_http_is_an_error_in_json(gateway: Gateway, data: bytes) -> 
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
+def test_a_request_has_one_length(gateway: Gateway, aios: Daemon) -> None:
+    """Else a proxy may have believed the other one."""
+    body = json.dumps(chat("Repeat: fig")).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += f"Authorization: Bearer {key_of(aios, NEWS)['key']}\r\nTransfer-Encoding: chunked\r\n"
+    for more, status in (("", b"200"), ("Content-Length: 4\r\n", b"400")):
+        said = spoken(gateway, f"{head}{more}\r\n{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n")
+        assert said.split()[1] == status, said
+
+
+def test_many_huge_requests_of_one_user_cost_the_gateway_little(gateway: Gateway, aios: Daemon) -> None:
+    """Each would be 80 MB of Python's objects."""
+    greedy = key_of(aios, NEWS)["key"]
+    body = b'{"model":"tiny","messages":[' + b"[]," * 1_300_000 + b"[]]}"
+
+    def send() -> int:
+        with closing(Tcp(gateway, greedy).http) as http:
+            http.request("POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {greedy}"})
+            return http.getresponse().status
+
+    before = memory(gateway)
+    with ThreadPoolExecutor(12) as threads:
+        statuses = [one.result() for one in [threads.submit(send) for _ in range(24)]]
+    assert set(statuses) == {400}
+    assert memory(gateway) - before < 200  # 12 bodies of 4 MiB, which are copied
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -269,6 +303,10 @@ def test_pages_of_the_named_origin_may_ask_and_no_others(gateway: Gateway, aios:
         answer = tcp.send("/v1/models", Origin=origin)
         answer.read()
         assert answer.headers.get("access-control-allow-origin") == allowed
+        form = {"Origin": origin, "Content-Type": "text/plain"}  # no browser asks before it sends this
+        answer = tcp.send("/v1/chat/completions", chat("Repeat: fig"), **form)
+        answer.read()
+        assert answer.status == (200 if allowed else 403)
     answer = tcp.send("/v1/models", Host="proxy.EXAMPLE:443")
     assert answer.status == 200, answer.read()
 
@@ -276,17 +314,13 @@ def test_pages_of_the_named_origin_may_ask_and_no_others(gateway: Gateway, aios:
 def test_a_reader_that_takes_nothing_costs_little(gateway: Gateway, aios: Daemon) -> None:
     """Its answer waits in the daemon, not in the gateway."""
 
-    def memory() -> int:
-        status = Path(f"/proc/{gateway.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) >> 10
-
     key = key_of(aios, NEWS)["key"]
     body = json.dumps(
         chat("Say something.", min_tokens=1500, max_tokens=1500, ignore_eos=True, stream=True, logprobs=True,
              top_logprobs=20)
     ).encode()  # fmt: skip
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
-    before, slow = memory(), list[socket.socket]()
+    before, slow = memory(gateway), list[socket.socket]()
     for _ in range(8):
         made = socket.socket()
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -294,7 +328,7 @@ def test_a_reader_that_takes_nothing_costs_little(gateway: Gateway, aios: Daemon
         made.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         slow.append(made)
     wait_until(lambda: " 9 " not in aios.read("scheduler/queue"), "the answers", 120)
-    assert memory() - before < 20
+    assert memory(gateway) - before < 20
     for made in slow:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         made.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
+from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 
@@ -11,7 +13,9 @@ from aiosd.gateway.refused import HttpRefused
 
 BODY_MOST = 4 << 20  # bytes, as limits.request_bytes of aiosd.toml(5)
 BODY_S = 60.0  # that a client has to send it
-ALL_MOST, USER_MOST = 256 << 20, 64 << 20  # bytes of the requests that are coming in
+ALL_MOST, USER_MOST = 256 << 20, 64 << 20  # bytes of the requests that have no response yet
+SMALL = 65536  # bytes that cannot have too many values
+VALUES_MOST = 100_000  # of JSON, as for the daemon: nothing else goes on while Python makes them
 
 
 class ClientGone(Exception):
@@ -23,17 +27,22 @@ class Bodies:
         self._by_user = Counter[int]()
         self._all = 0
 
-    async def whole(self, request: Request, uid: int) -> bytes:
-        """Raises HttpRefused, ClientGone."""
+    @contextlib.asynccontextmanager
+    async def whole(self, request: Request, uid: int) -> AsyncIterator[bytes]:
+        """The body, which counts until the response begins. Raises HttpRefused, ClientGone."""
         size = size_of(request)
         if self._all + size > ALL_MOST or self._by_user[uid] + size > USER_MOST:
             raise HttpRefused(429, "too many large requests at once: try again", "too_many_bytes")
         self._take(uid, size)
         try:
             async with asyncio.timeout(BODY_S):
-                return await received(request)
+                body = await received(request)
         except TimeoutError:
             raise HttpRefused(408, f"the body did not come within {BODY_S:.0f} s") from None
+        else:
+            self._take(uid, len(body) - size)
+            size = len(body)
+            yield body
         finally:
             self._take(uid, -size)
 
@@ -46,6 +55,9 @@ class Bodies:
 
 def size_of(request: Request) -> int:
     """How large the body may become. Raises HttpRefused."""
+    chunked = "transfer-encoding" in request.headers
+    if chunked and "content-length" in request.headers:  # a proxy may have believed the other one
+        raise HttpRefused(400, "Content-Length and Transfer-Encoding exclude each other", "invalid_http")
     if request.method in ("GET", "HEAD"):
         return 0
     length = request.headers.get("content-length", "")
@@ -65,7 +77,18 @@ async def received(request: Request) -> bytes:
         more = message.get("more_body", False)
         if len(body) > BODY_MOST:
             raise too_large()
+    if len(body) > SMALL and values_of(body) > VALUES_MOST:
+        raise HttpRefused(400, f"the JSON has more than {VALUES_MOST} values", "invalid_json")
     return bytes(body)
+
+
+def values_of(body: bytearray) -> int:
+    """The most values that the JSON can have, not exactly above VALUES_MOST. It makes none of them."""
+    rest = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if (quotes := rest.count(b'"')) > 4 * (VALUES_MOST + 1):  # each value has two, and two more for its key
+        return quotes // 4
+    outside = b"".join(rest.split(b'"')[::2])
+    return outside.count(b",") + outside.count(b"[") + outside.count(b"{")
 
 
 def too_large() -> HttpRefused:

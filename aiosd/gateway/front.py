@@ -85,6 +85,7 @@ class Front:
 
     async def client(self, request: Request) -> Client:
         """Who asks: the user of his key, or on the Unix socket the user himself. Raises HttpRefused."""
+        self._check_page(request)
         connection, uid, word = request.state.socket, request.state.peer, bearer(request)
         if uid is not None and not word.startswith(keys.PREFIX):
             session = partial(self._sessions.of, uid, "", "", connection.fileno())
@@ -96,6 +97,14 @@ class Front:
         allowance = Allowance(partial(self._allowances.check, key), partial(self._allowances.count, key))
         session = partial(self._sessions.of, key.uid, key.agent, word, None)
         return Client(key.uid, key.agent, session, allowance, self._aliases)
+
+    def _check_page(self, request: Request) -> None:
+        """A page of the Web may send simple requests anywhere, and a proxy may add a key to them."""
+        origin = request.headers.get("origin", "")
+        own = origin.partition("://")[2] == request.headers.get("host", "")
+        if origin and not own and not {"*", origin} & {*self._origins}:
+            reason = "pages from this Origin may not use the gateway; --cors-origin of aios-gateway lets them"
+            raise HttpRefused(403, reason, "unknown_origin")
 
     async def _metrics(self, _: Request) -> Response:
         return PlainTextResponse(self.metrics.text(len(self._sessions)))
@@ -133,9 +142,7 @@ class EndpointApp:
 
         try:
             client = await self._front.client(request)
-            body = await self._front.bodies.whole(request, client.uid)
-            call = HttpCall(client, body, request.headers, request.query_params, request.path_params)
-            response = await unless_gone(self._endpoint.handle(call), receive)
+            response = await self._response(request, client)
             await response(scope, receive, noted)
         except HttpRefused as refused:
             if status != NO_STATUS:
@@ -164,6 +171,11 @@ class EndpointApp:
                 client.uid if client else "-", (time.monotonic() - began_s) * 1000,
                 extra={"AIOS_UID": client.uid if client else ""},
             )  # fmt: skip
+
+    async def _response(self, request: Request, client: Client) -> Response:
+        async with self._front.bodies.whole(request, client.uid) as body:
+            call = HttpCall(client, body, request.headers, request.query_params, request.path_params)
+            return await unless_gone(self._endpoint.handle(call), request.receive)
 
 
 async def unless_gone(work: Awaitable[Response], receive: Receive) -> Response:

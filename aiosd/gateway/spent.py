@@ -36,6 +36,6 @@ def usage_in(tail: bytes) -> int | None:
         return None
     try:
         usage, _ = json.JSONDecoder().raw_decode(tail[at + len(MARK) :].decode("utf-8", "replace").lstrip())
-        return int(usage.get("total_tokens", usage.get("prompt_tokens", 0)))
-    except (ValueError, AttributeError, TypeError):
+        return max(0, int(usage.get("total_tokens", usage.get("prompt_tokens", 0))))
+    except (ValueError, OverflowError, RecursionError, AttributeError, TypeError):  # a tool printed it
         return None
