@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from aiosd.gateway import wire
+from aiosd.gateway.protocol import TCP_MOST
 from tests.gateway import FRONT, Gateway
 from tests.running import Daemon, wait_until
 from tests.t5_gateway import GAMES, NEWS, Curl, chat
@@ -28,6 +30,7 @@ from tests.t5_users import as_user
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 Json = dict[str, Any]
 PAGE = "https://chat.example"
+LAST = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +276,18 @@ def test_many_huge_requests_of_one_user_cost_the_gateway_little(gateway: Gateway
         statuses = [one.result() for one in [threads.submit(send) for _ in range(24)]]
     assert set(statuses) == {400}
     assert memory(gateway) - before < 200  # 12 bodies of 4 MiB, which are copied
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * TCP_MOST, reason="few descriptors")
+def test_connections_over_tcp_leave_room_for_the_unix_socket(gateway: Gateway) -> None:
+    with ExitStack() as held:
+        for _ in range(TCP_MOST + 100):
+            held.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
+        assert spoken(gateway, b"").startswith(b"HTTP/1.1 503 ")
+        curl = Curl(gateway, GAMES)
+        held.enter_context(closing(curl.http))
+        assert curl.ask(None, "/v1/models")[0] == 200
+    wait_until(lambda: spoken(gateway, LAST).startswith(b"HTTP/1.1 200 "), "room")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ from aiosd.gateway.openai_errors import shape
 from aiosd.gateway.refused import HttpRefused
 
 HEADER_S = 10.0  # that a client has to say what it wants
-CONNECTIONS_MOST = 8192  # and the user of a Unix socket may have an eighth
+CONNECTIONS_MOST = 8192
+UNIX_MOST = CONNECTIONS_MOST // 8  # of one user of the Unix socket
+TCP_MOST = CONNECTIONS_MOST * 3 // 4  # of all who come there, so that they do not keep out the others
 FULL = HttpRefused(503, "there are too many connections; try again", "too_many_connections")
 UCRED = struct.Struct("iII")  # pid, uid, gid
 
@@ -42,7 +44,7 @@ def peer_of(connection: socket.socket) -> int | None:
 
 
 class Protocol(H11Protocol):
-    peers: ClassVar[Counter[int]] = Counter()  # connections to the Unix socket, by uid
+    peers: ClassVar[Counter[int | None]] = Counter()  # connections by uid; None: to loopback TCP
     peer: int | None = None
     _late: asyncio.TimerHandle | None = None
 
@@ -53,8 +55,7 @@ class Protocol(H11Protocol):
         if self.peer is None:  # asyncio does it only for sockets that name their protocol
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.app_state = {**self.app_state, "socket": connection, "peer": self.peer}
-        if self.peer is not None:
-            self.peers[self.peer] += 1
+        self.peers[self.peer] += 1
         if self._full():
             transport.write(message(FULL))
             transport.close()
@@ -66,10 +67,9 @@ class Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._in_time()
-        if self.peer is not None:
-            self.peers[self.peer] -= 1
-            if not self.peers[self.peer]:
-                del self.peers[self.peer]
+        self.peers[self.peer] -= 1
+        if not self.peers[self.peer]:
+            del self.peers[self.peer]
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -78,8 +78,8 @@ class Protocol(H11Protocol):
         self.transport.close()
 
     def _full(self) -> bool:
-        mine = 0 if self.peer is None else self.peers[self.peer]
-        return len(self.connections) > CONNECTIONS_MOST or mine > CONNECTIONS_MOST // 8
+        most = TCP_MOST if self.peer is None else UNIX_MOST
+        return len(self.connections) > CONNECTIONS_MOST or self.peers[self.peer] > most
 
     def _watch(self) -> None:
         """The header of a request comes within a time, however slowly its bytes do."""
