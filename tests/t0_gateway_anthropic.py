@@ -364,6 +364,6 @@ def test_an_alias_names_a_model_to_ask_and_none_to_change() -> None:
     async def no_session() -> SessionLink:
         raise AssertionError
 
-    client = Client(1000, "", no_session, [alias("claude-*=tiny")])
+    client = Client(1000, "", no_session, aliases=[alias("claude-*=tiny")])
     assert chat_file(client, "claude-x") == "models/tiny/llm"
     assert model_file(client, "claude-x", "ctl") == "models/claude-x/ctl"
