@@ -90,7 +90,8 @@ def test_nothing_that_the_description_allows_is_the_gateways_own_fault(
     (tmp_path / "openapi.json").write_text(described.replace(model, '"model":{"enum":["tiny"]}'))
     command: list[str | Path] = [
         CLIENTS / "bin/schemathesis", "run", tmp_path / "openapi.json", "--url", served,
-        "--max-examples", "5", "--header", f"Authorization: Bearer {key}", "--checks", "not_a_server_error", "--seed", "5",
+        "--max-examples", "5", "--header", f"Authorization: Bearer {key}", "--checks", "not_a_server_error",
+        "--seed", "5",
         "--phases", "examples,coverage,fuzzing", "--request-timeout", "30",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=230)
