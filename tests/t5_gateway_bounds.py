@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -132,9 +135,18 @@ def test_a_session_keeps_a_key_to_its_agent_whatever_the_front_says(gateway: Gat
                 ("ask", "models/tiny/llm", "EACCES"), ("read", "models/tiny/llm", "EACCES"),
                 ("mkdir", "agents/new", "EACCES"), ("list", "contexts", "EACCES"),
                 ("rmdir", "agents/other", "EACCES"), ("ask", "agents/bertold/syscall/llm", "EACCES"),
+                ("rmdir", "agents/bert", "EACCES"), ("write", "agents/bert/context", "EACCES"),
+                ("ask", "agents/bert/syscall/llm", "EINVAL"), ("read", "agents/\ud800", "EINVAL"),
+                ('{"name":"calc","arguments":{}}', "agents/bert/syscall/tool", "EACCES"),
+                ('{"name":"calc","arguments":{}}', "agents/bert/syscall/tool/.", "EACCES"),
+                ('{"prompt":"a","context":"diary"}', "agents/bert/syscall/llm", "EACCES"),
+                ('{"prompt":"a","model":"tiny"}', "agents/bert/syscall/llm", "EACCES"),
+                ('{"prompt":"a","context":""}', "agents/bert/syscall/llm", None),
             ]  # fmt: skip
             for n, (operation, path, _) in enumerate(calls):
-                session.sendall(wire.packed({"n": n, "op": operation, "path": path}))
+                body = operation.encode() if "{" in operation else b""
+                head = {"n": n, "op": "ask" if body else operation, "path": path}
+                session.sendall(wire.packed(head, body))
             while len(got) < 1 + len(calls):
                 got += [head for head, _ in messages.add(session.recv(1 << 20))]
         assert got[0] == {"uid": NEWS, "file": False}
@@ -143,6 +155,55 @@ def test_a_session_keeps_a_key_to_its_agent_whatever_the_front_says(gateway: Gat
         assert [names[errors[n]] for n in range(len(calls))] == [wanted for _, _, wanted in calls]
     finally:
         assert as_user(aios, NEWS, "rmdir agents/bert agents/other").returncode == 0
+
+
+def test_no_json_leads_a_key_out_of_its_agent(gateway: Gateway, aios: Daemon) -> None:
+    assert as_user(aios, NEWS, "mkdir agents/bert contexts/diary").returncode == 0
+    try:
+        tcp = Tcp(gateway, key_of(aios, NEWS, agent="bert")["key"])
+        status, answer = tcp.ask("/v1/chat/completions", chat("hi", model="agent:bert", context="diary"))
+        assert (status, answer["error"]["message"]) == (
+            403, "this key may use only the context of its agent: leave context out",
+        )  # fmt: skip
+        assert as_user(aios, NEWS, "cat contexts/diary/messages.jsonl").stdout == ""
+        assert tcp.ask("/v1/chat/completions", chat("hi", model="agent:bert", context=""))[0] == 200
+    finally:
+        assert as_user(aios, NEWS, "rmdir agents/bert contexts/diary").returncode == 0
+
+
+ELSEWHERE = """
+import ctypes, os, socket, sys
+address, asked = sys.argv[1:]
+session, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+session.connect(asked)
+libc = ctypes.CDLL(None)
+assert libc.unshare(0x20000) == 0  # CLONE_NEWNS
+assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+assert libc.mount(b"tmpfs", os.path.dirname(address).encode(), b"tmpfs", 0, None) == 0
+client.bind(address)
+client.connect("\\0aios-" + address)
+socket.send_fds(session, [b"\\0\\0\\0\\3{}\\n"], [client.fileno()])
+sys.stdout.buffer.write(session.recv(1000))
+"""
+
+
+def test_who_binds_the_gateways_address_elsewhere_is_not_the_user_to_whom_he_connects(
+    gateway: Gateway,
+) -> None:
+    """Another user listens somewhere. In a mount namespace of his own anybody can have the gateway's address."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0aios-" + str(gateway.address))
+        child = os.fork()
+        if child == 0:
+            os.setresuid(NEWS, NEWS, NEWS)  # who listens is the peer
+            listener.listen()
+            os._exit(0)
+        os.waitpid(child, 0)
+        command = [sys.executable, "-c", ELSEWHERE, str(gateway.address)]
+        said = subprocess.run(
+            [*command, str(gateway.address.with_name("session.sock"))], capture_output=True, check=True
+        ).stdout
+    assert b"no connection to the gateway" in said
 
 
 def test_a_session_does_not_begin_for_a_user_who_has_gone(gateway: Gateway) -> None:

@@ -54,15 +54,15 @@ class Unknown(Exception):
 def user_of(connection: int, address: str) -> int:
     """The uid at the other end of an accepted connection to the gateway's own socket.
 
-    Who connects to a listener gets a socket whose peer is the listener. So only a socket with the gateway's
-    own address counts, which nobody but systemd can bind.
+    Who connects to a listener gets a socket whose peer is the listener, and in a mount namespace of his own
+    he can bind it to the gateway's address before. But a listener has a name, and a client of HTTP has none.
     """
     with socket.socket(fileno=connection) as sock:
         look = select.poll()
         look.register(sock, select.POLLHUP)
         if look.poll(0):
             raise Unknown("who made this connection has gone")
-        if sock.family != socket.AF_UNIX or sock.getsockname() != address:
+        if sock.family != socket.AF_UNIX or sock.getsockname() != address or sock.getpeername():
             raise Unknown("this is no connection to the gateway's socket")
         _, uid, _ = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
     return int(uid)
@@ -83,6 +83,10 @@ def become(uid: int) -> None:
         raise OSError(ctypes.get_errno(), "no_new_privs")
     os.umask(0o077)
     os.chdir("/")
+
+
+class Forbidden(PermissionError):
+    """The key may not do this, though its user may."""
 
 
 class UserSession:
@@ -142,8 +146,10 @@ class UserSession:
         files, path = Files(self._root, verbose=False), self._root
         try:
             path = inside(self._root, str(head.get("path", "")))
-            self._permit(str(head.get("op")), str(head["path"]))
+            self._permit(str(head.get("op")), str(head["path"]), body)
             facts, data, file = self._operations[str(head.get("op"))](path, body)
+        except Forbidden as error:
+            self._answer({"n": head.get("n"), "errno": error.errno, "reason": error.strerror})
         except OSError as error:
             error.filename = error.filename or str(path)
             if error.errno in (errno.ENOENT, errno.EROFS) and not keys.runs(self._root):
@@ -156,15 +162,36 @@ class UserSession:
         finally:
             self._room.release()
 
-    def _permit(self, operation: str, path: str) -> None:
+    def _permit(self, operation: str, path: str, body: bytes) -> None:
         """The front is not believed that it keeps to a key's agent, or ends in time. Raises OSError."""
         if time.monotonic() > self._until_s:
             raise OSError(errno.ESHUTDOWN, "this session is over")
-        if not self._agent or path == (own := f"agents/{self._agent}") or path.startswith(own + "/"):
+        if not self._agent:
             return
+        own, looks = f"agents/{self._agent}", operation in ("read", "list", "stat")
+        if looks and (path == own or path.startswith(own + "/")):
+            return
+        if operation in ("ask", "write") and path.startswith(f"{own}/syscall/"):
+            return self._keep_to_agent(path, body)
         if f"{operation} {path}" in FOR_ALL or (operation == "read" and FACTS.fullmatch(path)):
             return
-        raise OSError(errno.EACCES, f"this key may use only agent {self._agent}")
+        raise Forbidden(errno.EACCES, f"this key may use only agent {self._agent}")
+
+    def _keep_to_agent(self, path: str, body: bytes) -> None:
+        """A request to the agent may name other things that its user may use. Raises OSError."""
+        try:
+            asked = json.loads(body.decode())
+        except (ValueError, RecursionError):
+            asked = None
+        if not isinstance(asked, dict):
+            raise OSError(errno.EINVAL, "a request with this key is a JSON object")
+        for key in ("context", "model"):
+            if asked.get(key):
+                raise Forbidden(errno.EACCES, f"this key may use only the {key} of its agent: leave {key} out")
+        if Path(path).name == "tool":
+            tools = self._root / f"agents/{self._agent}/tools"
+            if asked.get("name") not in read(tools, b"")[1].decode().split():
+                raise Forbidden(errno.EACCES, f"this key may use only the tools in agents/{self._agent}/tools")
 
     def _answer(self, head: Head, body: bytes = b"", file: int | None = None) -> None:
         with (
@@ -182,7 +209,7 @@ class UserSession:
 
 def inside(root: Path, path: str) -> Path:
     """A path of the tree. The user's own rights decide the rest."""
-    if not path or len(path.encode()) > PATH_MOST or path.startswith("/") or "\0" in path:
+    if not path or len(path.encode("utf-8", "replace")) > PATH_MOST or not path.isprintable() or path.startswith("/"):
         raise OSError(errno.EINVAL, "this is no path of the tree")
     if ".." in path.split("/"):
         raise OSError(errno.EINVAL, "a path may not have ..")
@@ -278,7 +305,7 @@ def main() -> None:
         "--address", default="/run/aios-gateway/gateway.sock", help="the gateway's own socket"
     )
     given = parser.parse_args()
-    with socket.socket(fileno=0) as sock, suppress(ConnectionResetError):
+    with socket.socket(fileno=0) as sock, suppress(ConnectionResetError, wire.Malformed):
         UserSession(sock, given.root, given.address).run()
 
 

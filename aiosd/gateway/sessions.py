@@ -110,14 +110,14 @@ class SessionLink:
             more = self._receive()
         except BlockingIOError:
             return
-        except (OSError, wire.Malformed, IndexError, TypeError) as error:
+        except (OSError, wire.Malformed, IndexError, TypeError, ValueError) as error:
             log.warning("a session broke off: %s", error)
             more = False
         if not more:
             self.close()
 
     def _receive(self) -> bool:
-        """Whether there is more to come. Raises OSError, Malformed, IndexError, TypeError."""
+        """Whether there is more to come. Raises OSError, Malformed, IndexError, TypeError, ValueError."""
         most = wire.RECEIVED, wire.FILES_MOST
         data, files, _, _ = socket.recv_fds(self._sock, *most, socket.MSG_CMSG_CLOEXEC)
         self._files.extend(files)

@@ -50,7 +50,7 @@ class Messages:
             line, _, body = message.partition(b"\n")
             try:
                 head = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise Malformed(str(error)) from None
             if not isinstance(head, dict):
                 raise Malformed("a message without an object")
