@@ -25,8 +25,6 @@ Json = dict[str, Any]
 async def chat_completions(call: HttpCall) -> Response:
     body = call.json()
     path = chat_file(call.client, body.get("model"))
-    if call.client.agent and body.get("context"):
-        raise HttpRefused(403, "this key may use only its agent's own context: leave it out", param="context")
     asked = {key: value for key, value in body.items() if key not in ("model", "n", "stream_options")}
     asked |= {} if path.startswith("agents/") else defaults(asked)  # an agent has its own
     several, include_usage = how_many(body), wants_usage(body)

@@ -167,14 +167,14 @@ class UserSession:
         if time.monotonic() > self._until_s:
             raise OSError(errno.ESHUTDOWN, "this session is over")
         if not self._agent:
-            return
+            return None
         own, looks = f"agents/{self._agent}", operation in ("read", "list", "stat")
         if looks and (path == own or path.startswith(own + "/")):
-            return
+            return None
         if operation in ("ask", "write") and path.startswith(f"{own}/syscall/"):
             return self._keep_to_agent(path, body)
         if f"{operation} {path}" in FOR_ALL or (operation == "read" and FACTS.fullmatch(path)):
-            return
+            return None
         raise Forbidden(errno.EACCES, f"this key may use only agent {self._agent}")
 
     def _keep_to_agent(self, path: str, body: bytes) -> None:
@@ -187,11 +187,15 @@ class UserSession:
             raise OSError(errno.EINVAL, "a request with this key is a JSON object")
         for key in ("context", "model"):
             if asked.get(key):
-                raise Forbidden(errno.EACCES, f"this key may use only the {key} of its agent: leave {key} out")
+                raise Forbidden(
+                    errno.EACCES, f"this key may use only the {key} of its agent: leave {key} out"
+                )
         if Path(path).name == "tool":
             tools = self._root / f"agents/{self._agent}/tools"
             if asked.get("name") not in read(tools, b"")[1].decode().split():
-                raise Forbidden(errno.EACCES, f"this key may use only the tools in agents/{self._agent}/tools")
+                raise Forbidden(
+                    errno.EACCES, f"this key may use only the tools in agents/{self._agent}/tools"
+                )
 
     def _answer(self, head: Head, body: bytes = b"", file: int | None = None) -> None:
         with (
@@ -209,7 +213,12 @@ class UserSession:
 
 def inside(root: Path, path: str) -> Path:
     """A path of the tree. The user's own rights decide the rest."""
-    if not path or len(path.encode("utf-8", "replace")) > PATH_MOST or not path.isprintable() or path.startswith("/"):
+    if (
+        not path
+        or len(path.encode("utf-8", "replace")) > PATH_MOST
+        or not path.isprintable()
+        or path.startswith("/")
+    ):
         raise OSError(errno.EINVAL, "this is no path of the tree")
     if ".." in path.split("/"):
         raise OSError(errno.EINVAL, "a path may not have ..")
