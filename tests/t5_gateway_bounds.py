@@ -190,7 +190,7 @@ sys.stdout.buffer.write(session.recv(1000))
 def test_who_binds_the_gateways_address_elsewhere_is_not_the_user_to_whom_he_connects(
     gateway: Gateway,
 ) -> None:
-    """Another user listens somewhere. In a mount namespace of his own anybody can have the gateway's address."""
+    """Another user listens somewhere. In his own mount namespace anybody can have the gateway's address."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("\0aios-" + str(gateway.address))
         child = os.fork()
