@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,3 +77,23 @@ def test_a_javascript_client_works_unmodified(
     module.write_bytes((HERE / script).read_bytes())
     (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
     judge(run(gateway, key, tmp_path, "node", module))
+
+
+def test_nothing_that_the_description_allows_is_the_gateways_own_fault(
+    gateway: Gateway, key: str, tmp_path: Path
+) -> None:
+    served = f"http://127.0.0.1:{gateway.port}"
+    with urllib.request.urlopen(f"{served}/openapi.json") as answer:
+        described = answer.read().decode()
+    model = '"model":{"type":"string"}'
+    assert described.count(model) > 10
+    (tmp_path / "openapi.json").write_text(described.replace(model, '"model":{"enum":["tiny"]}'))
+    command: list[str | Path] = [
+        CLIENTS / "bin/schemathesis", "run", tmp_path / "openapi.json", "--url", served,
+        "--max-examples", "5", "--header", f"Authorization: Bearer {key}", "--checks", "not_a_server_error",
+        "--seed", "5",
+        "--phases", "examples,coverage,fuzzing", "--request-timeout", "30",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=230)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert int(re.findall(r"(\d+) passed", done.stdout.replace(",", ""))[-1]) > 100, done.stdout

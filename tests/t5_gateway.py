@@ -19,7 +19,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway import FRONT, Gateway
+from tests.manual import blocks
 from tests.running import Daemon, wait_until
+from tests.t5_manual import examples, fits
 from tests.t5_users import as_user
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
@@ -295,3 +297,11 @@ def test_a_taken_over_front_cannot_be_somebody_who_did_not_come(gateway: Gateway
             socket.send_fds(session, [b"\0\0\0\3{}\n"], [client.fileno()])
             assert b"no connection to the gateway" in session.recv(1000)
             assert session.recv(1) == b""
+
+
+def test_the_examples_of_its_page_do_what_it_says(gateway: Gateway, aios: Daemon) -> None:
+    wanted = [example for block in blocks("aios-gateway.8", "sh") for example in examples(block)]
+    assert len(wanted) > 1
+    for example in wanted:
+        command = example.command.replace("/run/aios-gateway/gateway.sock", str(gateway.address))
+        assert fits(example.expected, as_user(aios, NEWS, command).stdout), example.place

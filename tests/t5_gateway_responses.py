@@ -11,7 +11,7 @@ import pytest
 
 from tests.gateway import Gateway
 from tests.running import Daemon, wait_until
-from tests.t5_gateway import GAMES, NEWS, Curl
+from tests.t5_gateway import GAMES, NEWS, Curl, chat
 from tests.t5_gateway_keys import key_of
 from tests.t5_users import as_user
 
@@ -205,22 +205,21 @@ def test_conversations_are_made_and_shown_and_removed(games: Curl, news: Curl, a
     assert id not in contexts(aios)
 
 
-def test_a_key_for_an_agent_reaches_no_other_responses(games: Curl, aios: Daemon) -> None:
-    assert as_user(aios, GAMES, "mkdir agents/tiny").returncode == 0
+def test_a_key_for_an_agent_reaches_no_conversation(games: Curl, aios: Daemon) -> None:
+    assert as_user(aios, GAMES, "mkdir agents/ada").returncode == 0
     try:
-        key = key_of(aios, GAMES, name="k", agent="tiny")["key"]
-        other, own = respond(games, "Repeat: fig"), respond(games, "Repeat: plum", model="agent:tiny")
-        for body in (
-            asked("hi", model="agent:tiny", previous_response_id=other["id"]),
-            asked("hi", model="agent:tiny", conversation=other["id"]),
-            asked("hi", model="tiny", previous_response_id=own["id"]),
-        ):
-            assert games.ask(body, PATH, key)[0] in (400, 403)
-        assert games.ask(None, f"{PATH}/{other['id']}", key)[0] == 404
-        assert games.ask(None, f"/v1/conversations/{other['id']}/items", key)[0] == 403
-        assert games.ask(None, f"{PATH}/{own['id']}", key)[0] == 200
+        key = key_of(aios, GAMES, name="k", agent="ada")["key"]
+        id = respond(games, "My name is Zorvik.", model="agent:ada")["id"]
+        question = asked("What is my name?", model="agent:ada")
+        assert games.ask(question, PATH, key)[1]["store"] is False
+        for more in ({"previous_response_id": id}, {"conversation": id}, {"store": True}):
+            assert games.ask(question | more, PATH, key)[0] in (400, 403)
+        assert games.ask(None, f"{PATH}/{id}", key)[0] == 404
+        assert games.ask(None, f"/v1/conversations/{id}/items", key)[0] == 403
+        assert games.ask(chat("What is my name?", model="agent:ada", context=id), key=key)[0] == 403
+        assert games.ask(chat("What is my name?", model="agent:ada", context=id))[0] == 200
     finally:
-        (aios.root / "agents/tiny").rmdir()
+        (aios.root / "agents/ada").rmdir()
 
 
 def test_who_may_make_no_contexts_still_gets_answers(games: Curl, aios: Daemon) -> None:

@@ -90,7 +90,10 @@ def restored(aios: Daemon) -> Iterator[None]:
         aios.write(name, value)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "aios-operations.7"])  # a test of its own
+APART = ("aios-operations.7", "aios-gateway.8")  # have tests of their own
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in APART])
 @pytest.mark.usefixtures("restored")
 def test_the_examples_of_a_page_do_what_it_says(page: str, shell: list[str], tmp_path: Path) -> None:
     wanted = [example for block in blocks(page, "sh") for example in examples(block)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -110,6 +111,9 @@ def test_who_may_not_add_models_may_not_pull(daemon: Daemon) -> None:
     become = f"os.setgroups([]); os.setgid({ALICE}); os.setuid({ALICE})"
     run = f"import os; from aiosd.cli import aiosctl; {become}; aiosctl.main()"
     for words in (["pull", "hf:org/m"], ["cp", "random", "m"], ["model", "add", "/srv/m"]):
-        command = [sys.executable, "-c", run, "--mount", str(daemon.root), *words]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", run, "--mount", ".", *words],
+            cwd=daemon.root, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
         assert "you may not make models here; root and the group" in done.stderr, words

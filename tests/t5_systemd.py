@@ -787,13 +787,14 @@ def test_the_journal_tells_the_story(machine: Machine) -> None:
 
 
 def test_a_stop_leaves_no_mount_and_no_process(machine: Machine) -> None:
-    machine.run("root", "systemctl stop aiosd", timeout_s=120)
+    machine.run("root", "systemctl stop aiosd aios-gateway.socket aios-gateway.service", timeout_s=120)
     assert machine.out("root", "systemctl is-active aiosd || true") == "inactive"
     leaves_nothing_running(machine, mounted="aiosd /aios tmpfs")
     assert "Read-only file system" in machine.run("root", "touch /aios/file", check=False).stderr
     assert machine.out("root", "ls -A /aios") == ""
-    machine.run("root", "systemctl start aiosd")
+    machine.run("root", "systemctl start aiosd aios-gateway.socket")
     assert machine.out("alice", ASK.format("ada")) == "mango"
+    assert Http(machine, "alice").says("fig"), "a purge finds it running"
 
 
 def test_a_purge_keeps_the_data_of_users_and_nothing_else(machine: Machine) -> None:

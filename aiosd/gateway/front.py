@@ -16,15 +16,17 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
+import aiosd
 from aiosd.gateway import aios, anthropic, keys, ollama, openai
 from aiosd.gateway.aliases import Alias
 from aiosd.gateway.allowance import Allowances
 from aiosd.gateway.bodies import Bodies, ClientGone
 from aiosd.gateway.client import UNLIMITED, Allowance, Client
+from aiosd.gateway.description import description
 from aiosd.gateway.dialect import Dialect, Endpoint, HttpCall
 from aiosd.gateway.keys import KeyRing
 from aiosd.gateway.metrics import Metrics
@@ -64,6 +66,7 @@ class Front:
             for endpoint in dialect.endpoints
         ]
         routes += [Route("/health", health), Route("/metrics", self._metrics), Route("/", ollama.running)]
+        routes.append(Route("/openapi.json", describe))
         cors = Middleware(
             CORSMiddleware, allow_origins=self._origins, allow_methods=["*"], allow_headers=["*"],
         )  # fmt: skip
@@ -210,6 +213,10 @@ def bearer(request: Request) -> str:
         with contextlib.suppress(ValueError):
             return base64.b64decode(word).decode().partition(":")[2]
     return word.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "").strip()
+
+
+async def describe(_: Request) -> Response:
+    return JSONResponse(description(DIALECTS, aiosd.__version__))
 
 
 async def health(_: Request) -> Response:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from aiosd.gateway.client import nothing, together
+from aiosd.gateway.client import first_of, together
 from aiosd.gateway.dialect import HttpCall, failed, model_file
-from aiosd.gateway.openai_chat import defaults, event_of, how_many, wants_usage, written
+from aiosd.gateway.openai_chat import defaults, event_of, how_many, usable, wants_usage, written
 from aiosd.gateway.openai_errors import shape
 from aiosd.gateway.refused import HttpRefused
 
@@ -39,9 +39,9 @@ async def completions(call: HttpCall) -> Response:
     if not asked.get("stream"):
         return JSONResponse(whole([await reply.document() for reply in replies], texts, n))
     streams = [reply.lines() for reply in replies]
-    first = await anext(streams[0], b"") or nothing()
-    if "error" in (chunk := json.loads(first)):
-        raise failed(chunk)
+    first = await first_of(streams[0])
+    if first.done():
+        usable(first.result())
     sent = events(first, streams, texts, n, include_usage)
     return StreamingResponse(sent, media_type="text/event-stream")
 
@@ -128,11 +128,17 @@ def whole(documents: list[Json], texts: list[Choice], n: int) -> Json:
 
 
 async def events(
-    first: bytes, streams: list[AsyncIterator[bytes]], texts: list[Choice], n: int, include_usage: bool
+    coming: Awaitable[bytes],
+    streams: list[AsyncIterator[bytes]],
+    texts: list[Choice],
+    n: int,
+    include_usage: bool,
 ) -> AsyncIterator[bytes]:
-    begun, usages = json.loads(first), dict[int, Json]()
-    frame = {key: begun[key] for key in ("id", "created", "model")} | {"object": "text_completion"}
+    usages = dict[int, Json]()
     try:
+        first = usable(await coming)
+        begun = json.loads(first)
+        frame = {key: begun[key] for key in ("id", "created", "model")} | {"object": "text_completion"}
         async for i, line in together(first, streams):
             chunk = json.loads(line)
             if "error" in chunk:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from aiosd.gateway import openai_stored
-from aiosd.gateway.client import Client, Reply, nothing
+from aiosd.gateway.client import Client, Reply, first_of, nothing
 from aiosd.gateway.dialect import Endpoint, HttpCall, chat_file, failed
-from aiosd.gateway.openai_chat import defaults
+from aiosd.gateway.openai_chat import defaults, usable
 from aiosd.gateway.openai_conversations import context_name, page, said_in
 from aiosd.gateway.openai_input import chat_of, items_of, typed
 from aiosd.gateway.openai_output import GrowingResponse, begun
@@ -35,9 +35,9 @@ async def create(call: HttpCall) -> Response:
         await answered(turn, reply, growing)
         return JSONResponse(growing.response)
     lines = reply.lines()
-    first = json.loads(await anext(lines, b"") or nothing())
-    if "error" in first:
-        raise failed(first)
+    first = await first_of(lines)
+    if first.done():
+        usable(first.result())
     return StreamingResponse(events(turn, growing, first, lines), media_type="text/event-stream")
 
 
@@ -109,23 +109,21 @@ async def answered(turn: Turn, reply: Reply, growing: GrowingResponse) -> None:
 
 
 async def events(
-    turn: Turn, growing: GrowingResponse, first: Json, lines: AsyncIterator[bytes]
+    turn: Turn, growing: GrowingResponse, coming: Awaitable[bytes], lines: AsyncIterator[bytes]
 ) -> AsyncIterator[bytes]:
     try:
         for event in growing.begin():
             yield event
-        chunk, finish, usage = first, "", None
-        while True:
+        line, finish = await coming, ""
+        usage: Json = {}
+        while line:
+            chunk = json.loads(usable(line))
             for choice in chunk["choices"]:
                 for event in growing.push(choice):
                     yield event
                 finish = choice.get("finish_reason") or finish
             usage = chunk.get("usage") or usage
-            if not (line := await anext(lines, b"")):
-                break
-            chunk = json.loads(line)
-            if "error" in chunk:
-                raise failed(chunk)
+            line = await anext(lines, b"")
         for event in growing.end(finish, usage or nothing()):
             yield event
         await turn.keep(growing.response)

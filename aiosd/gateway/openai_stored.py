@@ -16,7 +16,6 @@ from contextlib import suppress
 from typing import Any
 
 from aiosd.gateway.client import Client
-from aiosd.gateway.dialect import AGENT
 from aiosd.gateway.refused import HttpRefused
 
 Json = dict[str, Any]
@@ -43,7 +42,7 @@ async def find(client: Client, id: object, status: int = 404) -> Json:
                 if refused.status not in (403, 404):
                     raise
                 found = None
-            if isinstance(found, dict) and (not client.agent or found.get("model") == AGENT + client.agent):
+            if isinstance(found, dict):
                 return found
     shown = str(id)[:60]
     code, param = ("previous_response_not_found", "previous_response_id") if status == 400 else (None, None)

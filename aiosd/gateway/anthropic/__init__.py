@@ -9,13 +9,14 @@ from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
-from aiosd.gateway.anthropic.answer import MessageShape, beats, events, whole
+from aiosd.gateway.anthropic.answer import MessageShape, events, whole
 from aiosd.gateway.anthropic.errors import header, refusal, request_id
 from aiosd.gateway.anthropic.messages import wrong
 from aiosd.gateway.anthropic.request import prompt, request, thinks, written
-from aiosd.gateway.client import nothing
+from aiosd.gateway.client import first_of
 from aiosd.gateway.dialect import AGENT, Dialect, Endpoint, HttpCall, chat_file, failed, model_file, unknown
 from aiosd.gateway.openai import cards
+from aiosd.gateway.openai_chat import usable
 
 VERSION = "anthropic-version"  # the header by which a client of Anthropic's is known
 PAGE, PAGE_MOST = 20, 1000  # models
@@ -34,19 +35,11 @@ async def messages(call: HttpCall) -> Response:
         if "error" in document:
             raise failed(document)
         return documented(whole(document, asked), document["id"])
-    lines = beats(reply.lines())
-    first = await anext(lines, None)
-    if first is None:
-        nothing()
-    known = json.loads(first) if first else {"id": secrets.token_hex(12)}
-    if "error" in known:
-        await lines.aclose()
-        raise failed(known)
-    return StreamingResponse(
-        events(first, lines, known["id"], asked),
-        media_type="text/event-stream",
-        headers=header(request_id(known["id"])),
-    )
+    lines = reply.lines()
+    first = await first_of(lines)
+    id = json.loads(usable(first.result()))["id"] if first.done() else secrets.token_hex(12)
+    told = header(request_id(id))
+    return StreamingResponse(events(first, lines, id, asked), 200, told, "text/event-stream")
 
 
 async def count_tokens(call: HttpCall) -> Response:

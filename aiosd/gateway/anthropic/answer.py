@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from aiosd.gateway.anthropic.errors import shape
 from aiosd.gateway.client import nothing, together
 from aiosd.gateway.dialect import failed
+from aiosd.gateway.openai_chat import usable
 from aiosd.gateway.refused import HttpRefused
 
-PING_S = 10.0
 SIGNATURE = "aios"  # clients want one, and nobody checks it
 REASONS = {"tool_calls": "tool_use", "length": "max_tokens"}
 START: dict[str, Any] = {
@@ -124,53 +122,31 @@ def event(kind: str, **more: object) -> bytes:
     return f"event: {kind}\ndata: {data}\n\n".encode("utf-8", "replace")
 
 
-async def beats(lines: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The lines, and an empty one whenever there was none for a while."""
-    coming = asyncio.ensure_future(anext(lines, b""))
-    try:
-        while True:
-            done, _ = await asyncio.wait((coming,), timeout=PING_S)
-            if not done:
-                yield b""
-            elif line := coming.result():
-                coming = asyncio.ensure_future(anext(lines, b""))
-                yield line
-            else:
-                return
-    finally:
-        coming.cancel()
-
-
 async def events(
-    first: bytes, lines: AsyncGenerator[bytes, None], id: str, asked: MessageShape
+    coming: Awaitable[bytes], lines: AsyncIterator[bytes], id: str, asked: MessageShape
 ) -> AsyncIterator[bytes]:
-    """The events of a message. An empty line means that there is nothing new yet."""
-    async with aclosing(lines):
-        try:
-            async for made in told(first, lines, id, asked):
-                yield made
-        except HttpRefused as refused:
-            yield event("error", error=shape(refused)["error"])
-
-
-async def told(
-    first: bytes, lines: AsyncGenerator[bytes, None], id: str, asked: MessageShape
-) -> AsyncIterator[bytes]:
-    """Raises HttpRefused."""
+    """The events of a message. `coming` is the first line."""
     yield event("message_start", message=asked.message(id)) + event("ping")
+    try:
+        async for made in told(usable(await coming), lines, asked):
+            yield made
+    except HttpRefused as refused:
+        yield event("error", error=shape(refused)["error"])
+
+
+async def told(first: bytes, lines: AsyncIterator[bytes], asked: MessageShape) -> AsyncIterator[bytes]:
+    """Raises HttpRefused."""
     content = Content()
     async for _, line in together(first, [lines]):
-        chunk = json.loads(line) if line else {"choices": []}
+        chunk = json.loads(line)
         if "error" in chunk:
             raise failed(chunk)
-        if not line:
-            yield event("ping")
-        for choice in chunk["choices"]:
-            if made := content.events(choice["delta"], asked.thinks):
-                yield made
-            if choice["finish_reason"]:
-                usage = chunk["usage"]
-                end = event("message_delta", delta=asked.end(choice, usage), usage=used(usage))
-                yield content.end() + end + event("message_stop")
-                return
+        choice = chunk["choices"][0]
+        if made := content.events(choice["delta"], asked.thinks):
+            yield made
+        if choice["finish_reason"]:
+            usage = chunk["usage"]
+            end = event("message_delta", delta=asked.end(choice, usage), usage=used(usage))
+            yield content.end() + end + event("message_stop")
+            return
     nothing()
