@@ -61,9 +61,13 @@ def judge(found: dict[str, str | int]) -> None:
 def test_a_python_client_works_unmodified(
     client: str, gateway: Gateway, aios: Daemon, key: str, tmp_path: Path
 ) -> None:
+    def newest(uid: int) -> str:
+        return as_user(aios, uid, "cat models/tiny/llm").stdout
+
+    before = newest(NEWS), newest(GAMES)
     judge(run(gateway, key, tmp_path, CLIENTS / "bin/python", HERE / "python.py", client))
-    assert as_user(aios, NEWS, "cat models/tiny/llm").stdout, "the user of the key asked"
-    assert not as_user(aios, GAMES, "cat models/tiny/llm").stdout
+    assert newest(NEWS) != before[0], "the user of the key asked"
+    assert newest(GAMES) == before[1], "nobody else did"
     assert "running 0" in as_user(aios, NEWS, "cat status").stdout, (
         "a request of a client that left still runs"
     )

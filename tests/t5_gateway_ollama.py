@@ -141,7 +141,7 @@ def test_vectors_are_those_of_the_files(games: Curl) -> None:
         ("POST", "/api/chat", b'{"model": "tiny", "tools": ' + b"[" * 900 + b"]" * 900 + b',"messages":[{}]}',
          400, "nested"),
         ("POST", "/api/chat", user("hi", model="none"), 404, "no model none"),
-        ("POST", "/api/chat", user("hi", model="\ud800"), 404, "not found"),
+        ("POST", "/api/chat", user("hi", model="\ud800"), 400, "surrogate"),
         ("POST", "/api/chat", user("hi", model="../agents/x"), 404, "not found"),
         ("POST", "/api/chat", user("hi", model=7), 400, "model is required"),
         ("POST", "/api/chat", user("hi", options={"temperature": "hot"}), 400, "temperature"),

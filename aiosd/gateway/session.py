@@ -167,10 +167,10 @@ class UserSession:
         if time.monotonic() > self._until_s:
             raise OSError(errno.ESHUTDOWN, "this session is over")
         if not self._agent:
-            return None
+            return
         own, looks = f"agents/{self._agent}", operation in ("read", "list", "stat")
         if looks and (path == own or path.startswith(own + "/")):
-            return None
+            return
         if operation in ("ask", "write") and path.startswith(f"{own}/syscall/"):
             self._keep_to_agent(path, body)
         elif f"{operation} {path}" not in FOR_ALL and not (operation == "read" and FACTS.fullmatch(path)):
