@@ -107,6 +107,14 @@ def at_once(make: Callable[[], Once]) -> float:
 
 def measure(root: Path, address: Path, echo: Path | None, model: str) -> dict[str, dict[str, list[float]]]:
     """What one user sees. `echo`: the socket of a server that answers at once."""
+    streamed: dict[str, Callable[[], Once]] = {
+        "files": lambda: lambda: by_file(root / f"models/{model}/llm", LONG),
+        "gateway": lambda: (lambda http: lambda: http.ask(LONG))(Http(address, model)),
+    }
+    rates: dict[str, list[float]] = {side: [] for side in streamed}
+    for _ in range(STREAM_ROUNDS):
+        for side, make in streamed.items():
+            rates[side].append(at_once(make))
     file, served = root / "models/tiny/llm", Http(address, "tiny")
     answered: dict[str, Once] = {
         "files": lambda: whole(lambda: by_file(file, ONE)),
@@ -116,14 +124,6 @@ def measure(root: Path, address: Path, echo: Path | None, model: str) -> dict[st
         bare = Http(echo, "tiny")
         answered["FastAPI, no model"] = lambda: whole(lambda: bare.ask({"prompt": "x"}, "/llm"))
     begun: dict[str, Once] = {"files": lambda: by_file(file, LONG), "gateway": lambda: served.ask(LONG)}
-    streamed: dict[str, Callable[[], Once]] = {
-        "files": lambda: lambda: by_file(root / f"models/{model}/llm", LONG),
-        "gateway": lambda: (lambda http: lambda: http.ask(LONG))(Http(address, model)),
-    }
-    rates: dict[str, list[float]] = {side: [] for side in streamed}
-    for _ in range(STREAM_ROUNDS):
-        for side, make in streamed.items():
-            rates[side].append(at_once(make))
     return {
         "one token, ms": in_turn(answered),
         "first token of a stream, ms": in_turn(begun),
@@ -155,7 +155,8 @@ def main() -> None:
         stack.callback(daemon.stop)
         model = "real" if real else "tiny"
         if real:
-            daemon.sh(f"mkdir models/real && echo load {real} > models/real/ctl")
+            daemon.sh("mkdir models/real && chmod 755 models/real && chmod 666 models/real/llm")
+            daemon.write("models/real/ctl", f"load {real}")
             wait_until(lambda: daemon.read("models/real/state") == "ready\n", "the model", 60)
         gateway = Gateway(folder / "gateway", daemon).start()
         stack.callback(gateway.stop)
