@@ -174,7 +174,7 @@ def main() -> None:
             results = ours.recv()
         user.join()
         memory = psutil.Process(gateway.pid).memory_info().rss / 1e6
-    report = {"model of the streams": str(real or TINY), "front, MB": memory, **results}
+    report = {"model of the streams": (real or TINY).name, "front, MB": memory, **results}
     RESULT.write_text(json.dumps(report, indent=1) + "\n")
     print("| median | " + " | ".join(results["one token, ms"]) + " |\n|---|---|---|---|")
     for what, sides in results.items():
