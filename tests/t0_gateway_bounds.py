@@ -192,3 +192,13 @@ def test_a_silent_stream_shows_signs_of_life_until_its_end(
     assert [body for body in sent if body != SIGN] == ["http.response.start", b"a", b""]
     assert (SIGN in sent) is signed
     assert sent[-1] == b""
+
+
+def test_a_key_is_not_called_wrong_while_there_is_no_tree(tmp_path: Path) -> None:
+    with pytest.raises(HttpRefused, match="systemctl start aiosd") as refused:
+        asyncio.run(KeyRing(tmp_path).of(WORD))
+    assert refused.value.status == 503
+    (tmp_path / "version").write_text("1")
+    with pytest.raises(HttpRefused, match="is none") as refused:
+        asyncio.run(KeyRing(tmp_path).of(WORD))
+    assert refused.value.status == 401
