@@ -160,6 +160,7 @@ def test_wrong_keys_are_bounded_and_known_keys_go_on(tmp_path: Path, monkeypatch
 
 def test_a_key_without_an_id_of_the_tree_does_not_cost_the_daemon_a_check(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir()
+    (tmp_path / "version").write_text("1")
 
     async def flood() -> None:
         ring = KeyRing(tmp_path)
