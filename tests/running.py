@@ -199,7 +199,7 @@ def open_to_all(folder: Path) -> None:
             step.chmod(0o755)
 
 
-def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 60.0) -> None:
     """Poll for a state that sends no event."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
