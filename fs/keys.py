@@ -85,7 +85,7 @@ def check(kernel: Kernel, opening: Opening, text: str) -> Answer:
 
 class Exchange(File):
     """Each write is a whole question, and is refused when it is a bad one. Only the descriptor that it was
-    written through reads the answer.
+    written through reads the answer. Who opens the file only to read it finds nothing.
     """
 
     def __init__(self, mode: int, ask: Callable[[Opening, str], Answer], *, gid: int | None = None) -> None:
@@ -119,6 +119,8 @@ class ExchangeHandle(Handle):
     def read(self, size: int, offset: int) -> bytes:
         with self._lock:
             if self._data is None:
+                if not self._opening.writes:
+                    return b""
                 if self._answer is None:
                     raise BadRequest("nothing was written here that has an answer", f"write first: {OWN}")
                 self._data = encoded(json.dumps(self._answer()) + "\n")

@@ -160,6 +160,7 @@ def test_wrong_keys_are_bounded_and_known_keys_go_on(tmp_path: Path, monkeypatch
 
 def test_a_key_without_an_id_of_the_tree_does_not_cost_the_daemon_a_check(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir()
+    (tmp_path / "version").write_text("1")
 
     async def flood() -> None:
         ring = KeyRing(tmp_path)
@@ -192,3 +193,13 @@ def test_a_silent_stream_shows_signs_of_life_until_its_end(
     assert [body for body in sent if body != SIGN] == ["http.response.start", b"a", b""]
     assert (SIGN in sent) is signed
     assert sent[-1] == b""
+
+
+def test_a_key_is_not_called_wrong_while_there_is_no_tree(tmp_path: Path) -> None:
+    with pytest.raises(HttpRefused, match="systemctl start aiosd") as refused:
+        asyncio.run(KeyRing(tmp_path).of(WORD))
+    assert refused.value.status == 503
+    (tmp_path / "version").write_text("1")
+    with pytest.raises(HttpRefused, match="is none") as refused:
+        asyncio.run(KeyRing(tmp_path).of(WORD))
+    assert refused.value.status == 401

@@ -48,6 +48,8 @@ def check(root: Path, key: str) -> KnownKey:
     try:  # this costs little; a wrong key that is written costs the writer a part of his quota
         os.lstat(root / "keys" / form[1])
     except FileNotFoundError:
+        if not runs(root):
+            raise OSError(errno.ESHUTDOWN, STOPPED) from None
         raise NoSuchKey(errno.EACCES, "there is no such key") from None
     with open(root / "keys/check", "r+b", buffering=0) as file:
         file.write(key.encode())
