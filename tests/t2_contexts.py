@@ -516,7 +516,7 @@ def test_a_state_folder_of_the_first_version_is_taken_over(tmp_path: Path) -> No
     (tmp_path / MARKER).unlink()
     db = sqlite3.connect(tmp_path / "aios.db")
     db.executescript(
-        "DROP TABLE keys; DROP TABLE stays;"
+        "DROP TABLE notes; DROP TABLE keys; DROP TABLE stays;"
         "DROP TABLE accounts; DROP TABLE counters; DROP TABLE pins; DROP TABLE grants; DROP TABLE contexts;"
         "DROP INDEX requests_by_parent;"
         "ALTER TABLE requests DROP COLUMN parent; ALTER TABLE requests DROP COLUMN parked;"
@@ -557,7 +557,7 @@ def test_requests_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
         db.execute(f"INSERT INTO requests ({columns}) VALUES (?,?,?,?,?,?,?)", values)
     db.commit()
     db.executescript(
-        "DROP TABLE keys; DROP TABLE stays; DROP TABLE accounts; DROP TABLE counters;"
+        "DROP TABLE notes; DROP TABLE keys; DROP TABLE stays; DROP TABLE accounts; DROP TABLE counters;"
         "ALTER TABLE requests DROP COLUMN family; PRAGMA user_version=6"
     )
     db.close()
