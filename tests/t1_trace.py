@@ -54,7 +54,7 @@ def test_preempted_requests_show_as_such(make_kernel: MakeKernel) -> None:
     for request in both:
         mine = [s for s in spans if s.request == request.id]
         assert [mine[0].name, mine[-1].name] == ["queued", "decode"]
-        assert sum(s.name == "preempted" for s in mine) == request.preemptions > 1
+        assert sum(s.name == "preempted" for s in mine) == request.preemptions >= 1
         assert all(a.ended_s <= b.began_s for a, b in pairwise(mine))
     running = [s for s in spans if s.name in ("prefill", "decode")]
-    assert all(a.ended_s <= b.began_s + 1.0 for a, b in pairwise(running)), "one place"
+    assert all(a.ended_s <= b.began_s + 0.25 for a, b in pairwise(running)), "one place"
