@@ -754,6 +754,7 @@ def test_an_upgrade_under_load_answers_each_request_once(
     machines.newer_package(package, tmp_path, NEXT).rename(machine.root / "root/newer.deb")
     load = Load(machine, "alice", "upgraded")
     load.add(20)
+    assert Http(machine, "bob").says("fig"), "it starts with its first request"
     before = main_pid(machine)
     helper, gateway = main_pid(machine, "aios-privileged"), main_pid(machine, "aios-gateway")
     with load.comes(), opening(machine) as errors:
