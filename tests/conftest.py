@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from aiosd.config.config import Config, load
 from aiosd.kernel import Kernel
 from tests import random_model
+from tests.gateway import Gateway
 from tests.running import REPOSITORY, Daemon, Manager, mounts_work
 
 # a slow or busy machine must not fail a test
@@ -124,3 +125,12 @@ def manager() -> Iterator[Manager]:
         yield manager
         listening.shutdown(socket.SHUT_RDWR)
         manager.listening.join()
+
+
+@pytest.fixture(scope="module")
+def gateway(aios: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """The real programs of aios-gateway(8). A file of tests may have one with other options."""
+    made = Gateway(tmp_path_factory.mktemp("gateway") / "run", aios)
+    yield made.start()
+    made.stop()
+    assert "Traceback" not in made.log.read_text()

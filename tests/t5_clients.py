@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,6 @@ pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
 HERE, CLIENTS = REPOSITORY / "tests/clients", REPOSITORY / ".venv/clients"
 PYTHON = ("openai", "ollama", "anthropic", "litellm", "langchain", "llama-index", "instructor", "pydantic-ai",
           "autogen", "openai-agents", "llm")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def gateway(aios: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    made = Gateway(tmp_path_factory.mktemp("gateway") / "run", aios)
-    yield made.start()
-    made.stop()
-    assert "Traceback" not in made.log.read_text()
 
 
 @pytest.fixture(scope="module")

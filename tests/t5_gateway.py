@@ -30,14 +30,6 @@ NOBODY_HERE = 61777  # has no account
 Json = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def gateway(aios: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    made = Gateway(tmp_path_factory.mktemp("gateway") / "run", aios)
-    yield made.start()
-    made.stop()
-    assert "Traceback" not in made.log.read_text()
-
-
 class Curl:
     """One connection of a user's program to the Unix socket."""
 
@@ -82,7 +74,10 @@ def connected(gateway: Gateway, uid: int) -> socket.socket:
             finally:
                 os._exit(0)
         os.waitpid(child, 0)
-        _, (file,), _, _ = socket.recv_fds(ours, 1, 1)
+        theirs.close()
+        _, files, _, _ = socket.recv_fds(ours, 1, 1)
+        assert files, f"uid {uid} reaches no socket at {gateway.address}"
+        [file] = files
     return socket.socket(fileno=file)
 
 

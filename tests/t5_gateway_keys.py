@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection
 from typing import Any
@@ -17,14 +16,6 @@ from tests.t5_users import as_user
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 Json = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def gateway(aios: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    made = Gateway(tmp_path_factory.mktemp("gateway") / "run", aios)
-    yield made.start()
-    made.stop()
-    assert "Traceback" not in made.log.read_text()
 
 
 def key_of(aios: Daemon, uid: int, **more: object) -> Json:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.gateway import Gateway
-from tests.running import Daemon
 from tests.t5_gateway import GAMES, Curl, chat, text
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
@@ -30,14 +29,6 @@ CITY: Json = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
 TOOLS = [{"type": "function", "function": tool} for tool in (CALC, CITY)]
-
-
-@pytest.fixture(scope="module")
-def gateway(aios: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    made = Gateway(tmp_path_factory.mktemp("gateway") / "run", aios)
-    yield made.start()
-    made.stop()
-    assert "Traceback" not in made.log.read_text()
 
 
 @pytest.fixture

@@ -33,14 +33,6 @@ CALC: Json = {  # as the built-in model learnt it
 }
 
 
-@pytest.fixture(scope="module")
-def gateway(aios: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    made = Gateway(tmp_path_factory.mktemp("gateway") / "run", aios)
-    yield made.start()
-    made.stop()
-    assert "Traceback" not in made.log.read_text()
-
-
 @pytest.fixture
 def games(gateway: Gateway) -> Iterator[Curl]:
     curl = Curl(gateway, GAMES)
