@@ -9,7 +9,7 @@ ARGS ?=
 help:
 	@echo 'make demo [MODEL=tiny]                      agents on a real model (94 MB), live; leaves nothing behind'
 	@echo 'make test [ARGS="-k NAME"]                  the whole test suite, in some 20 minutes'
-	@echo 'make test-fast [ARGS=...]                   the tests that need no mount, in a minute and a half'
+	@echo 'make test-fast [ARGS=...]                   the tests that need no mount, in four minutes'
 	@echo 'make run MOUNT=DIR STATE=DIR [MODEL=PATH]   the daemon in the foreground'
 	@echo 'make setup | setup-tests                    system packages, .venv, C++ extension | what the tests need, too'
 	@echo 'make lint | format                          ruff, mypy --strict | ruff format'
